@@ -1,0 +1,263 @@
+"""Operations that exist in several variants, and the choice between them: visible, remembered, and never silent.
+
+    from capgate import compat
+
+    scale_rows = compat.Operation("scale_rows")
+
+    @scale_rows.variant("gluon", requires=("gluon_cdna4",))
+    def _gluon(x, factor): ...
+
+    @scale_rows.variant("torch")
+    def _torch(x, factor): ...
+
+    y = scale_rows(Problem(device=x.device, columns=x.shape[1]), x, factor)
+
+A *problem* describes one class of calls: any hashable value, compared by equality, whose ``device`` attribute is what
+:func:`capgate.compat.capabilities` takes. The choice is remembered for each problem, so it should hold what the rules look
+at (device, dtypes, head sizes) and not what changes from call to call.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Hashable, Iterable
+from importlib import import_module
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from . import switches
+from .capabilities import TABLE, CapabilityError, nearest
+from .current import capabilities, target_of
+
+LOG = logging.getLogger("capgate")
+
+P = TypeVar("P", bound=Hashable)
+F = TypeVar("F", bound=Callable[..., Any])
+Rule = Callable[[P], str | None]
+
+ENTRY_POINTS = "capgate.operations"  # where a distribution names its operations, so that a report finds them unimported
+
+
+class Step(NamedTuple):
+    """What became of one variant: accepted or not, and the reason in words."""
+
+    variant: str
+    accepted: bool
+    reason: str
+
+
+class Trace(NamedTuple):
+    """The whole choice: the variant that runs (None when none can), and a step for every variant in order."""
+
+    variant: str | None
+    steps: tuple[Step, ...]
+
+    def __str__(self) -> str:
+        return "; ".join(f"{step.variant} {'accepted' if step.accepted else 'rejected'}: {step.reason}" for step in self.steps)
+
+
+class Variant(Generic[P]):
+    """One implementation of an operation.
+
+    implementation : the function, or ``"package.module:function"`` to import it only when it is chosen
+    requires : capabilities that must hold on the problem's device
+    accepts : a rule that returns None, or the reason why this variant cannot take the problem
+    unless_named : a rule that returns None, or the reason why this variant takes the problem only when named
+    last_resort : running it on a GPU is worth a warning, because a faster variant was expected there
+
+    Raises ValueError for a required capability that does not exist.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        implementation: Callable[..., Any] | str,
+        *,
+        requires: Iterable[str] = (),
+        accepts: Rule[P] | None = None,
+        unless_named: Rule[P] | None = None,
+        last_resort: bool = False,
+    ) -> None:
+        self.name = name
+        self.requires = tuple(requires)
+        for needed in self.requires:
+            if needed not in TABLE:
+                raise ValueError(f"requires: no capability {needed!r}; {nearest(needed, TABLE)}")
+        self.accepts = accepts
+        self.unless_named = unless_named
+        self.last_resort = last_resort
+        self._implementation = implementation
+
+    def load(self) -> Callable[..., Any]:
+        """The implementation; given as ``"package.module:function"`` its module is imported now, and not before."""
+        if isinstance(self._implementation, str):
+            module, _, function = self._implementation.partition(":")
+            self._implementation = getattr(import_module(module), function)
+        return self._implementation
+
+    def __repr__(self) -> str:
+        return f"Variant({self.name!r})"
+
+
+class Operation(Generic[P]):
+    """An operation with ordered variants; the first one that can take a problem runs.
+
+    name : what CAPGATE_VARIANT and the report call it
+    example : makes a representative problem for a device, for the report; without it the report asks capabilities only
+
+    Raises ValueError when another module has defined an operation of this name.
+    """
+
+    def __init__(self, name: str, *, example: Callable[[Any], P] | None = None) -> None:
+        self.name = name
+        self.example = example
+        self.variants: dict[str, Variant[P]] = {}
+        self._set_aside: dict[tuple[str, P | None], str] = {}
+        self._module = sys._getframe(1).f_globals.get("__name__")
+        if name in _registered and _registered[name]._module != self._module:
+            raise ValueError(f"name: operation {name!r} is defined by {_registered[name]._module} already")
+        _registered[name] = self
+
+    def add(self, variant: Variant[P]) -> None:
+        """Add a variant after those added before it. Raises ValueError when its name is taken."""
+        if variant.name in self.variants:
+            raise ValueError(f"variant: {self.name} has a variant {variant.name!r} already")
+        self.variants[variant.name] = variant
+
+    def variant(self, name: str, **rules: Any) -> Callable[[F], F]:
+        """Decorate a function to add it as a variant; ``rules`` are the other parameters of :class:`Variant`."""
+
+        def decorate(function: F) -> F:
+            self.add(Variant(name, function, **rules))
+            return function
+
+        return decorate
+
+    def __call__(self, problem: P, *arguments: Any, variant: str | None = None, **keywords: Any) -> Any:
+        """Run the chosen variant with ``arguments``.
+
+        A variant that cannot be loaded or compiled is set aside for this problem, with one warning, and the next one runs;
+        under CAPGATE_STRICT=1, or where the variant was named, the error is raised. Errors of a launched kernel always are.
+        """
+        while True:
+            chosen = self.select(problem, variant)
+            try:
+                implementation = chosen.load()
+            except Exception as error:  # a module may fail to import in any way on a build it was not written for
+                self._fall_back(chosen, problem, variant, "does not load", error)
+                continue
+            try:
+                return implementation(*arguments, **keywords)
+            except Exception as error:
+                if not _in_compiler(error):
+                    raise
+                self._fall_back(chosen, problem, variant, "does not compile", error)
+
+    def select(self, problem: P, variant: str | None = None) -> Variant[P]:
+        """The variant that a call with ``problem`` runs.
+
+        variant : take this one; else the one that a switch names; else the first that accepts. Raises ValueError for a name
+            that the operation does not have, CapabilityError with the reasons when the named variant, or every one, cannot.
+        """
+        memo = switches.current().memo
+        key = (self, problem, variant)
+        try:
+            chosen: Variant[P] = memo[key]
+        except KeyError:
+            chosen = self._choose(problem, variant)
+            if getattr(problem, "device", None) is not None:  # a machine's default target may appear later
+                memo[key] = chosen
+        return chosen
+
+    def explain(self, problem: P | None = None, variant: str | None = None, *, device: Any = None) -> Trace:
+        """The full trace of the choice. Without a problem only capabilities and switches are asked, for ``device``."""
+        variant = variant or self._named_by_switch()
+        if variant is not None and variant not in self.variants:
+            raise ValueError(f"variant: {self.name} has no variant {variant!r}; {nearest(variant, self.variants)}")
+        caps = capabilities(getattr(problem, "device", device))
+        chosen, steps = None, []
+        for candidate in self.variants.values():
+            reason = None if variant in (None, candidate.name) else f"{variant} is named"
+            reason = reason or self._why_not(candidate, problem, caps, named=variant is not None)
+            if reason is None and chosen is None:
+                chosen = candidate.name
+            words = caps.joined(candidate.requires) or "needs nothing"
+            steps.append(Step(candidate.name, reason is None, reason or words))
+        return Trace(chosen, tuple(steps))
+
+    def _why_not(self, candidate: Variant[P], problem: P | None, caps: Any, *, named: bool) -> str | None:
+        failing = [name for name in candidate.requires if not caps[name]]
+        if failing:
+            return str(caps.joined(failing))
+        if (candidate.name, problem) in self._set_aside:
+            return self._set_aside[candidate.name, problem]
+        if problem is None:
+            return None
+        reason = candidate.accepts(problem) if candidate.accepts else None
+        if reason is None and candidate.unless_named and not named:
+            reason = candidate.unless_named(problem)
+        return reason
+
+    def _named_by_switch(self) -> str | None:
+        named = switches.current().variants
+        for operation in named:
+            if operation not in _registered and operation not in (known := operations()):
+                raise switches.SwitchError(f"CAPGATE_VARIANT: no operation {operation!r}; {nearest(operation, known)}")
+        return named.get(self.name)
+
+    def _choose(self, problem: P, variant: str | None) -> Variant[P]:
+        trace = self.explain(problem, variant)
+        if trace.variant is None:
+            named = variant or self._named_by_switch()
+            why = next((f"variant {named!r}: {step.reason}" for step in trace.steps if step.variant == named), f"no variant: {trace}")
+            raise CapabilityError(f"{self.name} cannot run {why}")
+        chosen = self.variants[trace.variant]
+        unexpected = chosen.last_resort and target_of(getattr(problem, "device", None)).is_gpu
+        LOG.log(logging.WARNING if unexpected else logging.DEBUG, "%s takes %s; %s", self.name, chosen.name, trace)
+        return chosen
+
+    def _fall_back(self, failed: Variant[P], problem: P, variant: str | None, what: str, error: Exception) -> None:
+        """Set ``failed`` aside for ``problem`` and say so once, or raise ``error`` where falling back is not wanted."""
+        if switches.current().strict or failed.name in (variant, self._named_by_switch()):
+            raise error
+        reason = f"set aside: {what}: {_summary(error)}"
+        if self._set_aside.setdefault((failed.name, problem), reason) is reason:
+            LOG.warning("%s: %s %s for %s; CAPGATE_STRICT=1 raises instead", self.name, failed.name, reason, problem)
+        switches.current().memo.pop((self, problem, variant), None)
+
+
+_registered: dict[str, Operation[Any]] = {}
+
+
+def operations() -> dict[str, Operation[Any]]:
+    """Every operation by name: those defined in this process, and those that installed distributions name as entry points.
+
+    An entry point of group ``capgate.operations`` is ``name = "package.module:operation"``; one that does not import is
+    left out with a warning.
+    """
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name not in _registered:
+            try:
+                entry.load()
+            except Exception as error:  # somebody else's package: its failure is reported and must not be this one's
+                LOG.warning("operation %s (%s) does not load: %s", entry.name, entry.value, _summary(error))
+    return dict(_registered)
+
+
+def _in_compiler(error: Exception) -> bool:
+    """Whether ``error`` left Triton before a kernel was launched: out of its compiler, or for lack of resources."""
+    if any(kind.__module__.startswith("triton.") and kind.__name__ == "OutOfResources" for kind in type(error).__mro__):
+        return True
+    step = error.__traceback__
+    while step is not None:
+        frame = step.tb_frame
+        if frame.f_code.co_name == "compile" and frame.f_globals.get("__name__") == "triton.compiler.compiler":
+            return True
+        step = step.tb_next
+    return False
+
+
+def _summary(error: BaseException) -> str:
+    """An error's type and last line: compilers put the source before the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

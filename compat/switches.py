@@ -1,0 +1,147 @@
+"""The CAPGATE_* variables and the override() context, with NumPy's strictness: a name that does not exist is an error.
+
+========================  ==================================  ================================================
+variable                  example                             effect
+========================  ==================================  ================================================
+``CAPGATE_DISABLE``       ``gluon,wgmma``                     these capabilities, and all that need them, do not hold
+``CAPGATE_VARIANT``       ``fp8_mqa_logits=classic``          this operation takes this branch, or raises
+``CAPGATE_TARGET``        ``hip:gfx950``                      the target meant when no device is named
+``CAPGATE_STRICT``        ``1``                               a branch that does not compile raises
+========================  ==================================  ================================================
+
+The variables are read once, at first use. CAPGATE_TARGET never changes what runs on a tensor: its own device answers.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from . import targets
+from .capabilities import TABLE, nearest
+from .targets import Target
+
+# CAPGATE_TORCH is noxfile.py's; it is listed so that it is no misspelling here.
+VARIABLES = ("CAPGATE_DISABLE", "CAPGATE_VARIANT", "CAPGATE_TARGET", "CAPGATE_STRICT", "CAPGATE_TORCH")
+
+
+class SwitchError(ValueError):
+    """A switch names something that does not exist, or asks for what cannot be; the message lists the nearest names."""
+
+
+class Switches:
+    """The switches in force. One instance stands for one setting, so what was worked out under it is remembered in it.
+
+    disabled : capability name to the words that say which switch took it away
+    variants : operation name to the branch that it must take
+    target : what a question without a device means, None for this machine's first GPU
+    strict : whether a branch that does not compile raises instead of falling back
+    memo : answers that hold under these switches, forgotten with them
+    """
+
+    def __init__(
+        self,
+        disabled: Mapping[str, str] | None = None,
+        variants: Mapping[str, str] | None = None,
+        target: Target | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.disabled = dict(disabled or {})
+        self.variants = dict(variants or {})
+        self.target = target
+        self.strict = strict
+        self.memo: dict[Any, Any] = {}
+
+
+_overriding: ContextVar[Switches | None] = ContextVar("capgate_switches", default=None)
+_from_environment: Switches | None = None
+
+
+def current() -> Switches:
+    """The switches in force here: those of the innermost override(), else the environment's."""
+    global _from_environment
+    switches = _overriding.get() or _from_environment
+    if switches is None:
+        switches = _from_environment = read(os.environ)
+    return switches
+
+
+def read(environment: Mapping[str, str]) -> Switches:
+    """The switches that the CAPGATE_* variables of ``environment`` set; SwitchError names the variable that is wrong."""
+    unknown = [name for name in environment if name.startswith("CAPGATE_") and name not in VARIABLES]
+    if unknown:
+        raise SwitchError(f"{unknown[0]}: no such variable; known are {', '.join(VARIABLES)}")
+    disable = _split(environment.get("CAPGATE_DISABLE", ""))
+    return Switches(
+        _disabled(disable, "CAPGATE_DISABLE", f"CAPGATE_DISABLE={','.join(disable)}"),
+        _variants(environment.get("CAPGATE_VARIANT", ""), "CAPGATE_VARIANT"),
+        _target(environment.get("CAPGATE_TARGET", ""), "CAPGATE_TARGET"),
+        _strict(environment.get("CAPGATE_STRICT", "")),
+    )
+
+
+# Read by noxfile.py and by the drop-ins, not here; listed so that they are no misspelling.
+@contextmanager
+def override(
+    *,
+    disable: Iterable[str] | str = (),
+    variant: Mapping[str, str] | str = "",
+    target: Target | str | None = None,
+    strict: bool | None = None,
+) -> Iterator[None]:
+    """Add switches for a block of code, or for a function when used as a decorator.
+
+    disable : capability names; added to those that are disabled already
+    variant : ``{"fp8_mqa_logits": "classic"}`` or ``"fp8_mqa_logits=classic"``
+    target : a Target or its text (``"hip:gfx950"``); the meaning of :func:`capgate.compat.capabilities` without a device
+    strict : True raises where a branch does not compile
+
+    It holds for the current thread or task, from entry to exit. Raises SwitchError for names that do not exist.
+    """
+    outer = current()
+    names = _split(disable) if isinstance(disable, str) else list(disable)
+    inner = Switches(
+        {**outer.disabled, **_disabled(names, "disable", f"override(disable={names})")},
+        {**outer.variants, **(_variants(variant, "variant") if isinstance(variant, str) else variant)},
+        (_target(target, "target") if isinstance(target, str) else target) or outer.target,
+        outer.strict if strict is None else strict,
+    )
+    token = _overriding.set(inner)
+    try:
+        yield
+    finally:
+        _overriding.reset(token)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _disabled(names: Iterable[str], argument: str, words: str) -> dict[str, str]:
+    for name in names:
+        if name not in TABLE:
+            raise SwitchError(f"{argument}: no capability {name!r}; {nearest(name, TABLE)}")
+    return dict.fromkeys(names, words)
+
+
+def _variants(text: str, argument: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in _split(text)]
+    for operation, equals, variant in pairs:
+        if not (operation and equals and variant):
+            raise SwitchError(f"{argument}: got {text!r}, needs operation=variant pairs separated by commas")
+    return {operation.strip(): variant.strip() for operation, _, variant in pairs}
+
+
+def _target(text: str, argument: str) -> Target | None:
+    try:
+        return targets.parse(text) if text.strip() else None
+    except ValueError as error:
+        raise SwitchError(f"{argument}: {error}") from None
+
+
+def _strict(text: str) -> bool:
+    meanings = {"": False, "0": False, "1": True}
+    if text.strip() not in meanings:
+        raise SwitchError(f"CAPGATE_STRICT: got {text!r}, needs 0 or 1")
+    return meanings[text.strip()]
