@@ -64,7 +64,12 @@ def _both(name: str, meaning: str, *all_of: str) -> Capability:
     return Capability(name, "both", meaning, ", ".join(all_of), all_of=all_of)
 
 
-_CDNA4, _HOPPER, _AMD, _NV = f"{GL}.amd.cdna4", f"{GL}.nvidia.hopper", "triton.backends.amd.compiler", "triton.backends.nvidia.compiler"
+_CDNA4, _HOPPER, _AMD, _NV = (
+    f"{GL}.amd.cdna4",
+    f"{GL}.nvidia.hopper",
+    "triton.backends.amd.compiler",
+    "triton.backends.nvidia.compiler",
+)
 
 # fmt: off
 TABLE: Mapping[str, Capability] = {row.name: row for row in (
@@ -84,12 +89,14 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     _build("block_pointers", "tl.make_block_ptr and tl.advance", "block pointers", probes.block_pointers),
     _build("positional_load_modifiers", "tl.load's modifiers may be positional", "tl.load with boundary_check",
            probes.takes("triton.language:load", "boundary_check")),
-    _build("aggregate_replace", "tl.aggregate_replace", "tl.aggregate_replace", probes.has("triton.language:aggregate_replace")),
+    _build("dot_infers_out_dtype", "tl.dot takes its result's type from the operands", "tl.dot without a default out_dtype",
+           probes.dot_infers_out_dtype),
+    _build("aggregate_replace", "tl.aggregate_replace", "tl.aggregate_replace",
+           probes.has("triton.language:aggregate_replace")),
     _build("constexpr_tuple_permute", "permute and reshape take a tuple of constexprs",
            "a permute that unwraps constexpr tuples", probes.constexpr_tuple_permute),
     _build("maximum_ignores_nan", "tl.maximum(nan, 0) is 0 unless told otherwise", "Triton 3.8", probes.release(3, 8)),
-    _build("fp_fusion_default", "multiply and add are fused unless told otherwise", "Triton before 3.10",
-           probes.before(3, 10)),
+    _build("fp_fusion_default", "multiply and add are fused unless told otherwise", "Triton before 3.10", probes.before(3, 10)),
     _build("default_backend_variable", "TRITON_DEFAULT_BACKEND chooses a backend without a GPU", "Triton 3.7.1",
            probes.release(3, 7, 1)),
 
@@ -103,12 +110,15 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     _build("amd_buffer_ops_default", "AMD buffer instructions unless told otherwise", "Triton 3.6", probes.release(3, 6)),
     _build("amd_async_copy_default", "asynchronous copies on gfx950 unless told otherwise", "Triton 3.8", probes.release(3, 8)),
     _build("agpr_split", "the AMD back end splits VGPRs and AGPRs unless told otherwise", "Triton 3.8", probes.release(3, 8)),
-    _build("knows_gfx1250", "compiles for gfx1250 (3.5.1 does not know it, 3.6.0 hangs on it)", "Triton 3.7", probes.release(3, 7)),
+    _build("knows_gfx1250", "compiles for gfx1250 (3.5.1 does not know it, 3.6.0 hangs on it)", "Triton 3.7",
+           probes.release(3, 7)),
 
     # Of the build: Gluon for every target.
     _build("gluon", "Gluon with the API of Triton 3.6", "the Gluon API of Triton 3.6", probes.gluon),
-    _build("gluon_shared_linear_layout", "gl.SharedLinearLayout", "gl.SharedLinearLayout", probes.has(f"{GL}:SharedLinearLayout")),
-    _build("gluon_bank_conflicts", "gl.bank_conflicts and gl.to_linear_layout", "gl.bank_conflicts", probes.has(f"{GL}:bank_conflicts")),
+    _build("gluon_shared_linear_layout", "gl.SharedLinearLayout", "gl.SharedLinearLayout",
+           probes.has(f"{GL}:SharedLinearLayout")),
+    _build("gluon_bank_conflicts", "gl.bank_conflicts and gl.to_linear_layout", "gl.bank_conflicts",
+           probes.has(f"{GL}:bank_conflicts")),
     _build("gluon_padded_layout", "PaddedSharedLayout built from offset bases", "PaddedSharedLayout with offset_bases",
            probes.takes(f"{GL}:PaddedSharedLayout", "offset_bases")),
     _build("gluon_barrier", "gl.barrier (earlier: gl.thread_barrier)", "gl.barrier", probes.has(f"{GL}:barrier")),
@@ -124,17 +134,23 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     # Of the build: Gluon for AMD.
     _build("gluon_async_groups", "cdna4.async_copy.commit_group and wait_group", "async_copy.commit_group",
            probes.has(f"{_CDNA4}:async_copy.commit_group")),
-    _build("gluon_linear_async_copy", "the direct-to-LDS copy takes linear layouts", "an asynchronous copy that takes linear layouts",
-           probes.gluon_linear_async_copy),
+    _build("gluon_linear_async_copy", "the direct-to-LDS copy takes linear layouts",
+           "an asynchronous copy that takes linear layouts", probes.gluon_linear_async_copy),
+    _build("gluon_efficient_padding", "cdna4's compute_efficient_padded_shared_layout",
+           "cdna4.compute_efficient_padded_shared_layout", probes.has(f"{_CDNA4}:compute_efficient_padded_shared_layout")),
     _build("gluon_mfma_scaled", "cdna4.mfma_scaled", "cdna4.mfma_scaled", probes.has(f"{_CDNA4}:mfma_scaled")),
     _build("gluon_mfma_regclass", "mfma_scaled takes cd_regclass", "mfma_scaled with cd_regclass",
            probes.takes(f"{_CDNA4}:mfma_scaled", "cd_regclass")),
-    _build("gluon_warp_pipeline", "amd.warp_pipeline_stage", "amd.warp_pipeline_stage", probes.has(f"{GL}.amd:warp_pipeline_stage")),
+    _build("gluon_warp_pipeline", "amd.warp_pipeline_stage", "amd.warp_pipeline_stage",
+           probes.has(f"{GL}.amd:warp_pipeline_stage")),
     _build("gluon_gfx1250", "Gluon's gfx1250 language", "Gluon's gfx1250 module", probes.has(f"{GL}.amd.gfx1250")),
     _build("gluon_cdna5", "Gluon's cdna5 language", "Gluon's cdna5 module", probes.has(f"{GL}.amd.cdna5")),
 
     # Of the build: Gluon for Hopper.
-    _build("gluon_wgmma", "hopper.warpgroup_mma and its wait", "hopper.warpgroup_mma", probes.has(f"{_HOPPER}:warpgroup_mma_wait")),
+    _build("gluon_wgmma", "hopper.warpgroup_mma and its wait", "hopper.warpgroup_mma",
+           probes.has(f"{_HOPPER}:warpgroup_mma_wait")),
+    _build("gluon_warp_specialize_free_registers", "gl.warp_specialize chooses registers when none are given",
+           "warp_specialize with optional worker_num_regs", probes.optional(f"{GL}:warp_specialize", "worker_num_regs")),
     _build("gluon_tma_load", "tma.async_load", "tma.async_load", probes.takes(f"{_HOPPER}:tma.async_load", "tensor_desc")),
     _build("gluon_tma_copy", "tma.async_copy_global_to_shared, not its stub", "tma.async_copy_global_to_shared",
            probes.takes(f"{_HOPPER}:tma.async_copy_global_to_shared", "tensor_desc")),
@@ -153,8 +169,8 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     _target("sm100", "NVIDIA data-centre Blackwell", "sm100", "sm103"),
     _target("sm120", "NVIDIA consumer Blackwell", "sm120", "sm121"),
     _target("gpu", "a GPU that Triton has a back end for", "*"),
-    _target("fp8_e4m3fn", "matrix instructions read OCP e4m3fn", "gfx950", "gfx1200", "gfx1201", "gfx1250",
-            "sm89", "sm90", "sm100", "sm103", "sm120", "sm121"),
+    _target("fp8_e4m3fn", "matrix instructions read OCP e4m3fn", "gfx950", "gfx1200", "gfx1201", "gfx1250", "sm89", "sm90",
+           "sm100", "sm103", "sm120", "sm121"),
     _target("fp8_e4m3fnuz", "matrix instructions read e4m3fnuz, and e4m3fn bytes as if they were", "gfx942"),
     _target("mfma", "AMD matrix instructions", "gfx908", "gfx90a", "gfx942", "gfx950"),
     _target("scaled_mfma", "block-scaled matrix instructions (f8f6f4)", "gfx950"),

@@ -21,7 +21,7 @@ import logging
 import sys
 from collections.abc import Callable, Hashable, Iterable
 from importlib import import_module
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from . import switches
 from .capabilities import TABLE, CapabilityError, nearest
@@ -88,10 +88,11 @@ class Variant(Generic[P]):
 
     def load(self) -> Callable[..., Any]:
         """The implementation; given as ``"package.module:function"`` its module is imported now, and not before."""
-        if isinstance(self._implementation, str):
-            module, _, function = self._implementation.partition(":")
-            self._implementation = getattr(import_module(module), function)
-        return self._implementation
+        implementation = self._implementation
+        if isinstance(implementation, str):
+            module, _, function = implementation.partition(":")
+            self._implementation = implementation = getattr(import_module(module), function)
+        return cast(Callable[..., Any], implementation)
 
     def __repr__(self) -> str:
         return f"Variant({self.name!r})"
@@ -207,7 +208,9 @@ class Operation(Generic[P]):
         trace = self.explain(problem, variant)
         if trace.variant is None:
             named = variant or self._named_by_switch()
-            why = next((f"variant {named!r}: {step.reason}" for step in trace.steps if step.variant == named), f"no variant: {trace}")
+            why = next(
+                (f"variant {named!r}: {step.reason}" for step in trace.steps if step.variant == named), f"no variant: {trace}"
+            )
             raise CapabilityError(f"{self.name} cannot run {why}")
         chosen = self.variants[trace.variant]
         unexpected = chosen.last_resort and target_of(getattr(problem, "device", None)).is_gpu

@@ -9,7 +9,7 @@ A probe is a function without arguments that returns a :class:`Finding`; :func:`
 """
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ def resolve(path: str) -> Any:
     """The object that ``package.module:attribute.attribute`` names, None where the module or an attribute is missing."""
     module, _, attributes = path.partition(":")
     try:
-        found = import_module(module)
+        found: Any = import_module(module)
     except ModuleNotFoundError:
         return None
     for name in attributes.split(".") if attributes else ():
@@ -78,6 +78,17 @@ def takes(path: str, *parameters: str) -> Probe:
     def probe() -> Finding:
         function = resolve(path)
         return _finding(function is not None and all(name in _parameters(function) for name in parameters))
+
+    return probe
+
+
+def optional(path: str, parameter: str) -> Probe:
+    """Holds where the function at ``path`` has ``parameter`` and a default for it."""
+
+    def probe() -> Finding:
+        function = resolve(path)
+        found = _parameters(function).get(parameter) if function is not None else None
+        return _finding(found is not None and found.default is not found.empty)
 
     return probe
 
@@ -103,7 +114,7 @@ def before(*release_: int) -> Probe:
     return probe
 
 
-def _parameters(function: Any) -> Collection[str]:
+def _parameters(function: Any) -> Mapping[str, Any]:
     from inspect import signature  # 8 ms that importing this package need not take
 
     return signature(function).parameters
@@ -141,7 +152,7 @@ def gluon_linear_async_copy() -> Finding:
         return _finding(False, ", without cdna4.async_copy.global_load_to_shared")
     gl = import_module(GL)
 
-    class Accepted(Exception):
+    class AcceptedError(Exception):
         pass
 
     class Pointers:  # all that the copy asks of its pointers before it compares their shape with the destination's
@@ -158,11 +169,11 @@ def gluon_linear_async_copy() -> Finding:
     class Destination:
         @property
         def shape(self) -> None:
-            raise Accepted
+            raise AcceptedError
 
     try:
         copy(Destination(), Pointers(), _semantic=object())
-    except Accepted:
+    except AcceptedError:
         return _finding(True)
     except ValueError as error:
         return _finding(False, f", whose copy says: {error}")
@@ -188,6 +199,11 @@ def tma_multicast() -> Finding:
     load = resolve(f"{tma}.async_load") or resolve(f"{tma}.async_copy_global_to_shared")
     holds = load is not None and "multicast" in _parameters(load)
     return _finding(holds, ", whose tensor-map load takes no multicast")
+
+
+def dot_infers_out_dtype() -> Finding:
+    """tl.dot's out_dtype has None for its default."""
+    return _finding(_parameters(resolve("triton.language:dot"))["out_dtype"].default is None)
 
 
 def block_pointers() -> Finding:

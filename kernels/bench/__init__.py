@@ -1,0 +1,1 @@
+"""Timing the branches: workloads by name, medians, and a table."""

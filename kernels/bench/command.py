@@ -1,0 +1,152 @@
+"""``capgate bench``: time the branches of fp8_mqa_logits on this machine."""
+
+import argparse
+import json
+import platform
+import sys
+from typing import Any
+
+from capgate import compat
+from capgate.compat import versions
+
+from ..mqa_logits.operation import example, operation
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``capgate bench``."""
+    parser.add_argument("--workload", default="all", help="names separated by commas (a, b, c, d1, d2, e-a, ...), or all")
+    parser.add_argument("--variants", default="", help="branches separated by commas; all that can run here otherwise")
+    parser.add_argument("--clean", choices=("both", "on", "off"), default="both", help="clean_logits")
+    parser.add_argument("--repeats", type=int, default=20, help="timed calls for each median (20)")
+    parser.add_argument("--flush-gb", type=float, default=8.0, help="gigabytes written before each timed call on a GPU (8)")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the results and the whole stack's description, - for standard output"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Time what the parsed ``arguments`` ask for and print it; returns the exit status."""
+    import torch
+
+    from .timing import Timer
+    from .workloads import SMALL, WORKLOADS
+
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    known = WORKLOADS if device.type == "cuda" else SMALL
+    names = list(known) if arguments.workload == "all" else arguments.workload.split(",")
+    variants = arguments.variants.split(",") if arguments.variants else _runnable(device)
+    for argument, given, allowed in (("--workload", names, known), ("--variants", variants, operation.variants)):
+        for name in given:
+            if name not in allowed:
+                print(f"capgate: {argument}: got {name!r}, needs one of {', '.join(allowed)} on {device.type}", file=sys.stderr)
+                return 2
+    timer = Timer(device, repeats=arguments.repeats, flush_bytes=int(arguments.flush_gb * 1e9))
+    cleans = {"both": (False, True), "on": (True,), "off": (False,)}[arguments.clean]
+    results = {
+        "stack": describe(device),
+        "repeats": arguments.repeats,
+        "flush_gb": arguments.flush_gb if device.type == "cuda" else 0,
+        "rows": _measure(timer, [known[name] for name in names], variants, cleans),
+    }
+    if arguments.json == "-":
+        print(json.dumps(results, indent=2))
+        return 0
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(results, file, indent=2)
+    show(results)
+    return 0
+
+
+def describe(device: Any) -> dict[str, Any]:
+    """The stack that a result belongs to."""
+    import torch
+
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        **{name: versions.find(name).text for name in ("triton", "triton_kernels", "torch")},
+        "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "target": str(compat.capabilities(device).target),
+        "driver": torch.version.cuda or torch.version.hip,
+        "interpreter": bool(compat.capabilities(device).interpreter),
+        "python": platform.python_version(),
+    }
+
+
+def _runnable(device: Any) -> list[str]:
+    """Every branch that could take the example problem, also those that wait to be named."""
+    problem = example(device)
+    return [name for name in operation.variants if operation.explain(problem, name).variant == name]
+
+
+def _measure(timer: Any, workloads: list[Any], variants: list[str], cleans: tuple[bool, ...]) -> list[dict[str, Any]]:
+    import torch
+    from rich.progress import Progress
+
+    from ..mqa_logits import fp8_mqa_logits
+    from .workloads import make
+
+    device, rows = timer.device, []
+    dtype = getattr(torch, example(device).dtype)
+    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("timing", total=len(workloads) * len(variants) * len(cleans))
+        for workload in workloads:
+            batch = make(workload, device, dtype)
+            for variant in variants:
+                for clean in cleans:
+                    progress.update(task, advance=1, description=f"{workload.name} {variant} clean={clean}")
+                    if clean and workload.max_window is not None:
+                        continue  # a compressed output is never cleaned
+                    keywords = {"clean_logits": clean, "max_window": workload.max_window, "variant": variant}
+                    out = fp8_mqa_logits(*batch, **keywords)
+                    timing = timer(lambda out=out, batch=batch, keywords=keywords: fp8_mqa_logits(*batch, out=out, **keywords))
+                    rows.append(
+                        {
+                            "workload": workload.name,
+                            "rows": workload.rows,
+                            "keys": workload.keys,
+                            "heads": workload.heads,
+                            "dim": workload.dim,
+                            "variant": variant,
+                            "clean_logits": clean,
+                            **{f"{name}_ms": value for name, value in timing._asdict().items()},
+                            "flops": batch.flops,
+                            "least_bytes": batch.least_bytes(clean),
+                        }
+                    )
+                    del out
+            del batch
+    return rows
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print the results as a table."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    stack = results["stack"]
+    console = Console(highlight=False)
+    console.print(f"{stack['device']} ({stack['target']}), Triton {stack['triton']}, torch {stack['torch']}", soft_wrap=True)
+    if stack["target"] == "cpu":
+        how = "Triton's interpreter" if stack["interpreter"] else "no Triton branch"
+        console.print(
+            f"On the CPU: small sizes, torch reference and {how}; these times say nothing about a GPU.", soft_wrap=True
+        )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("workload", "S x N", "H", "branch", "clean", "ms", "quartiles", "TFLOP/s", "GB/s"):
+        table.add_column(column, justify="left" if column in ("workload", "branch") else "right", no_wrap=True)
+    for row in results["rows"]:
+        seconds = row["median_ms"] / 1e3
+        table.add_row(
+            row["workload"],
+            f"{row['rows']}x{row['keys']}",
+            str(row["heads"]),
+            row["variant"],
+            "yes" if row["clean_logits"] else "no",
+            f"{row['median_ms']:.4g}",
+            f"{row['low_ms']:.4g}-{row['high_ms']:.4g}",
+            f"{row['flops'] / seconds / 1e12:.4g}",
+            f"{row['least_bytes'] / seconds / 1e9:.4g}",
+        )
+    console.print(table)

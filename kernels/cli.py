@@ -1,0 +1,33 @@
+"""The ``capgate`` command."""
+
+import argparse
+from collections.abc import Callable, Sequence
+
+from capgate.compat import report
+
+from . import demo
+from .bench import command as bench
+
+# Each: help line, what adds its options, what runs it and returns the exit status.
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
+    "report": (
+        "versions, GPUs, capabilities with reasons, and the branch each operation takes",
+        report.add_arguments,
+        report.run,
+    ),
+    "demo": ("score a serving-shaped batch on whatever this machine has", demo.add_arguments, demo.run),
+    "bench": ("time the branches here", bench.add_arguments, bench.run),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="capgate", description="Write a GPU kernel once; run it on the Triton you have.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (words, add_arguments, run) in COMMANDS.items():
+        command = commands.add_parser(name, help=words, description=words[0].upper() + words[1:] + ".")
+        add_arguments(command)
+        command.set_defaults(run=run)
+    arguments = parser.parse_args(argv)
+    status: int = arguments.run(arguments)
+    return status

@@ -1,0 +1,217 @@
+"""The public function: checks, allocation, and dispatch through an operator that torch.compile and CUDA graphs understand."""
+
+import torch
+
+from .operation import DIMS, HEADS, Problem, operation
+
+# Rows of a new output start on 1024-byte boundaries (as DeepGEMM's and, at 256 elements, aiter's do), so stride(0) >= N.
+ROW_ALIGNMENT = 256
+
+FP8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e4m3fnuz: "float8_e4m3fnuz"}
+
+
+def fp8_mqa_logits(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    k_scale: torch.Tensor,
+    weights: torch.Tensor,
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+    *,
+    clean_logits: bool = True,
+    max_window: int | None = None,
+    out: torch.Tensor | None = None,
+    variant: str | None = None,
+) -> torch.Tensor:
+    """Score every query against every key in its window, for the sparse-attention indexer of DeepSeek-V3.2 and V4.
+
+    ``logits[i, j] = k_scale[j] * sum_h weights[i, h] * relu(dot(q[i, h], k[j]))``
+
+    for ``max(starts[i], 0) <= j < min(ends[i], N)``, the row's window.
+
+    Parameters
+    ----------
+    q : torch.Tensor, shape (S, H, D), float8_e4m3fn or float8_e4m3fnuz
+        Queries; their scale is folded into ``weights``. H is 1 to 128, D is 32, 64 or 128.
+    k : torch.Tensor, shape (N, D), q's dtype
+        Keys.
+    k_scale : torch.Tensor, shape (N,) or (N, 1), float32
+        One scale for each key.
+    weights : torch.Tensor, shape (S, H), float32
+        Weight of each head; may be negative.
+    starts, ends : torch.Tensor, shape (S,), int32
+        Each row's window of keys. Empty and inverted windows, starts below 0 and ends above N are fine.
+    clean_logits : bool
+        True sets every cell outside the row's window to -inf. False leaves those cells as they are, which saves writing them.
+    max_window : int, optional
+        Compressed output of this many columns: column j of row i means key ``starts[i] + j``; keys past the last column are
+        left out. Needs ``clean_logits=False``.
+    out : torch.Tensor, shape (S, N) or (S, max_window), float32, optional
+        Where to write. A new one is allocated otherwise, with rows padded to 256 elements: ``stride(0)`` need not be N.
+    variant : str, optional
+        Take this branch ("classic", "reference", ...) or raise.
+
+    All tensors are on one device and may have any strides, except that rows of ``out`` may not overlap. NaN in ``q`` or ``k``
+    propagates to the logits it touches.
+
+    Returns
+    -------
+    torch.Tensor
+        ``out``, or the new tensor of its shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not as above; nothing has been written.
+    capgate.compat.CapabilityError
+        The branch that ``variant`` or CAPGATE_VARIANT names cannot run here.
+    """
+    _check_inputs(q, k, k_scale, weights, starts, ends)
+    _check_output(q, k, clean_logits, max_window, out)
+    k_scale = k_scale[:, 0] if k_scale.ndim == 2 else k_scale
+    if out is None:
+        logits: torch.Tensor = torch.ops.capgate.fp8_mqa_logits(
+            q, k, k_scale, weights, starts, ends, clean_logits, max_window, variant
+        )
+        return logits
+    compressed = max_window is not None
+    torch.ops.capgate.fp8_mqa_logits_out(q, k, k_scale, weights, starts, ends, out, clean_logits, compressed, variant)
+    return out
+
+
+def _check_inputs(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    k_scale: torch.Tensor,
+    weights: torch.Tensor,
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+) -> None:
+    named = {"q": q, "k": k, "k_scale": k_scale, "weights": weights, "starts": starts, "ends": ends}
+    for name, tensor in named.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name}: got {type(tensor).__name__}, needs a torch.Tensor")
+    if q.ndim != 3 or q.shape[1] not in HEADS or q.shape[2] not in DIMS:
+        raise ValueError(f"q: got shape {tuple(q.shape)}, needs [S, H, D] with H from 1 to 128 and D in {DIMS}")
+    if q.dtype not in FP8:
+        raise TypeError(f"q: got {q.dtype}, needs float8_e4m3fn or float8_e4m3fnuz")
+    if k.ndim != 2 or k.shape[1] != q.shape[2]:
+        raise ValueError(f"k: got shape {tuple(k.shape)}, needs [N, {q.shape[2]}] to match q")
+    rows, heads, keys = q.shape[0], q.shape[1], k.shape[0]
+    if k_scale.shape not in ((keys,), (keys, 1)):
+        raise ValueError(f"k_scale: got shape {tuple(k_scale.shape)}, needs [{keys}] or [{keys}, 1] to match k")
+    for name, shape in {"weights": (rows, heads), "starts": (rows,), "ends": (rows,)}.items():
+        if named[name].shape != shape:
+            raise ValueError(f"{name}: got shape {tuple(named[name].shape)}, needs {list(shape)} to match q")
+    dtypes = {"k": q.dtype, "k_scale": torch.float32, "weights": torch.float32, "starts": torch.int32, "ends": torch.int32}
+    for name, dtype in dtypes.items():
+        if named[name].dtype != dtype:
+            raise TypeError(f"{name}: got {named[name].dtype}, needs {dtype}{', as q' if name == 'k' else ''}")
+        if named[name].device != q.device:
+            raise ValueError(f"{name}: got device {named[name].device}, needs q's {q.device}")
+    if torch.is_grad_enabled():
+        for name in ("k_scale", "weights"):
+            if named[name].requires_grad:
+                raise ValueError(f"{name}: requires grad, which the logits do not have; detach it or use torch.no_grad()")
+
+
+def _check_output(
+    q: torch.Tensor, k: torch.Tensor, clean_logits: bool, max_window: int | None, out: torch.Tensor | None
+) -> None:
+    if max_window is not None:
+        if max_window < 0:
+            raise ValueError(f"max_window: got {max_window}, needs 0 or more")
+        if clean_logits:
+            raise ValueError("clean_logits: got True with max_window, needs False: compressed rows are not cleaned")
+    if out is None:
+        return
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(f"out: got {type(out).__name__}, needs a torch.Tensor")
+    shape = (q.shape[0], k.shape[0] if max_window is None else max_window)
+    if out.shape != shape:
+        raise ValueError(f"out: got shape {tuple(out.shape)}, needs {list(shape)}")
+    if out.dtype != torch.float32:
+        raise TypeError(f"out: got {out.dtype}, needs torch.float32")
+    if out.device != q.device:
+        raise ValueError(f"out: got device {out.device}, needs q's {q.device}")
+    if _overlaps(out):
+        raise ValueError(f"out: got strides {tuple(out.stride())} for shape {list(shape)}, needs cells that do not overlap")
+    if out.requires_grad and torch.is_grad_enabled():
+        raise ValueError("out: requires grad, which the logits do not have")
+
+
+def _overlaps(out: torch.Tensor) -> bool:
+    """Whether two cells of the 2-D ``out`` may share memory: its finer dimension must fit between steps of the coarser."""
+    (fine, fine_size), (coarse, coarse_size) = sorted(zip(out.stride(), out.shape, strict=True))
+    if out.numel() <= 1:
+        return False
+    return bool((fine_size > 1 and fine == 0) or (coarse_size > 1 and coarse <= fine * (fine_size - 1)))
+
+
+def _launch_into(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    k_scale: torch.Tensor,
+    weights: torch.Tensor,
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+    out: torch.Tensor,
+    clean_logits: bool,
+    compressed: bool,
+    variant: str | None,
+) -> None:
+    """Operator ``capgate::fp8_mqa_logits_out``: run the chosen branch, unless there is no cell to write."""
+    problem = Problem(q.device, q.shape[1], q.shape[2], FP8[q.dtype], clean_logits, compressed)
+    if out.numel() == 0:
+        operation.select(problem, variant)  # a branch that cannot run is an error for empty calls too
+        return
+    arguments = (q, k, k_scale, weights, starts, ends, out)
+    operation(problem, *arguments, variant=variant, clean_logits=clean_logits, compressed=compressed)
+
+
+def _launch_new(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    k_scale: torch.Tensor,
+    weights: torch.Tensor,
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+    clean_logits: bool,
+    max_window: int | None,
+    variant: str | None,
+) -> torch.Tensor:
+    """Operator ``capgate::fp8_mqa_logits``: the same into a new tensor."""
+    out = _empty(q, k, max_window)
+    _launch_into(q, k, k_scale, weights, starts, ends, out, clean_logits, max_window is not None, variant)
+    return out
+
+
+def _fake_new(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    k_scale: torch.Tensor,
+    weights: torch.Tensor,
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+    clean_logits: bool,
+    max_window: int | None,
+    variant: str | None,
+) -> torch.Tensor:
+    return _empty(q, k, max_window)
+
+
+def _empty(q: torch.Tensor, k: torch.Tensor, max_window: int | None) -> torch.Tensor:
+    columns = k.shape[0] if max_window is None else max_window
+    row_stride = (columns + ROW_ALIGNMENT - 1) // ROW_ALIGNMENT * ROW_ALIGNMENT
+    return torch.empty_strided((q.shape[0], columns), (row_stride, 1), dtype=torch.float32, device=q.device)
+
+
+# Operators hide the choice of a branch from torch.compile. Library.impl and not custom_op: the latter adds 5 us to a call.
+_library = torch.library.Library("capgate", "FRAGMENT")
+_INPUTS = "Tensor q, Tensor k, Tensor k_scale, Tensor weights, Tensor starts, Tensor ends"
+_library.define(f"fp8_mqa_logits({_INPUTS}, bool clean_logits, SymInt? max_window, str? variant) -> Tensor")
+_library.define(f"fp8_mqa_logits_out({_INPUTS}, Tensor(a!) out, bool clean_logits, bool compressed, str? variant) -> ()")
+_library.impl("fp8_mqa_logits", _launch_new, "CompositeExplicitAutograd")
+_library.impl("fp8_mqa_logits_out", _launch_into, "CompositeExplicitAutograd")
+torch.library.register_fake("capgate::fp8_mqa_logits", _fake_new, lib=_library)
+torch.library.register_fake("capgate::fp8_mqa_logits_out", lambda *arguments: None, lib=_library)

@@ -1,0 +1,71 @@
+"""The variants of fp8_mqa_logits, in the order in which they are tried, and the problems each of them takes."""
+
+from typing import Any, NamedTuple
+
+from capgate import compat
+
+HEADS = range(1, 129)
+DIMS = (32, 64, 128)
+
+
+class Problem(NamedTuple):
+    """One class of calls.
+
+    device : a ``torch.device``, or a target to ask about (``"hip:gfx950"``)
+    dtype : of query and key, "float8_e4m3fn" or "float8_e4m3fnuz"
+    compressed : whether column j means key ``starts[i] + j``
+    """
+
+    device: Any
+    heads: int
+    dim: int
+    dtype: str
+    clean_logits: bool
+    compressed: bool
+
+
+def example(device: Any) -> Problem:
+    """A DeepSeek-V4 prefill call (64 heads of 128 dims) with the fp8 format that the device's matrix instructions read."""
+    native_fnuz = compat.capabilities(device).fp8_e4m3fnuz
+    return Problem(device, 64, 128, "float8_e4m3fnuz" if native_fnuz else "float8_e4m3fn", False, False)
+
+
+def _classic_accepts(problem: Problem) -> str | None:
+    caps = compat.capabilities(problem.device)
+    if caps.interpreter:
+        return _interpreter_accepts(problem, caps)
+    if not caps.gpu:
+        return f"{caps.why('gpu')}; on the CPU {caps.why('interpreter')}"
+    if caps.gfx1250 and not caps.knows_gfx1250:
+        return caps.why("knows_gfx1250")
+    # gfx942 reads e4m3fn bytes as e4m3fnuz, at half the value; the kernel converts. No other architecture converts.
+    native = caps.fp8_e4m3fnuz or (problem.dtype == "float8_e4m3fn" and caps.fp8_e4m3fn)
+    return None if native else caps.why("fp8_e4m3fn" if problem.dtype == "float8_e4m3fn" else "fp8_e4m3fnuz")
+
+
+def _interpreter_accepts(problem: Problem, caps: compat.Capabilities) -> str | None:
+    import numpy
+
+    if problem.dtype == "float8_e4m3fnuz" and not caps.interpreter_fp8_fnuz:
+        return caps.why("interpreter_fp8_fnuz")
+    if numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0" and not caps.interpreter_numpy_24:
+        return f"{caps.why('interpreter_numpy_24')} with numpy {numpy.__version__}; numpy<2.4 serves"
+    return None
+
+
+def _classic_unless_named(problem: Problem) -> str | None:
+    on_gpu = compat.capabilities(problem.device).gpu
+    return None if on_gpu else "would run in Triton's interpreter, which is slow; name it to use it"
+
+
+operation = compat.Operation("fp8_mqa_logits", example=example)
+operation.add(
+    compat.Variant(
+        "classic",
+        f"{__package__}.classic:launch",
+        requires=("torch", "triton"),
+        accepts=_classic_accepts,
+        unless_named=_classic_unless_named,
+    )
+)
+operation.add(compat.Variant("reference", f"{__package__}.reference:launch", requires=("torch",), last_resort=True))

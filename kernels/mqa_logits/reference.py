@@ -1,0 +1,57 @@
+"""fp8_mqa_logits in plain torch: the branch for machines without a GPU, and the judge of the others."""
+
+import torch
+
+CHUNK_BYTES = 2**28  # of scores at a time: rows * heads * keys in the accumulation type
+KEY_TILE = 8192
+
+
+def launch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    k_scale: torch.Tensor,
+    weights: torch.Tensor,
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    compressed: bool,
+    accumulate: torch.dtype = torch.float32,
+) -> None:
+    """Fill ``out`` as :func:`capgate.kernels.fp8_mqa_logits` says; the arguments have been checked.
+
+    accumulate : the type of products and sums, ``torch.float64`` to judge the other branches
+
+    Nothing is read back from the device, so that the call can be captured in a GPU graph. Memory beyond the operands is
+    bounded by a few times CHUNK_BYTES.
+    """
+    rows, heads, dim = q.shape
+    num_keys, columns = k.shape[0], out.shape[1]
+    key_tile = min(KEY_TILE, columns)
+    row_tile = max(1, CHUNK_BYTES // (max(heads, dim) * key_tile * accumulate.itemsize))
+    for row in range(0, rows, row_tile):
+        block = slice(row, row + row_tile)
+        query, weight = q[block].to(accumulate), weights[block].to(accumulate)
+        start, end = starts[block, None].long(), ends[block, None].long()
+        for column in range(0, columns, key_tile):
+            cells = out[block, column : column + key_tile]
+            key = torch.arange(column, column + cells.shape[1], device=q.device)
+            if compressed:
+                key = key + start
+            inside = (key >= start.clamp(min=0)) & (key < end.clamp(max=num_keys))
+            outside = torch.full_like(cells, float("-inf")) if clean_logits else cells
+            if num_keys == 0 or (q.device.type == "cpu" and not inside.any()):  # a look that would stop a GPU's queue
+                cells.copy_(outside)
+            else:
+                logits = _scores(query, k, k_scale, weight, key.clamp(0, num_keys - 1))
+                cells.copy_(torch.where(inside, logits.to(out.dtype), outside))
+
+
+def _scores(
+    query: torch.Tensor, k: torch.Tensor, k_scale: torch.Tensor, weight: torch.Tensor, key: torch.Tensor
+) -> torch.Tensor:
+    """Logits [rows, columns] of the keys at indices ``key``: [columns] shared by the rows, or [rows, columns]."""
+    key_tile = k.view(torch.uint8)[key].view(k.dtype).to(query.dtype)  # indexing bytes works for every fp8 type and device
+    dots = query @ key_tile.mT  # [rows, heads, columns]; fp8 products are exact in TF32 too
+    return dots.relu_().mul_(weight[:, :, None]).sum(1).mul_(k_scale[key])  # no matmul: that one TF32 would round

@@ -1,0 +1,124 @@
+# /// script
+# dependencies = ["nox>=2025.2.9"]
+# ///
+"""Every check of this project, each against a pinned Triton: ``nox -l`` lists them, plain ``nox`` runs the gates."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["lint", "typecheck", "tests(triton-3.5.1)", "tests(triton-3.6.0)"]
+nox.options.error_on_missing_interpreters = True
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+# What each Triton is installed with. One resolver call takes both, so that pip picks a torch that agrees with the Triton.
+# The interpreters of 3.5.1 and 3.6.0 fail on numpy 2.4; 3.8.0 and 3.9.0 are newer than the Triton that torch 2.14 asks for.
+LANES = {
+    "3.5.1": ["torch>=2.9", "numpy<2.4"],
+    "3.6.0": ["torch>=2.9", "numpy<2.4"],
+    "3.7.1": ["torch>=2.9", "numpy"],
+    "3.8.0": ["torch>=2.9,<2.14", "numpy"],
+    "3.9.0": ["torch>=2.9,<2.14", "numpy"],
+}
+GATES = ("3.5.1", "3.6.0")
+SYSTEM_TORCH = "--system-torch"
+
+
+def group(name: str) -> list[str]:
+    """The requirements of a dependency group of pyproject.toml."""
+    return list(nox.project.dependency_groups(PROJECT, name))
+
+
+def wheel(session: nox.Session) -> str:
+    """Build this tree's wheel and return its path; every session tests what a user would install."""
+    shutil.rmtree("build", ignore_errors=True)  # setuptools copies what an earlier build left there into the wheel
+    folder = Path(session.create_tmp()) / "wheel"
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run_install("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), ".")
+    return str(next(folder.glob("*.whl")))
+
+
+def stack(triton: str) -> list[str]:
+    """The requirements of a lane; CAPGATE_TORCH replaces the one for torch (a ROCm wheel's file or address, say)."""
+    torch, *others = LANES[triton]
+    return [os.environ.get("CAPGATE_TORCH", torch), f"triton=={triton}", *others]
+
+
+@nox.session
+@nox.parametrize("triton", [nox.param(v, id=f"triton-{v}", tags=[] if v in GATES else ["forward"]) for v in LANES])
+def tests(session: nox.Session, triton: str) -> None:
+    """Run the tests on one Triton; ``-- --system-torch`` keeps the machine's own torch and overlays only Triton."""
+    arguments = [argument for argument in session.posargs if argument != SYSTEM_TORCH]
+    environment = {"OPENBLAS_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(Path(session.create_tmp()) / "triton-cache")}
+    if SYSTEM_TORCH in session.posargs:
+        python, overlay = shutil.which("python3") or "python3", str(Path(session.create_tmp()) / "overlay")
+        requirements = [wheel(session), f"triton=={triton}", *group("test")]
+        session.run_install(python, "-m", "pip", "install", "--upgrade", "--target", overlay, *requirements, external=True)
+        environment["PYTHONPATH"] = overlay
+        pytest = [python, f"{overlay}/bin/pytest"]
+    else:
+        session.install(wheel(session), *stack(triton), *group("test"))
+        python, pytest = "python", ["pytest"]
+    check = f"import triton; assert triton.__version__ == {triton!r}, triton.__version__; print('Triton', triton.__version__)"
+    session.run(python, "-c", check, env=environment, external=True)
+    if arguments:
+        session.run(*pytest, *arguments, env=environment, external=True)
+        return
+    # Triton decides at import whether it interprets: the kernels' tests run on the CPU, the others as in production.
+    session.run(*pytest, "--ignore=tests/kernels", env=environment, external=True)
+    session.run(*pytest, "tests/kernels", env={**environment, "TRITON_INTERPRET": "1"}, external=True)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting with ruff."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """Check types with mypy, strictly, in the installed package."""
+    session.install(wheel(session), *group("typecheck"))
+    session.run("mypy", "-p", "capgate.compat", "-p", "capgate.kernels")
+
+
+@nox.session(default=False)
+def demo(session: nox.Session) -> None:
+    """Score a serving-shaped batch through every branch that runs here, and say which would run on which stack and why."""
+    session.install(wheel(session), *stack("3.6.0"))
+    older = str(Path(session.create_tmp()) / "triton-3.5.1")
+    if not Path(older).exists():
+        session.install("--quiet", "--no-deps", "--target", older, "triton==3.5.1")
+    session.run("capgate", "demo", "--stack", older, *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
+
+
+@nox.session(default=False)
+@nox.parametrize("triton", [nox.param(v, id=f"triton-{v}") for v in GATES])
+def bench(session: nox.Session, triton: str) -> None:
+    """Time the branches on one Triton; arguments go to ``capgate bench``."""
+    session.install(wheel(session), *stack(triton))
+    session.run("capgate", "bench", *session.posargs)
+
+
+@nox.session(default=False)
+def minimums(session: nox.Session) -> None:
+    """Report with the oldest dependencies that pyproject.toml allows, without torch and without Triton."""
+    oldest = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
+    session.install(wheel(session), *oldest)
+    session.run("capgate", "report", "--target", "hip:gfx950")
+
+
+@nox.session(default=False)
+def build(session: nox.Session) -> None:
+    """Make the sdist and the wheel in dist/."""
+    shutil.rmtree("build", ignore_errors=True)
+    session.install(*group("build"))
+    session.run("python", "-m", "build", *session.posargs)

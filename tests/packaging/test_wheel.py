@@ -1,0 +1,50 @@
+"""What is installed is what the repository holds, and nothing of it stands in the way of another package."""
+
+import subprocess
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+
+import pytest
+from packaging.requirements import Requirement
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def installed_files() -> set[PurePosixPath]:
+    """The files that the distribution put into site-packages, without its metadata, scripts and byte code."""
+    files = metadata.files("capgate")
+    assert files is not None
+    return {PurePosixPath(file) for file in files if file.parts[0] == "capgate" and file.suffix != ".pyc"}
+
+
+def test_every_module_of_the_repository_is_installed_and_nothing_else():
+    listing = subprocess.run(["git", "ls-files", "compat", "kernels"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if listing.returncode:
+        pytest.skip(f"not a git checkout: {listing.stderr.strip()}")
+    assert {str(file) for file in installed_files()} == {f"capgate/{name}" for name in listing.stdout.split()}
+
+
+def test_the_tests_run_against_the_installed_package():
+    import capgate.compat
+
+    assert REPOSITORY not in Path(capgate.compat.__file__).parents or ".nox" in Path(capgate.compat.__file__).parts
+
+
+def test_the_namespace_itself_has_no_file():
+    assert not any(len(file.parts) == 2 for file in installed_files())
+
+
+def test_types_are_marked_as_shipped():
+    assert {"capgate/compat/py.typed", "capgate/kernels/py.typed"} <= {str(file) for file in installed_files()}
+
+
+def test_no_hard_dependency_can_replace_a_vendors_torch_or_triton():
+    requirements = [Requirement(text) for text in metadata.requires("capgate") or ()]
+    hard = {requirement.name for requirement in requirements if requirement.marker is None}
+    assert hard == {"packaging", "rocm-bootstrap", "nvidia-ml-py", "rich"}
+    assert "torch" in {requirement.name for requirement in requirements}, "the extra [torch] is for those who want it"
+
+
+def test_the_operation_is_found_through_its_entry_point():
+    entries = {entry.name: entry for entry in metadata.entry_points(group="capgate.operations")}
+    assert entries["fp8_mqa_logits"].load().name == "fp8_mqa_logits"
