@@ -181,8 +181,10 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
 
     # Of both.
     _both("triton_gpu", "classic Triton kernels on this target", "triton", "gpu"),
-    _both("gluon_cdna4", "Gluon kernels for CDNA4", "gluon", "gluon_async_groups", "gluon_mfma_scaled", "gfx950"),
-    _both("gluon_hopper", "Gluon kernels for Hopper", "gluon", "gluon_wgmma", "gluon_warp_specialize_list", "sm90"),
+    _both("gluon_cdna4", "Gluon kernels for CDNA4", "triton", "gluon", "gluon_async_groups", "gluon_mfma_scaled", "gfx950",
+          "scaled_mfma"),
+    _both("gluon_hopper", "Gluon kernels for Hopper", "triton", "gluon", "gluon_wgmma", "gluon_warp_specialize_list", "sm90",
+          "wgmma", "tma"),
 )}
 # fmt: on
 
@@ -253,7 +255,8 @@ class Capabilities:
             return Verdict(finding.holds, _reason(row, finding.holds, finding.found))
         if row.package:
             build = versions.find(row.package)
-            return Verdict(build.text is not None, _reason(row, build.text is not None, build.found))
+            found = build.found if build.text is None else f"{row.package} {build.text}"
+            return Verdict(build.text is not None, _reason(row, build.text is not None, found))
         if row.archs:
             holds = self.target.is_gpu if row.archs == ("*",) else self.target.label in row.archs
             return Verdict(holds, _reason(row, holds, self.target.label))

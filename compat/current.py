@@ -1,5 +1,6 @@
 """Capabilities of here and now: a device or a named target, under the switches in force."""
 
+import sys
 from typing import Any
 
 from . import switches, targets
@@ -42,7 +43,8 @@ def target_of(device: Any) -> Target:
 
 def _snapshot_key(device: Any) -> str:
     setting, target = switches.current(), target_of(device)
-    key = f"{target} under {sorted(setting.disabled.items())}"
+    loaded = getattr(sys.modules.get("triton"), "__version__", None)  # an engine's placeholder may give way to the real one
+    key = f"{target} with Triton {loaded} under {sorted(setting.disabled.items())}"
     if key not in _snapshots:
         _snapshots[key] = Capabilities(target, setting.disabled)
     return key

@@ -160,9 +160,8 @@ class Operation(Generic[P]):
         """
         memo = switches.current().memo
         key = (self, problem, variant)
-        try:
-            chosen: Variant[P] = memo[key]
-        except KeyError:
+        chosen: Variant[P] | None = memo.get(key)
+        if chosen is None or (self._set_aside and (chosen.name, problem) in self._set_aside):
             chosen = self._choose(problem, variant)
             if getattr(problem, "device", None) is not None:  # a machine's default target may appear later
                 memo[key] = chosen
@@ -201,19 +200,20 @@ class Operation(Generic[P]):
         named = switches.current().variants
         for operation in named:
             if operation not in _registered and operation not in (known := operations()):
-                raise switches.SwitchError(f"CAPGATE_VARIANT: no operation {operation!r}; {nearest(operation, known)}")
+                switch = "CAPGATE_VARIANT or override(variant=...)"
+                raise switches.SwitchError(f"{switch}: no operation {operation!r}; {nearest(operation, known)}")
         return named.get(self.name)
 
     def _choose(self, problem: P, variant: str | None) -> Variant[P]:
         trace = self.explain(problem, variant)
+        named = variant or self._named_by_switch()
         if trace.variant is None:
-            named = variant or self._named_by_switch()
             why = next(
                 (f"variant {named!r}: {step.reason}" for step in trace.steps if step.variant == named), f"no variant: {trace}"
             )
             raise CapabilityError(f"{self.name} cannot run {why}")
         chosen = self.variants[trace.variant]
-        unexpected = chosen.last_resort and target_of(getattr(problem, "device", None)).is_gpu
+        unexpected = chosen.last_resort and named is None and target_of(getattr(problem, "device", None)).is_gpu
         LOG.log(logging.WARNING if unexpected else logging.DEBUG, "%s takes %s; %s", self.name, chosen.name, trace)
         return chosen
 
@@ -224,7 +224,6 @@ class Operation(Generic[P]):
         reason = f"set aside: {what}: {_summary(error)}"
         if self._set_aside.setdefault((failed.name, problem), reason) is reason:
             LOG.warning("%s: %s %s for %s; CAPGATE_STRICT=1 raises instead", self.name, failed.name, reason, problem)
-        switches.current().memo.pop((self, problem, variant), None)
 
 
 _registered: dict[str, Operation[Any]] = {}
@@ -244,6 +243,9 @@ def operations() -> dict[str, Operation[Any]]:
                 entry.load()
             except Exception as error:  # somebody else's package: its failure is reported and must not be this one's
                 LOG.warning("operation %s (%s) does not load: %s", entry.name, entry.value, _summary(error))
+                continue
+            if entry.name not in _registered:
+                LOG.warning("operation %s (%s) is defined under another name", entry.name, entry.value)
     return dict(_registered)
 
 

@@ -42,7 +42,7 @@ def run(probe: Probe) -> Finding:
 
 def _answer(probe: Probe, build: versions.Build) -> Finding:
     if build.text is None:
-        return Finding(False, "no Triton")
+        return Finding(False, build.found if build.error else "no Triton")
     try:
         import_module("triton")
         return probe()
@@ -52,7 +52,11 @@ def _answer(probe: Probe, build: versions.Build) -> Finding:
 
 def _finding(holds: bool, lacking: str = " without it") -> Finding:
     text = versions.find("triton").found
-    return Finding(holds, text if holds else f"{text}{lacking}")
+    return Finding(holds, f"Triton {text}" if holds else f"{text}{lacking}")
+
+
+def _by_release(holds: bool, build: versions.Build) -> Finding:
+    return Finding(holds, f"Triton {build.found}" if holds else build.found)
 
 
 def resolve(path: str) -> Any:
@@ -101,7 +105,12 @@ def option(path: str, field: str) -> Probe:
 
 def release(*at_least: int) -> Probe:
     """Holds from a release on: only for what cannot be asked of the code itself, such as the meaning of an option."""
-    return lambda: Finding(versions.find("triton").at_least(*at_least), versions.find("triton").found)
+
+    def probe() -> Finding:
+        build = versions.find("triton")
+        return _by_release(build.at_least(*at_least), build)
+
+    return probe
 
 
 def before(*release_: int) -> Probe:
@@ -109,7 +118,7 @@ def before(*release_: int) -> Probe:
 
     def probe() -> Finding:
         build = versions.find("triton")
-        return Finding(bool(build.release) and not build.at_least(*release_), build.found)
+        return _by_release(bool(build.release) and not build.at_least(*release_), build)
 
     return probe
 
@@ -128,7 +137,7 @@ def triton() -> Finding:
 def triton_ge_36() -> Finding:
     """The release says so; where the version is unreadable, Gluon's 3.6 interface does."""
     build = versions.find("triton")
-    return gluon() if not build.release else Finding(build.at_least(3, 6), build.found)
+    return _by_release(build.at_least(3, 6), build) if build.release else gluon()
 
 
 def gluon() -> Finding:

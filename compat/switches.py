@@ -14,7 +14,7 @@ The variables are read once, at first use. CAPGATE_TARGET never changes what run
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -82,14 +82,13 @@ def read(environment: Mapping[str, str]) -> Switches:
 
 
 # Read by noxfile.py and by the drop-ins, not here; listed so that they are no misspelling.
-@contextmanager
 def override(
     *,
     disable: Iterable[str] | str = (),
     variant: Mapping[str, str] | str = "",
     target: Target | str | None = None,
     strict: bool | None = None,
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Add switches for a block of code, or for a function when used as a decorator.
 
     disable : capability names; added to those that are disabled already
@@ -99,12 +98,21 @@ def override(
 
     It holds for the current thread or task, from entry to exit. Raises SwitchError for names that do not exist.
     """
-    outer = current()
     names = _split(disable) if isinstance(disable, str) else list(disable)
+    disabled = _disabled(names, "disable", f"override(disable={names})")
+    variants = _variants(variant, "variant") if isinstance(variant, str) else dict(variant)
+    return _overridden(disabled, variants, _target(target, "target") if isinstance(target, str) else target, strict)
+
+
+@contextmanager
+def _overridden(
+    disabled: dict[str, str], variants: dict[str, str], target: Target | None, strict: bool | None
+) -> Iterator[None]:
+    outer = current()
     inner = Switches(
-        {**outer.disabled, **_disabled(names, "disable", f"override(disable={names})")},
-        {**outer.variants, **(_variants(variant, "variant") if isinstance(variant, str) else variant)},
-        (_target(target, "target") if isinstance(target, str) else target) or outer.target,
+        {**outer.disabled, **disabled},
+        {**outer.variants, **variants},
+        target or outer.target,
         outer.strict if strict is None else strict,
     )
     token = _overriding.set(inner)

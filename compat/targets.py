@@ -7,6 +7,7 @@ process may fork afterwards and its child can still use the GPU. What the *_VISI
 import os
 import re
 import sys
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 
@@ -137,7 +138,7 @@ def _of_idle_device(device: Any, backend: str) -> Target:
 
 
 def _amd() -> tuple[list[Target], str | None]:
-    if sys.platform == "linux" and not os.path.isdir(KFD) and "ROCM_BOOTSTRAP_FORCE_GFX_ARCH" not in os.environ:
+    if sys.platform == "linux" and not os.path.isdir(KFD) and not os.environ.get("ROCM_BOOTSTRAP_FORCE_GFX_ARCH"):
         return [], f"AMD: no kernel driver ({KFD} is absent)"  # rocm-bootstrap would go on and run clinfo
     from rocm_bootstrap import detect_gpus
 
@@ -173,7 +174,9 @@ def _nvidia() -> tuple[list[Target], str | None]:
 
         def named(entry: str) -> Target | None:
             if entry.startswith("MIG-"):
-                return _capability(pynvml.nvmlDeviceGetHandleByUUID(entry))
+                with suppress(pynvml.NVMLError):  # no such instance: it ends the list, as any entry that names no device
+                    return _capability(pynvml.nvmlDeviceGetHandleByUUID(entry))
+                return None
             return next((target for uuid, target in by_uuid.items() if uuid.startswith(entry)), None)
 
         visible = _visible(targets, "CUDA_VISIBLE_DEVICES", named)

@@ -7,6 +7,7 @@ is empty. Only releases are compared, so that ``3.6.0.dev20251120`` and ``3.6.0+
 
 import re
 import sys
+from functools import cache
 from typing import NamedTuple
 
 # The same import package is distributed under several names: by PyTorch's own index, by vendors and on Windows.
@@ -18,16 +19,25 @@ DISTRIBUTIONS = {
 
 
 class Build(NamedTuple):
-    """One installed package: ``text`` is what it calls its version, None when it is not installed."""
+    """One installed package.
+
+    text : what it calls its version; None when it is not installed or does not import
+    release : the release numbers in that text, () when it has none
+    source : "loaded module", "metadata", "import", "absent", or "broken" for a package that does not import
+    error : what a broken package raised
+    """
 
     name: str
     text: str | None
     release: tuple[int, ...] = ()
-    source: str = "absent"  # "loaded module", "metadata", "import" or "absent"
+    source: str = "absent"
+    error: str = ""
 
     @property
     def found(self) -> str:
         """What to say after "found": ``3.5.1``, or ``no triton``."""
+        if self.error:
+            return f"a {self.name} that does not import: {self.error}"
         return self.text or f"no {self.name}"
 
     def at_least(self, *release: int) -> bool:
@@ -40,6 +50,7 @@ def _padded(release: tuple[int, ...], width: int) -> tuple[int, ...]:
     return release + (0,) * (width - len(release))
 
 
+@cache
 def parse_release(text: str) -> tuple[int, ...]:
     """The release numbers in a version text, ``()`` when there are none.
 
@@ -52,8 +63,10 @@ def parse_release(text: str) -> tuple[int, ...]:
     try:
         return Version(public).release
     except InvalidVersion:
-        leading = re.match(r"v?(\d+(?:\.\d+)*)", public)
+        leading = re.match(r"v?(\d{1,9}(?:\.\d{1,9})*)", public)
         return tuple(int(part) for part in leading[1].split(".")) if leading else ()
+    except ValueError:  # more digits than Python turns into a number
+        return ()
 
 
 def find(name: str) -> Build:
@@ -79,17 +92,18 @@ def find(name: str) -> Build:
     try:
         module = import_module(name)
     except Exception as error:  # a broken build raises anything; it is reported, and no capability holds on it
-        return Build(name, f"unknown ({name} does not import: {error})", (), "import")
+        return Build(name, None, (), "broken", f"{type(error).__name__}: {error}")
     return _build(name, str(getattr(module, "__version__", "unknown")), "import")
 
 
 def importable(name: str) -> bool:
-    """Whether an import system finder knows ``name``; nothing is imported."""
+    """Whether ``name`` is a package that an import would load; nothing is imported. A folder without code is none."""
     from importlib.util import find_spec
 
     if name in sys.modules:
         return sys.modules[name] is not None
-    return find_spec(name) is not None
+    spec = find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 def _build(name: str, text: str, source: str) -> Build:

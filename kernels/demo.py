@@ -84,7 +84,10 @@ def _score(console: Any) -> list[Outcome]:
     console.print(
         f"{workload.rows} query rows x {workload.keys} keys, {workload.heads} heads of {workload.dim}, {problem.dtype}"
     )
-    console.print(f"on {compat.capabilities(device).target.label} ({device}), Triton {versions.find('triton').found}\n")
+    where = (
+        "the CPU" if device.type == "cpu" else f"{torch.cuda.get_device_name(device)} ({compat.capabilities(device).target})"
+    )
+    console.print(f"on {where} with Triton {versions.find('triton').found} and torch {torch.__version__}\n")
 
     outcomes, notes = [], []
     for name in operation.variants:
@@ -98,12 +101,16 @@ def _score(console: Any) -> list[Outcome]:
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, title="Branches on this machine", title_justify="left", title_style="bold"
     )
-    for column in ("branch", "clean_logits", "ms", "calc_diff to float64", "cells disturbed"):
+    for column in ("branch", "clean", "ms", "calc_diff to float64", "cells disturbed"):
         table.add_column(column, justify="left" if column == "branch" else "right")
     for outcome in outcomes:
         name = f"{outcome.variant} (default)" if outcome.variant == chosen else outcome.variant
         table.add_row(
-            name, str(outcome.clean), f"{outcome.milliseconds:.4g}", f"{outcome.difference:.1e}", str(outcome.disturbed)
+            name,
+            "yes" if outcome.clean else "no",
+            f"{outcome.milliseconds:.4g}",
+            f"{outcome.difference:.1e}",
+            str(outcome.disturbed),
         )
     console.print(table)
     for note in notes:
@@ -200,12 +207,13 @@ def _show_stacks(console: Any, rows: list[dict[str, Any]]) -> None:
         table.add_column(column, no_wrap=True)
     table.add_column("why", ratio=1)
     for row in rows:
-        gluon = row["gluon"]
+        gluon, target = row["gluon"], compat.Target(*row["target"].partition(":")[::2])
         taken = next((step["reason"] for step in row["trace"] if step["variant"] == row["variant"]), "nothing accepts it")
         passed_over = [f"not {step['variant']}: {step['reason']}" for step in row["trace"] if not step["accepted"]]
-        can = "holds" if gluon["available"] else "does not hold"
+        used = any(step["variant"] == gluon["capability"] for step in row["trace"])
+        can = "does not hold" if not gluon["available"] else "holds" if used else "holds, but no branch uses it yet"
         why = "\n".join([taken, *passed_over, f"{gluon['capability']} {can}: {gluon['reason']}"])
-        table.add_row(row["triton"] or "none", row["target"], row["variant"] or "none", why)
+        table.add_row(row["triton"] or "none", target.label, row["variant"] or "none", why)
         table.add_section()
     console.print(table)
 

@@ -63,7 +63,7 @@ operation.add(
     compat.Variant(
         "classic",
         f"{__package__}.classic:launch",
-        requires=("torch", "triton"),
+        requires=("triton", "torch"),
         accepts=_classic_accepts,
         unless_named=_classic_unless_named,
     )

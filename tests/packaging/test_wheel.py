@@ -18,7 +18,9 @@ def installed_files() -> set[PurePosixPath]:
 
 
 def test_every_module_of_the_repository_is_installed_and_nothing_else():
-    listing = subprocess.run(["git", "ls-files", "compat", "kernels"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    listing = subprocess.run(
+        ["git", "ls-files", "compat", "kernels"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
     if listing.returncode:
         pytest.skip(f"not a git checkout: {listing.stderr.strip()}")
     assert {str(file) for file in installed_files()} == {f"capgate/{name}" for name in listing.stdout.split()}

@@ -1,0 +1,330 @@
+"""Classic Triton, one source for 3.5.1 to 3.9.0 on CUDA and HIP.
+
+    logits[i, j] = k_scale[j] * sum_h weights[i, h] * relu(q[i, h, :] . k[j, :])    for max(starts[i], 0) <= j < min(ends[i], N)
+
+A program owns a few query rows and walks the key tiles of their joint window. Keys lie on the M side of the dot, rows x heads
+on the N side: so wgmma applies for every head count, and the rows share each key tile. Relu, weights and head sum happen in
+registers; k_scale multiplies once per logit, after the sum. Nothing is reduced across programs, so results repeat bit for bit.
+"""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from capgate import compat
+
+
+class Tuning(NamedTuple):
+    """How the work is cut, and what is asked of the compiler."""
+
+    block_keys: int  # keys in a tile, the M side of the dot
+    rows: int  # query rows of a program; rows * padded heads is the N side
+    num_warps: int
+    num_stages: int
+    resident: int  # programs that one SM or CU holds; few query rows split their keys until this many run on each
+    options: tuple[tuple[str, Any], ...] = ()  # options that one backend alone knows
+
+
+# (arch, clean_logits) -> block_keys, columns on the N side, num_warps, num_stages, resident, options; for every H and D alike.
+TUNINGS: dict[tuple[str, bool], tuple[Any, ...]] = {
+    # Measured on an H100 80GB with Triton 3.6.0, D = 128, causal and packed windows. 128-key tiles are 8-20 % slower, 8 warps
+    # 5-40 %, one row of 64 heads 10 %; two stages 20 %, a fourth gains nothing. At 128 registers four programs share an SM.
+    ("sm90", False): (64, 128, 4, 3, 3, ()),
+    # The fill needs up to 153 registers; at 128 nothing spills and it is 1-7 % faster. Twice the columns (255 registers) halve
+    # the key traffic: 4-7 % faster with 32 heads on 4096 x 4096, but 4 % slower on 8192 x 8192 and with 64 heads.
+    ("sm90", True): (64, 128, 4, 3, 3, (("maxnreg", 128),)),
+    # Compiled for, not run; chosen by static counts. 8 waves of 32x32 MFMA: 97 vector instructions per 32 accumulators and lane
+    # on 3.6.0 as on 3.9.0 (166 and 199 at 16x16), no AGPR moves, no spills; larger accumulators spill from 3.8.
+    ("gfx950", False): (128, 128, 8, 2, 2, ()),
+    # Compiled for, not run. As gfx950; at most 20 of its 64 KiB of LDS.
+    ("gfx942", False): (128, 128, 8, 2, 2, ()),
+    # Compiled for (sm89, sm100, sm120), not run: small enough for 99 KiB of shared memory.
+    ("", False): (64, 128, 4, 3, 2, ()),
+}
+
+
+def tuning(target: compat.Target, heads: int, clean_logits: bool) -> Tuning:
+    """The table's row for a target (``backend``, ``arch``) and a problem."""
+    keys = ((target.label, clean_logits), (target.label, False), ("", False))
+    block_keys, columns, *rest = next(TUNINGS[key] for key in keys if key in TUNINGS)
+    return Tuning(block_keys, columns // padded_heads(heads), *rest)
+
+
+def padded_heads(heads: int) -> int:
+    """Heads of a row on the N side: a power of two that fills a matrix instruction."""
+    return max(16, 1 << (heads - 1).bit_length())
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@triton.jit
+def relu(x, MAXIMUM: tl.constexpr):
+    """max(x, 0) that keeps NaN: one instruction where the target has maximum, otherwise compare and select."""
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) if MAXIMUM else tl.where(x < 0.0, 0.0, x)
+
+
+@triton.jit
+def fn_to_fnuz(x):
+    """e4m3fn -> e4m3fnuz of half the value, byte by byte: -0 (fnuz's NaN) becomes 0, either NaN becomes fnuz's."""
+    byte = x.to(tl.uint8, bitcast=True)
+    byte = tl.where(byte == 0x80, 0, byte).to(tl.uint8)
+    byte = tl.where((byte & 0x7F) == 0x7F, 0x80, byte).to(tl.uint8)
+    return byte.to(tl.float8e4b8, bitcast=True)
+
+
+@triton.jit
+def window(row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED: tl.constexpr):
+    """(start, begin, end): window [begin, end) is cut to the keys and to the row's cells; a row past the last has none."""
+    near_row = tl.minimum(row, num_queries - 1).to(tl.int64)
+    start = tl.load(starts + near_row * stride_starts)
+    end = tl.where(row < num_queries, tl.minimum(tl.load(ends + near_row * stride_ends), num_keys), 0)
+    if COMPRESSED:
+        end = tl.minimum(end, start + width)
+    return start, tl.maximum(start, 0), end
+
+
+@triton.jit
+def fill(out, base, width, row_offset, wanted, stride_on, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
+    """-inf into columns [base, base + width) of the wanted rows; width is at most COLUMNS."""
+    column = tl.arange(0, COLUMNS)
+    cell = out + base.to(tl.int64) * stride_on + row_offset[:, None] + (column.to(INDEX) * stride_on)[None, :]
+    value = tl.full([row_offset.shape[0], COLUMNS], float("-inf"), tl.float32)
+    tl.store(cell, value, mask=wanted[:, None] & (column < width)[None, :])
+
+
+@triton.jit
+def fill_strip(
+    out, strip, first, last, num_keys, row_offset, row, num_queries, stride_on, STRIP: tl.constexpr, INDEX: tl.constexpr
+):
+    """One of the whole strips of columns [0, first) and [last, num_keys): no column mask, so stores are 16 bytes wide."""
+    left = first // STRIP
+    strips = left + (num_keys - last) // STRIP
+    base = tl.where(strip < left, strip * STRIP, last + (strip - left) * STRIP)
+    wanted = row < tl.where(strip < strips, num_queries, 0)
+    fill(out, tl.multiple_of(base, 16), STRIP, row_offset, wanted, stride_on, STRIP, INDEX)
+
+
+@triton.jit
+def fill_edge(
+    out, base, begin, end, num_keys, row_offset, row_exists, stride_on, BLOCK_KEYS: tl.constexpr, INDEX: tl.constexpr
+):
+    """-inf into the cells of one tile, from column ``base``, that lie outside their row's window."""
+    lane = tl.arange(0, BLOCK_KEYS)
+    position = (base + lane)[None, :]
+    outside = (position < begin[:, None]) | (position >= end[:, None])
+    cell = out + base.to(tl.int64) * stride_on + row_offset[:, None] + (lane.to(INDEX) * stride_on)[None, :]
+    value = tl.full([row_offset.shape[0], BLOCK_KEYS], float("-inf"), tl.float32)
+    tl.store(cell, value, mask=outside & (position < num_keys) & row_exists[:, None])
+
+
+@triton.jit
+def mqa_logits_kernel(
+    q,  # [S, H, D] fp8
+    k,  # [N, D] fp8
+    k_scale,  # [N] float32
+    weights,  # [S, H] float32
+    starts,  # [S] int32
+    ends,  # [S] int32
+    out,  # [S, N] float32, or [S, width] if COMPRESSED
+    num_queries,
+    num_keys,
+    width,
+    stride_qs,
+    stride_qh,
+    stride_qd,
+    stride_kn,
+    stride_kd,
+    stride_scale,
+    stride_ws,
+    stride_wh,
+    stride_starts,
+    stride_ends,
+    stride_os,
+    stride_on,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    STRIP: tl.constexpr,
+    CLEAN: tl.constexpr,
+    COMPRESSED: tl.constexpr,
+    TO_FNUZ: tl.constexpr,
+    MAXIMUM: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    # Under a causal window the last rows see the most keys: longest work first.
+    first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * ROWS
+    split = tl.program_id(1)
+    splits = tl.num_programs(1)
+
+    # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
+    column = tl.arange(0, ROWS * PADDED_HEADS)
+    column_row = tl.minimum(column // PADDED_HEADS, num_queries - 1 - first_row).to(INDEX)
+    head = column % PADDED_HEADS
+    near_head = tl.minimum(head, HEADS - 1).to(INDEX)
+    dim = tl.arange(0, DIM).to(INDEX)
+    query_rows = q + first_row.to(tl.int64) * stride_qs + column_row * stride_qs + near_head * stride_qh
+    query = tl.load(query_rows[None, :] + (dim * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
+    weight_rows = weights + first_row.to(tl.int64) * stride_ws + column_row * stride_ws + near_head * stride_wh
+    weight = tl.load(weight_rows, mask=head < HEADS, other=0.0)
+    if TO_FNUZ:
+        query = fn_to_fnuz(query)
+
+    row = first_row + tl.arange(0, ROWS)
+    row_exists = row < num_queries
+    start, begin, end = window(row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED)
+    row_offset = row.to(tl.int64) * stride_os
+    if COMPRESSED:
+        row_offset -= start.to(tl.int64) * stride_on
+
+    # The group's tiles cover columns [first, last). Read row by row into scalars: a reduction over `begin` would leave AMD's
+    # compiler unsure that all lanes agree, and it would loop over lanes round every buffer access.
+    first = num_keys
+    last = 0
+    full_first = 0  # columns [full_first, full_last) are inside every row's window
+    full_last = num_keys
+    for r in tl.static_range(ROWS):
+        _, row_begin, row_end = window(
+            first_row + r, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED
+        )
+        first = tl.where(row_begin < row_end, tl.minimum(first, row_begin), first)
+        last = tl.where(row_begin < row_end, tl.maximum(last, row_end), last)
+        full_first = tl.maximum(full_first, row_begin)
+        full_last = tl.where(first_row + r < num_queries, tl.minimum(full_last, row_end), full_last)
+    first_tile = first // BLOCK_KEYS  # tiles start at multiples of BLOCK_KEYS, so that stores are aligned
+    last_tile = tl.maximum(tl.cdiv(last, BLOCK_KEYS), first_tile)
+    share = tl.cdiv(last_tile - first_tile, splits)
+    my_first = first_tile + split * share
+    my_last = tl.maximum(tl.minimum(my_first + share, last_tile), my_first)
+
+    # Cells outside the tiles become -inf strip by strip: one strip with each tile below, so that the stores drain behind the
+    # arithmetic and DRAM never stalls it; first of all the strips that outnumber the tiles, and the ends too short for a strip.
+    first = first_tile * BLOCK_KEYS
+    last = last_tile * BLOCK_KEYS
+    if CLEAN:
+        strips = first // STRIP + (num_keys - last) // STRIP
+        for strip in range((my_last - my_first) * splits + split, strips, splits):
+            fill_strip(out, strip, first, last, num_keys, row_offset, row, num_queries, stride_on, STRIP, INDEX)
+        left_rest = tl.where(split == 0, first % STRIP, 0)
+        right_rest = tl.where(split == 0, (num_keys - last) % STRIP, 0)
+        fill(out, first - left_rest, left_rest, row_offset, row_exists, stride_on, STRIP, INDEX)
+        fill(out, num_keys - right_rest, right_rest, row_offset, row_exists, stride_on, STRIP, INDEX)
+        # Inside the tiles only those at the edge of a row's window have such cells: kept out of the loop below, whose every
+        # instruction counts. An empty row makes all tiles edges; a tile that is both edges is filled twice with the same.
+        left_last = tl.minimum(tl.cdiv(full_first, BLOCK_KEYS), my_last)
+        right_first = tl.maximum(tl.maximum(full_last, 0) // BLOCK_KEYS, my_first)
+        for tile in range(my_first, left_last):
+            base = tile * BLOCK_KEYS
+            fill_edge(out, base, begin, end, num_keys, row_offset, row_exists, stride_on, BLOCK_KEYS, INDEX)
+        for tile in range(right_first, my_last):
+            base = tile * BLOCK_KEYS
+            fill_edge(out, base, begin, end, num_keys, row_offset, row_exists, stride_on, BLOCK_KEYS, INDEX)
+
+    lane = tl.arange(0, BLOCK_KEYS)
+    for tile in range(my_first, my_last):
+        base = tile * BLOCK_KEYS
+        base64 = base.to(tl.int64)  # k and out may pass 2 GiB; inside a tile INDEX is wide enough
+        near = tl.minimum(lane, num_keys - 1 - base).to(INDEX)
+        key = tl.load(k + base64 * stride_kn + (near * stride_kn)[:, None] + (dim * stride_kd)[None, :])
+        scale = tl.load(k_scale + base64 * stride_scale + near * stride_scale)
+        if TO_FNUZ:
+            key = fn_to_fnuz(key)
+            scale *= 4.0  # both operands were halved
+        score = relu(tl.dot(key, query), MAXIMUM) * weight[None, :]
+        logit = tl.sum(tl.reshape(score, (BLOCK_KEYS, ROWS, PADDED_HEADS)), axis=2) * scale[:, None]
+
+        position = (base + lane)[:, None]
+        inside = (position >= begin[None, :]) & (position < end[None, :])
+        cell = out + base64 * stride_on + row_offset[None, :] + (lane.to(INDEX) * stride_on)[:, None]
+        tl.store(cell, logit, mask=inside)
+        if CLEAN:
+            strip = (tile - my_first) * splits + split
+            fill_strip(out, strip, first, last, num_keys, row_offset, row, num_queries, stride_on, STRIP, INDEX)
+
+
+def prepare(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    k_scale: torch.Tensor,
+    weights: torch.Tensor,
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    compressed: bool,
+    target: compat.Target,
+    tune: Tuning | None = None,
+) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
+    """Grid, arguments and keywords of the launch. An offline compile gives them, of meta tensors, to ``warmup``."""
+    num_queries, heads, dim = q.shape
+    num_keys = k.shape[0]
+    tune = tune or tuning(target, heads, clean_logits)
+    lanes = 64 if target.backend == "hip" else 32
+    strip = 8 * lanes * tune.num_warps // tune.rows  # two 16-byte stores a thread
+    groups = -(-num_queries // tune.rows)
+    tiles = -(-num_keys // tune.block_keys)
+    splits = max(1, min(multiprocessors(out.device) * tune.resident // groups, tiles))
+
+    def reach(tensor: torch.Tensor, *block: int) -> int:
+        return sum((size - 1) * stride for size, stride in zip(block, tensor.stride(), strict=True))
+
+    farthest = max(
+        reach(q, tune.rows, heads, dim),
+        reach(weights, tune.rows, heads),
+        reach(k, tune.block_keys, dim),
+        reach(k_scale, tune.block_keys),
+        reach(out, 1, max(strip, tune.block_keys)),
+    )
+    gfx942 = target.label == "gfx942"
+    arguments = (
+        *(q, k, k_scale, weights, starts, ends, out),
+        *(num_queries, num_keys, out.shape[1]),
+        *(*q.stride(), *k.stride(), *k_scale.stride(), *weights.stride()),
+        *(*starts.stride(), *ends.stride(), *out.stride()),
+    )
+    keywords = {
+        "HEADS": heads,
+        "DIM": dim,
+        "PADDED_HEADS": padded_heads(heads),
+        "ROWS": tune.rows,
+        "BLOCK_KEYS": tune.block_keys,
+        "STRIP": strip,
+        "CLEAN": clean_logits,
+        "COMPRESSED": compressed,
+        "TO_FNUZ": gfx942 and k.dtype == torch.float8_e4m3fn,  # its MFMA reads e4m3fnuz
+        "MAXIMUM": not gfx942,
+        "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
+        "num_warps": tune.num_warps,
+        "num_stages": tune.num_stages,
+        "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
+        **dict(tune.options),
+    }
+    return (groups, splits), arguments, keywords
+
+
+def launch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    k_scale: torch.Tensor,
+    weights: torch.Tensor,
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    compressed: bool,
+) -> None:
+    """Write the logits of every row's window into ``out``; with ``clean_logits``, -inf into every other cell."""
+    target = compat.capabilities(q.device).target
+    grid, arguments, keywords = prepare(
+        q, k, k_scale, weights, starts, ends, out, clean_logits=clean_logits, compressed=compressed, target=target
+    )
+    mqa_logits_kernel[grid](*arguments, **keywords)

@@ -1,0 +1,206 @@
+"""Every test starts as a fresh process on a bare machine: nothing remembered, no switch set, no GPU but those it plugs in."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from rocm_bootstrap import _platform as rocm_platform
+
+from capgate.compat import current, operation, probes, switches, targets
+
+LANES = ("3.5.1", "3.6.0", "3.7.1", "3.8.0", "3.9.0")
+
+
+def _is_setting(name: str) -> bool:
+    """Whether an environment variable changes what capgate answers, or what it prints."""
+    return (
+        name.startswith(("CAPGATE_", "ROCM_BOOTSTRAP_"))
+        or name.endswith("_VISIBLE_DEVICES")
+        or name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "PYTHONWARNINGS", "TTY_COMPATIBLE")
+    )
+
+
+class Nvml(ModuleType):
+    """As much of pynvml as discovery uses. ``gpus`` and ``mig`` map UUIDs to compute capabilities."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(
+        self,
+        gpus: Mapping[str | bytes, tuple[int, int]],
+        mig: Mapping[str, tuple[int, int]],
+        fails_in: Mapping[str, str],
+    ) -> None:
+        super().__init__("pynvml")
+        self.gpus, self.mig, self.fails_in = list(gpus.items()), mig, fails_in
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if not name.startswith("nvml"):
+            raise AttributeError(name)
+
+        def call(*arguments: Any) -> Any:
+            self.calls.append(name)
+            if name in self.fails_in:
+                raise self.NVMLError(self.fails_in[name])
+            return getattr(self, f"_{name}")(*arguments)
+
+        return call
+
+    def _nvmlInit(self) -> None:  # noqa: N802 (NVML's own name, as below)
+        pass
+
+    _nvmlShutdown = _nvmlInit  # noqa: N815
+
+    def _nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return len(self.gpus)
+
+    def _nvmlDeviceGetHandleByIndex(self, index: int) -> tuple[str | bytes, tuple[int, int]]:  # noqa: N802
+        return self.gpus[index]
+
+    def _nvmlDeviceGetHandleByUUID(self, uuid: str) -> tuple[str | bytes, tuple[int, int]]:  # noqa: N802
+        if uuid not in self.mig:
+            raise self.NVMLError("Not Found")
+        return uuid, self.mig[uuid]
+
+    def _nvmlDeviceGetUUID(self, handle: tuple[str | bytes, tuple[int, int]]) -> str | bytes:  # noqa: N802
+        return handle[0]
+
+    def _nvmlDeviceGetCudaComputeCapability(  # noqa: N802
+        self, handle: tuple[str | bytes, tuple[int, int]]
+    ) -> tuple[int, int]:
+        return handle[1]
+
+
+class Machine:
+    """The machine that discovery sees; it has no GPU until one is plugged in."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self._monkeypatch, self._kfd = monkeypatch, folder / "kfd"
+        monkeypatch.setattr(targets, "KFD", str(self._kfd))
+        self.nvidia({}, fails_in={"nvmlInit": "NVML Shared Library Not Found"})
+
+    def amd(self, *archs: str) -> None:
+        """AMD GPUs of these architectures, in this order."""
+        self._monkeypatch.setenv("ROCM_BOOTSTRAP_FORCE_GFX_ARCH", ",".join(archs))
+
+    def kfd(self, nodes: Mapping[int, int]) -> None:
+        """What AMD's kernel driver shows: node number to ``gfx_target_version``, 0 for a CPU's node."""
+        topology = self._kfd / "kfd" / "topology" / "nodes"
+        for number, version in nodes.items():
+            node = topology / str(number)
+            node.mkdir(parents=True)
+            (node / "properties").write_text(f"simd_count {version and 1024}\ngfx_target_version {version}\n")
+        self._monkeypatch.setattr(rocm_platform, "KFD_TOPOLOGY", topology)
+        self._monkeypatch.setattr(rocm_platform, "run_clinfo", str)
+
+    def nvidia(
+        self,
+        gpus: Mapping[str | bytes, tuple[int, int]],
+        mig: Mapping[str, tuple[int, int]] | None = None,
+        fails_in: Mapping[str, str] | None = None,
+    ) -> Nvml:
+        """NVIDIA GPUs in this order; ``fails_in`` maps a function of NVML to its error's text."""
+        nvml = Nvml(gpus, mig or {}, fails_in or {})
+        self._monkeypatch.setitem(sys.modules, "pynvml", nvml)
+        return nvml
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    """A bare machine and a fresh process; what a test remembers or registers is gone after it."""
+    for name in filter(_is_setting, list(os.environ)):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(probes, "_findings", {})
+    monkeypatch.setattr(current, "_snapshots", {})
+    monkeypatch.setattr(switches, "_from_environment", None)
+    monkeypatch.setattr(targets, "_of_started_device", {})
+    monkeypatch.setattr(operation, "_registered", dict(operation._registered))
+    return Machine(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def forget(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Forget the switches that were read from the environment, as a new process would."""
+    return lambda: monkeypatch.setattr(switches, "_from_environment", None)
+
+
+@pytest.fixture
+def lane() -> str:
+    """The Triton under test, one of the five that facts were gathered for; skips for any other, such as a vendor's build."""
+    version: str = pytest.importorskip("triton").__version__
+    if version not in LANES:
+        pytest.skip(f"the expectations are for Triton {', '.join(LANES)}: found {version}")
+    return version
+
+
+@pytest.fixture
+def warned(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """The warnings that logger ``capgate`` has given so far."""
+    return lambda: [
+        record.getMessage() for record in caplog.records if record.name == "capgate" and record.levelname == "WARNING"
+    ]
+
+
+class Site:
+    """A folder of packages in front of all others, and the only place where distributions are looked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self._monkeypatch, self.folder = monkeypatch, folder
+        self.packages: set[str] = set()
+        folder.mkdir()
+        monkeypatch.syspath_prepend(str(folder))
+        monkeypatch.setattr(metadata, "version", self._version)
+
+    def package(self, name: str, source: str = "") -> None:
+        """A package in the place of the real one of that name, which counts as not imported yet."""
+        (self.folder / name).mkdir()
+        (self.folder / name / "__init__.py").write_text(source)
+        self.packages.add(name)
+        for module in [module for module in sys.modules if module.partition(".")[0] == name]:
+            self._monkeypatch.delitem(sys.modules, module)
+
+    def distribution(self, name: str, version: str, entry_points: str = "") -> None:
+        """A distribution's metadata, without files."""
+        info = self.folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(entry_points)
+
+    def _version(self, name: str) -> str:
+        for distribution in metadata.distributions(name=name, path=[str(self.folder)]):
+            return distribution.version
+        raise metadata.PackageNotFoundError(name)
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
+    """An empty :class:`Site`; what was imported from it is forgotten afterwards."""
+    made = Site(monkeypatch, tmp_path / "site")
+    yield made
+    for module in [module for module in sys.modules if module.partition(".")[0] in made.packages]:
+        del sys.modules[module]
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a new interpreter on this machine as it is, without switches; keywords are environment variables."""
+
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            name: value for name, value in os.environ.items() if not _is_setting(name) and name != "TRITON_INTERPRET"
+        }
+        folder = tmp_path / "cwd"
+        folder.mkdir(exist_ok=True)
+        return subprocess.run(
+            [sys.executable, *arguments], env=environment | variables, cwd=folder, capture_output=True, text=True, timeout=120
+        )
+
+    return run
