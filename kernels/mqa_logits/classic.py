@@ -33,8 +33,9 @@ TUNINGS: dict[tuple[str, bool], tuple[Any, ...]] = {
     # Measured on an H100 80GB with Triton 3.6.0, D = 128, causal and packed windows. 128-key tiles are 8-20 % slower, 8 warps
     # 5-40 %, one row of 64 heads 10 %; two stages 20 %, a fourth gains nothing. At 128 registers four programs share an SM.
     ("sm90", False): (64, 128, 4, 3, 3, ()),
-    # The fill needs up to 153 registers; at 128 nothing spills and it is 1-7 % faster. Twice the columns (255 registers) halve
-    # the key traffic: 4-7 % faster with 32 heads on 4096 x 4096, but 4 % slower on 8192 x 8192 and with 64 heads.
+    # The fill needs up to 153 registers; at 128 nothing spills, a fourth program fits, and it is 1-7 % faster. Twice the
+    # columns (255 registers) halve the key traffic: 4 % faster on 2048 x 8192 and with 32 heads on 4096 x 4096, 8 % slower
+    # with 32 heads on 8192 x 8192, even elsewhere.
     ("sm90", True): (64, 128, 4, 3, 3, (("maxnreg", 128),)),
     # Compiled for, not run; chosen by static counts. 8 waves of 32x32 MFMA: 97 vector instructions per 32 accumulators and lane
     # on 3.6.0 as on 3.9.0 (166 and 199 at 16x16), no AGPR moves, no spills; larger accumulators spill from 3.8.
@@ -99,15 +100,11 @@ def fill(out, base, width, row_offset, wanted, stride_on, COLUMNS: tl.constexpr,
 
 
 @triton.jit
-def fill_strip(
-    out, strip, first, last, num_keys, row_offset, row, num_queries, stride_on, STRIP: tl.constexpr, INDEX: tl.constexpr
-):
-    """One of the whole strips of columns [0, first) and [last, num_keys): no column mask, so stores are 16 bytes wide."""
+def fill_strip(out, strip, first, last, row_offset, row_exists, stride_on, STRIP: tl.constexpr, INDEX: tl.constexpr):
+    """One of the whole strips of columns [0, first) and from last on: no column mask, so stores are 16 bytes wide."""
     left = first // STRIP
-    strips = left + (num_keys - last) // STRIP
     base = tl.where(strip < left, strip * STRIP, last + (strip - left) * STRIP)
-    wanted = row < tl.where(strip < strips, num_queries, 0)
-    fill(out, tl.multiple_of(base, 16), STRIP, row_offset, wanted, stride_on, STRIP, INDEX)
+    fill(out, tl.multiple_of(base, 16), STRIP, row_offset, row_exists, stride_on, STRIP, INDEX)
 
 
 @triton.jit
@@ -206,12 +203,13 @@ def mqa_logits_kernel(
 
     # Cells outside the tiles become -inf strip by strip: one strip with each tile below, so that the stores drain behind the
     # arithmetic and DRAM never stalls it; first of all the strips that outnumber the tiles, and the ends too short for a strip.
+    # The last tile may reach past the keys: num_keys - last is then negative, and truncation leaves no strip and no end.
     first = first_tile * BLOCK_KEYS
     last = last_tile * BLOCK_KEYS
     if CLEAN:
         strips = first // STRIP + (num_keys - last) // STRIP
         for strip in range((my_last - my_first) * splits + split, strips, splits):
-            fill_strip(out, strip, first, last, num_keys, row_offset, row, num_queries, stride_on, STRIP, INDEX)
+            fill_strip(out, strip, first, last, row_offset, row_exists, stride_on, STRIP, INDEX)
         left_rest = tl.where(split == 0, first % STRIP, 0)
         right_rest = tl.where(split == 0, (num_keys - last) % STRIP, 0)
         fill(out, first - left_rest, left_rest, row_offset, row_exists, stride_on, STRIP, INDEX)
@@ -246,7 +244,8 @@ def mqa_logits_kernel(
         tl.store(cell, logit, mask=inside)
         if CLEAN:
             strip = (tile - my_first) * splits + split
-            fill_strip(out, strip, first, last, num_keys, row_offset, row, num_queries, stride_on, STRIP, INDEX)
+            if strip < strips:
+                fill_strip(out, strip, first, last, row_offset, row_exists, stride_on, STRIP, INDEX)
 
 
 def prepare(

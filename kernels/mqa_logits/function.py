@@ -2,7 +2,7 @@
 
 import torch
 
-from .operation import DIMS, HEADS, Problem, operation
+from .operation import DIMS, MAX_HEADS, MIN_HEADS, Problem, operation
 
 # Rows of a new output start on 1024-byte boundaries (as DeepGEMM's and, at 256 elements, aiter's do), so stride(0) >= N.
 ROW_ALIGNMENT = 256
@@ -67,7 +67,8 @@ def fp8_mqa_logits(
         The branch that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
     _check_inputs(q, k, k_scale, weights, starts, ends)
-    _check_output(q, k, clean_logits, max_window, out)
+    _check_options(clean_logits, max_window, variant)
+    _check_output(q, k, max_window, out)
     k_scale = k_scale[:, 0] if k_scale.ndim == 2 else k_scale
     if out is None:
         logits: torch.Tensor = torch.ops.capgate.fp8_mqa_logits(
@@ -91,8 +92,10 @@ def _check_inputs(
     for name, tensor in named.items():
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name}: got {type(tensor).__name__}, needs a torch.Tensor")
-    if q.ndim != 3 or q.shape[1] not in HEADS or q.shape[2] not in DIMS:
-        raise ValueError(f"q: got shape {tuple(q.shape)}, needs [S, H, D] with H from 1 to 128 and D in {DIMS}")
+    if q.ndim != 3 or not MIN_HEADS <= q.shape[1] <= MAX_HEADS or q.shape[2] not in DIMS:
+        raise ValueError(
+            f"q: got shape {tuple(q.shape)}, needs [S, H, D] with H from {MIN_HEADS} to {MAX_HEADS} and D in {DIMS}"
+        )
     if q.dtype not in FP8:
         raise TypeError(f"q: got {q.dtype}, needs float8_e4m3fn or float8_e4m3fnuz")
     if k.ndim != 2 or k.shape[1] != q.shape[2]:
@@ -115,14 +118,20 @@ def _check_inputs(
                 raise ValueError(f"{name}: requires grad, which the logits do not have; detach it or use torch.no_grad()")
 
 
-def _check_output(
-    q: torch.Tensor, k: torch.Tensor, clean_logits: bool, max_window: int | None, out: torch.Tensor | None
-) -> None:
-    if max_window is not None:
-        if max_window < 0:
-            raise ValueError(f"max_window: got {max_window}, needs 0 or more")
-        if clean_logits:
-            raise ValueError("clean_logits: got True with max_window, needs False: compressed rows are not cleaned")
+def _check_options(clean_logits: bool, max_window: int | None, variant: str | None) -> None:
+    if not isinstance(clean_logits, bool):
+        raise TypeError(f"clean_logits: got {type(clean_logits).__name__}, needs a bool")
+    if not isinstance(max_window, (int, torch.SymInt, type(None))):
+        raise TypeError(f"max_window: got {type(max_window).__name__}, needs an int or None")
+    if not isinstance(variant, (str, type(None))):
+        raise TypeError(f"variant: got {type(variant).__name__}, needs a str or None")
+    if max_window is not None and max_window < 0:
+        raise ValueError(f"max_window: got {max_window}, needs 0 or more")
+    if max_window is not None and clean_logits:
+        raise ValueError("clean_logits: got True with max_window, needs False: compressed rows are not cleaned")
+
+
+def _check_output(q: torch.Tensor, k: torch.Tensor, max_window: int | None, out: torch.Tensor | None) -> None:
     if out is None:
         return
     if not isinstance(out, torch.Tensor):
@@ -141,11 +150,13 @@ def _check_output(
 
 
 def _overlaps(out: torch.Tensor) -> bool:
-    """Whether two cells of the 2-D ``out`` may share memory: its finer dimension must fit between steps of the coarser."""
-    (fine, fine_size), (coarse, coarse_size) = sorted(zip(out.stride(), out.shape, strict=True))
-    if out.numel() <= 1:
+    """Whether two cells of the 2-D ``out`` may share memory; plain comparisons, which torch.compile can follow."""
+    (rows, columns), (row_step, column_step) = out.shape, out.stride()
+    if out.numel() == 0:
         return False
-    return bool((fine_size > 1 and fine == 0) or (coarse_size > 1 and coarse <= fine * (fine_size - 1)))
+    if (rows > 1 and row_step == 0) or (columns > 1 and column_step == 0):
+        return True
+    return bool(row_step <= column_step * (columns - 1) and column_step <= row_step * (rows - 1))
 
 
 def _launch_into(

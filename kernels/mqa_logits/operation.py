@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from capgate import compat
 
-HEADS = range(1, 129)
+MIN_HEADS, MAX_HEADS = 1, 128
 DIMS = (32, 64, 128)
 
 

@@ -1,0 +1,51 @@
+"""What the tests of the kernels share. They run on CPU tensors; the Triton branch does so in Triton's interpreter."""
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def judge() -> ModuleType:
+    """judge.py, loaded by its path: pytest's importlib mode puts no folder on sys.path, and tests/gpu shares the file."""
+    spec = importlib.util.spec_from_file_location("capgate_tests_judge", Path(__file__).with_name("judge.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> None:
+    """Skips the test where Triton kernels cannot run on CPU tensors."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("runs a Triton kernel on CPU tensors: needs TRITON_INTERPRET=1 in the environment")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """The tensors are too small to share out: on two busy cores the threads would mostly wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _interpreters_own_warning() -> Iterator[None]:
+    """The interpreters of Triton 3.5 and 3.6 use what numpy 2.4 took away, and numpy 2.3 warns of it at every loop."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Conversion of an array with ndim > 0", DeprecationWarning, r"triton\.runtime\.interpreter"
+        )
+        yield
+
+
+@pytest.fixture(params=["reference", "classic"])
+def branch(request: pytest.FixtureRequest) -> str:
+    """Every branch that can run on CPU tensors."""
+    if request.param == "classic":
+        request.getfixturevalue("interpreter")
+    return request.param

@@ -1,0 +1,119 @@
+"""The torch.library operators: opcheck, torch.compile, fake tensors, inference mode."""
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from capgate.kernels import fp8_mqa_logits
+
+MODES = {"clean": (True, None), "unclean": (False, None), "compressed": (False, 11)}
+modes = pytest.mark.parametrize(("clean_logits", "max_window"), MODES.values(), ids=MODES)
+
+
+@pytest.fixture
+def bytewise_allclose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """opcheck compares operands before and after with torch.allclose, which has no kernel for fp8: equal bytes stand in."""
+    allclose = torch.allclose
+
+    def compare(one: torch.Tensor, other: torch.Tensor, **tolerances: Any) -> bool:
+        if one.dtype.is_floating_point and one.dtype.itemsize == 1:
+            return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+        return allclose(one, other, **tolerances)
+
+    monkeypatch.setattr(torch, "allclose", compare)
+
+
+@modes
+@pytest.mark.usefixtures("bytewise_allclose")
+def test_opcheck_passes_for_a_new_tensor(judge: ModuleType, branch: str, clean_logits: bool, max_window: int | None) -> None:
+    """Unclean cells are unspecified, so that two runs of the operator would differ in them: every cell is inside here."""
+    call = judge.make_call(3, 11, 16, 32, "full")
+    torch.library.opcheck(torch.ops.capgate.fp8_mqa_logits, (*call, clean_logits, max_window, branch))
+
+
+@modes
+@pytest.mark.usefixtures("bytewise_allclose")
+def test_opcheck_passes_for_a_given_out(judge: ModuleType, branch: str, clean_logits: bool, max_window: int | None) -> None:
+    call, out = judge.make_call(3, 11, 16, 32, "ragged"), torch.zeros(3, 14)[:, :11]
+    compressed = max_window is not None
+    torch.library.opcheck(torch.ops.capgate.fp8_mqa_logits_out, (*call, out, clean_logits, compressed, branch))
+
+
+def bits(logits: torch.Tensor) -> torch.Tensor:
+    return logits.view(torch.int32)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@modes
+def test_compiled_calls_agree_bitwise(
+    judge: ModuleType, backend: str, dynamic: bool, clean_logits: bool, max_window: int | None
+) -> None:
+    def score(call: Any, out: torch.Tensor | None = None) -> torch.Tensor:
+        return fp8_mqa_logits(*call, clean_logits=clean_logits, max_window=max_window, out=out) * 2
+
+    torch._dynamo.reset()
+    compiled = torch.compile(score, fullgraph=True, backend=backend, dynamic=dynamic)
+    for rows, keys in ((3, 11), (5, 17)):
+        call = judge.make_call(rows, keys, 16, 32, "ragged")
+        columns = keys if max_window is None else max_window
+        given = torch.zeros(rows, columns), torch.zeros(rows, columns)
+        assert torch.equal(bits(compiled(call, given[0])), bits(score(call, given[1])))
+        assert torch.equal(bits(given[0]), bits(given[1]))
+        written = judge.formula(call, max_window).inside | clean_logits
+        assert torch.equal(compiled(call)[written], score(call)[written])
+
+
+def test_a_branch_may_be_named_in_a_compiled_call(judge: ModuleType, branch: str) -> None:
+    torch._dynamo.reset()
+    call = judge.make_call(5, 17, 16, 32, "ragged")
+    compiled = torch.compile(fp8_mqa_logits, fullgraph=True, backend="aot_eager")
+    assert torch.equal(bits(compiled(*call, variant=branch)), bits(fp8_mqa_logits(*call, variant=branch)))
+
+
+def test_dynamic_shapes_compile_once(judge: ModuleType) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(fp8_mqa_logits, fullgraph=True, backend=counter, dynamic=True)
+    for rows, keys in ((3, 11), (5, 17), (9, 300)):
+        call = judge.make_call(rows, keys, 16, 32, "ragged")
+        assert torch.equal(bits(compiled(*call)), bits(fp8_mqa_logits(*call)))
+    assert counter.frame_count == 1
+
+
+@modes
+@pytest.mark.parametrize("keys", [0, 5, 256, 300])
+def test_fake_and_meta_tensors_get_the_real_shape_and_strides(
+    judge: ModuleType, keys: int, clean_logits: bool, max_window: int | None
+) -> None:
+    call = judge.make_call(3, keys, 16, 32)
+    keywords = {"clean_logits": clean_logits, "max_window": max_window}
+    real = fp8_mqa_logits(*call, **keywords)
+    on_meta = fp8_mqa_logits(*(tensor.to("meta") for tensor in call), **keywords)
+    with FakeTensorMode() as mode:
+        fake = fp8_mqa_logits(*(mode.from_tensor(tensor) for tensor in call), **keywords)
+    for pretended, device in ((on_meta, "meta"), (fake, "cpu")):
+        assert pretended.shape == real.shape
+        assert pretended.stride() == real.stride()
+        assert pretended.dtype == torch.float32
+        assert pretended.device.type == device
+
+
+def test_inference_mode_gives_the_same_bits(judge: ModuleType, branch: str) -> None:
+    call = judge.make_call(3, 11, 16, 32, "ragged")
+    with torch.inference_mode():
+        logits = fp8_mqa_logits(*call, variant=branch)
+    assert logits.is_inference()
+    assert torch.equal(bits(logits), bits(fp8_mqa_logits(*call, variant=branch)))
+
+
+def test_errors_reach_the_caller_of_a_compiled_function_by_name(judge: ModuleType) -> None:
+    torch._dynamo.reset()
+    call = judge.make_call(3, 11, 16, 32)
+    compiled = torch.compile(fp8_mqa_logits, backend="eager")
+    with pytest.raises(ValueError, match=r"^weights: "):
+        compiled(*call._replace(weights=call.weights.mT))
