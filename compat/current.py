@@ -44,7 +44,7 @@ def target_of(device: Any) -> Target:
 def _snapshot_key(device: Any) -> str:
     setting, target = switches.current(), target_of(device)
     loaded = getattr(sys.modules.get("triton"), "__version__", None)  # an engine's placeholder may give way to the real one
-    key = f"{target} with Triton {loaded} under {sorted(setting.disabled.items())}"
+    key = f"{target.backend}:{target.arch} {loaded} {setting.key}"
     if key not in _snapshots:
         _snapshots[key] = Capabilities(target, setting.disabled)
     return key

@@ -38,6 +38,7 @@ class Switches:
     target : what a question without a device means, None for this machine's first GPU
     strict : whether a branch that does not compile raises instead of falling back
     memo : answers that hold under these switches, forgotten with them
+    key : text that is the same for switches that disable the same in the same words
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Switches:
         self.target = target
         self.strict = strict
         self.memo: dict[Any, Any] = {}
+        self.key = repr(sorted(self.disabled.items()))
 
 
 _overriding: ContextVar[Switches | None] = ContextVar("capgate_switches", default=None)

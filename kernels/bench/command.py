@@ -134,8 +134,8 @@ def show(results: dict[str, Any]) -> None:
             f"On the CPU: small sizes, torch reference and {how}; these times say nothing about a GPU.", soft_wrap=True
         )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("workload", "S x N", "H", "branch", "clean", "ms", "quartiles", "TFLOP/s", "GB/s"):
-        table.add_column(column, justify="left" if column in ("workload", "branch") else "right", no_wrap=True)
+    for column in ("shape", "S x N", "H", "branch", "clean", "ms", "noise", "TFLOP/s", "GB/s"):
+        table.add_column(column, justify="left" if column in ("shape", "branch") else "right", no_wrap=True)
     for row in results["rows"]:
         seconds = row["median_ms"] / 1e3
         table.add_row(
@@ -145,8 +145,9 @@ def show(results: dict[str, Any]) -> None:
             row["variant"],
             "yes" if row["clean_logits"] else "no",
             f"{row['median_ms']:.4g}",
-            f"{row['low_ms']:.4g}-{row['high_ms']:.4g}",
-            f"{row['flops'] / seconds / 1e12:.4g}",
+            f"{(row['high_ms'] - row['low_ms']) / row['median_ms']:.1%}",
+            f"{row['flops'] / seconds / 1e12:.3g}",
             f"{row['least_bytes'] / seconds / 1e9:.4g}",
         )
     console.print(table)
+    console.print("[dim]ms: median; noise: between the first and third quartile; GB/s: the fewest bytes the call can move.[/]")

@@ -47,6 +47,7 @@ TUNINGS: dict[tuple[str, bool], tuple[Any, ...]] = {
 }
 
 
+@cache
 def tuning(target: compat.Target, heads: int, clean_logits: bool) -> Tuning:
     """The table's row for a target (``backend``, ``arch``) and a problem."""
     keys = ((target.label, clean_logits), (target.label, False), ("", False))
@@ -263,32 +264,24 @@ def prepare(
     tune: Tuning | None = None,
 ) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
     """Grid, arguments and keywords of the launch. An offline compile gives them, of meta tensors, to ``warmup``."""
-    num_queries, heads, dim = q.shape
-    num_keys = k.shape[0]
+    (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
     tune = tune or tuning(target, heads, clean_logits)
-    lanes = 64 if target.backend == "hip" else 32
-    strip = 8 * lanes * tune.num_warps // tune.rows  # two 16-byte stores a thread
+    lanes = max(32, target.warp_size)  # the interpreter has one lane, and no use for short strips
+    strip = 8 * lanes * tune.num_warps // tune.rows  # two 16-byte stores a lane
     groups = -(-num_queries // tune.rows)
     tiles = -(-num_keys // tune.block_keys)
     splits = max(1, min(multiprocessors(out.device) * tune.resident // groups, tiles))
 
-    def reach(tensor: torch.Tensor, *block: int) -> int:
-        return sum((size - 1) * stride for size, stride in zip(block, tensor.stride(), strict=True))
-
-    farthest = max(
-        reach(q, tune.rows, heads, dim),
-        reach(weights, tune.rows, heads),
-        reach(k, tune.block_keys, dim),
-        reach(k_scale, tune.block_keys),
-        reach(out, 1, max(strip, tune.block_keys)),
+    strides = (*q.stride(), *k.stride(), *k_scale.stride(), *weights.stride(), *starts.stride(), *ends.stride(), *out.stride())
+    qs, qh, qd, kn, kd, scale, ws, wh, _, _, _, on = strides
+    farthest = max(  # element that a program reaches from its base pointers
+        tune.rows * qs + heads * qh + dim * qd,
+        tune.rows * ws + heads * wh,
+        tune.block_keys * max(kn, scale) + dim * kd,
+        max(strip, tune.block_keys) * on,
     )
     gfx942 = target.label == "gfx942"
-    arguments = (
-        *(q, k, k_scale, weights, starts, ends, out),
-        *(num_queries, num_keys, out.shape[1]),
-        *(*q.stride(), *k.stride(), *k_scale.stride(), *weights.stride()),
-        *(*starts.stride(), *ends.stride(), *out.stride()),
-    )
+    arguments = (q, k, k_scale, weights, starts, ends, out, num_queries, num_keys, out.shape[1], *strides)
     keywords = {
         "HEADS": heads,
         "DIM": dim,

@@ -1,0 +1,19 @@
+"""Makes this folder importable as ``gfx950``: pytest's importlib mode puts no folder on sys.path."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+FOLDER = Path(__file__).parent
+
+if "gfx950" not in sys.modules:
+    package = ModuleType("gfx950")
+    package.__path__ = [str(FOLDER)]
+    sys.modules["gfx950"] = package
+    # The formula and the windows that all tests of the operation share.
+    spec = importlib.util.spec_from_file_location("gfx950.judge", FOLDER.parent / "kernels" / "judge.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["gfx950.judge"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["gfx950.judge"])

@@ -1,0 +1,128 @@
+"""MQA logits in the emulator: a branch's compiled kernel, launched on a call and held against the formula in float64."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from triton.compiler import ASTSource
+
+from capgate.compat.targets import Target
+from capgate.kernels.mqa_logits import classic
+
+from .emulator import Program, Result, parse, run
+from .judge import Call, formula, make_call, sentinels, storage_of
+from .launching import bound, compile_kernel
+
+TARGET = Target("hip", "gfx950", 64)
+LIMIT = 1e-6  # of a cell's error, as a part of the sum of magnitudes
+
+
+class Branch(NamedTuple):
+    """A kernel, and the function that gives grid, arguments and keywords of its launch."""
+
+    kernel: Any
+    prepare: Callable[..., Any]
+    make_source: Callable[..., Any] = ASTSource
+
+
+BRANCHES = {
+    "classic": Branch(classic.mqa_logits_kernel, classic.prepare),
+}
+
+
+class Case(NamedTuple):
+    """A call, its output mode and its output, with cells that must keep their bits."""
+
+    call: Call
+    clean_logits: bool
+    max_window: int | None = None
+
+    def output(self) -> torch.Tensor:
+        return sentinels(self.call.q.shape[0], self.max_window or self.call.k.shape[0])
+
+
+WINDOWS: dict[str, Sequence[tuple[int, int]]] = {
+    "full": [(0, 300)] * 5,
+    "empty": [(0, 0), (7, 7), (300, 300), (128, 128), (0, 0)],
+    "inverted": [(200, 100), (1, 0), (300, 0), (0, 300), (299, 2)],
+    "past the ends": [(-5, 20), (250, 1000), (-(2**31), 2**31 - 1), (400, 500), (299, 301)],
+    "start > 0": [(1, 300), (129, 130), (127, 257), (17, 200), (255, 300)],
+    "neighbours": [(0, 90), (90, 140), (140, 141), (141, 270), (270, 300)],
+}
+
+
+def windowed(rows: Sequence[tuple[int, int]], heads: int, dim: int, keys: int = 300, seed: int = 0) -> Call:
+    """Random operands under the given windows."""
+    starts, ends = (torch.tensor(column, dtype=torch.int32) for column in zip(*rows, strict=True))
+    return make_call(len(rows), keys, heads, dim, "full", seed=seed)._replace(starts=starts, ends=ends)
+
+
+class Prepared(NamedTuple):
+    """A case's launch: everything but the emulator's switches."""
+
+    case: Case
+    compiled: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    out: torch.Tensor
+
+
+def prepare(branch: Branch, case: Case) -> Prepared:
+    out = case.output()
+    grid, arguments, keywords = branch.prepare(
+        *case.call, out, clean_logits=case.clean_logits, compressed=case.max_window is not None, target=TARGET
+    )
+    names = {parameter.name for parameter in branch.kernel.params}
+    constants = {name: value for name, value in keywords.items() if name in names}
+    options = {name: value for name, value in keywords.items() if name not in names}
+    compiled = compile_kernel(branch.kernel, arguments, constants, branch.make_source, **options)
+    return Prepared(case, compiled, grid, arguments, out)
+
+
+class Disagreement(AssertionError):  # noqa: N818
+    """The kernel ran, and wrote something else than the formula asks for."""
+
+
+def execute(prepared: Prepared, program: Program | None = None, **emulation: Any) -> Result:
+    """Launch into fresh sentinels and check every byte of the output.
+
+    program : another version of the compiled kernel's code
+    """
+    case, out = prepared.case, prepared.out
+    memory = storage_of(out, torch.int32)
+    memory.copy_(storage_of(case.output(), torch.int32))
+    before = memory.clone()
+    result = run(
+        program or parse(prepared.compiled.asm["amdgcn"]),
+        prepared.grid,
+        bound(prepared.arguments, unwritten=[out]),
+        lds_bytes=prepared.compiled.metadata.shared,
+        **emulation,
+    )
+    position = next(
+        number for number, argument in enumerate(bound(prepared.arguments)) if argument.array.size == memory.numel() * 4
+    )
+    check(case, out, before, result.written[position])
+    return result
+
+
+def check(case: Case, out: torch.Tensor, before: torch.Tensor, written: np.ndarray | None) -> None:
+    """Every cell of the windows agrees, others are -inf or untouched, and so is what lies between the rows."""
+    answer = formula(case.call, case.max_window)
+    expected = answer.inside | case.clean_logits
+    address = torch.arange(before.numel()).as_strided(out.shape, out.stride(), out.storage_offset())
+    cells = torch.zeros(before.numel(), dtype=torch.bool)
+    cells[address[expected]] = True
+    assert written is not None
+    stored = torch.from_numpy(written.reshape(-1, 4).any(axis=1))
+    if not torch.equal(stored, cells):
+        raise Disagreement(
+            f"{int((stored & ~cells).sum())} words stored to no cell, {int((cells & ~stored).sum())} cells not stored"
+        )
+    if case.clean_logits and not torch.isneginf(out[~answer.inside]).all():
+        raise Disagreement("a cell outside the windows is not -inf")
+    difference = (out.double() - answer.logits).abs()[answer.inside]
+    limit = LIMIT * answer.magnitude[answer.inside]
+    if not (difference <= limit).all():  # a NaN is not either
+        raise Disagreement(f"{int((~(difference <= limit)).sum())} cells of {difference.numel()} disagree with the formula")
