@@ -110,10 +110,11 @@ def bench(session: nox.Session, triton: str) -> None:
 
 @nox.session(default=False)
 def minimums(session: nox.Session) -> None:
-    """Report with the oldest dependencies that pyproject.toml allows, without torch and without Triton."""
+    """Test compat and the report with the oldest dependencies that are allowed, without torch and without Triton."""
     oldest = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
-    session.install(wheel(session), *oldest)
+    session.install(wheel(session), *oldest, *group("test"))
     session.run("capgate", "report", "--target", "hip:gfx950")
+    session.run("pytest", "tests/compat")
 
 
 @nox.session(default=False)

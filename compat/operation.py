@@ -238,14 +238,17 @@ def operations() -> dict[str, Operation[Any]]:
     from importlib.metadata import entry_points
 
     for entry in entry_points(group=ENTRY_POINTS):
-        if entry.name not in _registered:
-            try:
-                entry.load()
-            except Exception as error:  # somebody else's package: its failure is reported and must not be this one's
-                LOG.warning("operation %s (%s) does not load: %s", entry.name, entry.value, _summary(error))
-                continue
-            if entry.name not in _registered:
-                LOG.warning("operation %s (%s) is defined under another name", entry.name, entry.value)
+        if entry.name in _registered:
+            continue
+        try:
+            operation = entry.load()
+        except Exception as error:  # somebody else's package: its failure is reported and must not be this one's
+            LOG.warning("operation %s (%s) does not load: %s", entry.name, entry.value, _summary(error))
+            continue
+        if isinstance(operation, Operation) and operation.name == entry.name:
+            _registered[entry.name] = operation
+        else:
+            LOG.warning("operation %s (%s) is not an operation of that name", entry.name, entry.value)
     return dict(_registered)
 
 

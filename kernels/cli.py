@@ -1,9 +1,10 @@
 """The ``capgate`` command."""
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 
-from capgate.compat import report
+from capgate.compat import report, versions
 
 from . import demo
 from .bench import command as bench
@@ -29,5 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         add_arguments(command)
         command.set_defaults(run=run)
     arguments = parser.parse_args(argv)
+    if arguments.run is not report.run and versions.find("torch").text is None:
+        print("capgate: this command needs torch; capgate report works without it", file=sys.stderr)
+        return 2
     status: int = arguments.run(arguments)
     return status

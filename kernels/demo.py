@@ -47,9 +47,6 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     console = Console(highlight=False)
-    if versions.find("torch").text is None:
-        print("capgate: the demo needs torch; capgate report works without it", file=sys.stderr)
-        return 2
     import torch
 
     if not torch.cuda.is_available() and "triton" not in sys.modules:
