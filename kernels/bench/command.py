@@ -26,12 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Time what the parsed ``arguments`` ask for and print it; returns the exit status."""
-    import torch
-
-    from .timing import Timer
+    from .timing import Timer, this_device
     from .workloads import SMALL, WORKLOADS
 
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    device = this_device()
     known = WORKLOADS if device.type == "cuda" else SMALL
     names = list(known) if arguments.workload == "all" else arguments.workload.split(",")
     variants = arguments.variants.split(",") if arguments.variants else _runnable(device)
@@ -67,7 +65,7 @@ def describe(device: Any) -> dict[str, Any]:
         **{name: versions.find(name).text for name in ("triton", "triton_kernels", "torch")},
         "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
         "target": str(compat.capabilities(device).target),
-        "driver": torch.version.cuda or torch.version.hip,
+        "runtime": torch.version.cuda or torch.version.hip,
         "interpreter": bool(compat.capabilities(device).interpreter),
         "python": platform.python_version(),
     }

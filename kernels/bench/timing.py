@@ -8,6 +8,11 @@ from typing import NamedTuple
 import torch
 
 
+def this_device() -> torch.device:
+    """The current GPU, or the CPU where there is none."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 class Timing(NamedTuple):
     """Milliseconds: the median, and the first and third quartile that show the noise."""
 

@@ -49,7 +49,7 @@ TUNINGS: dict[tuple[str, bool], tuple[Any, ...]] = {
 
 @cache
 def tuning(target: compat.Target, heads: int, clean_logits: bool) -> Tuning:
-    """The table's row for a target (``backend``, ``arch``) and a problem."""
+    """The table's row for a target and an output mode, cut to the head count."""
     keys = ((target.label, clean_logits), (target.label, False), ("", False))
     block_keys, columns, *rest = next(TUNINGS[key] for key in keys if key in TUNINGS)
     return Tuning(block_keys, columns // padded_heads(heads), *rest)
@@ -261,11 +261,10 @@ def prepare(
     clean_logits: bool,
     compressed: bool,
     target: compat.Target,
-    tune: Tuning | None = None,
 ) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
     """Grid, arguments and keywords of the launch. An offline compile gives them, of meta tensors, to ``warmup``."""
     (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
-    tune = tune or tuning(target, heads, clean_logits)
+    tune = tuning(target, heads, clean_logits)
     lanes = max(32, target.warp_size)  # the interpreter has one lane, and no use for short strips
     strip = 8 * lanes * tune.num_warps // tune.rows  # two 16-byte stores a lane
     groups = -(-num_queries // tune.rows)
