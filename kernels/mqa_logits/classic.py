@@ -16,6 +16,8 @@ import triton.language as tl
 
 from capgate import compat
 
+from ..launch import Launch
+
 
 class Tuning(NamedTuple):
     """How the work is cut, and what is asked of the compiler."""
@@ -261,8 +263,8 @@ def prepare(
     clean_logits: bool,
     compressed: bool,
     target: compat.Target,
-) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
-    """Grid, arguments and keywords of the launch. An offline compile gives them, of meta tensors, to ``warmup``."""
+) -> Launch:
+    """The launch for one call on a target; the tensors may be meta tensors."""
     (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
     tune = tuning(target, heads, clean_logits)
     lanes = max(32, target.warp_size)  # the interpreter has one lane, and no use for short strips
@@ -298,7 +300,7 @@ def prepare(
         "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
         **dict(tune.options),
     }
-    return (groups, splits), arguments, keywords
+    return Launch(mqa_logits_kernel, (groups, splits), arguments, keywords)
 
 
 def launch(
@@ -315,7 +317,4 @@ def launch(
 ) -> None:
     """Write the logits of every row's window into ``out``; with ``clean_logits``, -inf into every other cell."""
     target = compat.capabilities(q.device).target
-    grid, arguments, keywords = prepare(
-        q, k, k_scale, weights, starts, ends, out, clean_logits=clean_logits, compressed=compressed, target=target
-    )
-    mqa_logits_kernel[grid](*arguments, **keywords)
+    prepare(q, k, k_scale, weights, starts, ends, out, clean_logits=clean_logits, compressed=compressed, target=target)()

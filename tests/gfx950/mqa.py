@@ -8,6 +8,7 @@ import torch
 from triton.compiler import ASTSource
 
 from capgate.compat.targets import Target
+from capgate.kernels.launch import Launch
 from capgate.kernels.mqa_logits import classic
 
 from .emulator import Program, Result, parse, run
@@ -19,15 +20,14 @@ LIMIT = 1e-6  # of a cell's error, as a part of the sum of magnitudes
 
 
 class Branch(NamedTuple):
-    """A kernel, and the function that gives grid, arguments and keywords of its launch."""
+    """The function that prepares a branch's launch, and the kind of source that its kernel is."""
 
-    kernel: Any
-    prepare: Callable[..., Any]
+    prepare: Callable[..., Launch]
     make_source: Callable[..., Any] = ASTSource
 
 
 BRANCHES = {
-    "classic": Branch(classic.mqa_logits_kernel, classic.prepare),
+    "classic": Branch(classic.prepare),
 }
 
 
@@ -70,13 +70,13 @@ class Prepared(NamedTuple):
 
 def prepare(branch: Branch, case: Case) -> Prepared:
     out = case.output()
-    grid, arguments, keywords = branch.prepare(
+    kernel, grid, arguments, keywords = branch.prepare(
         *case.call, out, clean_logits=case.clean_logits, compressed=case.max_window is not None, target=TARGET
     )
-    names = {parameter.name for parameter in branch.kernel.params}
+    names = {parameter.name for parameter in kernel.params}
     constants = {name: value for name, value in keywords.items() if name in names}
     options = {name: value for name, value in keywords.items() if name not in names}
-    compiled = compile_kernel(branch.kernel, arguments, constants, branch.make_source, **options)
+    compiled = compile_kernel(kernel, arguments, constants, branch.make_source, **options)
     return Prepared(case, compiled, grid, arguments, out)
 
 

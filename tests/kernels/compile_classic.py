@@ -46,13 +46,13 @@ def compile_for(target: compat.Target, fp8: torch.dtype, heads: int, dim: int, m
 
     q, k = meta(ROWS, heads, dim, dtype=fp8), meta(KEYS, dim, dtype=fp8)
     window = meta(ROWS, dtype=torch.int32)
-    grid, arguments, keywords = classic.prepare(
+    kernel, grid, arguments, keywords = classic.prepare(
         *(q, k, meta(KEYS), meta(ROWS, heads), window, window, meta(ROWS, KEYS)),
         clean_logits=mode == "clean",
         compressed=mode == "compressed",
         target=target,
     )
-    return classic.mqa_logits_kernel.warmup(*arguments, grid=grid, **keywords)
+    return kernel.warmup(*arguments, grid=grid, **keywords)
 
 
 def describe(target: compat.Target, compiled: Any, ptxas_log: str) -> dict[str, Any]:

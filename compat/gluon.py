@@ -1,0 +1,63 @@
+"""One Gluon surface over Triton 3.6 to 3.9: what kernels import in place of triton.experimental.gluon.
+
+    from capgate.compat.gluon import gl, gluon, cdna4, async_copy
+
+Names that every supported build offers alike are handed on as they are; a name that was renamed, moved or changed is one
+function or constant here, chosen by capability and not by version number, so that a vendor build that has a feature early
+gets it. Importing this module where Gluon lacks the interface of Triton 3.6 raises CapabilityError with the reason; import it
+from modules that only a variant behind ``gluon_cdna4`` or ``gluon_hopper`` loads.
+"""
+
+# ruff: noqa: N803 - constants of a kernel are upper case, as in Triton's own kernels
+
+from typing import Any
+
+from . import probes
+from .current import capabilities
+
+_caps = capabilities()
+_caps.require("gluon")
+
+from triton.experimental import gluon  # noqa: E402
+from triton.experimental.gluon import language as gl  # noqa: E402
+from triton.language import core as _core  # noqa: E402
+
+
+def _first(*paths: str) -> Any:
+    """The first of several names under which builds offer one thing; None where a build has none of them."""
+    return next((found for path in paths if (found := probes.resolve(path)) is not None), None)
+
+
+# --- every target ---------------------------------------------------------------------------------------------------------
+
+constexpr_function = gluon.constexpr_function
+aggregate = _first(f"{probes.GLUON}:aggregate", "triton.language.core:_aggregate")
+barrier = _first(f"{probes.GL}:barrier", f"{probes.GL}:thread_barrier")  # of the threads of a workgroup or warp partition
+GluonASTSource = _first(f"{probes.GLUON}:GluonASTSource", f"{probes.GLUON}._runtime:GluonASTSource")
+
+KEEP_NAN = gl.constexpr(_core.PropagateNan.ALL)  # gl.maximum's default drops a NaN operand, from 3.8 in the interpreter too
+
+_PUBLIC_REINTERPRET = gl.constexpr(_caps.gluon_reinterpret)
+
+
+@gluon.jit
+def reinterpret(memory, dtype: gl.constexpr, shape: gl.constexpr, layout: gl.constexpr):
+    """A shared-memory descriptor's bytes under another dtype, shape or layout; nothing is moved."""
+    if _PUBLIC_REINTERPRET:
+        return memory.reinterpret(dtype, shape, layout)
+    else:
+        return memory._reinterpret(dtype, shape, layout)
+
+
+# --- AMD CDNA4 ------------------------------------------------------------------------------------------------------------
+
+cdna4 = probes.resolve(f"{probes.GL}.amd.cdna4")
+async_copy = probes.resolve(f"{probes.GL}.amd.cdna4:async_copy")
+
+# Launch options that keep MFMA accumulators in VGPRs: builds that split the register file move values between its halves
+# inside the loop (20 to 30 moves per 32 keys of the MQA logits on 3.8.0 and 3.9.0).
+VGPRS_ONLY: dict[str, Any] = {"llvm_fn_attrs": "amdgpu-agpr-alloc=0"} if _caps.llvm_fn_attrs else {}
+
+# --- NVIDIA Hopper --------------------------------------------------------------------------------------------------------
+
+hopper = probes.resolve(f"{probes.GL}.nvidia.hopper")
