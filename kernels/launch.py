@@ -1,4 +1,4 @@
-"""What a variant's ``prepare`` returns: everything of a kernel launch but the launch itself."""
+"""What a variant's ``prepare`` takes in an offline compile, and what it returns: a kernel launch but the launch itself."""
 
 from typing import Any, NamedTuple
 
@@ -16,3 +16,14 @@ class Launch(NamedTuple):
 
     def __call__(self) -> None:
         self.kernel[self.grid](*self.arguments, **self.keywords)
+
+
+class ExampleCall(NamedTuple):
+    """A call of ``prepare`` for a problem: meta tensors in order, options by name.
+
+    products : multiply-adds that the matrix units spend on one key for one row, heads padded
+    """
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    products: int

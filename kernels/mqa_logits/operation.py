@@ -4,8 +4,11 @@ from typing import Any, NamedTuple
 
 from capgate import compat
 
+from ..launch import ExampleCall
+
 MIN_HEADS, MAX_HEADS = 1, 128
 DIMS = (32, 64, 128)
+MODES = {"unclean": (False, False), "clean": (True, False), "compressed": (False, True)}  # clean_logits, compressed
 
 
 class Problem(NamedTuple):
@@ -28,6 +31,41 @@ def example(device: Any) -> Problem:
     """A DeepSeek-V4 prefill call (64 heads of 128 dims) with the fp8 format that the device's matrix instructions read."""
     native_fnuz = compat.capabilities(device).fp8_e4m3fnuz
     return Problem(device, 64, 128, "float8_e4m3fnuz" if native_fnuz else "float8_e4m3fn", False, False)
+
+
+def example_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | None = None) -> Problem:
+    """As :func:`example` with these sizes, output mode (a key of MODES) and dtype; ValueError for what does not exist."""
+    if not MIN_HEADS <= heads <= MAX_HEADS:
+        raise ValueError(f"heads: got {heads}, needs {MIN_HEADS} to {MAX_HEADS}")
+    if dim not in DIMS:
+        raise ValueError(f"dim: got {dim}, needs one of {', '.join(map(str, DIMS))}")
+    if mode not in MODES:
+        raise ValueError(f"mode: got {mode!r}, needs one of {', '.join(MODES)}")
+    clean_logits, compressed = MODES[mode]
+    native = example(device)
+    return Problem(device, heads, dim, dtype or native.dtype, clean_logits, compressed)
+
+
+def example_call(problem: Problem) -> ExampleCall:
+    """A call with 4096 rows and as many keys, for an offline compile."""
+    import torch
+
+    def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    size, fp8 = 4096, getattr(torch, problem.dtype)
+    window = meta(size, dtype=torch.int32)
+    operands = (meta(size, problem.heads, problem.dim, dtype=fp8), meta(size, problem.dim, dtype=fp8), meta(size))
+    padded_heads = max(16, 1 << (problem.heads - 1).bit_length())
+    return ExampleCall(
+        (*operands, meta(size, problem.heads), window, window, meta(size, size)),
+        {
+            "clean_logits": problem.clean_logits,
+            "compressed": problem.compressed,
+            "target": compat.capabilities(problem.device).target,
+        },
+        padded_heads * problem.dim,
+    )
 
 
 def _classic_accepts(problem: Problem) -> str | None:
