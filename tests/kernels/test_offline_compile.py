@@ -1,62 +1,59 @@
-"""The classic kernel compiled for GPUs that are not here, by this lane's Triton: it fits, and it uses the matrix units.
+"""The classic kernel compiled for GPUs that are not here, by this lane's Triton: it fits, and it uses the matrix units."""
 
-Each target has a child process with a time limit, because Triton can abort or hang, and without TRITON_INTERPRET.
-"""
-
-import json
-import os
-import subprocess
-import sys
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from capgate import compat
+from capgate.kernels.offline import Job, compile_jobs, compile_variants
+
 SHARED_MEMORY = {"cuda:90": 227 * 1024, "hip:gfx950": 160 * 1024, "hip:gfx942": 64 * 1024}
-MATRIX_INSTRUCTION = {"cuda:90": "wgmma.mma_async", "hip:gfx950": "f8f6f4", "hip:gfx942": "fp8_fp8"}
+MATRIX_INSTRUCTION = {"cuda:90": "QGMMA", "hip:gfx950": "f8f6f4", "hip:gfx942": "fp8_fp8"}
 TARGETS = {
     "sm90": ("cuda:90", "float8_e4m3fn"),
     "gfx950": ("hip:gfx950", "float8_e4m3fn"),
     "gfx942": ("hip:gfx942", "float8_e4m3fnuz"),
     "gfx942-converting": ("hip:gfx942", "float8_e4m3fn"),
 }
-KINDS = ("64,128,clean", "32,128,clean", "64,128,unclean", "64,128,compressed", "100,64,clean")  # heads, dim, mode
+KINDS = {
+    "64,128,clean": (64, 128, "clean"),
+    "32,128,clean": (32, 128, "clean"),
+    "64,128,unclean": (64, 128, "unclean"),
+    "64,128,compressed": (64, 128, "compressed"),
+    "100,64,clean": (100, 64, "clean"),
+}
 
 targets = pytest.mark.parametrize(("target", "fp8"), TARGETS.values(), ids=TARGETS)
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 @lru_cache
-def compile_all(target: str, fp8: str) -> tuple[list[dict[str, Any]], str]:
-    """What compile_classic.py says of each kind, as far as it came, and its last words."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, str(Path(__file__).with_name("compile_classic.py")), target, fp8, *KINDS]
-    try:
-        child = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
-    except subprocess.TimeoutExpired as hung:
-        return [json.loads(line) for line in (hung.stdout or b"").splitlines()], f"it hung: {hung}"
-    return [json.loads(line) for line in child.stdout.splitlines()], child.stderr[-4000:]
+def compile_all(target: str, fp8: str) -> list[dict[str, Any]]:
+    return compile_jobs("fp8_mqa_logits", target, [Job("classic", *kind, fp8) for kind in KINDS.values()])
 
 
 def compiled(target: str, fp8: str, kind: str) -> dict[str, Any]:
-    results, last_words = compile_all(target, fp8)
-    assert len(results) > KINDS.index(kind), last_words
-    return results[KINDS.index(kind)]
+    row = compile_all(target, fp8)[list(KINDS).index(kind)]
+    assert (row["heads"], row["dim"], row["mode"], row["dtype"]) == (*KINDS[kind], fp8)
+    assert row["compiled"], row["error"]
+    return row
 
 
 @targets
 @kinds
 def test_bug_3_shared_memory_fits_the_part(target: str, fp8: str, kind: str) -> None:
     """3: Shared-memory overflow at H = 64, D = 128 on parts with 64 KiB (gfx942)."""
-    assert 0 < compiled(target, fp8, kind)["shared"] <= SHARED_MEMORY[target]
+    row = compiled(target, fp8, kind)
+    assert 0 < row["lds_bytes"] <= SHARED_MEMORY[target]
+    assert row["waves_per_simd"] * 4 >= row["tuning"]["num_warps"], "not even one workgroup fits"
 
 
 @targets
 @kinds
 def test_bug_12_every_architecture_gets_its_own_fp8_matrix_instruction(target: str, fp8: str, kind: str) -> None:
     """12: The matrix-instruction version was hard-coded for one architecture."""
-    instructions = compiled(target, fp8, kind)["matrix"]
+    instructions = compiled(target, fp8, kind)["matrix_instructions"]
     assert instructions
     assert all(MATRIX_INSTRUCTION[target] in name for name in instructions), instructions
 
@@ -64,4 +61,55 @@ def test_bug_12_every_architecture_gets_its_own_fp8_matrix_instruction(target: s
 @targets
 @kinds
 def test_registers_suffice_without_spills(target: str, fp8: str, kind: str) -> None:
-    assert compiled(target, fp8, kind)["spills"] == 0
+    row = compiled(target, fp8, kind)
+    assert (row["spills"], row["scratch_bytes"]) == (0, 0)
+
+
+@targets
+@kinds
+def test_the_hot_loop_is_the_walk_over_the_key_tiles(target: str, fp8: str, kind: str) -> None:
+    """A pass scores one tile for all rows of the program, shared out among its waves: no other loop has as many products."""
+    row = compiled(target, fp8, kind)
+    tuning, loop = row["tuning"], row["hot_loop"]
+    assert loop["keys"] == tuning["block_keys"] * tuning["rows"] / tuning["num_warps"]
+    assert 0 < loop["mfma"] < sum(row["matrix_instructions"].values()) + 1
+    assert sum(loop[kind] for kind in ("valu", "salu", "mfma", "lds", "vmem")) <= loop["total"]
+    assert min(loop["valu"], loop["lds"], loop["vmem"]) > 0
+
+
+def test_a_variant_that_cannot_run_there_is_listed_with_its_reason() -> None:
+    """sm80 has no fp8; a Triton that does not know an architecture, or hangs on it, is not even started."""
+    rows = compile_variants("fp8_mqa_logits", "cuda:80", modes=["unclean"])["variants"]
+    assert {row["compiled"] for row in rows} == {row["accepted"] for row in rows} == {False}
+    assert {row["variant"]: row["error"] for row in rows}["classic"] == compat.capabilities("cuda:80").why("fp8_e4m3fn")
+    assert "reference" not in {row["variant"] for row in rows}, "there is nothing to compile in it"
+
+
+@pytest.mark.parametrize("variant", ["classic", "reference"])
+def test_a_named_variant_that_cannot_run_there_is_an_error(variant: str) -> None:
+    with pytest.raises(compat.CapabilityError, match=f"cannot compile variant '{variant}' for cuda:80: (needs|has no kernel)"):
+        compile_variants("fp8_mqa_logits", "cuda:80", variant=variant, modes=["unclean"])
+
+
+def test_switches_reach_the_compiler() -> None:
+    with compat.override(disable=["fp8_e4m3fn"]):
+        (row,) = compile_jobs("fp8_mqa_logits", "cuda:90", [Job("classic")])
+    assert row["accepted"] is False
+    assert "disabled by" in row["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"operation": "fp8_mqa_logit"}, "operation: no operation 'fp8_mqa_logit'; the nearest are .*fp8_mqa_logits"),
+        ({"target": "hip:gfx9500"}, "target: got 'gfx9500'.* the nearest are .*gfx950"),
+        ({"target": "cpu"}, "target: got cpu, needs a GPU"),
+        ({"variant": "clasic"}, "variant: fp8_mqa_logits has no variant 'clasic'; the nearest are classic"),
+        ({"heads": 0}, "heads: got 0, needs 1 to 128"),
+        ({"dim": 48}, "dim: got 48, needs one of 32, 64, 128"),
+        ({"modes": ["dirty"]}, "mode: got 'dirty', needs one of unclean, clean, compressed"),
+    ],
+)
+def test_what_does_not_exist_is_named_before_a_compiler_starts(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        compile_variants(**{"operation": "fp8_mqa_logits", "target": "hip:gfx950", **arguments})

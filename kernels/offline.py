@@ -1,0 +1,260 @@
+"""Compile an operation's variants for a named target, on a machine that need not have it: what they take, and what they run.
+
+    from capgate.kernels.offline import compile_variants
+
+    result = compile_variants("fp8_mqa_logits", "hip:gfx950")
+    [(row["variant"], row["mode"], row["vgprs"], row["spills"]) for row in result["variants"]]
+
+Nothing is executed: figures are the compiler's own and counts of instructions. Compilers run in a child process with a time
+limit, because Triton can abort or hang.
+
+An operation can be compiled when its module offers ``operation``, ``example_problem(device, heads, dim, mode, dtype)`` and
+``example_call(problem)`` (:class:`capgate.kernels.launch.ExampleCall`), and the module of a variant ``prepare`` (which returns
+a :class:`capgate.kernels.launch.Launch`) and, if it has any, ``tuning(target, heads, clean_logits)``.
+"""
+
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from capgate import compat
+from capgate.compat import switches, versions
+from capgate.compat.capabilities import nearest
+from capgate.compat.current import target_of
+from capgate.compat.operation import ENTRY_POINTS
+
+from . import _HOMES
+
+TIMEOUT = 120.0  # seconds for one compile, and for a process to start
+MODES = ("unclean", "clean")
+
+# Every row has these keys, None where a compile did not get so far.
+KEYS = (
+    *("variant", "mode", "heads", "dim", "dtype", "accepted", "compiled", "error", "tuning"),
+    *("vgprs", "agprs", "sgprs", "spills", "scratch_bytes", "lds_bytes", "waves_per_simd"),
+    *("hot_loop", "matrix_instructions", "code_bytes", "seconds"),
+)
+
+
+class Job(NamedTuple):
+    """One compile: a variant, the sizes of a row, the output mode ("unclean", "clean", "compressed"), the target's dtype or
+    another one."""
+
+    variant: str
+    heads: int = 64
+    dim: int = 128
+    mode: str = "unclean"
+    dtype: str | None = None
+
+
+def compile_variants(
+    operation: str,
+    target: compat.Target | str,
+    *,
+    variant: str | None = None,
+    heads: int = 64,
+    dim: int = 128,
+    dtype: str | None = None,
+    modes: Sequence[str] = MODES,
+    timeout: float = TIMEOUT,
+    save: str | Path | None = None,
+    started: Callable[[Job], None] = lambda job: None,
+) -> dict[str, Any]:
+    """Compile every variant that a target could take, also those that another one precedes.
+
+    operation : name of an operation
+    target : a Target or its text (``"hip:gfx950"``, ``"cuda:90"``)
+    variant : this one alone; then one that the target cannot take is an error, and not a row that says so
+    heads, dim, dtype : of a row of queries; dtype None is what the target's matrix instructions read
+    modes : output modes: "unclean" (cells outside the windows untouched), "clean" (set to -inf), "compressed"
+    timeout : seconds for one compile
+    save : folder for each compile's assembly, TTGIR and argument order
+    started : called with each compile before it begins
+
+    Returns JSON types: ``triton``, ``torch`` (versions), ``operation``, ``target``, and ``variants``: a row for each variant
+    and mode, except variants that have no kernel. Keys of a row:
+
+    ``variant``, ``mode``, ``heads``, ``dim``, ``dtype``; ``accepted`` (whether the target could take it), ``compiled``,
+    ``error`` (why not, or None), ``tuning`` (the variant's own choice), ``seconds`` (Triton's, from source to machine code),
+    those of :class:`capgate.kernels.resources.Resources`, ``matrix_instructions`` (how often each stands in the kernel),
+    ``files`` if saved, and ``hot_loop``: None, or those of :class:`capgate.kernels.listing.HotLoop` with ``keys`` for its
+    ``products``: keys times rows that a wave completes in one pass.
+
+    Raises ValueError for a name or size that does not exist and CapabilityError where Triton, torch or the named variant
+    cannot serve.
+    """
+    aim, module = target_of(target), module_of(operation)
+    known = module.operation.variants
+    if variant is not None and variant not in known:
+        raise ValueError(f"variant: {operation} has no variant {variant!r}; {nearest(variant, known)}")
+    jobs = [Job(name, heads, dim, mode, dtype) for name in ([variant] if variant else known) for mode in modes]
+    rows = compile_jobs(operation, aim, jobs, timeout=timeout, save=save, started=started)
+    for row in rows:
+        if variant is not None and (row["accepted"] is False or not row.get("kernel", True)):
+            raise compat.CapabilityError(f"{operation} cannot compile variant {variant!r} for {aim}: {row['error']}")
+    return {
+        "triton": versions.find("triton").text,
+        "torch": versions.find("torch").text,
+        "operation": operation,
+        "target": str(aim),
+        "variants": [row for row in rows if row.pop("kernel", True)],
+    }
+
+
+def compile_jobs(
+    operation: str,
+    target: compat.Target | str,
+    jobs: Sequence[Job],
+    *,
+    timeout: float = TIMEOUT,
+    save: str | Path | None = None,
+    started: Callable[[Job], None] = lambda job: None,
+) -> list[dict[str, Any]]:
+    """A row for each job, in their order; parameters and rows as in :func:`compile_variants`.
+
+    A row of a variant that has no kernel has the key ``kernel``, False.
+    """
+    aim, module = target_of(target), module_of(operation)
+    if not aim.is_gpu:
+        raise ValueError(f"target: got {aim}, needs a GPU such as hip:gfx950 or cuda:90")
+    problems = [module.example_problem(aim, job.heads, job.dim, job.mode, job.dtype) for job in jobs]
+    for needed in ("triton", "torch"):
+        compat.capabilities(aim).require(needed)
+    request = {"module": module.__name__, "target": str(aim), "save": str(save) if save else None}
+    rows: list[dict[str, Any]] = []
+    while len(rows) < len(jobs):  # a child that dies or hangs takes one job with it
+        with _Child({**request, "jobs": [job._asdict() for job in jobs[len(rows) :]]}) as child:
+            for job in jobs[len(rows) :]:
+                started(job)
+                asked = {**job._asdict(), "dtype": problems[len(rows)].dtype}
+                rows.append({**dict.fromkeys(KEYS), **asked, **child.answer(timeout)})
+                if child.gone:
+                    break
+    return rows
+
+
+def module_of(operation: str) -> Any:
+    """The module that defines an operation: of this package, or what an entry point in ``capgate.operations`` names.
+
+    Raises ValueError for an operation that nobody defines.
+    """
+    homes = {entry.name: entry.module for entry in entry_points(group=ENTRY_POINTS)}
+    homes |= {name: f"{__package__}{home}.operation" for name, home in _HOMES.items()}
+    if operation not in homes:
+        raise ValueError(f"operation: no operation {operation!r}; {nearest(operation, homes)}")
+    return import_module(homes[operation])
+
+
+class _Child:
+    """A process that answers one job after the other; ``gone`` once it has died or was killed."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.gone = False
+        self._heard = 0  # bytes of its standard error that belong to earlier jobs
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - __exit__ closes it
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.offline_child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=_environment(),
+            start_new_session=True,  # so that what it starts (ptxas) can be killed with it
+        )
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError), self._process.stdin as stdin:  # it may have died at once; answer() says of what
+            json.dump(request, stdin)
+
+    def __enter__(self) -> "_Child":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._kill()
+        self._listener.join()
+        self._errors.close()
+
+    def answer(self, timeout: float) -> dict[str, Any]:
+        """The keys that the next job's row gets. The first line may wait for the process to start; then the limit holds."""
+        row: dict[str, Any] = {}
+        while "compiled" not in row:
+            try:
+                line = self._lines.get(timeout=timeout if row else max(timeout, TIMEOUT))
+            except queue.Empty:
+                self._kill()
+                row |= {"compiled": False, "error": _with_cause(f"no result within {timeout:g} s", self._said())}
+                break
+            if not line:
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(10)
+                self._kill()
+                row |= {"compiled": False, "error": _with_cause(_ending(self._process.returncode), self._said(), died=True)}
+                break
+            row |= json.loads(line)
+            if row.get("compiled") is False and row.get("accepted"):
+                row["error"] = _with_cause(row["error"], self._said())
+        self._said()
+        return row
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as stdout:
+            for line in stdout:
+                self._lines.put(line)
+        self._lines.put("")
+
+    def _said(self) -> str:
+        """What it has written to standard error since the last time; read without moving the offset that it writes at."""
+        file = self._errors.fileno()
+        text = os.pread(file, os.fstat(file).st_size - self._heard, self._heard)
+        self._heard += len(text)
+        return text.decode(errors="replace")
+
+    def _kill(self) -> None:
+        self.gone = True
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """The child's environment: this process's modules and switches, Triton as in production, and nothing from its cache."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return {
+        **environment,
+        "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
+        "PYTHONSAFEPATH": "1",
+        "CAPGATE_DISABLE": ",".join(switches.current().disabled),
+        "TRITON_ALWAYS_COMPILE": "1",  # a cached result comes without ptxas' log, and in no time
+        "TRITON_DUMP_PTXAS_LOG": "1",
+    }
+
+
+def _ending(status: int) -> str:
+    return f"the compiler died of {signal.Signals(-status).name}" if status < 0 else f"the compiler exited with status {status}"
+
+
+def _with_cause(error: str, said: str, *, died: bool = False) -> str:
+    """An error with the line that matters of what was written to standard error, where a failed pass may write 200 KB.
+
+    died : whether the last line is worth repeating where none looks like a cause
+    """
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    causes = [line for line in lines if re.search(r"\berror:|LLVM ERROR|Assertion .* failed|^\w*Error:", line)]
+    cause = next(iter(causes), lines[-1] if died and lines else "")
+    return f"{error}: {cause[:300]}" if cause else error

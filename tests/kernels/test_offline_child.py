@@ -1,0 +1,151 @@
+"""Compilers that abort, hang, exit or complain: one row says so, and the next job gets a new process."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capgate.kernels.offline import Job, compile_jobs, compile_variants
+
+OPERATION = """
+from typing import Any, NamedTuple
+from capgate import compat
+from capgate.kernels.launch import ExampleCall
+
+class Problem(NamedTuple):
+    device: Any
+    heads: int
+    dim: int
+    dtype: str
+    clean_logits: bool
+
+def example_problem(device, heads, dim, mode, dtype):
+    return Problem(device, heads, dim, dtype or "float32", mode == "clean")
+
+def example_call(problem):
+    return ExampleCall((problem.heads,), {}, 1)
+
+operation = compat.Operation("toy")
+for name in ("aborts", "hangs", "exits", "complains", "absent", "fits"):
+    operation.add(compat.Variant(name, f"toy_{name}:launch"))
+"""
+
+KERNELS = {
+    "aborts": """
+import os, sys
+def prepare(heads):
+    print("IR of a failed pass\\n" * 9, "x.cpp:7: Assertion `rank > 0` failed.\\n", "a stack trace\\n" * 9, file=sys.stderr)
+    os.abort()
+""",
+    "hangs": """
+import subprocess, sys
+def prepare(heads):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    with open("pid", "w") as file:
+        file.write(str(child.pid))
+    child.wait()
+""",
+    "exits": """
+import os
+def prepare(heads):
+    os.write(2, b"Killed for a reason")
+    os._exit(3)
+""",
+    "complains": """
+import sys
+def prepare(heads):
+    print("not JSON, on what a compiler takes for standard output")
+    print("before\\n" * 20000, 'k.py:3:4: error: failed to legalize operation\\n', "after\\n" * 20000, file=sys.stderr)
+    raise RuntimeError("PassManager::run failed")
+""",
+    "absent": "import no_such_module",
+    "fits": """
+from typing import NamedTuple
+import torch, triton
+import triton.language as tl
+from capgate.kernels.launch import Launch
+
+class Tuning(NamedTuple):
+    size: int
+
+def tuning(target, heads, clean_logits):
+    return Tuning(heads)
+
+@triton.jit
+def double(x, count, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    tl.store(x + at, 2 * tl.load(x + at, mask=at < count), mask=at < count)
+
+def prepare(heads):
+    x = torch.empty(heads, device="meta")
+    return Launch(double, (1,), (x, heads), {"SIZE": heads, "num_warps": 2})
+""",
+}
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An operation of another distribution, in the folder that the compilers start in."""
+    (tmp_path / "toy_operation.py").write_text(OPERATION)
+    for name, source in KERNELS.items():
+        (tmp_path / f"toy_{name}.py").write_text(f"{source}\ndef launch(): pass\n")
+    info = tmp_path / "toy-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[capgate.operations]\ntoy = toy_operation:operation\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "toy_operation", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rows(names: Sequence[str], **options: Any) -> list[dict[str, Any]]:
+    return compile_jobs("toy", "hip:gfx950", [Job(name, heads=64) for name in names], **options)
+
+
+def test_each_failure_takes_one_job_with_it(toy: Path) -> None:
+    aborted, exited, complained, absent, fitted = rows(["aborts", "exits", "complains", "absent", "fits"])
+    assert aborted["error"] == "the compiler died of SIGABRT: x.cpp:7: Assertion `rank > 0` failed."
+    assert exited["error"] == "the compiler exited with status 3: Killed for a reason"
+    assert complained["error"] == ("RuntimeError: PassManager::run failed: k.py:3:4: error: failed to legalize operation")
+    assert absent["error"] == "ModuleNotFoundError: No module named 'no_such_module'"
+    for row in (aborted, exited, complained, absent):
+        assert (row["accepted"], row["compiled"], row["vgprs"], row["seconds"]) == (True, False, None, None)
+    assert (fitted["compiled"], fitted["error"], fitted["tuning"]) == (True, None, {"size": 64})
+    assert (fitted["hot_loop"], fitted["matrix_instructions"], fitted["spills"]) == (None, {}, 0)
+    assert fitted["seconds"] > 0
+
+
+def test_a_hanging_compiler_is_stopped_with_what_it_started(toy: Path) -> None:
+    (row,) = rows(["hangs"], timeout=1)
+    assert (row["accepted"], row["compiled"], row["error"]) == (True, False, "no result within 1 s")
+    state = Path("/proc", (toy / "pid").read_text(), "stat")
+    for _ in range(100):
+        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("what the compiler had started still runs")
+
+
+def test_a_named_variant_that_breaks_the_compiler_is_a_row(toy: Path) -> None:
+    (row,) = compile_variants("toy", "hip:gfx950", variant="exits", modes=["clean"])["variants"]
+    assert (row["accepted"], row["compiled"]) == (True, False)
+
+
+def test_what_was_compiled_can_be_saved(toy: Path) -> None:
+    (row,) = rows(["fits"], save="saved")
+    assert [Path(file).name for file in row["files"]] == [
+        "fits.unclean.amdgcn",
+        "fits.unclean.ttgir",
+        "fits.unclean.arguments.json",
+    ]
+    assert "s_endpgm" in (toy / "saved" / "fits.unclean.amdgcn").read_text()
+    assert "ttg." in (toy / "saved" / "fits.unclean.ttgir").read_text()
+    arguments = json.loads((toy / "saved" / "fits.unclean.arguments.json").read_text())
+    assert arguments["arguments"] == [{"name": "x", "type": "*fp32"}, {"name": "count", "type": "i32"}]
+    assert arguments["constants"] == {"SIZE": 64}
+    assert (arguments["kernel"], arguments["num_warps"], arguments["options"]) == ("double", 2, {"num_warps": 2})
