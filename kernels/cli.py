@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from capgate.compat import report, versions
 
-from . import demo
+from . import compile_command, demo
 from .bench import command as bench
 
 # Each: help line, what adds its options, what runs it and returns the exit status.
@@ -17,6 +17,11 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
         report.run,
     ),
     "demo": ("score a serving-shaped batch on whatever this machine has", demo.add_arguments, demo.run),
+    "compile": (
+        "compile the branches for a GPU that need not be here: registers, spills, LDS, the hot loop",
+        compile_command.add_arguments,
+        compile_command.run,
+    ),
     "bench": ("time the branches here", bench.add_arguments, bench.run),
 }
 
