@@ -166,7 +166,7 @@ _AMDGCN_KINDS = (
 )
 _SASS_KINDS = (
     ("mfma", re.compile(r"\w*MMA\b")),
-    ("lds", re.compile(r"(LDS|LDSM|STS|STSM|ATOMS|SHFL|LDTM|STTM|LDT|STT)\b")),
+    ("lds", re.compile(r"(LDS|LDSM|STS|STSM|ATOMS|SHFL|LDTM|STTM)\b")),
     (
         "vmem",
         re.compile(r"(LD|LDG|LDGSTS|LDL|ST|STG|STL|ATOM|ATOMG|RED|REDG|UTMALDG|UTMASTG|UTMAREDG|UTMAPF|UBLKCP|UBLKRED)\b"),

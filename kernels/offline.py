@@ -8,9 +8,10 @@
 Nothing is executed: figures are the compiler's own and counts of instructions. Compilers run in a child process with a time
 limit, because Triton can abort or hang.
 
-An operation can be compiled when its module offers ``operation``, ``example_problem(device, heads, dim, mode, dtype)`` and
-``example_call(problem)`` (:class:`capgate.kernels.launch.ExampleCall`), and the module of a variant ``prepare`` (which returns
-a :class:`capgate.kernels.launch.Launch`) and, if it has any, ``tuning(target, heads, clean_logits)``.
+An operation can be compiled when its module offers ``operation``, ``example_problem(device, heads, dim, mode, dtype)`` (with
+the attributes ``heads``, ``dtype``, ``clean_logits``) and ``example_call(problem)``, which returns a
+:class:`capgate.kernels.launch.ExampleCall`, and when a variant's module offers ``prepare``, which returns a
+:class:`capgate.kernels.launch.Launch`, and, if it has any, ``tuning(target, heads, clean_logits)``, a NamedTuple.
 """
 
 import json
@@ -49,8 +50,7 @@ KEYS = (
 
 
 class Job(NamedTuple):
-    """One compile: a variant, the sizes of a row, the output mode ("unclean", "clean", "compressed"), the target's dtype or
-    another one."""
+    """One compile; parameters as in :func:`compile_variants`."""
 
     variant: str
     heads: int = 64
@@ -92,8 +92,8 @@ def compile_variants(
     ``files`` if saved, and ``hot_loop``: None, or those of :class:`capgate.kernels.listing.HotLoop` with ``keys`` for its
     ``products``: keys times rows that a wave completes in one pass.
 
-    Raises ValueError for a name or size that does not exist and CapabilityError where Triton, torch or the named variant
-    cannot serve.
+    Raises ValueError for a name or size that does not exist, CapabilityError where Triton, torch or the named variant cannot
+    serve, and OSError for a folder that cannot be written.
     """
     aim, module = target_of(target), module_of(operation)
     known = module.operation.variants
@@ -132,6 +132,8 @@ def compile_jobs(
     problems = [module.example_problem(aim, job.heads, job.dim, job.mode, job.dtype) for job in jobs]
     for needed in ("triton", "torch"):
         compat.capabilities(aim).require(needed)
+    if save:
+        Path(save).mkdir(parents=True, exist_ok=True)
     request = {"module": module.__name__, "target": str(aim), "save": str(save) if save else None}
     rows: list[dict[str, Any]] = []
     while len(rows) < len(jobs):  # a child that dies or hangs takes one job with it

@@ -130,7 +130,6 @@ def disassembled(cubin: bytes) -> str:
 
 def write(folder: Path, stem: str, compiled: Any, launch: Any) -> list[str]:
     """Save assembly, TTGIR and the order of the arguments; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
     signature = compiled.src.signature
     arguments = {
         "kernel": compiled.metadata.name,

@@ -187,6 +187,7 @@ def test_a_branch_that_should_compile_and_does_not_fails_the_command(
         (["fp8_mqa_logits", "--target", "cpu"], "target: got cpu, needs a GPU such as hip:gfx950 or cuda:90"),
         (["fp8_mqa_logits", "--target", "gfx950", "--variant", "clasic"], "no variant 'clasic'; the nearest are classic"),
         (["fp8_mqa_logits", "--target", "gfx950", "--modes", "dirty"], "mode: got 'dirty', needs one of unclean, clean"),
+        (["fp8_mqa_logits", "--target", "gfx950", "--save", __file__], "File exists"),
         (["--from", "/nowhere.json"], "No such file or directory: '/nowhere.json'"),
         (["--from", __file__], "does not hold what capgate compile --json prints"),
         (["fp8_mqa_logits", "--from", "a.json"], "--from: shows what was compiled earlier"),

@@ -82,6 +82,7 @@ kernel:
         /*0080*/                   SHFL.BFLY PT, R5, R3, 0x1, 0x1f ;
         /*0090*/              @P2  STG.E desc[UR26][R6.64], R5 ;
         /*00a0*/                   R2UR UR4, R7 ;
+        /*00a8*/              @P4  EXIT ;
         /*00b0*/                   BRA.U !UP0, `(.L_x_1) ;
 .L_x_0:
         /*00c0*/              @P3  EXIT ;
@@ -97,15 +98,15 @@ kernel:
 
 
 def test_the_hot_loop_of_sass():
-    """A wait that fails goes on behind the end, spins there and comes back: that belongs to the loop, EXIT does not."""
+    """A wait that fails goes on behind the end, spins there and comes back: all that belongs to the loop."""
     listing = read_sass(SASS)
     products = 64 * 128 * 32 // 4  # a warp's share of what its warpgroup issues
-    assert hot_loop(listing, waves=8) == HotLoop(total=13, valu=2, salu=1, mfma=1, lds=1, vmem=1, products=products)
+    assert hot_loop(listing, waves=8) == HotLoop(total=14, valu=2, salu=1, mfma=1, lds=1, vmem=1, products=products)
     assert matrix_instructions(listing) == {"QGMMA.64x128x32.F32.E4M3.E4M3": 1, "QMMA.16832.F32.E4M3.E4M3": 1}
 
 
 TENSOR_MEMORY = """
-        /*0000*/                   UMOV UR33, {descriptor} ;
+        /*0000*/                   {moved} ;
 .L_x_1:
         /*0010*/                   UTCQMMA gdesc[UR6], gdesc[UR10], tmem[UR21], tmem[UR32], idesc[UR33], !UPT ;
         /*0020*/                   LDTM.x64 R4, tmem[UR21] ;
@@ -114,11 +115,18 @@ TENSOR_MEMORY = """
 
 
 @pytest.mark.parametrize(
-    ("descriptor", "products"), [("0x4200010", 64 * 128 * 32 // 4), ("0x8400010", 128 * 256 * 32 // 4), ("UR5", None)]
+    ("moved", "products"),
+    [
+        ("UMOV UR33, 0x4200010", 64 * 128 * 32 // 4),
+        ("UMOV UR33, 0x8400010", 128 * 256 * 32 // 4),
+        ("UMOV UR33, UR5", None),
+        ("UIADD3 UR33, 0x4200010, UR5", None),
+        ("UMOV UR3, 0x4200010", None),
+    ],
 )
-def test_a_tensor_memory_product_takes_its_shape_from_the_descriptor(descriptor, products):
+def test_a_tensor_memory_product_takes_its_shape_from_the_descriptor(moved, products):
     """M / 16 stands from bit 24 on and N / 8 from bit 17 on; one thread issues it for the four warps of the block."""
-    loop = hot_loop(read_sass(TENSOR_MEMORY.format(descriptor=descriptor)), waves=4)
+    loop = hot_loop(read_sass(TENSOR_MEMORY.format(moved=moved)), waves=4)
     assert loop == HotLoop(total=3, valu=0, salu=0, mfma=1, lds=1, vmem=0, products=products)
 
 
@@ -167,6 +175,27 @@ def test_a_loop_with_two_entries_and_code_that_nothing_reaches():
     assert natural_loops([]) == []
 
 
+def test_a_part_behind_the_end_belongs_to_its_loop_and_the_end_does_not():
+    far = 3  # behind the end, which does not go on there
+    flow = [Flow([far], True), Flow([0], True), Flow([], False), Flow([1], False)]
+    assert natural_loops(flow) == [frozenset({0, 1, far})]
+
+
+@pytest.mark.parametrize("end", ["s_endpgm", "s_setpc_b64 s[30:31]"])
+def test_nothing_follows_the_end_of_amdgcn(end):
+    text = """
+.LBB0_1:
+	s_cbranch_scc0 .LBB0_3
+.LBB0_2:
+	v_mfma_f32_16x16x16_f16 v[0:3], v[4:5], v[6:7], 0
+	s_cbranch_scc1 .LBB0_1
+	END
+.LBB0_3:
+	s_branch .LBB0_2
+"""
+    assert hot_loop(read_amdgcn(text.replace("END", end)), waves=1).total == 4
+
+
 def test_loops_with_one_head_are_one():
     flow = [Flow([], True), Flow([], True), Flow([1], True), Flow([1], True), Flow([], False)]
     assert natural_loops(flow) == [frozenset({1, 2, 3})]
@@ -208,6 +237,7 @@ def test_figures_of_amdgcn():
         ("gfx950", {"occupancy": 3, "waves": 4}, 3),
         ("gfx950", {"occupancy": 8, "waves": 4, "lds": 80 * 1024}, 2),
         ("gfx950", {"occupancy": 8, "waves": 4, "lds": 80 * 1024 + 1}, 1),
+        ("gfx950", {"occupancy": 8, "waves": 4, "lds": 54613}, 2),  # three would fit if LDS were not given in steps
         ("gfx942", {"occupancy": 8, "waves": 4, "lds": 33 * 1024}, 1),
         ("gfx950", {"occupancy": 8, "waves": 1, "lds": 54 * 1024}, 0.5),  # two workgroups leave two SIMDs idle
         ("gfx1250", {"occupancy": 8}, None),
