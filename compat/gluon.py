@@ -8,8 +8,6 @@ gets it. Importing this module where Gluon lacks the interface of Triton 3.6 rai
 from modules that only a variant behind ``gluon_cdna4`` or ``gluon_hopper`` loads.
 """
 
-# ruff: noqa: N803 - constants of a kernel are upper case, as in Triton's own kernels
-
 from typing import Any
 
 from . import probes
@@ -21,6 +19,21 @@ _caps.require("gluon")
 from triton.experimental import gluon  # noqa: E402
 from triton.experimental.gluon import language as gl  # noqa: E402
 from triton.language import core as _core  # noqa: E402
+
+__all__ = [
+    "KEEP_NAN",
+    "VGPRS_ONLY",
+    "GluonASTSource",
+    "aggregate",
+    "async_copy",
+    "barrier",
+    "cdna4",
+    "constexpr_function",
+    "gl",
+    "gluon",
+    "hopper",
+    "reinterpret",
+]
 
 
 def _first(*paths: str) -> Any:
@@ -45,7 +58,7 @@ def reinterpret(memory, dtype: gl.constexpr, shape: gl.constexpr, layout: gl.con
     """A shared-memory descriptor's bytes under another dtype, shape or layout; nothing is moved."""
     if _PUBLIC_REINTERPRET:
         return memory.reinterpret(dtype, shape, layout)
-    else:
+    else:  # noqa: RET505 - of a constant condition only one branch is compiled
         return memory._reinterpret(dtype, shape, layout)
 
 

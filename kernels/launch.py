@@ -1,5 +1,6 @@
 """What a variant's ``prepare`` takes in an offline compile, and what it returns: a kernel launch but the launch itself."""
 
+from functools import cache
 from typing import Any, NamedTuple
 
 
@@ -27,3 +28,11 @@ class ExampleCall(NamedTuple):
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     products: int
+
+
+@cache
+def multiprocessors(device: Any) -> int:
+    """SMs of the NVIDIA GPU, CUs of the AMD GPU that a ``torch.device`` names; 1 for any other device."""
+    import torch
+
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -16,7 +16,8 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..launch import Launch
+from ..launch import Launch, multiprocessors
+from .operation import padded_heads
 
 
 class Tuning(NamedTuple):
@@ -55,16 +56,6 @@ def tuning(target: compat.Target, heads: int, clean_logits: bool) -> Tuning:
     keys = ((target.label, clean_logits), (target.label, False), ("", False))
     block_keys, columns, *rest = next(TUNINGS[key] for key in keys if key in TUNINGS)
     return Tuning(block_keys, columns // padded_heads(heads), *rest)
-
-
-def padded_heads(heads: int) -> int:
-    """Heads of a row on the N side: a power of two that fills a matrix instruction."""
-    return max(16, 1 << (heads - 1).bit_length())
-
-
-@cache
-def multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 @triton.jit

@@ -159,6 +159,13 @@ def _overlaps(out: torch.Tensor) -> bool:
     return bool(row_step <= column_step * (columns - 1) and column_step <= row_step * (rows - 1))
 
 
+def copies_directly(k: torch.Tensor, k_scale: torch.Tensor) -> bool:
+    """Whether 16-byte chunks of keys can go straight to LDS: aligned rows of adjacent elements, less than 8 MiB apart."""
+    row_step, element_step = k.stride()
+    aligned = element_step == 1 and row_step % 16 == 0 and k.data_ptr() % 16 == 0
+    return bool(aligned and max(row_step, 4 * k_scale.stride(0)) < 2**23)  # a tile's offsets are 32 bits wide
+
+
 def _launch_into(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -172,7 +179,8 @@ def _launch_into(
     variant: str | None,
 ) -> None:
     """Operator ``capgate::fp8_mqa_logits_out``: run the chosen branch, unless there is no cell to write."""
-    problem = Problem(q.device, q.shape[1], q.shape[2], FP8[q.dtype], clean_logits, compressed)
+    direct_keys = copies_directly(k, k_scale)
+    problem = Problem(q.device, q.shape[1], q.shape[2], FP8[q.dtype], clean_logits, compressed, direct_keys)
     if out.numel() == 0:
         operation.select(problem, variant)  # a branch that cannot run is an error for empty calls too
         return

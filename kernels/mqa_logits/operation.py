@@ -17,6 +17,7 @@ class Problem(NamedTuple):
     device : a ``torch.device``, or a target to ask about (``"hip:gfx950"``)
     dtype : of query and key, "float8_e4m3fn" or "float8_e4m3fnuz"
     compressed : whether column j means key ``starts[i] + j``
+    direct_keys : whether keys can be copied straight to LDS: see :func:`.function.copies_directly`
     """
 
     device: Any
@@ -25,6 +26,12 @@ class Problem(NamedTuple):
     dtype: str
     clean_logits: bool
     compressed: bool
+    direct_keys: bool = True
+
+
+def padded_heads(heads: int) -> int:
+    """Heads of a row in the matrix instructions: a power of two, at least 16; the added heads have weight 0."""
+    return max(16, 1 << (heads - 1).bit_length())
 
 
 def example(device: Any) -> Problem:
@@ -56,7 +63,6 @@ def example_call(problem: Problem) -> ExampleCall:
     size, fp8 = 4096, getattr(torch, problem.dtype)
     window = meta(size, dtype=torch.int32)
     operands = (meta(size, problem.heads, problem.dim, dtype=fp8), meta(size, problem.dim, dtype=fp8), meta(size))
-    padded_heads = max(16, 1 << (problem.heads - 1).bit_length())
     return ExampleCall(
         (*operands, meta(size, problem.heads), window, window, meta(size, size)),
         {
@@ -64,8 +70,16 @@ def example_call(problem: Problem) -> ExampleCall:
             "compressed": problem.compressed,
             "target": compat.capabilities(problem.device).target,
         },
-        padded_heads * problem.dim,
+        padded_heads(problem.heads) * problem.dim,
     )
+
+
+def _gluon_cdna4_accepts(problem: Problem) -> str | None:
+    if problem.dtype != "float8_e4m3fn":
+        return compat.capabilities(problem.device).why("fp8_e4m3fnuz")
+    if not problem.direct_keys:
+        return "needs k in 16-byte aligned rows of adjacent elements, less than 8 MiB apart, to copy it straight to LDS"
+    return None
 
 
 def _classic_accepts(problem: Problem) -> str | None:
@@ -97,6 +111,14 @@ def _classic_unless_named(problem: Problem) -> str | None:
 
 
 operation = compat.Operation("fp8_mqa_logits", example=example)
+operation.add(
+    compat.Variant(
+        "gluon_cdna4",
+        f"{__package__}.gluon_cdna4:launch",
+        requires=("gluon_cdna4", "torch"),
+        accepts=_gluon_cdna4_accepts,
+    )
+)
 operation.add(
     compat.Variant(
         "classic",

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from triton.compiler import ASTSource
 
-from capgate.compat.targets import Target
+from capgate.compat import Target, capabilities
 from capgate.kernels.launch import Launch
 from capgate.kernels.mqa_logits import classic
 
@@ -26,9 +26,12 @@ class Branch(NamedTuple):
     make_source: Callable[..., Any] = ASTSource
 
 
-BRANCHES = {
-    "classic": Branch(classic.prepare),
-}
+BRANCHES = {"classic": Branch(classic.prepare)}
+if capabilities(TARGET).gluon_cdna4:
+    from capgate.compat.gluon import GluonASTSource
+    from capgate.kernels.mqa_logits import gluon_cdna4
+
+    BRANCHES["gluon_cdna4"] = Branch(gluon_cdna4.prepare, GluonASTSource)
 
 
 class Case(NamedTuple):
@@ -47,6 +50,7 @@ WINDOWS: dict[str, Sequence[tuple[int, int]]] = {
     "empty": [(0, 0), (7, 7), (300, 300), (128, 128), (0, 0)],
     "inverted": [(200, 100), (1, 0), (300, 0), (0, 300), (299, 2)],
     "past the ends": [(-5, 20), (250, 1000), (-(2**31), 2**31 - 1), (400, 500), (299, 301)],
+    "extremes": [(0, -(2**31)), (2**31 - 1, 2**31 - 1), (2**31 - 1, -(2**31)), (-(2**31), 1), (299, 2**31 - 1)],
     "start > 0": [(1, 300), (129, 130), (127, 257), (17, 200), (255, 300)],
     "neighbours": [(0, 90), (90, 140), (140, 141), (141, 270), (270, 300)],
 }
@@ -105,6 +109,13 @@ def execute(prepared: Prepared, program: Program | None = None, **emulation: Any
     )
     check(case, out, before, result.written[position])
     return result
+
+
+def worst_error(prepared: Prepared) -> float:
+    """Of the cells that the last execution wrote, the largest error as a part of the cell's sum of magnitudes."""
+    answer = formula(prepared.case.call, prepared.case.max_window)
+    errors = (prepared.out.double() - answer.logits).abs()[answer.inside]
+    return float((errors / answer.magnitude[answer.inside].clamp_min(1e-30)).max()) if len(errors) else 0.0
 
 
 def check(case: Case, out: torch.Tensor, before: torch.Tensor, written: np.ndarray | None) -> None:

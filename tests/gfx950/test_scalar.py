@@ -110,6 +110,11 @@ def test_immediates():
     bench = Bench(waves=2)
     bench.do("s_movk_i32 s4, 0xff80", "s_movk_i32 s5, 0x7f", "s_addk_i32 s5, 0x1", "s_mulk_i32 s5, 0x3", "s_mov_b64 s[6:7], -2")
     assert (bench.s[4, 0], bench.s[5, 0], int(bench.waves.s64[0, 3])) == (0xFFFF_FF80, 384, PAIR - 2)
+    bench.do("s_mov_b64 s[6:7], 0x200", "v_mov_b64_e32 v[2:3], 0x200", "v_mov_b64_e32 v[4:5], 1.0")
+    assert int(bench.waves.s64[0, 3]) == 0x200
+    assert (bench.v[2:4, 0, 0].tolist(), bench.v[4:6, 0, 0].tolist()) == ([0x200, 0], [0, 0x3FF0_0000])
+    bench.do("v_add_f64 v[2:3], v[4:5], 0x40000000")  # a real's literal is its high half: 2.0
+    assert bench.v[2:4, 0, 0].tolist() == [0, 0x4008_0000]
 
 
 def test_exec_is_saved_and_restored():

@@ -210,14 +210,16 @@ def parse_operand(word: str) -> Operand:
         return Operand("text", value=word)
 
 
-def constant_bits(operand: Operand, bits: int, real: str) -> int:
+def constant_bits(operand: Operand, bits: int, real: str, high_half: bool = False) -> int:
     """A constant as the bits that an operand of that width reads; ``real`` is struct's code for real constants of the width.
 
     An inline integer is sign extended. A literal for a 64-bit real is its high half; one for a 64-bit integer is extended.
+
+    high_half : whether the operand is a 64-bit real
     """
     if operand.kind == "real":
         return int.from_bytes(struct.pack("<" + real, operand.value), "little")
     value = operand.value
-    if bits == 64 and real == "d" and not -16 <= value <= 64:
+    if high_half and not -16 <= value <= 64:
         value <<= 32
     return value & ((1 << bits) - 1)

@@ -73,7 +73,7 @@ def reader(operand: Operand, code: str, accum_offset: int, high: bool = False) -
 
 
 def constant(operand: Operand, code: str) -> Reader:
-    bits = constant_bits(operand, WIDTHS.get(code, 32), REAL_CODES.get(code, "f"))
+    bits = constant_bits(operand, WIDTHS.get(code, 32), REAL_CODES.get(code, "f"), high_half=code == "d")
     unsigned = {16: np.uint16, 32: np.uint32, 64: np.uint64}[WIDTHS.get(code, 32)]
     value = np.array([[bits]], unsigned).view(DTYPES[code])
     value.flags.writeable = False

@@ -1,0 +1,463 @@
+"""Gluon for CDNA4 (gfx950), one source for Triton 3.6.0 to 3.9.0. Compiled and emulated; it has not run on a GPU.
+
+    logits[i, j] = k_scale[j] * sum_h weights[i, h] * relu(q[i, h, :] . k[j, :])    for max(starts[i], 0) <= j < min(ends[i], N)
+
+A program owns a few query rows and walks the key tiles of their joint window, as the classic branch does. Rows x heads lie on
+the M side of the MFMA: then the products of a key and a row are registers of two lanes, and every wave has rows of its own.
+Key tiles and their scales go from memory straight to LDS, two tiles ahead of the arithmetic, and every wave reads each of
+them. Relu, weights and head sum happen in registers; k_scale multiplies once per logit, after the sum.
+
+LDS without bank conflicts: a direct copy writes 16 bytes a lane, lane after lane, so a swizzle can only come from the addresses
+that it reads. The copy sees a plain buffer and fetches permuted chunks, at offsets that no iteration changes; the arithmetic
+sees the same bytes under a swizzled layout. Chunk c (16 bytes) of key n lies at c ^ (n * D / 256 mod D / 16): then the 16 keys
+that one phase of ds_read_b128 reads lie in all 64 banks (phases: HipKittens, arXiv 2511.08083, table 5). This needs no layout
+that only later Tritons can copy to, and no lane exchanges addresses with another.
+"""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from capgate import compat
+from capgate.compat.gluon import KEEP_NAN, VGPRS_ONLY, async_copy, cdna4, constexpr_function, gl, gluon, reinterpret
+
+from ..launch import Launch, multiprocessors
+from .operation import padded_heads
+
+
+class Tuning(NamedTuple):
+    """How the work is cut, and what is asked of the compiler."""
+
+    block_keys: int  # keys in a tile
+    part_keys: int  # keys of it that a wave scores at a time
+    columns: int  # rows * padded heads, the M side of the MFMA; a multiple of 32 for each wave
+    num_warps: int
+    num_stages: int  # tiles in LDS
+    resident: int  # programs that one CU holds; few query rows split their keys until this many run on each
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+# padded heads -> block_keys, part_keys, columns, num_warps, num_stages, resident, options; for every D and output mode alike.
+# Compiled for gfx950 and executed in an emulator, never timed. "VALU" is a wave's vector instructions per 32 keys of a row of
+# 64 heads in the hot loop, D = 128, on Triton 3.6.0 / 3.7.1 / 3.8.0 / 3.9.0, with which the choices were made:
+#
+#   as in the table, 64 heads: VALU 53 / 53 / 54 / 53, of which 32 relu and 16 packed fma; 166 to 225 VGPRs, no spills
+#   gl.sum over the heads: 73 on 3.7.1, where multiplies and adds stay apart; 63 on 3.8.0, which adds up a tree
+#   fma by fma without inline assembly, packed by LLVM where it sees pairs: 54 to 56; with 32 heads 71 / - / - / 59
+#   waves_per_eu unset: 85 on 3.6.0, which then keeps accumulators in 128 AGPRs and moves each out; the others do not care.
+#     3 waves instead of 2: 34 registers spill on 3.7.1 to 3.9.0
+#   VGPRS_ONLY unset: 48 to 56 AGPRs on 3.8.0 and 3.9.0, which halves the waves of a SIMD
+#   tiles of 64 keys: 54.5 on all, 158 to 160 VGPRs, twice as many barriers; 128 heads need them, for 128-key tiles spill
+#   two rows of 64 heads for each wave (512 columns): 145 registers spill. 256 columns of 32 heads share each LDS read between
+#     two rows of a wave: 1 VALU less than 128 columns, and half the key traffic; with 16 heads the masks of four rows of a
+#     wave spill scalar registers
+#   part_keys 32: VALU 57.5, for the lanes then share 32 keys and half of them store nothing; 128 heads have no room for 64
+#   two tiles in LDS instead of three: the wait for a tile would also wait for the stores of the one before
+TUNINGS: dict[int, tuple[Any, ...]] = {
+    16: (128, 64, 128, 4, 3, 2, (("waves_per_eu", 2),)),
+    32: (128, 64, 256, 4, 3, 2, (("waves_per_eu", 2),)),
+    64: (128, 64, 256, 4, 3, 2, (("waves_per_eu", 2),)),
+    128: (64, 32, 512, 4, 3, 2, (("waves_per_eu", 2),)),
+}
+
+
+@cache
+def tuning(target: compat.Target, heads: int, clean_logits: bool) -> Tuning:
+    """The table's row for a head count."""
+    return Tuning(*TUNINGS[padded_heads(heads)])
+
+
+@constexpr_function
+def logit_layout(ROWS, KEYS, NUM_WARPS):
+    """[ROWS, 2, KEYS]: a lane has both halves of one key's head sum, and each wave rows of its own."""
+    powers = [1 << bit for bit in range(16)]
+    registers = [[power, 0, 0] for power in powers if power < ROWS // NUM_WARPS]
+    lanes = [[0, 0, power] for power in powers if power < min(KEYS, 64)]
+    if KEYS < 64:
+        lanes += [[0, 1, 0]]
+    else:
+        registers = [[0, 1, 0], *registers]
+    warps = [[power, 0, 0] for power in powers if ROWS // NUM_WARPS <= power < ROWS]
+    return gl.DistributedLinearLayout(registers, lanes, warps, [], [ROWS, 2, KEYS])
+
+
+@gluon.jit
+def window(row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED: gl.constexpr):
+    """(start, begin, end): window [begin, end) is cut to the keys and to the row's cells; a row past the last has none."""
+    near_row = gl.minimum(row, num_queries - 1).to(gl.int64)
+    start = gl.load(starts + near_row * stride_starts)
+    end = gl.where(row < num_queries, gl.minimum(gl.load(ends + near_row * stride_ends), num_keys), 0)
+    if COMPRESSED:
+        end = gl.minimum(end, start + width)
+    return start, gl.maximum(start, 0), end
+
+
+@gluon.jit
+def load(pointer, offset):
+    """Buffer loads reach 2 GiB from the pointer; 64-bit offsets take plain ones."""
+    return gl.load(pointer + offset) if offset.dtype == gl.int64 else cdna4.buffer_load(pointer, offset)
+
+
+@gluon.jit
+def store(pointer, offset, value, mask):
+    """Buffer stores reach 2 GiB from the pointer; 64-bit offsets take plain ones."""
+    if offset.dtype == gl.int64:
+        gl.store(pointer + offset, value, mask=mask)
+    else:
+        cdna4.buffer_store(value, pointer, offset, mask=mask)
+
+
+@gluon.jit
+def fill(rows, base, width, row_offset, wanted, stride_on, COLUMNS: gl.constexpr, LAYOUT: gl.constexpr):
+    """-inf into columns [base, base + width) of the wanted rows; width is at most COLUMNS."""
+    column = gl.arange(0, COLUMNS, gl.SliceLayout(0, LAYOUT))
+    offset = row_offset[:, None] + (column.to(row_offset.dtype) * stride_on)[None, :]
+    value = gl.full([row_offset.shape[0], COLUMNS], float("-inf"), gl.float32, LAYOUT)
+    store(rows + base.to(gl.int64) * stride_on, offset, value, wanted[:, None] & (column < width)[None, :])
+
+
+@gluon.jit
+def fill_strip(rows, strip, first, last, row_offset, row_exists, stride_on, STRIP: gl.constexpr, LAYOUT: gl.constexpr):
+    """One of the whole strips of columns [0, first) and from last on: no column mask, so stores are 16 bytes wide."""
+    left = first // STRIP
+    base = gl.where(strip < left, strip * STRIP, last + (strip - left) * STRIP)
+    fill(rows, gl.multiple_of(base, 16), STRIP, row_offset, row_exists, stride_on, STRIP, LAYOUT)
+
+
+@gluon.jit
+def fill_edge(
+    rows, base, begin, end, num_keys, row_offset, row_exists, stride_on, BLOCK_KEYS: gl.constexpr, LAYOUT: gl.constexpr
+):
+    """-inf into the cells of one tile, from column ``base``, that lie outside their row's window."""
+    lane = gl.arange(0, BLOCK_KEYS, gl.SliceLayout(0, LAYOUT))
+    position = (base + lane)[None, :]
+    outside = (position < begin[:, None]) | (position >= end[:, None])
+    offset = row_offset[:, None] + (lane.to(row_offset.dtype) * stride_on)[None, :]
+    value = gl.full([row_offset.shape[0], BLOCK_KEYS], float("-inf"), gl.float32, LAYOUT)
+    mask = outside & (position < num_keys) & row_exists[:, None]
+    store(rows + base.to(gl.int64) * stride_on, offset, value, mask)
+
+
+@gluon.jit
+def copy_tile(keys, scales, slot, tile, k, k_scale, near, chunk, num_keys, stride_kn, stride_scale, BLOCK_KEYS: gl.constexpr):
+    """Start the copy of one key tile and its scales to LDS; returns the tile's first key."""
+    # The last tile moves back to end with the keys: what it shares with the one before is computed twice, alike.
+    base = gl.minimum(tile * BLOCK_KEYS, gl.maximum(num_keys - BLOCK_KEYS, 0)).to(gl.int64)
+    async_copy.buffer_load_to_shared(keys.index(slot), k + base * stride_kn, chunk)
+    async_copy.buffer_load_to_shared(scales.index(slot), k_scale + base * stride_scale, near)
+    async_copy.commit_group()
+
+
+@gluon.jit
+def as_pair(low, high):
+    """Two float32 as the halves of an int64, which is a pair of registers: the compiler spends no instruction on it."""
+    low = low.to(gl.uint32, bitcast=True).to(gl.int64)
+    high = high.to(gl.uint32, bitcast=True).to(gl.int64)
+    return (high << 32) | low
+
+
+@gluon.jit
+def as_float32(pair):
+    """The two float32 of a pair."""
+    low = pair.to(gl.int32).to(gl.float32, bitcast=True)
+    high = (pair >> 32).to(gl.int32).to(gl.float32, bitcast=True)
+    return low, high
+
+
+@gluon.jit
+def sum_products(positive, weight, total, FIRST: gl.constexpr):
+    """total (unless this is the first) plus the sum over axis 2 of positive * weight, on pairs of float32.
+
+    Inline assembly, because not every LLVM finds the packed forms, and because Triton 3.8 and 3.9 keep multiplies and adds of a
+    sum apart. The compiler inserts no wait between an MFMA and inline assembly: relu must stand between the two.
+    """
+    if positive.shape[2] == 1:
+        shape: gl.constexpr = [positive.shape[0], positive.shape[1], positive.shape[3]]
+        positive = gl.reshape(positive, shape)
+        weight = gl.reshape(weight, shape)
+        if FIRST:
+            total = gl.inline_asm_elementwise(
+                "v_pk_mul_f32 $0, $1, $2", "=v,v,v", [positive, weight], dtype=gl.int64, is_pure=True, pack=1
+            )
+        else:
+            total = gl.inline_asm_elementwise(
+                "v_pk_fma_f32 $0, $1, $2, $3", "=v,v,v,v", [positive, weight, total], dtype=gl.int64, is_pure=True, pack=1
+            )
+    else:
+        half: gl.constexpr = [positive.shape[0], positive.shape[1], 2, positive.shape[2] // 2, positive.shape[3]]
+        positive0, positive1 = gl.split(gl.permute(gl.reshape(positive, half), [0, 1, 3, 4, 2]))
+        weight0, weight1 = gl.split(gl.permute(gl.reshape(weight, half), [0, 1, 3, 4, 2]))
+        total = sum_products(positive0, weight0, total, FIRST)
+        total = sum_products(positive1, weight1, total, False)
+    return total
+
+
+@gluon.jit
+def pairs_of_heads(x, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr):
+    """[ROWS * PADDED_HEADS, keys] float32 -> [ROWS, 2, pairs of a lane's heads, keys] int64.
+
+    Bit 2 of an MFMA tile's row is the lane's half; heads that differ in bit 0 are neighbouring registers.
+    """
+    KEYS: gl.constexpr = x.shape[1]
+    x = gl.permute(gl.reshape(x, [ROWS, PADDED_HEADS // 8, 2, 2, 2, KEYS]), [0, 2, 1, 3, 5, 4])
+    low, high = gl.split(gl.reshape(x, [ROWS, 2, PADDED_HEADS // 4, KEYS, 2]))
+    return as_pair(low, high)
+
+
+@gluon.jit
+def score(query, weight, keys, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr):
+    """[ROWS, keys of the LDS tile] logits, not yet times k_scale."""
+    NUM_WARPS: gl.constexpr = gl.num_warps()
+    KEYS: gl.constexpr = keys.shape[0]
+    mfma: gl.constexpr = query.type.layout.parent
+    operand: gl.constexpr = gl.DotOperandLayout(1, mfma, 16)
+    key = async_copy.load_shared_relaxed(keys.permute([1, 0]), operand)
+    product = gl.zeros([ROWS * PADDED_HEADS, KEYS], gl.float32, mfma)
+    if query.shape[1] >= 64:
+        product = cdna4.mfma_scaled(query, None, "e4m3", key, None, "e4m3", product)
+    else:
+        product = cdna4.mfma(query, key, product)
+    weight, positive = gl.broadcast(weight[:, None], gl.maximum(product, 0.0, propagate_nan=KEEP_NAN))
+    weight = pairs_of_heads(weight, ROWS, PADDED_HEADS)
+    positive = pairs_of_heads(positive, ROWS, PADDED_HEADS)
+    low, high = as_float32(sum_products(positive, weight, positive, True))
+    # Lanes n and n + 32 have one half each of the head sums of two keys: they swap, and each adds up one key.
+    return gl.sum(gl.convert_layout(low + high, logit_layout(ROWS, KEYS, NUM_WARPS)), 1)
+
+
+@gluon.jit
+def mqa_logits_kernel(
+    q,  # [S, H, D] fp8
+    k,  # [N, D] fp8
+    k_scale,  # [N] float32
+    weights,  # [S, H] float32
+    starts,  # [S] int32
+    ends,  # [S] int32
+    out,  # [S, N] float32, or [S, width] if COMPRESSED
+    num_queries,
+    num_keys,
+    width,
+    stride_qs,
+    stride_qh,
+    stride_qd,
+    stride_kn,
+    stride_kd,
+    stride_scale,
+    stride_ws,
+    stride_wh,
+    stride_starts,
+    stride_ends,
+    stride_os,
+    stride_on,
+    HEADS: gl.constexpr,
+    DIM: gl.constexpr,
+    PADDED_HEADS: gl.constexpr,
+    ROWS: gl.constexpr,
+    BLOCK_KEYS: gl.constexpr,
+    PART_KEYS: gl.constexpr,
+    STAGES: gl.constexpr,
+    STRIP: gl.constexpr,
+    CLEAN: gl.constexpr,
+    COMPRESSED: gl.constexpr,
+    INDEX: gl.constexpr,
+):
+    NUM_WARPS: gl.constexpr = gl.num_warps()
+    COLUMNS: gl.constexpr = ROWS * PADDED_HEADS
+    INSTRUCTION_DIM: gl.constexpr = 64 if DIM >= 64 else 16  # dims of the f8f6f4 instruction, or of the older fp8 one
+    mfma: gl.constexpr = cdna4.AMDMFMALayout(
+        4, [32, 32, INSTRUCTION_DIM], False, [NUM_WARPS, 1], tiles_per_warp=[COLUMNS // 32 // NUM_WARPS, 1]
+    )
+    operand: gl.constexpr = gl.DotOperandLayout(0, mfma, 16)
+    logits: gl.constexpr = gl.SliceLayout(1, logit_layout(ROWS, PART_KEYS, NUM_WARPS))
+    filled: gl.constexpr = gl.BlockedLayout([1, 4], [1, 64], [NUM_WARPS, 1], [1, 0])
+    copied: gl.constexpr = gl.BlockedLayout([1, 16], [1024 // DIM, DIM // 16], [NUM_WARPS, 1], [1, 0])
+    scales_copied: gl.constexpr = gl.BlockedLayout([1], [64], [NUM_WARPS], [0])
+    plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    swizzled: gl.constexpr = gl.SwizzledSharedLayout(16, 256 // DIM, DIM // 16, [1, 0])
+    line: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+
+    # Under a causal window the last rows see the most keys: longest work first.
+    first_row = (gl.num_programs(0) - 1 - gl.program_id(0)) * ROWS
+    split = gl.program_id(1)
+    splits = gl.num_programs(1)
+
+    # The group's tiles cover columns [first, last). Read row by row into scalars, which the compiler keeps uniform; four at a
+    # time, for 16 would not fit into the scalar registers.
+    first = num_keys
+    last = 0
+    full_first = 0  # columns [full_first, full_last) are inside every row's window
+    full_last = num_keys
+    for some_row in range(first_row, first_row + ROWS, 4):
+        for r in gl.static_range(4):
+            _, row_begin, row_end = window(
+                some_row + r, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED
+            )
+            first = gl.where(row_begin < row_end, gl.minimum(first, row_begin), first)
+            last = gl.where(row_begin < row_end, gl.maximum(last, row_end), last)
+            full_first = gl.maximum(full_first, row_begin)
+            full_last = gl.where(some_row + r < num_queries, gl.minimum(full_last, row_end), full_last)
+    first_tile = first // BLOCK_KEYS  # tiles start at multiples of BLOCK_KEYS, so that stores are aligned
+    last_tile = gl.maximum(gl.cdiv(last, BLOCK_KEYS), first_tile)
+    share = gl.cdiv(last_tile - first_tile, splits)
+    my_first = first_tile + split * share
+    my_last = gl.maximum(gl.minimum(my_first + share, last_tile), my_first)
+
+    rows = out + first_row.to(gl.int64) * stride_os
+    if CLEAN:
+        first = first_tile * BLOCK_KEYS
+        last = last_tile * BLOCK_KEYS
+        fill_row = gl.arange(0, ROWS, gl.SliceLayout(1, filled))
+        fill_exists = first_row + fill_row < num_queries
+        fill_offset = fill_row.to(INDEX) * stride_os
+        _, fill_begin, fill_end = window(
+            first_row + fill_row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED
+        )
+        strips = first // STRIP + (num_keys - last) // STRIP
+        for strip in range((my_last - my_first) * splits + split, strips, splits):
+            fill_strip(rows, strip, first, last, fill_offset, fill_exists, stride_on, STRIP, filled)
+        left_rest = gl.where(split == 0, first % STRIP, 0)
+        right_rest = gl.where(split == 0, (num_keys - last) % STRIP, 0)
+        fill(rows, first - left_rest, left_rest, fill_offset, fill_exists, stride_on, STRIP, filled)
+        fill(rows, num_keys - right_rest, right_rest, fill_offset, fill_exists, stride_on, STRIP, filled)
+        left_last = gl.minimum(gl.cdiv(full_first, BLOCK_KEYS), my_last)
+        right_first = gl.maximum(gl.maximum(full_last, 0) // BLOCK_KEYS, my_first)
+        for tile in range(my_first, left_last):
+            base = tile * BLOCK_KEYS
+            fill_edge(rows, base, fill_begin, fill_end, num_keys, fill_offset, fill_exists, stride_on, BLOCK_KEYS, filled)
+        for tile in range(right_first, my_last):
+            base = tile * BLOCK_KEYS
+            fill_edge(rows, base, fill_begin, fill_end, num_keys, fill_offset, fill_exists, stride_on, BLOCK_KEYS, filled)
+
+    if my_first < my_last:
+        # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
+        column = gl.arange(0, COLUMNS, gl.SliceLayout(1, operand))
+        column_row = gl.minimum(column // PADDED_HEADS, num_queries - 1 - first_row).to(INDEX)
+        near_head = gl.minimum(column % PADDED_HEADS, HEADS - 1).to(INDEX)
+        dim = gl.arange(0, DIM, gl.SliceLayout(0, operand)).to(INDEX)
+        query_offset = (column_row * stride_qs + near_head * stride_qh)[:, None] + (dim * stride_qd)[None, :]
+        query = load(q + first_row.to(gl.int64) * stride_qs, query_offset)
+        column = gl.arange(0, COLUMNS, gl.SliceLayout(1, mfma))
+        column_row = gl.minimum(column // PADDED_HEADS, num_queries - 1 - first_row).to(INDEX)
+        head = column % PADDED_HEADS
+        near_head = gl.minimum(head, HEADS - 1).to(INDEX)
+        weight_offset = column_row * stride_ws + near_head * stride_wh
+        weight = load(weights + first_row.to(gl.int64) * stride_ws, weight_offset)
+        weight = gl.where(head < HEADS, weight, 0.0)
+
+        lane = gl.arange(0, PART_KEYS, gl.SliceLayout(0, logits))
+        row = gl.arange(0, ROWS, gl.SliceLayout(1, logits))
+        start, begin, end = window(
+            first_row + row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED
+        )
+        row_offset = row.to(INDEX) * stride_os
+        if COMPRESSED:
+            row_offset -= start.to(INDEX) * stride_on
+        cell = row_offset[:, None] + (lane.to(INDEX) * stride_on)[None, :]
+        begin = begin[:, None] - lane[None, :]  # of each lane's key, so that one scalar is compared with both
+        end = gl.maximum(end, 0)[:, None] - lane[None, :]
+
+        near = gl.arange(0, 64 * NUM_WARPS, scales_copied) % BLOCK_KEYS  # a scale for every lane: no lane is masked
+        near = gl.minimum(near, num_keys - 1) * stride_scale
+        key = gl.arange(0, BLOCK_KEYS, gl.SliceLayout(1, copied))
+        byte = gl.arange(0, DIM, gl.SliceLayout(0, copied))
+        chunk = (byte[None, :] // 16) ^ (key * DIM // 256 % (DIM // 16))[:, None]
+        chunk = gl.minimum(key, num_keys - 1)[:, None] * stride_kn + chunk * 16 + (byte % 16)[None, :]
+
+        keys = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, BLOCK_KEYS, DIM], plain)
+        keys_read = reinterpret(keys, gl.float8e4nv, [STAGES, BLOCK_KEYS, DIM], swizzled)
+        scales = gl.allocate_shared_memory(gl.float32, [STAGES, 64 * NUM_WARPS], line)
+        for stage in gl.static_range(STAGES - 1):
+            copy_tile(
+                keys, scales, stage, my_first + stage, k, k_scale, near, chunk, num_keys, stride_kn, stride_scale, BLOCK_KEYS
+            )
+        slot = 0
+        free = STAGES - 1
+        for tile in range(my_first, my_last):
+            ahead = gl.minimum(tile + STAGES - 1, my_last - 1)
+            copy_tile(keys, scales, free, ahead, k, k_scale, near, chunk, num_keys, stride_kn, stride_scale, BLOCK_KEYS)
+            async_copy.wait_group(STAGES - 1)
+            base = gl.minimum(tile * BLOCK_KEYS, gl.maximum(num_keys - BLOCK_KEYS, 0))
+            for part in gl.static_range(0, BLOCK_KEYS, PART_KEYS):
+                logit = score(query, weight, keys_read.index(slot).slice(part, PART_KEYS, 0), ROWS, PADDED_HEADS)
+                scale = async_copy.load_shared_relaxed(scales.index(slot).slice(part, PART_KEYS, 0), gl.SliceLayout(0, logits))
+                logit *= scale[None, :]
+                inside = (base + part >= begin) & (base + part < end)
+                if COMPRESSED:
+                    store(rows, cell + (base + part) * stride_on, logit, inside)
+                else:
+                    store(rows + (base + part).to(gl.int64) * stride_on, cell, logit, inside)
+            free = slot
+            slot = gl.where(slot == STAGES - 1, 0, slot + 1)
+            if CLEAN:
+                strip = (tile - my_first) * splits + split
+                if strip < strips:
+                    fill_strip(rows, strip, first, last, fill_offset, fill_exists, stride_on, STRIP, filled)
+        async_copy.wait_group(0)
+
+
+def prepare(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    k_scale: torch.Tensor,
+    weights: torch.Tensor,
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    compressed: bool,
+    target: compat.Target,
+) -> Launch:
+    """The launch for one call on a target; the tensors may be meta tensors."""
+    (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
+    tune = tuning(target, heads, clean_logits)
+    rows = tune.columns // padded_heads(heads)
+    strip = max(8 * 64 * tune.num_warps // rows, 256)  # two 16-byte stores a lane, and whole waves
+    groups = -(-num_queries // rows)
+    tiles = -(-num_keys // tune.block_keys)
+    splits = max(1, min(multiprocessors(out.device) * tune.resident // groups, tiles))
+
+    strides = (*q.stride(), *k.stride(), *k_scale.stride(), *weights.stride(), *starts.stride(), *ends.stride(), *out.stride())
+    qs, qh, qd, _, _, _, ws, wh, _, _, os, on = strides
+    farthest = max(  # byte that a program reaches from its base pointers; buffer instructions reach 2 GiB
+        rows * qs + heads * qh + dim * qd,
+        4 * (rows * ws + heads * wh),
+        4 * (rows * os + max(strip, tune.block_keys, out.shape[1] if compressed else 0) * on),
+    )
+    arguments = (q, k, k_scale, weights, starts, ends, out, num_queries, num_keys, out.shape[1], *strides)
+    keywords = {
+        "HEADS": heads,
+        "DIM": dim,
+        "PADDED_HEADS": padded_heads(heads),
+        "ROWS": rows,
+        "BLOCK_KEYS": tune.block_keys,
+        "PART_KEYS": tune.part_keys,
+        "STAGES": tune.num_stages,
+        "STRIP": strip,
+        "CLEAN": clean_logits,
+        "COMPRESSED": compressed,
+        "INDEX": gl.int32 if farthest < 2**31 else gl.int64,
+        "num_warps": tune.num_warps,
+        "enable_fp_fusion": True,
+        **VGPRS_ONLY,
+        **dict(tune.options),
+    }
+    return Launch(mqa_logits_kernel, (groups, splits), arguments, keywords)
+
+
+def launch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    k_scale: torch.Tensor,
+    weights: torch.Tensor,
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    compressed: bool,
+) -> None:
+    """Write the logits of every row's window into ``out``; with ``clean_logits``, -inf into every other cell."""
+    target = compat.capabilities(q.device).target
+    prepare(q, k, k_scale, weights, starts, ends, out, clean_logits=clean_logits, compressed=compressed, target=target)()

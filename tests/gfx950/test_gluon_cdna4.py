@@ -1,0 +1,173 @@
+"""The Gluon branch for gfx950, as this lane's Triton compiles it: what it takes, and what its steady loop holds."""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from gfx950.emulator import parse
+from gfx950.mqa import BRANCHES, TARGET, WINDOWS, Branch, Case, execute, prepare, windowed
+
+from capgate.compat import capabilities
+from capgate.kernels.compile_command import vector_per_32_keys
+from capgate.kernels.mqa_logits.operation import operation, padded_heads
+from capgate.kernels.offline import Job, compile_jobs
+
+pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
+
+HEADS, DIMS, MODES = (16, 32, 64, 128), (32, 64, 128), ("unclean", "clean", "compressed")
+MOVES_BETWEEN_LANES = re.compile(r"ds_b?permute|ds_swizzle|_dpp|v_permlane(?!32_swap)|v_readlane|v_writelane")
+
+
+@lru_cache
+def compiled() -> dict[Job, dict[str, Any]]:
+    jobs = [Job("gluon_cdna4", heads, dim, mode) for heads in HEADS for dim in DIMS for mode in MODES]
+    return dict(zip(jobs, compile_jobs("fp8_mqa_logits", TARGET, jobs), strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("heads", HEADS)
+def test_every_tuning_compiles_within_its_limits(heads: int, dim: int, mode: str) -> None:
+    row = compiled()[Job("gluon_cdna4", heads, dim, mode)]
+    assert row["compiled"], row["error"]
+    assert row["spills"] == row["scratch_bytes"] == row["agprs"] == 0
+    assert row["waves_per_simd"] >= 2
+    assert row["hot_loop"]["keys"] >= 32
+    # Multiply-adds of the loop, in the f8f6f4 form wherever its 64 dims fit.
+    assert row["hot_loop"]["mfma"] * 32 * 32 * (64 if dim >= 64 else 16) == row["hot_loop"]["keys"] * padded_heads(heads) * dim
+    assert set(row["matrix_instructions"]) == {
+        "v_mfma_scale_f32_32x32x64_f8f6f4" if dim >= 64 else "v_mfma_f32_32x32x16_fp8_fp8"
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_vector_instructions_of_64_heads(mode: str) -> None:
+    """32 keys of a row: 32 relu and 16 packed fma are the floor."""
+    vector = vector_per_32_keys(compiled()[Job("gluon_cdna4", 64, 128, mode)])
+    assert vector is not None
+    assert 48 < vector <= 56
+
+
+def steady_loop(heads: int, dim: int, clean_logits: bool) -> tuple[list[str], Any]:
+    """The instructions that the emulator executed most often, in the order of the code, and its counters."""
+    case = Case(windowed([(0, 2048)] * 4, heads, dim, keys=2048), clean_logits)
+    prepared = prepare(BRANCHES["gluon_cdna4"], case)
+    program = parse(prepared.compiled.asm["amdgcn"])
+    result = execute(prepared, program)
+    of_a_loop = max(
+        times for step, times in zip(program.instructions, result.executed, strict=True) if step.mnemonic.startswith("v_mfma")
+    )
+    texts = [step.text for step, times in zip(program.instructions, result.executed, strict=True) if times >= of_a_loop]
+    return texts, result.counters
+
+
+@pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "skipped"])
+@pytest.mark.parametrize(("heads", "dim"), [(64, 128), (32, 128), (16, 64), (128, 128), (64, 32)])
+def test_steady_loop(heads: int, dim: int, clean_logits: bool) -> None:
+    """No bank conflict, no wait for all memory, no lane exchange but the head sum's, no scratch; relu before packed math."""
+    texts, counters = steady_loop(heads, dim, clean_logits)
+    assert sum(text.startswith("v_mfma") for text in texts) >= 4
+    assert counters.lds_cycles == counters.lds_ideal_cycles > 0
+    assert not [text for text in texts if re.match(r"s_waitcnt.*vmcnt\(0\)", text)]
+    assert [text for text in texts if re.match(r"buffer_load_dwordx4.* lds", text)]
+    assert not [text for text in texts if MOVES_BETWEEN_LANES.search(text)]
+    assert not [text for text in texts if text.startswith("scratch_")]
+    check_inline_assembly(texts)
+
+
+def check_inline_assembly(texts: Sequence[str]) -> None:
+    """The compiler puts no wait states between MFMA and inline assembly (v_pk_fma_f32), so that nothing may need them.
+
+    CDNA3 ISA guide, "Manually inserted wait states": a vector instruction must wait before it reads what an MFMA writes,
+    before it writes what an MFMA still reads as C, and before it writes what an MFMA will write.
+    """
+    of_mfma: set[int] = set()  # registers that an MFMA wrote and no vector instruction has read since
+    for text in [*texts, *texts]:  # twice round the loop
+        mnemonic, _, rest = text.partition(" ")
+        operands = [registers(operand) for operand in re.split(r",\s*", rest)]
+        written, read = operands[0], set().union(*operands[1:])
+        if mnemonic.startswith("v_mfma"):
+            assert not operands[3] or operands[3] == written, f"C is neither D nor a constant: {text}"
+            of_mfma |= written
+        elif mnemonic in ("v_pk_fma_f32", "v_pk_mul_f32"):
+            assert not of_mfma & (read | written), f"needs a wait for an MFMA: {text}"
+        elif mnemonic.startswith("v_"):
+            of_mfma -= read | written
+    assert any(text.startswith("v_pk_fma_f32") for text in texts)
+
+
+def registers(operand: str) -> set[int]:
+    match = re.match(r"v(?:\[(\d+):(\d+)\]|(\d+))", operand)
+    if not match:
+        return set()
+    first, last, alone = match.groups()
+    return {int(alone)} if alone else set(range(int(first), int(last) + 1))
+
+
+def test_the_check_of_inline_assembly_can_fail() -> None:
+    good = [
+        "v_mfma_f32_32x32x16_fp8_fp8 v[0:15], v[20:21], v[22:23], 0",
+        "v_max_f32 v0, v0, 0",
+        "v_pk_fma_f32 v[40:41], v[0:1]",
+    ]
+    with pytest.raises(AssertionError, match="needs a wait"):
+        check_inline_assembly(good)
+    check_inline_assembly([*good[:2], "v_max_f32 v1, v1, 0", *good[2:]])
+    with pytest.raises(AssertionError, match="neither D nor a constant"):
+        check_inline_assembly(["v_mfma_f32_32x32x16_fp8_fp8 v[0:15], v[20:21], v[22:23], v[40:55]"])
+
+
+@pytest.mark.parametrize("windows", ["neighbours", "past the ends"])
+@pytest.mark.parametrize("max_window", [None, 130])
+def test_64_bit_offsets(windows: str, max_window: int | None) -> None:
+    """The kernel of calls beyond 2 GiB, executed on a small one."""
+    branch = BRANCHES["gluon_cdna4"]
+
+    def prepare_wide(*arguments: Any, **options: Any) -> Any:
+        launch = branch.prepare(*arguments, **options)
+        return launch._replace(keywords={**launch.keywords, "INDEX": gluon_int64()})
+
+    case = Case(windowed(WINDOWS[windows], 64, 128), clean_logits=max_window is None, max_window=max_window)
+    execute(prepare(Branch(prepare_wide, branch.make_source), case))
+
+
+def gluon_int64() -> Any:
+    from capgate.compat.gluon import gl
+
+    return gl.int64
+
+
+def test_chosen_on_gfx950() -> None:
+    problem = operation.example(TARGET)
+    assert operation.select(problem).name == "gluon_cdna4"
+    assert operation.select(problem._replace(direct_keys=False)).name == "classic"
+    assert "less than 8 MiB apart" in str(operation.explain(problem._replace(direct_keys=False)))
+
+
+@pytest.mark.parametrize(
+    ("make", "direct"),
+    [
+        (lambda: torch.empty(40, 128), True),
+        (lambda: torch.empty(40, 144)[:, :128], True),
+        (lambda: torch.empty(40, 132)[:, :128], False),
+        (lambda: torch.empty(40, 144)[:, 4:132], False),
+        (lambda: torch.empty(128, 48)[:, :40].T, False),
+        (lambda: torch.empty(1, 2**23 + 128).as_strided((1, 128), (2**23, 1)), False),
+    ],
+    ids=["dense", "rows with gaps", "rows of 132 bytes", "not aligned", "transposed", "rows 8 MiB apart"],
+)
+def test_keys_that_can_be_copied_directly(make: Any, direct: bool) -> None:
+    from capgate.kernels.mqa_logits.function import copies_directly
+
+    assert (
+        copies_directly(make().to(torch.float8_e4m3fn) if make().is_contiguous() else as_fp8(make()), torch.empty(40)) == direct
+    )
+
+
+def as_fp8(x: torch.Tensor) -> torch.Tensor:
+    """The same strides and offset, one byte an element."""
+    storage = torch.empty(x.untyped_storage().size() // 4, dtype=torch.float8_e4m3fn)
+    return storage.as_strided(x.shape, x.stride(), x.storage_offset())
