@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from capgate import compat
 from capgate.compat import versions
 from capgate.kernels import cli, demo
 from capgate.kernels.bench.workloads import WORKLOADS, compressed_prefill, make, packed, serving
@@ -25,7 +26,7 @@ def test_the_demo_agrees_and_explains_every_target(tmp_path, monkeypatch, capsys
     assert [row["target"] for row in said["stacks"]] == list(demo.TARGETS)
     assert {row["target"]: row["variant"] for row in said["stacks"]} == {
         "hip:gfx942": "classic",
-        "hip:gfx950": "classic",
+        "hip:gfx950": "gluon_cdna4" if compat.capabilities("hip:gfx950").gluon_cdna4 else "classic",
         "cuda:90": "classic",
         "cpu": "reference",
     }
