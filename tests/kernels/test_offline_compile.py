@@ -1,4 +1,4 @@
-"""The classic kernel compiled for GPUs that are not here, by this lane's Triton: it fits, and it uses the matrix units."""
+"""Kernels compiled for GPUs that are not here, by this lane's Triton: they fit, and they use the matrix units."""
 
 from functools import lru_cache
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from capgate import compat
+from capgate.kernels.mqa_logits.operation import operation
 from capgate.kernels.offline import Job, compile_jobs, compile_variants
 
 SHARED_MEMORY = {"cuda:90": 227 * 1024, "hip:gfx950": 160 * 1024, "hip:gfx942": 64 * 1024}
@@ -113,3 +114,14 @@ def test_switches_reach_the_compiler() -> None:
 def test_what_does_not_exist_is_named_before_a_compiler_starts(arguments: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         compile_variants(**{"operation": "fp8_mqa_logits", "target": "hip:gfx950", **arguments})
+
+
+def test_explain_says_whether_gfx950_gets_gluon() -> None:
+    """A Triton that lacks Gluon's interface of 3.6 takes classic there, and the trace names what is missing."""
+    trace = operation.explain(operation.example("hip:gfx950"))
+    gluon = next(step for step in trace.steps if step.variant == "gluon_cdna4")
+    if compat.capabilities("hip:gfx950").gluon:
+        assert (trace.variant, gluon.accepted) == ("gluon_cdna4", True)
+    else:
+        assert (trace.variant, gluon.accepted) == ("classic", False)
+        assert gluon.reason.startswith("needs the Gluon API of Triton 3.6: found ")
