@@ -40,8 +40,8 @@ TUNINGS: dict[tuple[str, bool], tuple[Any, ...]] = {
     # columns (255 registers) halve the key traffic: 4 % faster on 2048 x 8192 and with 32 heads on 4096 x 4096, 8 % slower
     # with 32 heads on 8192 x 8192, even elsewhere.
     ("sm90", True): (64, 128, 4, 3, 3, (("maxnreg", 128),)),
-    # Compiled for and emulated, not run; chosen by static counts. 8 waves of 32x32 MFMA: 89 vector instructions per 32 keys of a
-    # row of 64 heads on 3.6.0, 87 on 3.9.0, about twice as many at 16x16; no spills; larger accumulators spill from 3.8.
+    # Compiled for and emulated, not run; chosen by static counts. 8 waves of 32x32 MFMA: 89 vector instructions per 32 keys of
+    # a row of 64 heads on 3.6.0, 87 on 3.9.0, about twice as many at 16x16; no spills; larger accumulators spill from 3.8.
     ("gfx950", False): (128, 128, 8, 2, 2, ()),
     # Compiled for, not run. As gfx950; at most 20 of its 64 KiB of LDS.
     ("gfx942", False): (128, 128, 8, 2, 2, ()),
