@@ -8,7 +8,9 @@ import torch
 from capgate import compat
 from capgate.compat import versions
 from capgate.kernels import cli, demo
-from capgate.kernels.bench.workloads import WORKLOADS, compressed_prefill, make, packed, serving
+from capgate.kernels.bench.ceilings import Ceilings
+from capgate.kernels.bench.peers import PEERS
+from capgate.kernels.bench.workloads import WORKLOADS, causal, compressed_prefill, make, packed, serving
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +55,39 @@ def test_bench_writes_medians_with_the_stack_that_they_belong_to(tmp_path, capsy
     ]
     assert all(0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"] for row in said["rows"])
     assert "these times say nothing about a GPU" in " ".join(capsys.readouterr().out.split())
+
+
+def test_bench_draws_what_it_timed(tmp_path):
+    assert cli.main(["bench", "--workload", "f,b", "--variants", "reference", "--repeats", "1", "--plot", f"{tmp_path}/p"]) == 0
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    picture = (tmp_path / "p.svg").read_text()
+    assert "<svg" in picture
+    assert "clean_logits=True" in picture
+
+
+def test_bench_refuses_a_picture_of_another_kind(tmp_path, capsys):
+    assert cli.main(["bench", "--plot", f"{tmp_path}/p.gif"]) == 2
+    assert "needs a name that ends in .png or .svg" in capsys.readouterr().err
+
+
+def test_the_floor_is_the_slower_of_operations_and_bytes():
+    batch = make(WORKLOADS["f"]._replace(rows=2, keys=64, windows=causal(2, 64)), torch.device("cpu"), torch.float8_e4m3fn)
+    assert batch.flops == 2 * 64 * 128 * (63 + 64)
+    bytes_ = 2 * 64 * 128 + 64 * 128 + 64 * 4 + 2 * 64 * 4 + 2 * 2 * 4 + 4 * (63 + 64)
+    assert Ceilings(flops=batch.flops, bytes=2 * bytes_).floor_ms(batch, clean_logits=False) == 1000
+    assert Ceilings(flops=4 * batch.flops, bytes=bytes_ / 2).floor_ms(batch, clean_logits=False) == 2000
+
+
+def test_peers_are_called_as_their_libraries_want_it():
+    batch = make(WORKLOADS["f"]._replace(rows=2, keys=64, windows=causal(2, 64)), torch.device("cpu"), torch.float8_e4m3fn)
+
+    def deep_gemm(q, kv, weights, cu_seq_len_k_start, cu_seq_len_k_end, clean_logits=True, max_seqlen_k=0):
+        return q, kv, cu_seq_len_k_end, clean_logits, max_seqlen_k
+
+    q, kv, ends, clean_logits, max_seqlen_k = PEERS["deep_gemm"].bind(deep_gemm, batch, False, 16)()
+    assert (q is batch.q, kv == (batch.k, batch.k_scale), ends is batch.ends) == (True, True, True)
+    assert (clean_logits, max_seqlen_k) == (False, 16)
+    assert PEERS["aiter"].bind(deep_gemm, batch, False, 16) is None
 
 
 @pytest.mark.parametrize("arguments", [["--workload", "zz"], ["--variants", "fastest"]])
