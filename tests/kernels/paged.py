@@ -86,7 +86,9 @@ def make_call(
     return PagedCall(*on_device)
 
 
-def read_keys(kv_cache: torch.Tensor, pages: torch.Tensor, inside: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+def read_keys(
+    kv_cache: torch.Tensor, pages: torch.Tensor, inside: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, ...]:
     """Keys [..., D] and scales [...] in float64 at positions ``inside`` of blocks ``pages``, from the cache's raw bytes."""
     memory = judge.storage_of(kv_cache, torch.uint8)
     block, dim = kv_cache.shape[1], kv_cache.shape[3] - 4
@@ -99,7 +101,7 @@ def read_keys(kv_cache: torch.Tensor, pages: torch.Tensor, inside: torch.Tensor,
 
 def formula(call: PagedCall, columns: int):
     """judge.Answer for the first ``columns`` cells of every row, in float64."""
-    requests, next_n, heads, dim = call.q.shape
+    requests, next_n = call.q.shape[:2]
     device = call.q.device
     rows = requests * next_n
     logits = torch.zeros(rows, columns, dtype=torch.float64, device=device)

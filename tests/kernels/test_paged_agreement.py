@@ -60,9 +60,7 @@ def test_blocks_may_lie_further_apart_than_they_are_long(paged: ModuleType, bran
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7, 100])
 @cleaning
-def test_any_number_of_workers_gives_the_same_bits(
-    paged: ModuleType, branch: str, workers: int, clean_logits: bool
-) -> None:
+def test_any_number_of_workers_gives_the_same_bits(paged: ModuleType, branch: str, workers: int, clean_logits: bool) -> None:
     call = paged.make_call(LENS, 2)
     schedule = paged_mqa_schedule(call.context_lens, 64, workers)
     out = paged.check(call, branch, 270, clean_logits=clean_logits, schedule=schedule)
