@@ -38,9 +38,11 @@ TUNINGS: dict[str, tuple[Any, ...]] = {
 @cache
 def tuning(target: compat.Target, heads: int, clean_logits: bool, next_n: int = 1) -> Tuning:
     """The table's row for a target, cut to the heads and rows of a request."""
-    block_keys, columns, *rest = TUNINGS.get(target.label, TUNINGS[""])
+    block_keys, columns, num_warps, *rest = TUNINGS.get(target.label, TUNINGS[""])
     rows = min(1 << (next_n - 1).bit_length(), columns // padded_heads(heads))
-    return Tuning(block_keys, rows, *rest)
+    if target.backend == "hip" and rows * padded_heads(heads) == 32:
+        num_warps //= 2  # two products of 32x32 in a tile: with more waves, two would compute the same
+    return Tuning(block_keys, rows, num_warps, *rest)
 
 
 @triton.jit

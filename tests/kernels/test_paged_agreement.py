@@ -19,12 +19,11 @@ def test_every_block_size(paged: ModuleType, branch: str, block: int, clean_logi
     paged.check(paged.make_call(LENS, block=block), branch, 300, clean_logits=clean_logits)
 
 
-@cleaning
 @pytest.mark.parametrize("next_n", range(1, 9))
-def test_every_next_n(paged: ModuleType, branch: str, next_n: int, clean_logits: bool) -> None:
+def test_every_next_n(paged: ModuleType, branch: str, next_n: int) -> None:
     """Draft rows see one key less each, so that the first rows of a short request are empty."""
     lens = [70, 3, next_n, 0, next_n - 1]
-    paged.check(paged.make_call(lens, next_n, heads=3), branch, 75, clean_logits=clean_logits)
+    paged.check(paged.make_call(lens, next_n, heads=3), branch, 75, clean_logits=next_n % 2 == 0)
 
 
 @cleaning
@@ -58,7 +57,7 @@ def test_blocks_may_lie_further_apart_than_they_are_long(paged: ModuleType, bran
     paged.check(paged.make_call([150, 7, 64], block=block, gap=gap), branch, 160)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("workers", [1, 3, 30])
 @cleaning
 def test_any_number_of_workers_gives_the_same_bits(paged: ModuleType, branch: str, workers: int, clean_logits: bool) -> None:
     call = paged.make_call(LENS, 2)

@@ -52,13 +52,13 @@ def holds(paged: ModuleType, drawn: dict[str, Any], branch: str) -> None:
     paged.check(call, branch, columns, clean_logits=drawn["clean_logits"], schedule=schedule, out=out)
 
 
-@settings(max_examples=150, **common)
+@settings(max_examples=80, **common)
 @given(drawn=calls(6, 150))
 def test_reference_holds_for_any_call(paged: ModuleType, drawn: dict[str, Any]) -> None:
     holds(paged, drawn, "reference")
 
 
-@settings(max_examples=30, **common)
+@settings(max_examples=20, **common)
 @given(drawn=calls(4, 300))
 def test_classic_holds_for_any_call(paged: ModuleType, interpreter: None, drawn: dict[str, Any]) -> None:
     holds(paged, drawn, "classic")
