@@ -13,15 +13,15 @@ from capgate import compat
 from capgate.kernels import fp8_paged_mqa_logits
 
 
-def in_sparse_memory(tensor: torch.Tensor, strides: tuple[int, ...], first: int) -> torch.Tensor:
-    """A copy with these strides whose first element lies ``first`` elements into 16 GiB that are mapped and never touched.
+def in_sparse_memory(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+    """A copy with these strides whose first element lies in the middle of 32 GiB that are mapped and never touched.
 
     An offset that wraps to negative reads zeros, or writes where nobody looks: the logits are wrong, the process lives.
     """
     noreserve = 0x4000  # Linux's MAP_NORESERVE, which Python names from 3.13 on
-    memory = mmap.mmap(-1, 2**34, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | noreserve)
+    memory = mmap.mmap(-1, 2**35, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | noreserve)
     flat = torch.frombuffer(memory, dtype=torch.uint8).view(tensor.dtype)
-    return flat.as_strided(tensor.shape, strides, first).copy_(tensor)
+    return flat.as_strided(tensor.shape, strides, flat.numel() // 2).copy_(tensor)
 
 
 @pytest.mark.parametrize("block", [1, 64])
@@ -31,7 +31,7 @@ def test_bug_5_cache_offsets_pass_32_bits(paged: ModuleType, branch: str, block:
     blocks = call.kv_cache.shape[0]
     stride = 3 * 2**31 // blocks // 4 * 4 + 2**31 // (blocks - 1) // 4 * 4
     strides = (stride, *call.kv_cache.stride()[1:])
-    cache = in_sparse_memory(call.kv_cache, strides, 2**31)
+    cache = in_sparse_memory(call.kv_cache, strides)
     assert (blocks - 1) * stride > 2**32
     answer = paged.formula(call, block + 1)
     out = torch.full_like(answer.logits, 7.0, dtype=torch.float32)
@@ -44,12 +44,12 @@ def test_bug_5_cache_offsets_pass_32_bits(paged: ModuleType, branch: str, block:
 @pytest.mark.parametrize("dimension", [0, 1], ids=["rows", "columns"])
 def test_bug_5_output_offsets_pass_32_bits(paged: ModuleType, branch: str, dimension: int, clean_logits: bool) -> None:
     """5: The same of the output, which is 2 GiB at 512 rows of 2**20 cells."""
-    call = paged.make_call([3, 70, 0], 2)
+    call = paged.make_call([3, 0, 70], 2)
     answer = paged.formula(call, 80)
     filled = torch.full((6, 80), 7.0)
-    step = 3 * 2**29 // (filled.shape[dimension] - 1)  # 6 GiB in all
+    step = 3 * 2**30 // (filled.shape[dimension] - 1)
     strides = (step, 1) if dimension == 0 else (1, step)
-    out = in_sparse_memory(filled, strides, 2**31)
+    out = in_sparse_memory(filled, strides)
     fp8_paged_mqa_logits(*call, max_context_len=80, out=out, clean_logits=clean_logits, variant=branch)
     assert (out[~answer.inside] == (float("-inf") if clean_logits else 7)).all()
     paged.judge.agree(out[answer.inside], answer.logits[answer.inside], answer.magnitude[answer.inside])
@@ -122,7 +122,7 @@ def test_bug_11_rows_from_512_on_are_written_at_stride_2_to_the_20(paged: Module
     """11: Rows >= 512 silently unwritten at stride 2**20: element 2**29 is byte 2**31."""
     call = paged.make_call([2] * 130, 4, 1, block=16)
     answer = paged.formula(call, 2)
-    out = in_sparse_memory(torch.full((520, 2), 7.0), (2**20, 1), 0)
+    out = in_sparse_memory(torch.full((520, 2), 7.0), (2**20, 1))
     fp8_paged_mqa_logits(*call, max_context_len=2, out=out, variant=branch)
     assert (out[~answer.inside] == 7).all()
     paged.judge.agree(out[answer.inside], answer.logits[answer.inside], answer.magnitude[answer.inside])
@@ -134,8 +134,8 @@ def test_bug_11_blocks_past_2142_are_read_at_a_stride_of_1002240_bytes(paged: Mo
     blocks, stride, far = call.kv_cache.shape[0], 1_002_240, 2143
     assert (far - 1) * stride < 2**31 <= far * stride
     strides = (stride, *call.kv_cache.stride()[1:])
-    cache = in_sparse_memory(call.kv_cache[:1].expand(0, -1, -1, -1), strides, 0)
-    cache = cache.as_strided((far + blocks, *call.kv_cache.shape[1:]), strides)
+    empty = in_sparse_memory(call.kv_cache[:0], strides)
+    cache = empty.as_strided((far + blocks, *call.kv_cache.shape[1:]), strides)
     cache[far:] = call.kv_cache
     used = call.block_table < blocks
     table = torch.where(used & (call.block_table >= 0), call.block_table + far, call.block_table)
