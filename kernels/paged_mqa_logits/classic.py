@@ -158,14 +158,6 @@ def paged_mqa_logits_kernel(
     for number in range(past_request - first_request):
         request = first_request + number
         request64 = request.to(tl.int64)
-        query_rows = q + request64 * stride_qb + column_row * stride_qn + near_head * stride_qh
-        query = tl.load(query_rows[None, :] + (dim.to(INDEX) * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
-        weight_rows = weights + request64 * NEXT_N * stride_ws + column_row * stride_ws + near_head * stride_wh
-        weight = tl.load(weight_rows, mask=head < HEADS, other=0.0)
-        if TO_FNUZ:
-            query = fn_to_fnuz(query)
-
-        length = seen(lens, request, row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
         longest = 0  # read row by row into a scalar: AMD's compiler would not know a reduction to agree in all lanes
         for r in tl.static_range(ROWS):
             row_seen = seen(lens, request, first_row + r, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
@@ -173,30 +165,41 @@ def paged_mqa_logits_kernel(
         chunks = tl.cdiv(longest, CHUNK)
         begin = tl.where(request == first_request, tl.minimum(first_chunk, chunks) * CHUNK, 0)
         end = tl.where(request == last_request, tl.minimum(tl.minimum(last_chunk, chunks) * CHUNK, longest), longest)
-        row_offset = (request64 * NEXT_N + row) * stride_os
-        entries = table + request64 * stride_tb
-
-        for tile in range(begin // BLOCK_KEYS, tl.cdiv(end, BLOCK_KEYS)):
-            base = tile * BLOCK_KEYS
-            base64 = base.to(tl.int64)
-            if BLOCK % BLOCK_KEYS == 0:  # in one block, whose end lies past the tile's: nothing to clamp
-                block = tl.load(entries + base64 // BLOCK * stride_tk).to(tl.int64)
-                inside = base % BLOCK + lane
-                key = tl.load(keys + block * stride_keys + (inside * DIM)[:, None] + dim[None, :])
-                scale = tl.load(scales + block * stride_scales + inside)
-            else:
-                position = tl.minimum(base + lane, longest - 1)
-                block = tl.load(entries + (position // BLOCK).to(tl.int64) * stride_tk).to(tl.int64)
-                inside = position % BLOCK
-                key = tl.load(keys + (block * stride_keys + inside * DIM)[:, None] + dim[None, :])
-                scale = tl.load(scales + block * stride_scales + inside)
+        # A request that has no tile here is left out. Triton 3.5.1 places no barrier between what two requests in a row do in
+        # shared memory but those of the tiles: without any, a wave could write where another still reads.
+        if begin < end:
+            query_rows = q + request64 * stride_qb + column_row * stride_qn + near_head * stride_qh
+            query = tl.load(query_rows[None, :] + (dim.to(INDEX) * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
+            weight_rows = weights + request64 * NEXT_N * stride_ws + column_row * stride_ws + near_head * stride_wh
+            weight = tl.load(weight_rows, mask=head < HEADS, other=0.0)
             if TO_FNUZ:
-                key = fn_to_fnuz(key)
-                scale *= 4.0  # both operands were halved
-            score = relu(tl.dot(key, query), MAXIMUM) * weight[None, :]
-            logit = tl.sum(tl.reshape(score, (BLOCK_KEYS, ROWS, PADDED_HEADS)), axis=2) * scale[:, None]
-            cell = out + base64 * stride_on + row_offset[None, :] + (lane.to(INDEX) * stride_on)[:, None]
-            tl.store(cell, logit, mask=(base + lane)[:, None] < length[None, :])
+                query = fn_to_fnuz(query)
+
+            length = seen(lens, request, row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
+            row_offset = (request64 * NEXT_N + row) * stride_os
+            entries = table + request64 * stride_tb
+
+            for tile in range(begin // BLOCK_KEYS, tl.cdiv(end, BLOCK_KEYS)):
+                base = tile * BLOCK_KEYS
+                base64 = base.to(tl.int64)
+                if BLOCK % BLOCK_KEYS == 0:  # in one block, whose end lies past the tile's: nothing to clamp
+                    block = tl.load(entries + base64 // BLOCK * stride_tk).to(tl.int64)
+                    inside = base % BLOCK + lane
+                    key = tl.load(keys + block * stride_keys + (inside * DIM)[:, None] + dim[None, :])
+                    scale = tl.load(scales + block * stride_scales + inside)
+                else:
+                    position = tl.minimum(base + lane, longest - 1)
+                    block = tl.load(entries + (position // BLOCK).to(tl.int64) * stride_tk).to(tl.int64)
+                    inside = position % BLOCK
+                    key = tl.load(keys + (block * stride_keys + inside * DIM)[:, None] + dim[None, :])
+                    scale = tl.load(scales + block * stride_scales + inside)
+                if TO_FNUZ:
+                    key = fn_to_fnuz(key)
+                    scale *= 4.0  # both operands were halved
+                score = relu(tl.dot(key, query), MAXIMUM) * weight[None, :]
+                logit = tl.sum(tl.reshape(score, (BLOCK_KEYS, ROWS, PADDED_HEADS)), axis=2) * scale[:, None]
+                cell = out + base64 * stride_on + row_offset[None, :] + (lane.to(INDEX) * stride_on)[:, None]
+                tl.store(cell, logit, mask=(base + lane)[:, None] < length[None, :])
 
 
 def prepare_schedule(context_lens: torch.Tensor, schedule: torch.Tensor) -> Launch:

@@ -63,6 +63,11 @@ def test_sizes(heads: int, dim: int, next_n: int) -> None:
     agrees(paged.make_call([130, 3, 70], next_n, heads, dim), 131, True, workers=2)
 
 
+def test_a_request_without_tiles_between_two_others() -> None:
+    """A worker that reads and writes shared memory for it alone met no barrier in Triton 3.5.1."""
+    agrees(paged.make_call([130, 3, 70], 8, 20, 64), 131, False, workers=1)
+
+
 def test_schedule() -> None:
     lens = torch.tensor([300, 0, 129, 5, 70000] * 60, dtype=torch.int32)
     schedule = torch.full((21, 2), -1, dtype=torch.int32)
