@@ -1,6 +1,6 @@
 """Operations written once, with branches for what each Triton and GPU can do.
 
-    from capgate.kernels import fp8_mqa_logits
+    from capgate.kernels import fp8_mqa_logits, fp8_paged_mqa_logits
 
 An operation's module is imported when it is first used, because it needs torch and this package does not.
 """
@@ -9,14 +9,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .key_cache import gather_keys, quantize_keys_to_cache
     from .mqa_logits import fp8_mqa_logits
+    from .paged_mqa_logits import fp8_paged_mqa_logits, paged_mqa_schedule
 
-__all__ = ["fp8_mqa_logits"]
+__all__ = ["fp8_mqa_logits", "fp8_paged_mqa_logits", "gather_keys", "paged_mqa_schedule", "quantize_keys_to_cache"]
 
-_HOMES = {"fp8_mqa_logits": ".mqa_logits"}
+_HOMES = {"fp8_mqa_logits": ".mqa_logits", "fp8_paged_mqa_logits": ".paged_mqa_logits"}  # of operations
+_FUNCTIONS = {
+    **_HOMES,
+    "gather_keys": ".key_cache",
+    "paged_mqa_schedule": ".paged_mqa_logits",
+    "quantize_keys_to_cache": ".key_cache",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _FUNCTIONS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name], __name__), name)
+    return getattr(import_module(_FUNCTIONS[name], __name__), name)

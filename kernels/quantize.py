@@ -29,10 +29,10 @@ def quantize_queries(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantise each head of each query by its largest magnitude and fold that scale into the head's weight.
 
-    q : [S, H, D], floating point
-    weights : [S, H], floating point
+    q : [S, H, D], or [B, next_n, H, D] for a paged cache, floating point
+    weights : as q but for the last dimension, floating point
 
-    Returns the queries [S, H, D] in ``dtype`` and the weights [S, H] in float32, multiplied by the query's scale and by
+    Returns the queries in ``dtype`` and the weights in float32, in the shapes of theirs, multiplied by the query's scale and by
     ``D ** -0.5 * H ** -0.5``. Raises ValueError for another dtype.
     """
     heads, dim = q.shape[-2:]

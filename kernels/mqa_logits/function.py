@@ -143,13 +143,13 @@ def _check_output(q: torch.Tensor, k: torch.Tensor, max_window: int | None, out:
         raise TypeError(f"out: got {out.dtype}, needs torch.float32")
     if out.device != q.device:
         raise ValueError(f"out: got device {out.device}, needs q's {q.device}")
-    if _overlaps(out):
+    if overlaps(out):
         raise ValueError(f"out: got strides {tuple(out.stride())} for shape {list(shape)}, needs cells that do not overlap")
     if out.requires_grad and torch.is_grad_enabled():
         raise ValueError("out: requires grad, which the logits do not have")
 
 
-def _overlaps(out: torch.Tensor) -> bool:
+def overlaps(out: torch.Tensor) -> bool:
     """Whether two cells of the 2-D ``out`` may share memory; plain comparisons, which torch.compile can follow."""
     (rows, columns), (row_step, column_step) = out.shape, out.stride()
     if out.numel() == 0:

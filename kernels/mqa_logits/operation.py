@@ -82,7 +82,7 @@ def _gluon_cdna4_accepts(problem: Problem) -> str | None:
     return None
 
 
-def _classic_accepts(problem: Problem) -> str | None:
+def classic_accepts(problem: Problem) -> str | None:
     caps = compat.capabilities(problem.device)
     if caps.interpreter:
         return _interpreter_accepts(problem, caps)
@@ -105,7 +105,7 @@ def _interpreter_accepts(problem: Problem, caps: compat.Capabilities) -> str | N
     return None
 
 
-def _classic_unless_named(problem: Problem) -> str | None:
+def classic_unless_named(problem: Problem) -> str | None:
     on_gpu = compat.capabilities(problem.device).gpu
     return None if on_gpu else "would run in Triton's interpreter, which is slow; name it to use it"
 
@@ -124,8 +124,8 @@ operation.add(
         "classic",
         f"{__package__}.classic:launch",
         requires=("triton", "torch"),
-        accepts=_classic_accepts,
-        unless_named=_classic_unless_named,
+        accepts=classic_accepts,
+        unless_named=classic_unless_named,
     )
 )
 operation.add(compat.Variant("reference", f"{__package__}.reference:launch", requires=("torch",), last_resort=True))

@@ -38,13 +38,23 @@ def _memory_goes_back() -> Iterator[None]:
     torch.cuda.empty_cache()
 
 
-@pytest.fixture(scope="session")
-def judge() -> ModuleType:
-    """tests/kernels/judge.py, loaded by its path."""
-    spec = importlib.util.spec_from_file_location("capgate_tests_judge", JUDGE)
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"capgate_tests_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def judge() -> ModuleType:
+    """tests/kernels/judge.py, loaded by its path."""
+    return _load(JUDGE)
+
+
+@pytest.fixture(scope="session")
+def paged() -> ModuleType:
+    """tests/kernels/paged.py, loaded by its path."""
+    return _load(JUDGE.with_name("paged.py"))
 
 
 @pytest.fixture(scope="session")

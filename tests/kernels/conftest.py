@@ -11,13 +11,23 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="session")
-def judge() -> ModuleType:
-    """judge.py, loaded by its path: pytest's importlib mode puts no folder on sys.path, and tests/gpu shares the file."""
-    spec = importlib.util.spec_from_file_location("capgate_tests_judge", Path(__file__).with_name("judge.py"))
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"capgate_tests_{name}", Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def judge() -> ModuleType:
+    """judge.py, loaded by its path: pytest's importlib mode puts no folder on sys.path, and tests/gpu shares the file."""
+    return _load("judge")
+
+
+@pytest.fixture(scope="session")
+def paged() -> ModuleType:
+    """paged.py, loaded as judge.py is."""
+    return _load("paged")
 
 
 @pytest.fixture(scope="session")

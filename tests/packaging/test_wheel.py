@@ -47,6 +47,7 @@ def test_no_hard_dependency_can_replace_a_vendors_torch_or_triton():
     assert "torch" in {requirement.name for requirement in requirements}, "the extra [torch] is for those who want it"
 
 
-def test_the_operation_is_found_through_its_entry_point():
+@pytest.mark.parametrize("operation", ["fp8_mqa_logits", "fp8_paged_mqa_logits"])
+def test_the_operation_is_found_through_its_entry_point(operation):
     entries = {entry.name: entry for entry in metadata.entry_points(group="capgate.operations")}
-    assert entries["fp8_mqa_logits"].load().name == "fp8_mqa_logits"
+    assert entries[operation].load().name == operation

@@ -1,0 +1,46 @@
+"""The key cache's functions in plain torch: for machines without a GPU. Nothing is read back from a device."""
+
+import torch
+
+from ..quantize import quantize_keys
+from .layout import keys_of, scale_bytes_of
+
+
+def write(k: torch.Tensor, kv_cache: torch.Tensor, slots: torch.Tensor, *, dtype: torch.dtype, scale_format: str) -> None:
+    """Quantise the keys of :func:`capgate.kernels.quantize_keys_to_cache` into their slots; arguments have been checked."""
+    blocks, block = kv_cache.shape[:2]
+    if k.shape[0] == 0 or blocks == 0:
+        return
+    quantized, scales = quantize_keys(k, dtype, scale_format=scale_format)
+    slots = slots.long()
+    kept = (slots >= 0) & (slots < blocks * block)
+    # A skipped row writes what the first kept row writes, where that writes it: no shape depends on the slots. With none
+    # kept, all rows write back what slot 0 holds.
+    any_kept = kept.any()
+    row = torch.where(kept, torch.arange(len(slots), device=slots.device), kept.int().argmax())
+    slot = torch.where(any_kept, slots[row], 0)
+    at = (slot // block, slot % block)
+    for target, values in ((keys_of(kv_cache), quantized), (scale_bytes_of(kv_cache), scales[:, None])):
+        target[at] = torch.where(any_kept, values.view(torch.uint8)[row], target[at])
+
+
+def gather(
+    kv_cache: torch.Tensor, block_table: torch.Tensor, lens: torch.Tensor, keys: torch.Tensor, scales: torch.Tensor
+) -> None:
+    """Fill ``keys`` [total, D] and ``scales`` [total] as :func:`capgate.kernels.gather_keys` says."""
+    (blocks, block), total = kv_cache.shape[:2], keys.shape[0]
+    octets = keys.view(torch.uint8)
+    if not (blocks and block_table.numel() and total):
+        octets.zero_()
+        scales.zero_()
+        return
+    limit = block_table.shape[1] * block
+    ends = lens.long().clamp(0, limit).cumsum(0)
+    position = torch.arange(total, device=lens.device)
+    request = torch.searchsorted(ends, position, right=True)
+    held = request < len(lens)
+    request = request.clamp(max=len(lens) - 1)
+    offset = torch.where(held, position - torch.where(request > 0, ends[request - 1], 0), 0)
+    page = torch.where(held, block_table[request, offset // block].long(), 0)
+    octets.copy_(torch.where(held[:, None], keys_of(kv_cache)[page, offset % block], 0))
+    scales.copy_(torch.where(held[:, None], scale_bytes_of(kv_cache)[page, offset % block], 0).view(torch.float32)[:, 0])

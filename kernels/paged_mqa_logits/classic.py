@@ -1,0 +1,295 @@
+"""Classic Triton, one source for 3.5.1 to 3.9.0 on CUDA and HIP.
+
+    logits[b, t, j] = scale[b, j] * sum_h weights[b, t, h] * relu(q[b, t, h, :] . key[b, j, :])    for 0 <= j < seen[b, t]
+
+The keys of all requests, cut into chunks of CHUNK_KEYS, are shared out evenly among a fixed number of programs by a schedule:
+each walks its chunks from one request to the next, so that a long request does not set the time. Within a tile all is as in
+the dense kernel: keys on the M side of the dot, rows x heads on the N side, and no sum crosses programs.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from capgate import compat
+
+from ..key_cache.classic import REQUESTS, locate, units_of
+from ..key_cache.layout import keys_of, scales_of
+from ..launch import Launch, multiprocessors
+from ..mqa_logits.classic import Tuning, fill, fn_to_fnuz, relu
+from ..mqa_logits.operation import padded_heads
+from .operation import CHUNK_KEYS
+
+WORKERS = 16  # of a schedule, that one program places
+
+# arch -> block_keys, columns on the N side, num_warps, num_stages, resident, options. The shapes of the dense kernel's table,
+# compiled for and not timed; on AMD a tile of 64 keys, so that it lies in one block of a serving engine's cache.
+TUNINGS: dict[str, tuple[Any, ...]] = {
+    "sm90": (64, 128, 4, 3, 3, ()),
+    "gfx950": (64, 128, 4, 2, 2, ()),
+    "gfx942": (64, 128, 4, 2, 2, ()),
+    "": (64, 128, 4, 3, 2, ()),
+}
+
+
+@cache
+def tuning(target: compat.Target, heads: int, clean_logits: bool, next_n: int = 1) -> Tuning:
+    """The table's row for a target, cut to the heads and rows of a request."""
+    block_keys, columns, num_warps, *rest = TUNINGS.get(target.label, TUNINGS[""])
+    rows = min(1 << (next_n - 1).bit_length(), columns // padded_heads(heads))
+    if target.backend == "hip" and rows * padded_heads(heads) == 32:
+        num_warps //= 2  # two products of 32x32 in a tile: with more waves, two would compute the same
+    return Tuning(block_keys, rows, num_warps, *rest)
+
+
+@triton.jit
+def seen(lens, request, row, most, stride_lb, stride_ln, NEXT_N: tl.constexpr, ROW_LENS: tl.constexpr):
+    """How many keys a row of a request sees; none if the request has no such row."""
+    near = tl.minimum(row, NEXT_N - 1)
+    if ROW_LENS:
+        length = tl.load(lens + request.to(tl.int64) * stride_lb + near.to(tl.int64) * stride_ln)
+    else:
+        length = tl.maximum(tl.load(lens + request.to(tl.int64) * stride_lb), 0) - (NEXT_N - 1) + near
+    return tl.where(row < NEXT_N, tl.minimum(tl.maximum(length, 0), most), 0)
+
+
+@triton.jit
+def schedule_kernel(
+    lens,  # [B] or [B, COLUMNS] int32
+    schedule,  # [num_workers + 1, 2] int32
+    num_requests,
+    num_workers,
+    stride_lb,
+    stride_ln,
+    COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    WORKERS: tl.constexpr,
+    REQUESTS: tl.constexpr,
+):
+    total = tl.full((), 0, tl.int64)
+    for base in range(0, num_requests, REQUESTS):
+        request = base + tl.arange(0, REQUESTS)
+        units = units_of(lens, request, num_requests, 0x7FFFFFFF, stride_lb, stride_ln, COLUMNS, CHUNK)
+        total += tl.sum(units, axis=0)
+    worker = tl.program_id(0) * WORKERS + tl.arange(0, WORKERS)
+    start = total * worker.to(tl.int64) // num_workers
+    request, chunk = locate(start, lens, num_requests, 0x7FFFFFFF, stride_lb, stride_ln, COLUMNS, CHUNK, REQUESTS)
+    tl.store(schedule + 2 * worker, request, mask=worker <= num_workers)
+    tl.store(schedule + 2 * worker + 1, chunk.to(tl.int32), mask=worker <= num_workers)
+
+
+@triton.jit
+def paged_mqa_logits_kernel(
+    q,  # [B, NEXT_N, H, D] fp8
+    keys,  # [num_blocks, BLOCK, D] fp8
+    scales,  # [num_blocks, BLOCK] float32
+    weights,  # [B * NEXT_N, H] float32
+    lens,  # [B] int32, or [B, NEXT_N] if ROW_LENS
+    table,  # [B, max_blocks] int32
+    schedule,  # [num_workers + 1, 2] int32
+    out,  # [B * NEXT_N, width] float32
+    num_requests,
+    limit,  # keys that a row can see: as many as it has cells, and its row of the table has room for
+    width,
+    strips,  # to fill: those of a row times the rows
+    stride_qb,
+    stride_qn,
+    stride_qh,
+    stride_qd,
+    stride_keys,
+    stride_scales,
+    stride_ws,
+    stride_wh,
+    stride_lb,
+    stride_ln,
+    stride_tb,
+    stride_tk,
+    stride_os,
+    stride_on,
+    NEXT_N: tl.constexpr,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    STRIP: tl.constexpr,
+    CLEAN: tl.constexpr,
+    ROW_LENS: tl.constexpr,
+    TO_FNUZ: tl.constexpr,
+    MAXIMUM: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    worker = tl.program_id(0)
+    first_row = tl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
+    first_request = tl.load(schedule + 2 * worker)
+    first_chunk = tl.load(schedule + 2 * worker + 1)
+    last_request = tl.load(schedule + 2 * worker + 2)
+    last_chunk = tl.load(schedule + 2 * worker + 3)
+
+    if CLEAN:  # first, so that the stores drain behind the arithmetic
+        near_strip = tl.arange(0, 1)
+        row_strips = tl.cdiv(width, STRIP)
+        step = tl.num_programs(0) * tl.num_programs(1)
+        for strip in range(worker * tl.num_programs(1) + tl.program_id(1), strips, step):
+            row = (strip // row_strips).to(tl.int32)
+            base = (strip % row_strips).to(tl.int32) * STRIP
+            end = seen(lens, row // NEXT_N, row % NEXT_N, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
+            first = tl.maximum(base, end)
+            last = tl.minimum(base + STRIP, width)
+            if first < last:
+                row_offset = row.to(tl.int64) * stride_os + near_strip
+                fill(out, first, last - first, row_offset, near_strip == 0, stride_on, STRIP, INDEX)
+
+    # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
+    column = tl.arange(0, ROWS * PADDED_HEADS)
+    column_row = tl.minimum(first_row + column // PADDED_HEADS, NEXT_N - 1).to(INDEX)
+    head = column % PADDED_HEADS
+    near_head = tl.minimum(head, HEADS - 1).to(INDEX)
+    dim = tl.arange(0, DIM)
+    lane = tl.arange(0, BLOCK_KEYS)
+    row = first_row + tl.arange(0, ROWS)
+
+    past_request = tl.minimum(tl.where(last_chunk > 0, last_request + 1, last_request), num_requests)
+    for number in range(past_request - first_request):
+        request = first_request + number
+        request64 = request.to(tl.int64)
+        longest = 0  # read row by row into a scalar: AMD's compiler would not know a reduction to agree in all lanes
+        for r in tl.static_range(ROWS):
+            row_seen = seen(lens, request, first_row + r, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
+            longest = tl.maximum(longest, row_seen)
+        chunks = tl.cdiv(longest, CHUNK)
+        begin = tl.where(request == first_request, tl.minimum(first_chunk, chunks) * CHUNK, 0)
+        end = tl.where(request == last_request, tl.minimum(tl.minimum(last_chunk, chunks) * CHUNK, longest), longest)
+        # A request that has no tile here is left out. Triton 3.5.1 places no barrier between what two requests in a row do in
+        # shared memory but those of the tiles: without any, a wave could write where another still reads.
+        if begin < end:
+            query_rows = q + request64 * stride_qb + column_row * stride_qn + near_head * stride_qh
+            query = tl.load(query_rows[None, :] + (dim.to(INDEX) * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
+            weight_rows = weights + request64 * NEXT_N * stride_ws + column_row * stride_ws + near_head * stride_wh
+            weight = tl.load(weight_rows, mask=head < HEADS, other=0.0)
+            if TO_FNUZ:
+                query = fn_to_fnuz(query)
+
+            length = seen(lens, request, row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
+            row_offset = (request64 * NEXT_N + row) * stride_os
+            entries = table + request64 * stride_tb
+
+            for tile in range(begin // BLOCK_KEYS, tl.cdiv(end, BLOCK_KEYS)):
+                base = tile * BLOCK_KEYS
+                base64 = base.to(tl.int64)
+                if BLOCK % BLOCK_KEYS == 0:  # in one block, whose end lies past the tile's: nothing to clamp
+                    block = tl.load(entries + base64 // BLOCK * stride_tk).to(tl.int64)
+                    inside = base % BLOCK + lane
+                    key = tl.load(keys + block * stride_keys + (inside * DIM)[:, None] + dim[None, :])
+                    scale = tl.load(scales + block * stride_scales + inside)
+                else:
+                    position = tl.minimum(base + lane, longest - 1)
+                    block = tl.load(entries + (position // BLOCK).to(tl.int64) * stride_tk).to(tl.int64)
+                    inside = position % BLOCK
+                    key = tl.load(keys + (block * stride_keys + inside * DIM)[:, None] + dim[None, :])
+                    scale = tl.load(scales + block * stride_scales + inside)
+                if TO_FNUZ:
+                    key = fn_to_fnuz(key)
+                    scale *= 4.0  # both operands were halved
+                score = relu(tl.dot(key, query), MAXIMUM) * weight[None, :]
+                logit = tl.sum(tl.reshape(score, (BLOCK_KEYS, ROWS, PADDED_HEADS)), axis=2) * scale[:, None]
+                cell = out + base64 * stride_on + row_offset[None, :] + (lane.to(INDEX) * stride_on)[:, None]
+                tl.store(cell, logit, mask=(base + lane)[:, None] < length[None, :])
+
+
+def prepare_schedule(context_lens: torch.Tensor, schedule: torch.Tensor) -> Launch:
+    """The launch that fills ``schedule`` [num_workers + 1, 2]."""
+    num_workers = schedule.shape[0] - 1
+    columns = context_lens.shape[1] if context_lens.ndim == 2 else 1
+    strides = (context_lens.stride(0), context_lens.stride(1) if context_lens.ndim == 2 else 0)
+    arguments = (context_lens, schedule, context_lens.shape[0], num_workers, *strides)
+    keywords = {"COLUMNS": columns, "CHUNK": CHUNK_KEYS, "WORKERS": WORKERS, "REQUESTS": REQUESTS, "num_warps": 4}
+    return Launch(schedule_kernel, (-(-(num_workers + 1) // WORKERS),), arguments, keywords)
+
+
+def make_schedule(context_lens: torch.Tensor, num_workers: int) -> torch.Tensor:
+    """As :func:`.reference.make_schedule`."""
+    result = torch.empty((num_workers + 1, 2), dtype=torch.int32, device=context_lens.device)
+    prepare_schedule(context_lens, result)()
+    return result
+
+
+def prepare(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    schedule: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    target: compat.Target,
+) -> Launch:
+    """The launch for one call on a target; the tensors may be meta tensors."""
+    requests, next_n, heads, dim = q.shape
+    tune = tuning(target, heads, clean_logits, next_n)
+    keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
+    (blocks, block), width = keys.shape[:2], out.shape[1]
+    limit = min(width, block_table.shape[1] * block) if blocks else 0
+    lanes = max(32, target.warp_size)  # the interpreter has one lane, and no use for short strips
+    strip = 16 * lanes * tune.num_warps  # four 16-byte stores a lane
+    row_lens = context_lens.ndim == 2
+    lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
+    strides = (*q.stride(), keys.stride(0), scales.stride(0), *weights.stride(), *lens_strides, *block_table.stride())
+    _, qn, qh, qd, _, _, ws, wh, *_ = strides
+    farthest = max(  # element that a program reaches from its base pointers
+        next_n * qn + heads * qh + dim * qd,
+        next_n * ws + heads * wh,
+        max(strip, tune.block_keys) * out.stride(1),
+    )
+    gfx942 = target.label == "gfx942"
+    counts = (requests, limit, width, requests * next_n * -(-width // strip))
+    arguments = (q, keys, scales, weights, context_lens, block_table, schedule, out, *counts, *strides, *out.stride())
+    keywords = {
+        "NEXT_N": next_n,
+        "HEADS": heads,
+        "DIM": dim,
+        "PADDED_HEADS": padded_heads(heads),
+        "ROWS": tune.rows,
+        "BLOCK": block,
+        "BLOCK_KEYS": tune.block_keys,
+        "CHUNK": CHUNK_KEYS,
+        "STRIP": strip,
+        "CLEAN": clean_logits,
+        "ROW_LENS": row_lens,
+        "TO_FNUZ": gfx942 and q.dtype == torch.float8_e4m3fn,  # its MFMA reads e4m3fnuz
+        "MAXIMUM": not gfx942,
+        "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
+        "num_warps": tune.num_warps,
+        "num_stages": tune.num_stages,
+        "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
+        **dict(tune.options),
+    }
+    return Launch(paged_mqa_logits_kernel, (schedule.shape[0] - 1, -(-next_n // tune.rows)), arguments, keywords)
+
+
+def launch(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    schedule: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+) -> None:
+    """Write the logits of every key that a row sees into ``out``; with ``clean_logits``, -inf into every other cell."""
+    target = compat.capabilities(q.device).target
+    if schedule is None:
+        tune = tuning(target, q.shape[2], clean_logits, q.shape[1])
+        groups = -(-q.shape[1] // tune.rows)
+        schedule = make_schedule(context_lens, max(1, multiprocessors(out.device) * tune.resident // groups))
+    arguments = (q, kv_cache, weights, context_lens, block_table, schedule, out)
+    prepare(*arguments, clean_logits=clean_logits, target=target)()

@@ -1,0 +1,297 @@
+"""The public functions: checks, allocation, and dispatch through operators that torch.compile and GPU graphs understand."""
+
+import torch
+
+from ..key_cache.function import takes_triton
+from ..key_cache.layout import BLOCK_SIZES, check_cache, check_positions, scales_of
+from ..mqa_logits.function import FP8, ROW_ALIGNMENT, overlaps
+from ..mqa_logits.operation import DIMS, MAX_HEADS, MIN_HEADS
+from . import reference
+from .operation import MAX_NEXT, Problem, operation
+
+MAX_CONTEXT = 2**30  # so that a position and the end of its tile are 32 bits wide
+
+
+def fp8_paged_mqa_logits(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    *,
+    max_context_len: int,
+    clean_logits: bool = False,
+    schedule: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    variant: str | None = None,
+) -> torch.Tensor:
+    """Score the last queries of every request against its keys in a paged cache, for the sparse-attention indexer's decode.
+
+    ``logits[b * next_n + t, j] = scale[b, j] * sum_h weights[b * next_n + t, h] * relu(dot(q[b, t, h], key[b, j]))``
+
+    for ``0 <= j < seen[b, t]``, where key j of request b is position ``j % block`` of block ``block_table[b, j // block]``.
+
+    Parameters
+    ----------
+    q : torch.Tensor, shape (B, next_n, H, D), float8_e4m3fn or float8_e4m3fnuz
+        Queries; their scale is folded into ``weights``. next_n is 1 to 8, H is 1 to 128, D is 32, 64 or 128.
+    kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
+        Keys in q's dtype and their scales. The bytes of a block are flat: block * D of keys, then block * 4 of float32 scales.
+        ``stride(0)`` may be larger than that. block is 1, 16, 32, 64 or 128.
+    weights : torch.Tensor, shape (B * next_n, H), float32
+        Weight of each head; may be negative.
+    context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
+        How many keys a row sees: (B, next_n) says it for each row; (B,) for the last one, and row t of next_n then sees
+        ``context_lens[b] - next_n + t + 1``. Rows that see 0 keys or less are empty; more than ``max_context_len``, or than
+        the table has room for, is cut.
+    block_table : torch.Tensor, shape (B, max_blocks), int32
+        Each request's blocks in order. What lies past the keys that a request's rows see is not looked at.
+    max_context_len : int
+        Columns of the output, 0 to 2**30.
+    clean_logits : bool
+        True sets every cell that a row does not see to -inf. False leaves those cells as they are, which saves writing them.
+    schedule : torch.Tensor, shape (num_workers + 1, 2), int32, optional
+        What :func:`paged_mqa_schedule` returned for the same ``context_lens``; made by the call otherwise.
+    out : torch.Tensor, shape (B * next_n, max_context_len), float32, optional
+        Where to write. A new one is allocated otherwise, with rows padded to 256 elements: ``stride(0)`` need not be
+        ``max_context_len``.
+    variant : str, optional
+        Take this branch ("classic", "reference", ...) or raise.
+
+    All tensors are on one device. Those but ``kv_cache`` and ``schedule`` may have any strides, except that rows of ``out``
+    may not overlap. Nothing is read back from the device, so that the call can be captured in a GPU graph and replayed with
+    other contents of every tensor.
+
+    Returns
+    -------
+    torch.Tensor
+        ``out``, or the new tensor of its shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not as above; nothing has been written.
+    capgate.compat.CapabilityError
+        The branch that ``variant`` or CAPGATE_VARIANT names cannot run here.
+    """
+    _check_inputs(q, kv_cache, weights, context_lens, block_table)
+    _check_options(max_context_len, clean_logits, variant)
+    if schedule is not None:
+        _check_schedule(schedule, q.device)
+    _check_output(q, max_context_len, out)
+    inputs = (q, kv_cache, weights, context_lens, block_table, schedule)
+    if out is None:
+        logits: torch.Tensor = torch.ops.capgate.fp8_paged_mqa_logits(*inputs, max_context_len, clean_logits, variant)
+        return logits
+    torch.ops.capgate.fp8_paged_mqa_logits_out(*inputs, out, clean_logits, variant)
+    return out
+
+
+def paged_mqa_schedule(context_lens: torch.Tensor, block_size: int, num_workers: int) -> torch.Tensor:
+    """Share the keys of a batch out among workers, for :func:`fp8_paged_mqa_logits` calls with the same lengths.
+
+    Parameters
+    ----------
+    context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
+        As in :func:`fp8_paged_mqa_logits`.
+    block_size : int
+        Keys in a block of the cache: 1, 16, 32, 64 or 128.
+    num_workers : int
+        How many workers share the keys, at least 1; a multiple of the device's SMs or CUs serves well.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (num_workers + 1, 2), int32, on the device of ``context_lens``. Worker w begins at request ``schedule[w, 0]``
+        and its chunk ``schedule[w, 1]``, and ends where the next one begins. Chunks are of equal size, and any two workers
+        have the same number of them but for one. What a chunk is may change: pass the schedule on and do not look into it.
+
+    Nothing is read back from the device, so that the call can be captured in a GPU graph.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not as above.
+    """
+    if not isinstance(context_lens, torch.Tensor):
+        raise TypeError(f"context_lens: got {type(context_lens).__name__}, needs a torch.Tensor")
+    shape = tuple(context_lens.shape)
+    if len(shape) not in (1, 2) or (len(shape) == 2 and not 1 <= shape[1] <= MAX_NEXT):
+        raise ValueError(f"context_lens: got shape {shape}, needs [B] or [B, next_n] with next_n from 1 to {MAX_NEXT}")
+    check_positions("context_lens", context_lens, shape, context_lens.device)
+    for name, value in {"block_size": block_size, "num_workers": num_workers}.items():
+        if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+            raise TypeError(f"{name}: got {type(value).__name__}, needs an int")
+    if block_size not in BLOCK_SIZES:
+        raise ValueError(f"block_size: got {block_size}, needs one of {', '.join(map(str, BLOCK_SIZES))}")
+    if num_workers < 1:
+        raise ValueError(f"num_workers: got {num_workers}, needs 1 or more")
+    result: torch.Tensor = torch.ops.capgate.paged_mqa_schedule(context_lens, num_workers)
+    return result
+
+
+def _check_inputs(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_table: torch.Tensor,
+) -> None:
+    named = {"q": q, "weights": weights, "context_lens": context_lens, "block_table": block_table}
+    for name, tensor in named.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name}: got {type(tensor).__name__}, needs a torch.Tensor")
+    shape = tuple(q.shape)
+    if len(shape) != 4 or not (1 <= shape[1] <= MAX_NEXT and MIN_HEADS <= shape[2] <= MAX_HEADS and shape[3] in DIMS):
+        raise ValueError(
+            f"q: got shape {shape}, needs [B, next_n, H, D] with next_n from 1 to {MAX_NEXT}, "
+            f"H from {MIN_HEADS} to {MAX_HEADS} and D in {DIMS}"
+        )
+    if q.dtype not in FP8:
+        raise TypeError(f"q: got {q.dtype}, needs float8_e4m3fn or float8_e4m3fnuz")
+    requests, next_n, heads, dim = q.shape
+    check_cache(kv_cache, (dim,))
+    if kv_cache.device != q.device:
+        raise ValueError(f"kv_cache: got device {kv_cache.device}, needs q's {q.device}")
+    if weights.shape != (requests * next_n, heads):
+        raise ValueError(f"weights: got shape {tuple(weights.shape)}, needs {[requests * next_n, heads]} to match q")
+    if weights.dtype != torch.float32:
+        raise TypeError(f"weights: got {weights.dtype}, needs torch.float32")
+    if weights.device != q.device:
+        raise ValueError(f"weights: got device {weights.device}, needs q's {q.device}")
+    if weights.requires_grad and torch.is_grad_enabled():
+        raise ValueError("weights: requires grad, which the logits do not have; detach it or use torch.no_grad()")
+    if context_lens.shape not in ((requests,), (requests, next_n)):
+        raise ValueError(
+            f"context_lens: got shape {tuple(context_lens.shape)}, needs [{requests}] or {[requests, next_n]} to match q"
+        )
+    check_positions("context_lens", context_lens, tuple(context_lens.shape), q.device)
+    if block_table.ndim != 2 or block_table.shape[0] != requests:
+        raise ValueError(f"block_table: got shape {tuple(block_table.shape)}, needs [{requests}, max_blocks] to match q")
+    check_positions("block_table", block_table, tuple(block_table.shape), q.device)
+
+
+def _check_options(max_context_len: int, clean_logits: bool, variant: str | None) -> None:
+    if not isinstance(max_context_len, (int, torch.SymInt)) or isinstance(max_context_len, bool):
+        raise TypeError(f"max_context_len: got {type(max_context_len).__name__}, needs an int")
+    if not 0 <= max_context_len <= MAX_CONTEXT:
+        raise ValueError(f"max_context_len: got {max_context_len}, needs 0 to {MAX_CONTEXT}")
+    if not isinstance(clean_logits, bool):
+        raise TypeError(f"clean_logits: got {type(clean_logits).__name__}, needs a bool")
+    if not isinstance(variant, (str, type(None))):
+        raise TypeError(f"variant: got {type(variant).__name__}, needs a str or None")
+
+
+def _check_schedule(schedule: torch.Tensor, device: torch.device) -> None:
+    if not isinstance(schedule, torch.Tensor):
+        raise TypeError(f"schedule: got {type(schedule).__name__}, needs a torch.Tensor or None")
+    if schedule.ndim != 2 or schedule.shape[0] < 2 or schedule.shape[1] != 2:
+        raise ValueError(f"schedule: got shape {tuple(schedule.shape)}, needs [num_workers + 1, 2]")
+    if not schedule.is_contiguous():
+        raise ValueError(
+            f"schedule: got strides {tuple(schedule.stride())}, needs it contiguous, as paged_mqa_schedule made it"
+        )
+    check_positions("schedule", schedule, tuple(schedule.shape), device)
+
+
+def _check_output(q: torch.Tensor, max_context_len: int, out: torch.Tensor | None) -> None:
+    if out is None:
+        return
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(f"out: got {type(out).__name__}, needs a torch.Tensor")
+    shape = (q.shape[0] * q.shape[1], max_context_len)
+    if out.shape != shape:
+        raise ValueError(f"out: got shape {tuple(out.shape)}, needs {list(shape)}")
+    if out.dtype != torch.float32:
+        raise TypeError(f"out: got {out.dtype}, needs torch.float32")
+    if out.device != q.device:
+        raise ValueError(f"out: got device {out.device}, needs q's {q.device}")
+    if overlaps(out):
+        raise ValueError(f"out: got strides {tuple(out.stride())} for shape {list(shape)}, needs cells that do not overlap")
+    if out.requires_grad and torch.is_grad_enabled():
+        raise ValueError("out: requires grad, which the logits do not have")
+
+
+def _launch_into(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    schedule: torch.Tensor | None,
+    out: torch.Tensor,
+    clean_logits: bool,
+    variant: str | None,
+) -> None:
+    """Operator ``capgate::fp8_paged_mqa_logits_out``: run the chosen branch, unless there is no cell to write."""
+    scales_of(kv_cache)  # the check of its address, which torch.compile cannot follow
+    _, next_n, heads, dim = q.shape
+    problem = Problem(q.device, heads, dim, FP8[q.dtype], clean_logits, kv_cache.shape[1], next_n)
+    if out.numel() == 0:
+        operation.select(problem, variant)  # a branch that cannot run is an error for empty calls too
+        return
+    arguments = (q, kv_cache, weights, context_lens, block_table, schedule, out)
+    operation(problem, *arguments, variant=variant, clean_logits=clean_logits)
+
+
+def _launch_new(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    schedule: torch.Tensor | None,
+    max_context_len: int,
+    clean_logits: bool,
+    variant: str | None,
+) -> torch.Tensor:
+    """Operator ``capgate::fp8_paged_mqa_logits``: the same into a new tensor."""
+    out = _empty(q, max_context_len)
+    _launch_into(q, kv_cache, weights, context_lens, block_table, schedule, out, clean_logits, variant)
+    return out
+
+
+def _fake_new(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    schedule: torch.Tensor | None,
+    max_context_len: int,
+    clean_logits: bool,
+    variant: str | None,
+) -> torch.Tensor:
+    return _empty(q, max_context_len)
+
+
+def _empty(q: torch.Tensor, columns: int) -> torch.Tensor:
+    row_stride = (columns + ROW_ALIGNMENT - 1) // ROW_ALIGNMENT * ROW_ALIGNMENT
+    return torch.empty_strided((q.shape[0] * q.shape[1], columns), (row_stride, 1), dtype=torch.float32, device=q.device)
+
+
+def _schedule(context_lens: torch.Tensor, num_workers: int) -> torch.Tensor:
+    """Operator ``capgate::paged_mqa_schedule``."""
+    if not takes_triton(context_lens.device):
+        return reference.make_schedule(context_lens, num_workers)
+    from . import classic
+
+    return classic.make_schedule(context_lens, num_workers)
+
+
+def _fake_schedule(context_lens: torch.Tensor, num_workers: int) -> torch.Tensor:
+    return context_lens.new_empty((num_workers + 1, 2))
+
+
+# Operators hide the choice of a branch from torch.compile, as fp8_mqa_logits' do.
+_library = torch.library.Library("capgate", "FRAGMENT")
+_INPUTS = "Tensor q, Tensor kv_cache, Tensor weights, Tensor context_lens, Tensor block_table, Tensor? schedule"
+_library.define(f"fp8_paged_mqa_logits({_INPUTS}, SymInt max_context_len, bool clean_logits, str? variant) -> Tensor")
+_library.define(f"fp8_paged_mqa_logits_out({_INPUTS}, Tensor(a!) out, bool clean_logits, str? variant) -> ()")
+_library.define("paged_mqa_schedule(Tensor context_lens, SymInt num_workers) -> Tensor")
+_library.impl("fp8_paged_mqa_logits", _launch_new, "CompositeExplicitAutograd")
+_library.impl("fp8_paged_mqa_logits_out", _launch_into, "CompositeExplicitAutograd")
+_library.impl("paged_mqa_schedule", _schedule, "CompositeExplicitAutograd")
+torch.library.register_fake("capgate::fp8_paged_mqa_logits", _fake_new, lib=_library)
+torch.library.register_fake("capgate::fp8_paged_mqa_logits_out", lambda *arguments: None, lib=_library)
+torch.library.register_fake("capgate::paged_mqa_schedule", _fake_schedule, lib=_library)

@@ -1,0 +1,90 @@
+"""The variants of fp8_paged_mqa_logits, in the order in which they are tried, and the problems each of them takes."""
+
+from typing import Any, NamedTuple
+
+from capgate import compat
+
+from ..launch import ExampleCall
+from ..mqa_logits import operation as dense
+from ..mqa_logits.operation import padded_heads
+
+MODES = {"unclean": False, "clean": True}  # clean_logits
+MAX_NEXT = 8
+CHUNK_KEYS = 128  # a schedule's unit of work: a multiple of every branch's key tile
+
+
+class Problem(NamedTuple):
+    """One class of calls.
+
+    device : a ``torch.device``, or a target to ask about (``"hip:gfx950"``)
+    dtype : of queries and cached keys, "float8_e4m3fn" or "float8_e4m3fnuz"
+    block_size : keys in a block of the cache
+    next_n : rows of a request, its draft tokens included
+    """
+
+    device: Any
+    heads: int
+    dim: int
+    dtype: str
+    clean_logits: bool
+    block_size: int = 64
+    next_n: int = 1
+
+
+def example(device: Any) -> Problem:
+    """A DeepSeek-V4 decode call (64 heads of 128 dims) with the fp8 format that the device's matrix instructions read."""
+    heads, dim, dtype = dense.example(device)[1:4]
+    return Problem(device, heads, dim, dtype, False)
+
+
+def example_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | None = None) -> Problem:
+    """As :func:`example` with these sizes, output mode (a key of MODES) and dtype; ValueError for what does not exist."""
+    if mode not in MODES:
+        raise ValueError(f"mode: got {mode!r}, needs one of {', '.join(MODES)}")
+    found = dense.example_problem(device, heads, dim, mode, dtype)
+    return Problem(device, found.heads, found.dim, found.dtype, MODES[mode])
+
+
+def example_call(problem: Problem) -> ExampleCall:
+    """A call with 256 requests of up to 65536 keys, for an offline compile."""
+    import torch
+
+    def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    requests, keys, block = 256, 65536, problem.block_size
+    rows, blocks = requests * problem.next_n, keys // block
+    return ExampleCall(
+        (
+            meta(requests, problem.next_n, problem.heads, problem.dim, dtype=getattr(torch, problem.dtype)),
+            meta(blocks, block, 1, problem.dim + 4, dtype=torch.uint8),
+            meta(rows, problem.heads),
+            meta(requests, dtype=torch.int32),
+            meta(requests, blocks, dtype=torch.int32),
+            meta(257, 2, dtype=torch.int32),
+            meta(rows, keys),
+        ),
+        {"clean_logits": problem.clean_logits, "target": compat.capabilities(problem.device).target},
+        padded_heads(problem.heads) * problem.dim,
+    )
+
+
+def classic_accepts(problem: Problem) -> str | None:
+    return dense.classic_accepts(dense.Problem(*problem[:5], compressed=False))
+
+
+def classic_unless_named(problem: Problem) -> str | None:
+    return dense.classic_unless_named(dense.Problem(*problem[:5], compressed=False))
+
+
+operation = compat.Operation("fp8_paged_mqa_logits", example=example)
+operation.add(
+    compat.Variant(
+        "classic",
+        f"{__package__}.classic:launch",
+        requires=("triton", "torch"),
+        accepts=classic_accepts,
+        unless_named=classic_unless_named,
+    )
+)
+operation.add(compat.Variant("reference", f"{__package__}.reference:launch", requires=("torch",), last_resort=True))

@@ -1,0 +1,77 @@
+"""fp8_paged_mqa_logits in plain torch: the branch for machines without a GPU, and the judge of the others."""
+
+import torch
+
+from ..key_cache.layout import keys_of, scale_bytes_of
+from ..mqa_logits.reference import CHUNK_BYTES, KEY_TILE
+from .operation import CHUNK_KEYS
+
+
+def launch(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    schedule: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    accumulate: torch.dtype = torch.float32,
+) -> None:
+    """Fill ``out`` as :func:`capgate.kernels.fp8_paged_mqa_logits` says; the arguments have been checked.
+
+    schedule : not needed here
+    accumulate : the type of products and sums, ``torch.float64`` to judge the other branches
+
+    Nothing is read back from the device, so that the call can be captured in a GPU graph. Memory beyond the operands is
+    bounded by a few times CHUNK_BYTES.
+    """
+    requests, next_n, heads, dim = q.shape
+    blocks, block = kv_cache.shape[:2]
+    columns = out.shape[1]
+    limit = min(columns, block_table.shape[1] * block) if blocks else 0
+    lengths = row_lengths(context_lens, next_n)[..., None].clamp(max=limit)  # [B, next_n, 1]
+    keys, scales = keys_of(kv_cache), scale_bytes_of(kv_cache)
+    key_tile = min(KEY_TILE, columns)
+    request_tile = max(1, CHUNK_BYTES // (max(next_n * heads, dim) * key_tile * accumulate.itemsize))
+    for first in range(0, requests, request_tile):
+        batch = slice(first, first + request_tile)
+        length = lengths[batch]
+        for column in range(0, columns, key_tile):
+            cells = out[first * next_n : (first + len(length)) * next_n, column : column + key_tile]
+            position = torch.arange(column, column + cells.shape[1], device=q.device)
+            inside = position < length  # [b, next_n, columns]
+            flat = inside.flatten(0, 1)
+            outside = torch.full_like(cells, float("-inf")) if clean_logits else cells
+            if column >= limit or (q.device.type == "cpu" and not inside.any()):  # a look that would stop a GPU's queue
+                cells.copy_(outside)
+                continue
+            # What the table holds past a request's longest row is not looked at.
+            entry = block_table[batch, (position // block).clamp(max=block_table.shape[1] - 1)].long()
+            at = (torch.where(inside.any(1), entry, 0), position % block)  # indexing bytes works for every fp8 type
+            key = keys[at].view(q.dtype).to(accumulate)  # [b, columns, D]
+            scale = scales[at].view(torch.float32)[..., 0]
+            dots = q[batch].to(accumulate).flatten(1, 2) @ key.mT  # fp8 products are exact in TF32 too
+            weight = weights.unflatten(0, (requests, next_n))[batch].to(accumulate)
+            logits = (dots.relu_().unflatten(1, (next_n, heads)) * weight[..., None]).sum(2) * scale[:, None]
+            cells.copy_(torch.where(flat, logits.flatten(0, 1).to(out.dtype), outside))
+
+
+def row_lengths(context_lens: torch.Tensor, next_n: int) -> torch.Tensor:
+    """How many keys each row sees, [B, next_n] in int64; 0 or less for none."""
+    if context_lens.ndim == 2:
+        return context_lens.long()
+    return context_lens.long()[:, None] + torch.arange(1 - next_n, 1, device=context_lens.device)
+
+
+def make_schedule(context_lens: torch.Tensor, num_workers: int) -> torch.Tensor:
+    """As :func:`capgate.kernels.paged_mqa_schedule`; the arguments have been checked."""
+    longest = context_lens.long() if context_lens.ndim == 1 else context_lens.long().amax(1)
+    chunks = (longest.clamp(min=0) + CHUNK_KEYS - 1) // CHUNK_KEYS
+    ends = chunks.cumsum(0)
+    total = chunks.sum()
+    start = total * torch.arange(num_workers + 1, device=ends.device) // num_workers
+    request = torch.searchsorted(ends, start, right=True)
+    before = torch.where(request > 0, ends[request - 1], 0) if len(ends) else torch.zeros_like(start)
+    return torch.stack([request, start - before], 1).to(torch.int32)

@@ -1,0 +1,272 @@
+"""The paged logits and the key cache on a GPU: agreement, 64-bit offsets, graphs, streams of work, the memory checker."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from capgate import compat
+from capgate.kernels import fp8_paged_mqa_logits, gather_keys, paged_mqa_schedule, quantize_keys_to_cache
+from capgate.kernels.key_cache import reference as cache_reference
+from capgate.kernels.paged_mqa_logits import reference
+from capgate.kernels.paged_mqa_logits.operation import operation
+from capgate.kernels.quantize import FP8_MAX
+
+pytestmark = pytest.mark.gpu
+
+PAGED = Path(__file__).parents[1] / "kernels" / "paged.py"
+LENS = [1500, 0, 64, 1, 129, 260, 7000, 0, 33]
+cleaning = pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "unclean"])
+
+
+@pytest.fixture(params=list(operation.variants))
+def branch(request: pytest.FixtureRequest, gpu: torch.device) -> str:
+    """Every branch that takes a serving call on this GPU."""
+    trace = operation.explain(operation.example(gpu), variant=request.param)
+    if trace.variant is None:
+        pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == request.param))
+    return request.param
+
+
+def needs(gigabytes: float) -> None:
+    free, _ = torch.cuda.mem_get_info()
+    if free < gigabytes * 1e9:
+        pytest.skip(f"needs {gigabytes} GB of GPU memory, {free / 1e9:.1f} GB are free")
+
+
+def bits(logits: torch.Tensor) -> torch.Tensor:
+    return logits.view(torch.int32)
+
+
+def test_a_tuned_branch_is_taken_where_matrix_instructions_read_fp8(gpu: torch.device) -> None:
+    """13: Without it every test below could pass on the reference alone."""
+    caps = compat.capabilities(gpu)
+    if not (caps.fp8_e4m3fn or caps.fp8_e4m3fnuz):
+        pytest.skip(caps.why("fp8_e4m3fn"))
+    assert operation.select(operation.example(gpu)).name != "reference", operation.explain(operation.example(gpu))
+
+
+@cleaning
+@pytest.mark.parametrize("block", [1, 16, 32, 64, 128])
+@pytest.mark.parametrize("next_n", [1, 2, 3, 8])
+def test_blocks_and_next_n(
+    paged: ModuleType, branch: str, fp8: torch.dtype, block: int, next_n: int, clean_logits: bool
+) -> None:
+    call = paged.make_call(LENS, next_n, 64, 128, block, gap=16, dtype=fp8, device="cuda")
+    paged.check(call, branch, 7000, clean_logits=clean_logits)
+
+
+@pytest.mark.parametrize(
+    ("heads", "dim"), [(1, 32), (3, 64), (16, 128), (32, 32), (32, 128), (100, 128), (127, 64), (128, 128)], ids=str
+)
+def test_heads_and_dims(paged: ModuleType, branch: str, fp8: torch.dtype, heads: int, dim: int) -> None:
+    call = paged.make_call([[700, 3], [0, 129], [5, 2000]], 2, heads, dim, dtype=fp8, device="cuda")
+    paged.check(call, branch, 2100, clean_logits=True)
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 128, 1000])
+@cleaning
+def test_bug_11_a_full_row_writes_nothing_past_its_end(
+    paged: ModuleType, branch: str, fp8: torch.dtype, length: int, clean_logits: bool
+) -> None:
+    """11: Writes past the end when context_len == max_context_len."""
+    call = paged.make_call([length] * 5, 2, 64, 128, dtype=fp8, device="cuda")
+    out = paged.judge.sentinels(10, length, "cuda", gap=256, offset=256)
+    paged.check(call, branch, length, clean_logits=clean_logits, out=out)
+
+
+@pytest.mark.parametrize("workers", [1, 7, 132, 1000])
+def test_any_schedule_and_twenty_repeats_give_the_same_bits(
+    paged: ModuleType, branch: str, fp8: torch.dtype, workers: int
+) -> None:
+    call = paged.make_call(LENS, 2, 64, 128, dtype=fp8, device="cuda")
+    keywords = {"max_context_len": 7000, "clean_logits": True, "variant": branch}
+    expected = bits(fp8_paged_mqa_logits(*call, **keywords))
+    schedule = paged_mqa_schedule(call.context_lens, 64, workers)
+    assert torch.equal(schedule, reference.make_schedule(call.context_lens, workers))
+    for _ in range(20):
+        assert torch.equal(bits(fp8_paged_mqa_logits(*call, **keywords, schedule=schedule)), expected)
+
+
+@pytest.mark.parametrize("requests", [1, 255, 257, 4096])
+def test_schedules_of_large_batches(gpu: torch.device, requests: int) -> None:
+    generator = torch.Generator("cuda").manual_seed(requests)
+    lens = torch.randint(-5, 2**20, (requests,), dtype=torch.int32, device=gpu, generator=generator)
+    for workers in (1, 132, 528):
+        assert torch.equal(paged_mqa_schedule(lens, 64, workers), reference.make_schedule(lens, workers))
+
+
+@pytest.mark.parametrize(("stride", "far"), [(1_002_240, 2143), (2**20, 4097)], ids=["2**31-bytes", "2**32-bytes"])
+def test_bug_5_and_11_cache_offsets(paged: ModuleType, branch: str, fp8: torch.dtype, stride: int, far: int) -> None:
+    """11: Logits exactly 0.0 from block 2143 at a block stride of 1,002,240 bytes. The writer and the gather go there too."""
+    call = paged.make_call([1500, 64, 7], 2, 64, 128, dtype=fp8, device="cuda")
+    blocks = call.kv_cache.shape[0]
+    needs(1.2 * (far + blocks) * stride / 1e9)
+    memory = torch.zeros((far + blocks) * stride, dtype=torch.uint8, device="cuda")
+    cache = memory.as_strided((far + blocks, *call.kv_cache.shape[1:]), (stride, *call.kv_cache.stride()[1:]))
+    cache[far:] = call.kv_cache
+    used = (call.block_table >= 0) & (call.block_table < blocks)
+    moved = call._replace(kv_cache=cache, block_table=torch.where(used, call.block_table + far, call.block_table))
+    keywords = {"max_context_len": 1500, "clean_logits": True, "variant": branch}
+    logits = fp8_paged_mqa_logits(*moved, **keywords)
+    assert torch.equal(bits(logits), bits(fp8_paged_mqa_logits(*call, **keywords)))
+
+    lens = call.context_lens
+    for one, other in zip(
+        gather_keys(cache, moved.block_table, lens, 1571, dtype=fp8),
+        gather_keys(call.kv_cache, call.block_table, lens, 1571, dtype=fp8),
+        strict=True,
+    ):
+        assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+    k = torch.randn(64, 128, device="cuda")
+    slots = torch.arange(64, device="cuda")
+    quantize_keys_to_cache(k, cache, slots + (far + 1) * 64, dtype=fp8)
+    quantize_keys_to_cache(k, call.kv_cache, slots + 64, dtype=fp8)
+    assert torch.equal(cache[far + 1], call.kv_cache[1])
+
+
+@cleaning
+@pytest.mark.parametrize("requests", [300, 1030], ids=["2-GiB", "2**31-cells"])
+def test_bug_5_and_11_output_offsets(
+    paged: ModuleType, branch: str, fp8: torch.dtype, requests: int, clean_logits: bool
+) -> None:
+    """11: Rows >= 512 silently unwritten at stride 2**20."""
+    rows, stride = 2 * requests, 2**20
+    needs(1.1 * rows * stride * 4 / 1e9)
+    call = paged.make_call([5 + request % 90 for request in range(requests)], 2, 16, 32, dtype=fp8, device="cuda")
+    columns = 100
+    out = torch.full((rows * stride,), 7.0, device="cuda").as_strided((rows, columns), (stride, 1))
+    fp8_paged_mqa_logits(*call, max_context_len=columns, clean_logits=clean_logits, out=out, variant=branch)
+    answer = paged.formula(call, columns)
+    assert (out[~answer.inside] == (float("-inf") if clean_logits else 7)).all()
+    logits = out[answer.inside]
+    paged.judge.agree(logits, answer.logits[answer.inside], answer.magnitude[answer.inside], branch != "reference")
+
+
+@pytest.mark.parametrize("dtype", list(FP8_MAX), ids=str)
+@pytest.mark.parametrize("scale_format", ["fp32", "ue8m0"])
+@pytest.mark.parametrize("dim", [32, 64, 128])
+def test_the_writer_writes_the_bytes_that_torch_computes(dtype: torch.dtype, scale_format: str, dim: int) -> None:
+    generator = torch.Generator("cuda").manual_seed(dim)
+    k = torch.randn(5000, dim, device="cuda", generator=generator) * torch.logspace(-4, 4, 5000, device="cuda")[:, None]
+    slots = torch.randperm(6400, device="cuda", generator=generator)[:5000]
+    slots[::9] = -1
+    caches = [torch.zeros(100, 64, 1, dim + 4, dtype=torch.uint8, device="cuda") for _ in range(2)]
+    quantize_keys_to_cache(k.bfloat16(), caches[0], slots, dtype=dtype, scale_format=scale_format)
+    cache_reference.write(k.bfloat16(), caches[1], slots, dtype=dtype, scale_format=scale_format)
+    assert torch.equal(*caches)
+
+
+def test_a_key_with_a_nan_is_all_nan(paged: ModuleType, fp8: torch.dtype) -> None:
+    k = torch.ones(3, 128, device="cuda")
+    k[1, 77] = float("nan")
+    cache = torch.zeros(1, 16, 1, 132, dtype=torch.uint8, device="cuda")
+    position = torch.arange(3, device="cuda")
+    quantize_keys_to_cache(k, cache, position, dtype=fp8)
+    keys, scales = paged.read_keys(cache, position * 0, position, fp8)
+    assert torch.equal(keys.isnan().all(1), position == 1)
+    assert torch.equal(scales.isnan(), position == 1)
+
+
+@pytest.mark.parametrize("scheduled", [True, False], ids=["scheduled", "unscheduled"])
+@pytest.mark.parametrize("row_lens", [True, False], ids=["row-lengths", "lengths"])
+def test_a_captured_step_replays_while_lengths_and_tables_change(
+    paged: ModuleType, branch: str, fp8: torch.dtype, scheduled: bool, row_lens: bool
+) -> None:
+    """Schedule, write, logits and gather of one decode step in one graph, as an engine captures them."""
+
+    def operands(lens: list[int], seed: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        each = [[length, max(length - 3, 0)] for length in lens] if row_lens else lens
+        call = paged.make_call(each, 2, 64, 128, dtype=fp8, seed=seed)
+        blocks, width = 64, 12  # as an engine allocates them: for any lengths
+        cache = torch.zeros(blocks, 64, 1, 132, dtype=torch.uint8)
+        cache[: len(call.kv_cache)] = call.kv_cache
+        table = torch.full((len(lens), width), -1, dtype=torch.int32)
+        table[:, : call.block_table.shape[1]] = call.block_table
+        slots = torch.where(torch.tensor(lens) > 0, table[:, 0].long() * 64, -1)
+        k = torch.randn(len(lens), 128, generator=torch.Generator().manual_seed(seed)).bfloat16()
+        moved = [tensor.cuda() for tensor in call._replace(kv_cache=cache, block_table=table)]
+        return type(call)(*moved), k.cuda(), slots.cuda()
+
+    def step(call: Any, k: torch.Tensor, slots: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        quantize_keys_to_cache(k, call.kv_cache, slots, dtype=fp8)
+        schedule = paged_mqa_schedule(call.context_lens, 64, 132) if scheduled else None
+        keywords = {"max_context_len": 600, "clean_logits": True, "variant": branch}
+        fp8_paged_mqa_logits(*call, **keywords, schedule=schedule, out=out)
+        lens = call.context_lens[:, 0] if row_lens else call.context_lens
+        return gather_keys(call.kv_cache, call.block_table, lens, 1300, dtype=fp8)
+
+    call, k, slots = operands([200, 0, 64, 500], 0)
+    captured = torch.zeros(8, 600, device="cuda")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step(call, k, slots, captured)  # compiles
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        keys, scales = step(call, k, slots, captured)
+    for lens, seed in (([0, 1, 600, 130], 1), ([0, 0, 0, 0], 2), ([300, 300, 300, 300], 3)):
+        other, other_k, other_slots = operands(lens, seed)
+        for tensor, changed in zip((*call, k, slots), (*other, other_k, other_slots), strict=True):
+            tensor.view(torch.uint8).copy_(changed.view(torch.uint8))
+        captured.fill_(7.0)
+        graph.replay()
+        expected = torch.zeros_like(captured)
+        expected_keys, expected_scales = step(other, other_k, other_slots, expected)
+        assert torch.equal(bits(captured), bits(expected))
+        assert torch.equal(keys.view(torch.uint8), expected_keys.view(torch.uint8))
+        assert torch.equal(bits(scales), bits(expected_scales))
+        answer = paged.formula(other, 600)
+        assert torch.equal(captured.isneginf(), ~answer.inside)
+        paged.judge.agree(captured[answer.inside], answer.logits[answer.inside], answer.magnitude[answer.inside], True)
+
+
+SMALL_CALLS = """
+import importlib.util, sys
+
+spec = importlib.util.spec_from_file_location("paged", sys.argv[1])
+paged = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(paged)
+import torch
+from capgate.kernels import gather_keys, quantize_keys_to_cache
+from capgate.kernels.paged_mqa_logits.operation import operation
+
+example = operation.example(torch.device("cuda", 0))
+fp8, calls = getattr(torch, example.dtype), 0
+for block in (1, 16, 64, 128):
+    for heads, dim, next_n in [(64, 128, 1), (64, 128, 3), (3, 32, 2)]:
+        call = paged.make_call([200, 0, 1, 129], next_n, heads, dim, block, spare_entries=0, dtype=fp8, device="cuda")
+        for clean_logits in (True, False):
+            problem = example._replace(heads=heads, dim=dim, clean_logits=clean_logits, block_size=block, next_n=next_n)
+            for branch in operation.variants:
+                if operation.explain(problem, variant=branch).variant:
+                    out = torch.zeros(4 * next_n, 200, device="cuda")
+                    paged.check(call, branch, 200, clean_logits=clean_logits, out=out)
+                    calls += 1
+        gather_keys(call.kv_cache, call.block_table, call.context_lens, 333, dtype=fp8)
+        slots = torch.tensor([-1, 0, 3, 2**40, 5], device="cuda")
+        quantize_keys_to_cache(torch.randn(5, dim, device="cuda"), call.kv_cache, slots, dtype=fp8)
+print(calls, "calls")
+"""
+
+
+def test_memcheck_finds_nothing_on_small_calls() -> None:
+    """Every tensor is an allocation of its own, so that a read or write past its end is seen."""
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not on PATH")
+    command = [sanitizer, "--tool", "memcheck", "--padding", "1024", "--error-exitcode", "9"]
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    run = subprocess.run(
+        [*command, sys.executable, "-c", SMALL_CALLS, str(PAGED)], capture_output=True, text=True, timeout=280, env=environment
+    )
+    assert run.returncode == 0, (run.stdout + run.stderr)[-6000:]
+    assert int(run.stdout.partition(" calls")[0].split()[-1]) >= 24  # those of one branch
+    assert "ERROR SUMMARY: 0 errors" in run.stdout + run.stderr

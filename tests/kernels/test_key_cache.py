@@ -1,0 +1,237 @@
+"""The paged key cache: what the writer writes, what the gather reads, and from bf16 activations to logits."""
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from capgate.kernels import fp8_mqa_logits, fp8_paged_mqa_logits, gather_keys, quantize_keys_to_cache
+from capgate.kernels.key_cache import reference
+from capgate.kernels.quantize import FP8_MAX, quantize_keys, quantize_queries
+
+DTYPES = pytest.mark.parametrize("dtype", list(FP8_MAX), ids=str)
+BLOCKS = pytest.mark.parametrize("block", [1, 16, 64])
+
+
+@pytest.fixture(params=["reference", "classic"])
+def cache_branch(request: pytest.FixtureRequest) -> Any:
+    """The module that writes and gathers."""
+    if request.param == "reference":
+        return reference
+    request.getfixturevalue("interpreter")
+    from capgate.kernels.key_cache import classic
+
+    return classic
+
+
+def empty_cache(blocks: int, block: int, dim: int, gap: int = 0) -> torch.Tensor:
+    """A cache of bytes that differ from their neighbours, between the blocks too."""
+    stride = block * (dim + 4) + gap
+    memory = (torch.arange(blocks * stride + 8) * 37 % 251).to(torch.uint8)
+    return memory.as_strided((blocks, block, 1, dim + 4), (stride, dim + 4, dim + 4, 1), 8)
+
+
+def some_keys(count: int, dim: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """Keys of very different sizes, a key of zeros among them."""
+    values = torch.randn(count, dim, generator=torch.Generator().manual_seed(3)) * torch.logspace(-3, 3, count)[:, None]
+    values[count // 2] = 0
+    return values.to(dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize(("block", "scale_format"), [(1, "ue8m0"), (16, "fp32"), (32, "ue8m0"), (64, "fp32"), (128, "ue8m0")])
+def test_each_key_lands_in_its_slot_and_nowhere_else(
+    paged: ModuleType, cache_branch: Any, block: int, dtype: torch.dtype, scale_format: str
+) -> None:
+    cache = empty_cache(5, block, 32, gap=12)
+    slots = torch.randperm(5 * block, generator=torch.Generator().manual_seed(1))[: 4 * block + 1]
+    k, before = some_keys(len(slots), 32), paged.judge.storage_of(cache, torch.uint8).clone()
+    cache_branch.write(k, cache, slots, dtype=dtype, scale_format=scale_format)
+    quantized, scale = quantize_keys(k, dtype, scale_format=scale_format)
+    keys, scales = paged.read_keys(cache, slots // block, slots % block, dtype)
+    assert torch.equal(keys, quantized.double())
+    assert torch.equal(scales, scale.double())
+    start = cache.storage_offset() + slots // block * cache.stride(0)
+    written = [(start + slots % block * 32)[:, None] + torch.arange(32)]
+    written.append((start + 32 * block + slots % block * 4)[:, None] + torch.arange(4))
+    kept = torch.ones_like(before, dtype=torch.bool)
+    for addresses in written:
+        kept[addresses] = False
+    assert torch.equal(paged.judge.storage_of(cache, torch.uint8)[kept], before[kept])
+
+
+@pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize(
+    "slots", [[-1, 3, -(2**31), 17, -1], [5, -1, -1, -1, 0], [-1] * 5, [64, 32, 2**31 - 1, -2, 31]], ids=str
+)
+def test_slots_outside_the_cache_are_skipped(
+    paged: ModuleType, cache_branch: Any, slots: list[int], index: torch.dtype
+) -> None:
+    cache, k = empty_cache(2, 16, 64), some_keys(5, 64)
+    expected = cache.clone(memory_format=torch.preserve_format)
+    kept = [number for number, slot in enumerate(slots) if 0 <= slot < 32]
+    if kept:
+        inside = torch.tensor([slots[number] for number in kept])
+        reference.write(k[kept], expected, inside, dtype=torch.float8_e4m3fn, scale_format="fp32")
+    cache_branch.write(k, cache, torch.tensor(slots, dtype=index), dtype=torch.float8_e4m3fn, scale_format="fp32")
+    assert torch.equal(cache, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_keys_of_any_float_type_and_strides(paged: ModuleType, cache_branch: Any, dtype: torch.dtype) -> None:
+    k = some_keys(21, 128, dtype)[:, None].expand(-1, 2, -1)[:, 1]
+    strided = paged.judge.laid_out(k, (1, 0), 3, 2, 5)
+    caches = [empty_cache(2, 16, 128) for _ in range(2)]
+    slots = paged.judge.laid_out(torch.arange(21).flip(0), step=3)
+    cache_branch.write(strided, caches[0], slots, dtype=torch.float8_e4m3fn, scale_format="fp32")
+    reference.write(k.contiguous(), caches[1], slots.contiguous(), dtype=torch.float8_e4m3fn, scale_format="fp32")
+    assert torch.equal(*caches)
+
+
+@pytest.mark.usefixtures("interpreter")
+@DTYPES
+def test_classic_rounds_every_float32_as_torch_does(dtype: torch.dtype) -> None:
+    """Every exponent and fraction round which e4m3 rounds, ties and subnormal values among them."""
+    from capgate.kernels.key_cache import classic
+
+    fractions = torch.arange(0, 2**23, 2**18 - 1, dtype=torch.int32)
+    exponents = torch.arange(100, 137, dtype=torch.int32)[:, None] << 23
+    values = (fractions | exponents).flatten().view(torch.float32)
+    ties = (torch.arange(0, 64, dtype=torch.int32) << 19 | exponents).flatten().view(torch.float32)
+    values = torch.cat([values, -values, ties, -ties])
+    values = values[values.abs() < FP8_MAX[dtype]]
+    k = torch.full((-(-len(values) // 31), 32), FP8_MAX[dtype])  # the first value of a row: it makes the scale 1
+    k[:, 1:].copy_(torch.cat([values, values.new_zeros(-len(values) % 31)]).view(-1, 31))
+    blocks = -(-len(k) // 64)
+    caches, slots = [torch.zeros(blocks, 64, 1, 36, dtype=torch.uint8) for _ in range(2)], torch.arange(len(k))
+    for module, cache in zip((classic, reference), caches, strict=True):
+        module.write(k, cache, slots, dtype=dtype, scale_format="fp32")
+    assert torch.equal(*caches)
+
+
+@BLOCKS
+@pytest.mark.parametrize("lens", [[70, 0, 129, 1, 64], [0, 0], [300], [-3, 5, -(2**31)]], ids=str)
+@pytest.mark.parametrize("more", [0, 40, -6], ids=["exactly", "room-left", "cut-short"])
+def test_gathered_keys_lie_side_by_side(paged: ModuleType, cache_branch: Any, block: int, lens: list[int], more: int) -> None:
+    call = paged.make_call(lens, block=block, gap=8)
+    counts = [max(count, 0) for count in lens]
+    total = max(0, sum(counts) + more)
+    keys, scales = torch.full((total, 32), 9.0).to(torch.float8_e4m3fn), torch.full((total,), 9.0)
+    cache_branch.gather(call.kv_cache, call.block_table, call.context_lens, keys, scales)
+    parts = [(torch.zeros(0, 32).double(), torch.zeros(0).double())]
+    for request, count in enumerate(counts):
+        position = torch.arange(count)
+        pages = call.block_table[request, position // block]
+        parts.append(paged.read_keys(call.kv_cache, pages, position % block, torch.float8_e4m3fn))
+    for gathered, part in ((keys, 0), (scales, 1)):
+        expected = torch.cat([found[part] for found in parts])[:total]
+        assert torch.equal(gathered[: len(expected)].double(), expected)
+        assert not gathered[len(expected) :].double().any()
+
+
+def test_gather_needs_no_cache_for_no_keys(paged: ModuleType, cache_branch: Any) -> None:
+    call = paged.make_call([0, 0], spare_entries=0)
+    for cache in (call.kv_cache, call.kv_cache[:0]):
+        keys, scales = torch.ones(3, 32).to(torch.float8_e4m3fn), torch.ones(3)
+        cache_branch.gather(cache, call.block_table, call.context_lens, keys, scales)
+        assert not keys.float().any()
+        assert not scales.any()
+
+
+@DTYPES
+def test_from_bf16_activations_to_logits(dtype: torch.dtype) -> None:
+    """Decode through the cache, and prefill through a gather of it, agree with the keys that were never in a cache."""
+    generator = torch.Generator().manual_seed(0)
+
+    def activations(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).bfloat16()
+
+    lens, next_n, heads, dim = torch.tensor([70, 5, 131], dtype=torch.int32), 2, 16, 64
+    k = activations(int(lens.sum()), dim)
+    q, weights = quantize_queries(activations(3, next_n, heads, dim), activations(3, next_n, heads), dtype)
+    assert q.shape == (3, next_n, heads, dim)
+    assert weights.shape == (3, next_n, heads)
+
+    cache = torch.zeros(8, 64, 1, dim + 4, dtype=torch.uint8)
+    table = torch.tensor([[6, 1, 99], [3, -1, -1], [0, 7, 2]], dtype=torch.int32)
+    request = torch.repeat_interleave(torch.arange(3), lens.long())
+    position = torch.cat([torch.arange(int(count)) for count in lens])
+    quantize_keys_to_cache(k, cache, table[request, position // 64] * 64 + position % 64, dtype=dtype)
+    logits = fp8_paged_mqa_logits(q, cache, weights.flatten(0, 1), lens, table, max_context_len=131, clean_logits=True)
+
+    keys, scales = gather_keys(cache, table, lens, len(k), dtype=dtype)
+    expected, expected_scales = quantize_keys(k, dtype)
+    assert torch.equal(keys.float(), expected.float())
+    assert torch.equal(scales, expected_scales)
+    starts = (lens.cumsum(0) - lens).repeat_interleave(next_n).int()
+    ends = starts + lens.repeat_interleave(next_n) - torch.tensor([1, 0] * 3, dtype=torch.int32)
+    dense = fp8_mqa_logits(q.flatten(0, 1), keys, scales, weights.flatten(0, 1), starts, ends)
+    for row in range(6):
+        seen = slice(int(starts[row]), int(ends[row]))
+        torch.testing.assert_close(logits[row, : seen.stop - seen.start], dense[row, seen])
+        assert logits[row, seen.stop - seen.start :].isneginf().all()
+
+
+GOOD = {"k": lambda: torch.zeros(3, 32), "slot_mapping": lambda: torch.zeros(3, dtype=torch.int32)}
+BAD_WRITES = {
+    "k-list": ({"k": lambda: [1.0]}, TypeError, "k"),
+    "k-three-dimensional": ({"k": lambda: torch.zeros(3, 1, 32)}, ValueError, "k"),
+    "k-other-dim": ({"k": lambda: torch.zeros(3, 64)}, ValueError, "k"),
+    "k-double": ({"k": lambda: torch.zeros(3, 32).double()}, TypeError, "k"),
+    "k-other-device": ({"k": lambda: torch.zeros(3, 32, device="meta")}, ValueError, "k"),
+    "k-requires-grad": ({"k": lambda: torch.zeros(3, 32).requires_grad_()}, ValueError, "k"),
+    "slot_mapping-list": ({"slot_mapping": lambda: [0, 1, 2]}, TypeError, "slot_mapping"),
+    "slot_mapping-long": ({"slot_mapping": lambda: torch.zeros(4, dtype=torch.int32)}, ValueError, "slot_mapping"),
+    "slot_mapping-float": ({"slot_mapping": lambda: torch.zeros(3)}, TypeError, "slot_mapping"),
+    "slot_mapping-device": (
+        {"slot_mapping": lambda: torch.zeros(3, dtype=torch.int32, device="meta")},
+        ValueError,
+        "slot_mapping",
+    ),
+    "kv_cache-dim-48": ({"kv_cache": lambda: torch.zeros(2, 16, 1, 52, dtype=torch.uint8)}, ValueError, "kv_cache"),
+    "kv_cache-address": (
+        {"kv_cache": lambda: torch.zeros(2000, dtype=torch.uint8)[1:1153].view(2, 16, 1, 36)},
+        ValueError,
+        "kv_cache",
+    ),
+    "dtype-e5m2": ({"dtype": lambda: torch.float8_e5m2}, ValueError, "dtype"),
+    "scale_format-fp16": ({"scale_format": lambda: "fp16"}, ValueError, "scale_format"),
+}
+
+
+@pytest.mark.parametrize(("replacements", "error", "argument"), BAD_WRITES.values(), ids=BAD_WRITES)
+def test_a_bad_write_is_refused_by_name_and_changes_nothing(
+    replacements: dict[str, Any], error: type[Exception], argument: str
+) -> None:
+    cache = empty_cache(2, 16, 32)
+    before = cache.clone()
+    arguments = {"kv_cache": cache, **{name: make() for name, make in (GOOD | replacements).items()}}
+    with pytest.raises(error, match=f"^{argument}: "):
+        quantize_keys_to_cache(**arguments)
+    assert torch.equal(cache, before)
+
+
+@pytest.mark.parametrize(
+    ("replacements", "error", "argument"),
+    [
+        ({"block_table": [[0]]}, TypeError, "block_table"),
+        ({"block_table": torch.zeros(2, dtype=torch.int32)}, ValueError, "block_table"),
+        ({"block_table": torch.zeros(2, 3)}, TypeError, "block_table"),
+        ({"lens": torch.zeros(3, dtype=torch.int32)}, ValueError, "lens"),
+        ({"lens": torch.zeros(2, dtype=torch.int64)}, TypeError, "lens"),
+        ({"total": -1}, ValueError, "total"),
+        ({"total": torch.tensor(5)}, TypeError, "total"),
+        ({"dtype": torch.uint8}, ValueError, "dtype"),
+        ({"kv_cache": torch.zeros(2, 16, 1, 36)}, TypeError, "kv_cache"),
+    ],
+)
+def test_a_bad_gather_is_refused_by_name(replacements: dict[str, Any], error: type[Exception], argument: str) -> None:
+    good = {
+        "kv_cache": empty_cache(2, 16, 32),
+        "block_table": torch.zeros(2, 3, dtype=torch.int32),
+        "lens": torch.zeros(2, dtype=torch.int32),
+        "total": 5,
+    }
+    with pytest.raises(error, match=f"^{argument}: got "):
+        gather_keys(**good | replacements)

@@ -1,0 +1,133 @@
+"""Bad input to the paged logits: the right error, it names the argument, and nothing has been written."""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from capgate import compat
+from capgate.kernels import fp8_paged_mqa_logits
+
+REQUESTS, NEXT_N, HEADS, DIM, COLUMNS = 3, 2, 16, 32, 70
+FN, FNUZ, INT, BYTE = torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int32, torch.uint8
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+def cache(*shape: int, strides: tuple[int, ...] | None = None, offset: int = 0) -> torch.Tensor:
+    memory = torch.zeros(10**5, dtype=BYTE)
+    return memory[: 4 * 64 * 36].view(*shape) if strides is None else memory.as_strided(shape, strides, offset)
+
+
+# What replaces good arguments, the error, and the argument that it names.
+BAD: dict[str, tuple[dict[str, Callable[[], Any]], type[Exception], str]] = {
+    "q-list": ({"q": lambda: [1.0]}, TypeError, "q"),
+    "q-three-dimensional": ({"q": lambda: zeros(REQUESTS, HEADS, DIM, dtype=FN)}, ValueError, "q"),
+    "q-no-rows": ({"q": lambda: zeros(REQUESTS, 0, HEADS, DIM, dtype=FN)}, ValueError, "q"),
+    "q-nine-rows": ({"q": lambda: zeros(REQUESTS, 9, HEADS, DIM, dtype=FN)}, ValueError, "q"),
+    "q-no-heads": ({"q": lambda: zeros(REQUESTS, NEXT_N, 0, DIM, dtype=FN)}, ValueError, "q"),
+    "q-too-many-heads": ({"q": lambda: zeros(REQUESTS, NEXT_N, 129, DIM, dtype=FN)}, ValueError, "q"),
+    "q-dim-48": ({"q": lambda: zeros(REQUESTS, NEXT_N, HEADS, 48, dtype=FN)}, ValueError, "q"),
+    "q-bfloat16": ({"q": lambda: zeros(REQUESTS, NEXT_N, HEADS, DIM, dtype=torch.bfloat16)}, TypeError, "q"),
+    "kv_cache-none": ({"kv_cache": lambda: None}, TypeError, "kv_cache"),
+    "kv_cache-fp8": ({"kv_cache": lambda: cache(4, 64, 1, 36).view(FN)}, TypeError, "kv_cache"),
+    "kv_cache-three-dimensional": ({"kv_cache": lambda: cache(4, 64, 36)}, ValueError, "kv_cache"),
+    "kv_cache-two-heads": ({"kv_cache": lambda: cache(2, 64, 2, 36)}, ValueError, "kv_cache"),
+    "kv_cache-block-48": ({"kv_cache": lambda: zeros(4, 48, 1, 36, dtype=BYTE)}, ValueError, "kv_cache"),
+    "kv_cache-other-dim": ({"kv_cache": lambda: zeros(4, 64, 1, 68, dtype=BYTE)}, ValueError, "kv_cache"),
+    "kv_cache-without-scales": ({"kv_cache": lambda: zeros(4, 64, 1, 32, dtype=BYTE)}, ValueError, "kv_cache"),
+    "kv_cache-blocks-overlap": ({"kv_cache": lambda: cache(4, 64, 1, 36, strides=(2300, 36, 36, 1))}, ValueError, "kv_cache"),
+    "kv_cache-blocks-expanded": ({"kv_cache": lambda: cache(4, 64, 1, 36, strides=(0, 36, 36, 1))}, ValueError, "kv_cache"),
+    "kv_cache-blocks-not-aligned": (
+        {"kv_cache": lambda: cache(4, 64, 1, 36, strides=(2306, 36, 36, 1))},
+        ValueError,
+        "kv_cache",
+    ),
+    "kv_cache-rows-apart": ({"kv_cache": lambda: cache(4, 64, 1, 36, strides=(4096, 64, 64, 1))}, ValueError, "kv_cache"),
+    "kv_cache-address": (
+        {"kv_cache": lambda: cache(4, 64, 1, 36, strides=(2304, 36, 36, 1), offset=2)},
+        ValueError,
+        "kv_cache",
+    ),
+    "kv_cache-other-device": ({"kv_cache": lambda: zeros(4, 64, 1, 36, dtype=BYTE, device="meta")}, ValueError, "kv_cache"),
+    "weights-three-dimensional": ({"weights": lambda: zeros(REQUESTS, NEXT_N, HEADS)}, ValueError, "weights"),
+    "weights-of-requests": ({"weights": lambda: zeros(REQUESTS, HEADS)}, ValueError, "weights"),
+    "weights-half": ({"weights": lambda: zeros(6, HEADS, dtype=torch.float16)}, TypeError, "weights"),
+    "weights-other-device": ({"weights": lambda: zeros(6, HEADS, device="meta")}, ValueError, "weights"),
+    "weights-requires-grad": ({"weights": lambda: zeros(6, HEADS).requires_grad_()}, ValueError, "weights"),
+    "context_lens-list": ({"context_lens": lambda: [1, 2, 3]}, TypeError, "context_lens"),
+    "context_lens-of-rows": ({"context_lens": lambda: zeros(6, dtype=INT)}, ValueError, "context_lens"),
+    "context_lens-column": ({"context_lens": lambda: zeros(REQUESTS, 1, dtype=INT)}, ValueError, "context_lens"),
+    "context_lens-int64": ({"context_lens": lambda: zeros(REQUESTS, dtype=torch.int64)}, TypeError, "context_lens"),
+    "context_lens-other-device": (
+        {"context_lens": lambda: zeros(REQUESTS, dtype=INT, device="meta")},
+        ValueError,
+        "context_lens",
+    ),
+    "block_table-none": ({"block_table": lambda: None}, TypeError, "block_table"),
+    "block_table-flat": ({"block_table": lambda: zeros(REQUESTS, dtype=INT)}, ValueError, "block_table"),
+    "block_table-other-rows": ({"block_table": lambda: zeros(4, 2, dtype=INT)}, ValueError, "block_table"),
+    "block_table-int64": ({"block_table": lambda: zeros(REQUESTS, 2, dtype=torch.int64)}, TypeError, "block_table"),
+    "block_table-other-device": (
+        {"block_table": lambda: zeros(REQUESTS, 2, dtype=INT, device="meta")},
+        ValueError,
+        "block_table",
+    ),
+    "max_context_len-negative": ({"max_context_len": lambda: -1}, ValueError, "max_context_len"),
+    "max_context_len-too-many": ({"max_context_len": lambda: 2**30 + 1}, ValueError, "max_context_len"),
+    "max_context_len-fraction": ({"max_context_len": lambda: 2.0}, TypeError, "max_context_len"),
+    "max_context_len-none": ({"max_context_len": lambda: None}, TypeError, "max_context_len"),
+    "clean_logits-number": ({"clean_logits": lambda: 1}, TypeError, "clean_logits"),
+    "schedule-list": ({"schedule": lambda: [[0, 0], [3, 0]]}, TypeError, "schedule"),
+    "schedule-one-row": ({"schedule": lambda: zeros(1, 2, dtype=INT)}, ValueError, "schedule"),
+    "schedule-three-columns": ({"schedule": lambda: zeros(5, 3, dtype=INT)}, ValueError, "schedule"),
+    "schedule-int64": ({"schedule": lambda: zeros(5, 2, dtype=torch.int64)}, TypeError, "schedule"),
+    "schedule-transposed": ({"schedule": lambda: zeros(2, 5, dtype=INT).mT}, ValueError, "schedule"),
+    "schedule-other-device": ({"schedule": lambda: zeros(5, 2, dtype=INT, device="meta")}, ValueError, "schedule"),
+    "out-array": ({"out": lambda: zeros(6, COLUMNS).numpy()}, TypeError, "out"),
+    "out-narrow": ({"out": lambda: zeros(6, COLUMNS - 1)}, ValueError, "out"),
+    "out-three-dimensional": ({"out": lambda: zeros(REQUESTS, NEXT_N, COLUMNS)}, ValueError, "out"),
+    "out-bfloat16": ({"out": lambda: zeros(6, COLUMNS, dtype=torch.bfloat16)}, TypeError, "out"),
+    "out-other-device": ({"out": lambda: zeros(6, COLUMNS, device="meta")}, ValueError, "out"),
+    "out-requires-grad": ({"out": lambda: zeros(6, COLUMNS).requires_grad_()}, ValueError, "out"),
+    "out-rows-overlap": ({"out": lambda: zeros(999).as_strided((6, COLUMNS), (COLUMNS - 1, 1))}, ValueError, "out"),
+    "variant-unknown": ({"variant": lambda: "clasic"}, ValueError, "variant"),
+    "variant-number": ({"variant": lambda: 3}, TypeError, "variant"),
+}
+
+
+@pytest.mark.parametrize(("replacements", "error", "argument"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused_by_name_and_changes_nothing(
+    paged: ModuleType, replacements: dict[str, Callable[[], Any]], error: type[Exception], argument: str
+) -> None:
+    call = paged.make_call([70, 5, 64], NEXT_N, HEADS, DIM)
+    out = paged.judge.sentinels(REQUESTS * NEXT_N, COLUMNS)
+    before = paged.judge.storage_of(out, torch.int32).clone()
+    arguments = call._asdict() | {"max_context_len": COLUMNS, "out": out}
+    arguments |= {name: make() for name, make in replacements.items()}
+    with pytest.raises(error, match=f"^{argument}: "):
+        fp8_paged_mqa_logits(**arguments)
+    assert torch.equal(paged.judge.storage_of(out, torch.int32), before)
+
+
+@pytest.mark.parametrize("requests", [0, REQUESTS])
+def test_an_impossible_branch_is_refused_with_its_reason(paged: ModuleType, requests: int) -> None:
+    call = paged.make_call([5] * requests)
+    with (
+        compat.override(disable=["triton"]),
+        pytest.raises(compat.CapabilityError, match=r"fp8_paged_mqa_logits cannot run variant 'classic': .*disabled by"),
+    ):
+        fp8_paged_mqa_logits(*call, max_context_len=5, variant="classic")
+
+
+def test_weights_that_require_grad_serve_where_grad_is_off(paged: ModuleType, branch: str) -> None:
+    call = paged.make_call([5, 70])
+    expected = fp8_paged_mqa_logits(*call, max_context_len=70, clean_logits=True, variant=branch)
+    with torch.no_grad():
+        needy = call._replace(weights=call.weights.clone().requires_grad_())
+        logits = fp8_paged_mqa_logits(*needy, max_context_len=70, clean_logits=True, variant=branch)
+    assert torch.equal(logits, expected)

@@ -1,0 +1,50 @@
+"""The paged kernels compiled for GPUs that are not here, by this lane's Triton: they fit, and they use the matrix units."""
+
+import pytest
+
+from capgate import compat
+from capgate.kernels.offline import Job, compile_jobs, compile_variants
+from capgate.kernels.paged_mqa_logits.operation import CHUNK_KEYS, operation
+
+# Target: its shared memory, a part of its fp8 matrix instructions' names, and the formats that the kernel takes there.
+TARGETS = {
+    "cuda:90": (227 * 1024, "QGMMA", ["float8_e4m3fn"]),
+    "hip:gfx950": (160 * 1024, "f8f6f4", ["float8_e4m3fn"]),
+    "hip:gfx942": (64 * 1024, "fp8_fp8", ["float8_e4m3fnuz", "float8_e4m3fn"]),
+}
+KINDS = [(64, 128, "unclean"), (32, 128, "clean"), (100, 64, "unclean")]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_classic_fits_without_spills_and_uses_the_matrix_units(target: str) -> None:
+    """3: Shared-memory overflow on parts with 64 KiB. 12: The matrix instruction was hard-coded for one architecture."""
+    shared_memory, instruction, formats = TARGETS[target]
+    jobs = [Job("classic", *kind, fp8) for kind in KINDS for fp8 in formats]
+    for row in compile_jobs("fp8_paged_mqa_logits", target, jobs):
+        assert row["compiled"], row["error"]
+        assert 0 < row["lds_bytes"] <= shared_memory
+        assert row["waves_per_simd"] * 4 >= row["tuning"]["num_warps"], "not even one workgroup fits"
+        # The masks of e4m3fn's conversion for gfx942 may outgrow the scalar registers, into vector registers and not memory.
+        assert row["scratch_bytes"] == 0
+        assert row["spills"] == 0 or row["dtype"] != formats[0]
+        assert row["matrix_instructions"]
+        assert all(instruction in name for name in row["matrix_instructions"])
+        assert row["hot_loop"]["keys"] == row["tuning"]["block_keys"] * row["tuning"]["rows"] / row["tuning"]["num_warps"]
+        assert CHUNK_KEYS % row["tuning"]["block_keys"] == 0, "two workers would write one tile"
+
+
+@pytest.mark.parametrize("target", ["cuda:90", "hip:gfx950"])
+def test_the_report_knows_which_branch_a_target_takes(target: str) -> None:
+    trace = operation.explain(operation.example(target))
+    assert trace.variant == "classic", str(trace)
+
+
+def test_a_variant_that_cannot_run_there_is_listed_with_its_reason() -> None:
+    (row,) = compile_variants("fp8_paged_mqa_logits", "cuda:80", modes=["unclean"])["variants"]
+    assert row["accepted"] is False
+    assert row["error"] == compat.capabilities("cuda:80").why("fp8_e4m3fn")
+
+
+def test_there_is_no_compressed_output() -> None:
+    with pytest.raises(ValueError, match="mode: got 'compressed', needs one of unclean, clean"):
+        compile_variants("fp8_paged_mqa_logits", "hip:gfx950", modes=["compressed"])

@@ -1,0 +1,71 @@
+"""How a batch's keys are shared out among workers."""
+
+import pytest
+import torch
+
+from capgate.kernels import paged_mqa_schedule
+from capgate.kernels.paged_mqa_logits.operation import CHUNK_KEYS
+
+BATCHES = {
+    "one": [1],
+    "empty": [0, 0, 0],
+    "none": [],
+    "mixed": [300, 0, 128, 129, 0, 5, 70000, 0],
+    "many": [(37 * request) % 1000 for request in range(700)],
+    "negative": [-5, 200, -(2**31), 1],
+    "extreme": [2**31 - 1] * 3,
+    "rows": [[300, 10, 4], [0, 0, 0], [1, 900, 2], [-1, -2, -3]],
+}
+
+
+def chunks(batch: list) -> list[int]:
+    contexts = [max(request) if isinstance(request, list) else request for request in batch]
+    return [-(-max(context, 0) // CHUNK_KEYS) for context in contexts]
+
+
+@pytest.fixture(params=["public", "classic"])
+def make(request: pytest.FixtureRequest):
+    if request.param == "public":
+        return lambda lens, workers: paged_mqa_schedule(lens, 64, workers)
+    request.getfixturevalue("interpreter")
+    from capgate.kernels.paged_mqa_logits import classic
+
+    return classic.make_schedule
+
+
+@pytest.mark.parametrize("workers", [1, 2, 15, 16, 132])
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+def test_workers_get_all_chunks_in_order_and_equally_many(make, batch: list, workers: int) -> None:
+    schedule = make(torch.tensor(batch, dtype=torch.int32), workers)
+    assert (schedule.shape, schedule.dtype) == ((workers + 1, 2), torch.int32)
+    sizes = torch.tensor(chunks(batch), dtype=torch.int64)
+    before = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    request, chunk = schedule.long().unbind(1)
+    assert torch.equal(before[request] + chunk, before[-1] * torch.arange(workers + 1) // workers)
+    assert schedule[-1].tolist() == [len(batch), 0]
+    inside = request < len(batch)
+    assert (chunk[inside] < sizes[request[inside]]).all(), "a worker begins at a chunk that its request does not have"
+
+
+def test_lengths_of_any_strides(make) -> None:
+    lens = torch.arange(60, dtype=torch.int32).reshape(6, 10) * 50
+    for view in (lens[:, 3], lens[::2, 1:9:3], lens.mT[:, :4][:3].mT):
+        assert torch.equal(make(view, 5), make(view.contiguous(), 5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "named"),
+    [
+        (([1], 64, 4), TypeError, "context_lens"),
+        ((torch.ones(3), 64, 4), TypeError, "context_lens"),
+        ((torch.ones(3, 9, dtype=torch.int32), 64, 4), ValueError, "context_lens"),
+        ((torch.ones(3, 1, 1, dtype=torch.int32), 64, 4), ValueError, "context_lens"),
+        ((torch.ones(3, dtype=torch.int32), 48, 4), ValueError, "block_size"),
+        ((torch.ones(3, dtype=torch.int32), "64", 4), TypeError, "block_size"),
+        ((torch.ones(3, dtype=torch.int32), 64, 0), ValueError, "num_workers"),
+        ((torch.ones(3, dtype=torch.int32), 64, 1.5), TypeError, "num_workers"),
+    ],
+)
+def test_bad_input_is_refused_by_name(arguments: tuple, error: type[Exception], named: str) -> None:
+    with pytest.raises(error, match=f"^{named}: got "):
+        paged_mqa_schedule(*arguments)
