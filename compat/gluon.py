@@ -8,22 +8,18 @@ gets it. Importing this module where Gluon lacks the interface of Triton 3.6 rai
 from modules that only a variant behind ``gluon_cdna4`` or ``gluon_hopper`` loads.
 """
 
+# ruff: noqa: RET505 - a branch on a constant of a kernel needs its else
+
 from typing import Any
 
 from . import probes
 from .current import capabilities
 
-_caps = capabilities()
-_caps.require("gluon")
-
-from triton.experimental import gluon  # noqa: E402
-from triton.experimental.gluon import language as gl  # noqa: E402
-from triton.language import core as _core  # noqa: E402
-
 __all__ = [
     "KEEP_NAN",
     "VGPRS_ONLY",
     "GluonASTSource",
+    "TensorDescriptor",
     "aggregate",
     "async_copy",
     "barrier",
@@ -32,8 +28,17 @@ __all__ = [
     "gl",
     "gluon",
     "hopper",
+    "mbarrier",
     "reinterpret",
+    "tma_load",
 ]
+
+_caps = capabilities()
+_caps.require("gluon")
+
+from triton.experimental import gluon  # noqa: E402
+from triton.experimental.gluon import language as gl  # noqa: E402
+from triton.language import core as _core  # noqa: E402
 
 
 def _first(*paths: str) -> Any:
@@ -58,7 +63,7 @@ def reinterpret(memory, dtype: gl.constexpr, shape: gl.constexpr, layout: gl.con
     """A shared-memory descriptor's bytes under another dtype, shape or layout; nothing is moved."""
     if _PUBLIC_REINTERPRET:
         return memory.reinterpret(dtype, shape, layout)
-    else:  # noqa: RET505 - of a constant condition only one branch is compiled
+    else:
         return memory._reinterpret(dtype, shape, layout)
 
 
@@ -74,3 +79,6 @@ VGPRS_ONLY: dict[str, Any] = {"llvm_fn_attrs": "amdgpu-agpr-alloc=0"} if _caps.l
 # --- NVIDIA Hopper --------------------------------------------------------------------------------------------------------
 
 hopper = probes.resolve(f"{probes.GL}.nvidia.hopper")
+mbarrier = probes.resolve(f"{probes.GL}.nvidia.hopper:mbarrier")
+TensorDescriptor = probes.resolve(f"{probes.GLUON}.nvidia.hopper:TensorDescriptor")  # of the host: a kernel's argument
+tma_load = _first(f"{probes.GL}.nvidia.hopper:tma.async_load", f"{probes.GL}.nvidia.hopper:tma.async_copy_global_to_shared")

@@ -44,7 +44,8 @@ def _quantize(values: torch.Tensor, dtype: torch.dtype, *, power_of_two: bool) -
     if dtype not in FP8_MAX:
         raise ValueError(f"dtype: got {dtype}, needs float8_e4m3fn or float8_e4m3fnuz")
     values = values.float()
-    scale = values.abs().amax(-1).clamp(min=AMAX_FLOOR) / FP8_MAX[dtype]
+    amax = values.abs().amax(-1).clamp(min=AMAX_FLOOR)
+    scale = amax / torch.full_like(amax, FP8_MAX[dtype])  # by a number, CUDA multiplies with its inverse: another rounding
     if power_of_two:
         mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2**exponent with mantissa in [0.5, 1)
         scale = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).int())

@@ -166,6 +166,28 @@ def copies_directly(k: torch.Tensor, k_scale: torch.Tensor) -> bool:
     return bool(aligned and max(row_step, 4 * k_scale.stride(0)) < 2**23)  # a tile's offsets are 32 bits wide
 
 
+def describe(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    k_scale: torch.Tensor,
+    weights: torch.Tensor,
+    clean_logits: bool,
+    compressed: bool,
+) -> Problem:
+    """The class of calls that one with these operands belongs to."""
+    direct_keys = copies_directly(k, k_scale)
+    tensor_maps = _mappable(q) and _mappable(k) and _mappable(k_scale) and _mappable(weights)
+    return Problem(q.device, q.shape[1], q.shape[2], FP8[q.dtype], clean_logits, compressed, direct_keys, tensor_maps)
+
+
+def _mappable(tensor: torch.Tensor) -> bool:
+    """Whether a tensor map of NVIDIA's copy engine can describe ``tensor``: aligned lines of adjacent elements."""
+    *outer, (size, step) = zip(tensor.shape, tensor.stride(), strict=True)
+    if tensor.numel() == 0 or tensor.data_ptr() % 16 or (size > 1 and step != 1):
+        return False
+    return all(size == 1 or (step > 0 and step * tensor.itemsize % 16 == 0) for size, step in outer)
+
+
 def _launch_into(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -179,8 +201,7 @@ def _launch_into(
     variant: str | None,
 ) -> None:
     """Operator ``capgate::fp8_mqa_logits_out``: run the chosen branch, unless there is no cell to write."""
-    direct_keys = copies_directly(k, k_scale)
-    problem = Problem(q.device, q.shape[1], q.shape[2], FP8[q.dtype], clean_logits, compressed, direct_keys)
+    problem = describe(q, k, k_scale, weights, clean_logits, compressed)
     if out.numel() == 0:
         operation.select(problem, variant)  # a branch that cannot run is an error for empty calls too
         return

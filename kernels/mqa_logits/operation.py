@@ -18,6 +18,7 @@ class Problem(NamedTuple):
     dtype : of query and key, "float8_e4m3fn" or "float8_e4m3fnuz"
     compressed : whether column j means key ``starts[i] + j``
     direct_keys : whether keys can be copied straight to LDS: see :func:`.function.copies_directly`
+    tensor_maps : whether a tensor map can describe each of q, k, k_scale and weights
     """
 
     device: Any
@@ -27,6 +28,7 @@ class Problem(NamedTuple):
     clean_logits: bool
     compressed: bool
     direct_keys: bool = True
+    tensor_maps: bool = True
 
 
 def padded_heads(heads: int) -> int:
@@ -82,6 +84,16 @@ def _gluon_cdna4_accepts(problem: Problem) -> str | None:
     return None
 
 
+def _gluon_hopper_accepts(problem: Problem) -> str | None:
+    if problem.dtype != "float8_e4m3fn":
+        return compat.capabilities(problem.device).why("fp8_e4m3fnuz")
+    if problem.heads % 4:
+        return f"needs a multiple of 4 heads: found {problem.heads}"
+    if not problem.tensor_maps:
+        return "needs operands that tensor maps describe: 16-byte aligned lines of adjacent elements, one key at least"
+    return None
+
+
 def classic_accepts(problem: Problem) -> str | None:
     caps = compat.capabilities(problem.device)
     if caps.interpreter:
@@ -117,6 +129,14 @@ operation.add(
         f"{__package__}.gluon_cdna4:launch",
         requires=("gluon_cdna4", "torch"),
         accepts=_gluon_cdna4_accepts,
+    )
+)
+operation.add(
+    compat.Variant(
+        "gluon_hopper",
+        f"{__package__}.gluon_hopper:launch",
+        requires=("gluon_hopper", "torch"),
+        accepts=_gluon_hopper_accepts,
     )
 )
 operation.add(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from capgate.kernels.mqa_logits.function import FP8
+from capgate.kernels.mqa_logits.function import describe
 from capgate.kernels.mqa_logits.operation import Problem, operation
 
 JUDGE = Path(__file__).parents[1] / "kernels" / "judge.py"
@@ -78,12 +78,18 @@ def taken(branch: str, problem: Problem) -> str:
 
 
 @pytest.fixture
+def take(branch: str) -> Callable[[Any], None]:
+    """Skips the test where the branch does not take a clean call with these operands."""
+    return lambda call: taken(branch, describe(call.q, call.k, call.k_scale, call.weights, True, False)) and None
+
+
+@pytest.fixture
 def check(judge: ModuleType, branch: str) -> Callable[..., torch.Tensor]:
     """judge.check with the branch, where it takes such a call."""
 
     def check_branch(call: Any, *, clean_logits: bool = True, max_window: int | None = None, **keywords: Any) -> torch.Tensor:
-        heads, dim = call.q.shape[1:]
-        problem = Problem(call.q.device, heads, dim, FP8[call.q.dtype], clean_logits, max_window is not None)
+        k_scale = call.k_scale[:, 0] if call.k_scale.ndim == 2 else call.k_scale
+        problem = describe(call.q, call.k, k_scale, call.weights, clean_logits, max_window is not None)
         keywords |= {"clean_logits": clean_logits, "max_window": max_window}
         return judge.check(call, taken(branch, problem), **keywords)
 

@@ -114,9 +114,10 @@ def test_operands_of_any_strides(judge: ModuleType, check: Check, fp8: torch.dty
 @pytest.mark.parametrize("octet", [0x7F, 0xFF], ids=["nan", "negative-nan"])
 @pytest.mark.parametrize("operand", ["q", "k"])
 def test_nan_reaches_the_logits_it_touches_and_no_others(
-    judge: ModuleType, branch: str, fp8: torch.dtype, operand: str, octet: int, heads: int
+    judge: ModuleType, branch: str, take: Callable[[object], None], fp8: torch.dtype, operand: str, octet: int, heads: int
 ) -> None:
     call = judge.make_call(37, 300, heads, 128, "full", dtype=fp8, device="cuda")
+    take(call)
     octet = 0x80 if fp8 == torch.float8_e4m3fnuz else octet
     clean = fp8_mqa_logits(*call, variant=branch)
     getattr(call, operand).view(torch.uint8)[20].view(-1)[77] = octet

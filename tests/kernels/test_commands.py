@@ -29,7 +29,7 @@ def test_the_demo_agrees_and_explains_every_target(tmp_path, monkeypatch, capsys
     assert {row["target"]: row["variant"] for row in said["stacks"]} == {
         "hip:gfx942": "classic",
         "hip:gfx950": "gluon_cdna4" if compat.capabilities("hip:gfx950").gluon_cdna4 else "classic",
-        "cuda:90": "classic",
+        "cuda:90": "gluon_hopper" if compat.capabilities("cuda:90").gluon_hopper else "classic",
         "cpu": "reference",
     }
     assert "clean_logits=False writes" in capsys.readouterr().out

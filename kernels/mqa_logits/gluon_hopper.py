@@ -1,0 +1,781 @@
+"""Gluon for Hopper, one source for Triton 3.6.0 to 3.9.0: tensor maps, mbarriers, fp8 wgmma, specialised warps.
+
+    logits[i, j] = k_scale[j] * sum_h weights[i, h] * relu(q[i, h, :] . k[j, :])    for max(starts[i], 0) <= j < min(ends[i], N)
+
+A program has one warp that produces and two warpgroups that consume. It takes *groups* of query rows: each warpgroup owns
+128 columns, rows x heads, of a group, and both share its *tiles* of 128 keys, which lie on the M side of the products.
+Relu, weights and head sum happen in registers. No logit needs two programs, so results repeat bit for bit, and a group's
+tiles may be shared out at any border: every program gets an equal part of the work, whatever the windows are.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from capgate import compat
+from capgate.compat.gluon import TensorDescriptor, aggregate, barrier, gl, gluon, hopper, mbarrier, reinterpret, tma_load
+
+from ..launch import Launch, multiprocessors
+from .operation import padded_heads
+
+
+class Tuning(NamedTuple):
+    """How the work is cut, and what is asked of the compiler."""
+
+    stages: int  # key tiles in flight
+    samples: int  # groups whose windows are read to share out the work
+    consumer_registers: int
+    producer_registers: int
+
+
+# For every H, D and output mode alike. What was tried on an H100 80GB with Triton 3.6.0 and D = 128 (medians, ms, clean off):
+#
+# * Predicted: with its own second product in flight, a warpgroup's first sums cost nothing. ptxas had moved the wait for it up
+#   before those sums; a branch between them (the wait for the next key tile) stopped that. Measured: nothing, a .143 -> .145.
+# * The warpgroups out of phase: one delayed at the start, or in turns by mbarriers. Nothing, or 1-5 % slower.
+# * One product in flight at a time, sums always beside it: 3-4 % slower than two at once (455 instructions a tile, not 424).
+# * A model that has predicted since: tile time = 1024 cycles of tensor cores + 1.3 cycles for every instruction beyond the
+#   410 that both warpgroups issue beside them; "dispatch" stalls lead while tensor cores run. So: fewer instructions. Rows on
+#   lanes, windows as a distance and one comparison, one branch a group: 424 -> 350. b .220 -> .199, c .489 -> .459.
+# * x + |x| for relu, on the FMA units, in place of a maximum: for half of the heads 2.5-3 % faster, for all another 1-2 %
+#   (b .1974, c .4481, d2 .7555).
+# * Exact sums of all windows before the work begins: 7-14 us, since every SM asks for the same lines at once. 1024 samples as
+#   slow; 256 take 2-4 us, most of it one load. By the producer alone: f .0143 -> .0156, together with the next line.
+# * Skipping the second half of a group's last tile by a branch: b .1974 -> .2052, d1 .1513 -> .1550.
+# * Six stages in place of four: even. The fill by two warps of its own, as fast as it can: c +.038 with clean on.
+#   By the producer, paced by the key tiles: +.016 to +.023. Four times wider stores there: even.
+TUNING = Tuning(stages=4, samples=256, consumer_registers=208, producer_registers=88)
+
+BLOCK_KEYS = 128
+COLUMNS = 128  # of a consumer's products: rows x padded heads
+THREADS_REGISTERS = 168  # 384 threads share 65,536: what a thread has before the warps specialise
+
+
+@gluon.constexpr_function
+def query_box(rows, heads, dim):
+    """Axes of a query tile, outermost first, as its tensor map has them: the order of an accumulator's columns.
+
+    Lane % 4 of a warp tells apart columns that differ in bits 1 and 2. Query rows stand there, so that few lanes, or none,
+    share a sum over heads: rows 1: [row, head]; rows 2: [head, head, row, head]; more: [head, row, head].
+    """
+    if rows == 1:
+        return [1, heads, dim]
+    return [heads // 4, 2, 2, 2, dim] if rows == 2 else [heads // 2, rows, 2, dim]
+
+
+@gluon.constexpr_function
+def bytes_layout(dim, rank):
+    """fp8 rows of ``dim`` bytes in shared memory, as the copy engine writes and wgmma reads them."""
+    return gl.NVMMASharedLayout(swizzle_byte_width=dim, element_bitwidth=8, rank=rank)
+
+
+@gluon.constexpr_function
+def floats_layout(rank):
+    return gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=rank)
+
+
+@gluon.constexpr_function
+def weight_layout(rows, heads):
+    """[rows, heads]: each lane has the weights of its accumulator's columns."""
+    lanes = {1: [[0, 2], [0, 4]], 2: [[1, 0], [0, 2]]}.get(rows, [[1, 0], [2, 0]])
+    first_head = {1: 8, 2: 4}.get(rows, 2)
+    registers = [[0, 1]] + [[1 << bit, 0] for bit in range(2, rows.bit_length() - 1)]
+    registers += [[0, 1 << bit] for bit in range(first_head.bit_length() - 1, heads.bit_length() - 1)]
+    return gl.DistributedLinearLayout(registers, [*lanes, [0, 0], [0, 0], [0, 0]], [[0, 0], [0, 0]], [], [rows, heads])
+
+
+@gluon.constexpr_function
+def quad_layout():
+    """[4, 8, 4]: warp, lane / 4, lane % 4."""
+    lanes = [[0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 2, 0], [0, 4, 0]]
+    return gl.DistributedLinearLayout([], lanes, [[1, 0, 0], [2, 0, 0]], [], [4, 8, 4])
+
+
+@gluon.constexpr_function
+def logit_layout(rows):
+    """[64, max(rows, 2)] keys x rows: where the sums over heads end. Without a second row, every value is there twice."""
+    lanes = {1: [[8, 0], [0, 1]], 2: [[0, 1], [8, 0]]}.get(rows, [[0, 1], [0, 2]])
+    registers = [[8, 0]] if rows > 2 else []
+    registers += [[0, 1 << bit] for bit in range(2, rows.bit_length() - 1)]
+    lanes = [*lanes, [1, 0], [2, 0], [4, 0]]
+    return gl.DistributedLinearLayout(registers, lanes, [[16, 0], [32, 0]], [], [64, max(rows, 2)])
+
+
+@aggregate
+class Shared:
+    """A program's shared memory, and its constants.
+
+    query, weight : two slots, each with one group of 2 * ROWS rows
+    bounds, plan : by slot: the rows' windows; first tile, count of tiles (0: no group follows) and first row
+    key, scale : STAGES key tiles
+    """
+
+    query: gl.shared_memory_descriptor
+    weight: gl.shared_memory_descriptor
+    bounds: gl.shared_memory_descriptor
+    plan: gl.shared_memory_descriptor
+    key: gl.shared_memory_descriptor
+    scale: gl.shared_memory_descriptor
+    query_full: gl.shared_memory_descriptor
+    key_full: gl.shared_memory_descriptor
+    key_empty: gl.shared_memory_descriptor
+    warm: gl.shared_memory_descriptor
+    ROWS: gl.constexpr
+    HEADS: gl.constexpr
+    DIM: gl.constexpr
+    KEYS: gl.constexpr
+    STAGES: gl.constexpr
+
+    @gluon.constexpr_function
+    def __init__(
+        self, query, weight, bounds, plan, key, scale, query_full, key_full, key_empty, warm, ROWS, HEADS, DIM, KEYS, STAGES
+    ):  # fmt: skip
+        self.query = query
+        self.weight = weight
+        self.bounds = bounds
+        self.plan = plan
+        self.key = key
+        self.scale = scale
+        self.query_full = query_full
+        self.key_full = key_full
+        self.key_empty = key_empty
+        self.warm = warm
+        self.ROWS = gl.constexpr(ROWS)
+        self.HEADS = gl.constexpr(HEADS)
+        self.DIM = gl.constexpr(DIM)
+        self.KEYS = gl.constexpr(KEYS)
+        self.STAGES = gl.constexpr(STAGES)
+
+
+@aggregate
+class Windows:
+    """Which keys each query row sees."""
+
+    starts: gl.tensor
+    ends: gl.tensor
+    stride_starts: gl.tensor
+    stride_ends: gl.tensor
+    num_queries: gl.tensor
+    num_keys: gl.tensor
+    width: gl.tensor
+    COMPRESSED: gl.constexpr
+
+    @gluon.constexpr_function
+    def __init__(self, starts, ends, stride_starts, stride_ends, num_queries, num_keys, width, COMPRESSED):
+        self.starts = starts
+        self.ends = ends
+        self.stride_starts = stride_starts
+        self.stride_ends = stride_ends
+        self.num_queries = num_queries
+        self.num_keys = num_keys
+        self.width = width
+        self.COMPRESSED = gl.constexpr(COMPRESSED)
+
+
+@gluon.jit
+def scalar(memory):
+    """The one element of a piece of shared memory."""
+    return gl.max(memory.load(gl.BlockedLayout([1], [32], [gl.num_warps()], [0])), axis=0)
+
+
+@gluon.jit
+def exchange(x, LANES: gl.constexpr):
+    """x of the lane whose number differs in bit LANES."""
+    if LANES == 1:
+        return gl.inline_asm_elementwise("shfl.sync.bfly.b32 $0, $1, 1, 31, -1;", "=f,f", [x], gl.float32, False, 1)
+    else:
+        return gl.inline_asm_elementwise("shfl.sync.bfly.b32 $0, $1, 2, 31, -1;", "=f,f", [x], gl.float32, False, 1)
+
+
+@gluon.jit
+def fold(score, weight, total, MORE: gl.constexpr, HEADS: gl.constexpr, FIRST: gl.constexpr):
+    """total + sum over the last axis of 2 * relu(score) * weight, a chain of FMAs: the axis lies in registers.
+
+    Written out because gl.sum fuses multiplications and additions on some builds only. x + |x| keeps NaN; a maximum would
+    run on a unit of half the rate.
+    """
+    if HEADS == 1:
+        if FIRST:
+            return (score + gl.abs(score)) * weight
+        else:
+            return gl.fma(score + gl.abs(score), weight, total)
+    elif HEADS == 2:
+        s0, s1 = gl.split(score)
+        w0, w1 = gl.split(weight)
+        return fold(s1, w1, fold(s0, w0, total, MORE, 1, FIRST), MORE, 1, False)
+    else:
+        s0, s1 = gl.split(score.reshape([4, 2, 8, MORE, 4, HEADS // 2, 2]))
+        w0, w1 = gl.split(weight.reshape([4, 2, 8, MORE, 4, HEADS // 2, 2]))
+        return fold(s1, w1, fold(s0, w0, total, MORE, HEADS // 2, FIRST), MORE, HEADS // 2, False)
+
+
+@gluon.jit
+def head_sums(scores, weights, ROWS: gl.constexpr):
+    """[64, max(rows, 2)] from an accumulator's [64, 128]: relu, twice the weights, and the sum over heads."""
+    MORE: gl.constexpr = max(ROWS // 4, 1)
+    HEADS: gl.constexpr = 16 // MORE
+    # An accumulator's axes: warp, key + 8, lane / 4; heads, further rows, lane % 4, heads. Two chains of FMAs for each sum.
+    s = scores.reshape([4, 2, 8, HEADS, MORE, 4, 2]).permute([0, 1, 2, 4, 5, 3, 6])
+    w = weights[None, :].broadcast_to([64, 128]).reshape([4, 2, 8, HEADS, MORE, 4, 2]).permute([0, 1, 2, 4, 5, 3, 6])
+    s0, s1 = gl.split(s)
+    w0, w1 = gl.split(w)
+    total = fold(s0, w0, s0, MORE, HEADS, True) + fold(s1, w1, s1, MORE, HEADS, True)  # [4, 2, 8, MORE, 4]
+    if ROWS <= 2:
+        # Lanes have parts of the same two sums: each keeps one of the keys and gives the other away.
+        QUAD: gl.constexpr = quad_layout()
+        low, high = gl.split(total.reshape([4, 2, 8, 4]).permute([0, 2, 3, 1]))
+        low = gl.convert_layout(low, QUAD, assert_trivial=True)
+        high = gl.convert_layout(high, QUAD, assert_trivial=True)
+        lane = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(0, QUAD)))[None, :][None, :, :]
+        odd = (lane & ROWS) != 0
+        total = gl.where(odd, high, low) + exchange(gl.where(odd, low, high), ROWS)
+        if ROWS == 1:
+            total += exchange(total, 2)
+            total = total.reshape([4, 8, 2, 2]).permute([0, 3, 1, 2])
+        else:
+            total = total.reshape([4, 8, 2, 2]).permute([0, 2, 1, 3])
+    return gl.convert_layout(total.reshape([64, max(ROWS, 2)]), logit_layout(ROWS), assert_trivial=True)
+
+
+@gluon.jit
+def clip(start, end, windows):
+    """(begin, end): windows cut to the keys and to the row's cells."""
+    end = gl.minimum(end, windows.num_keys)
+    if windows.COMPRESSED:
+        end = gl.minimum(end, start + windows.width)
+    return gl.maximum(start, 0), end
+
+
+@gluon.jit
+def cover(begin, end, KEYS: gl.constexpr):
+    """[first, last) tiles: what the windows touch together; the first is far behind the last where all are empty."""
+    first = gl.min(gl.where(begin < end, begin, 2147483647), axis=0)
+    last = gl.max(gl.where(begin < end, end, 0), axis=0)
+    return first // KEYS, (last + (KEYS - 1)) // KEYS
+
+
+@gluon.jit
+def read(row, windows, LAYOUT: gl.constexpr):
+    """[rows, 2] starts and ends: one tensor, because some builds lose the second of two that a loop loads and carries on."""
+    which = gl.arange(0, 2, gl.SliceLayout(0, LAYOUT))[None, :]
+    near = gl.minimum(row, windows.num_queries - 1)[:, None].to(gl.int64)
+    starts = windows.starts + near * windows.stride_starts
+    return gl.load(gl.where(which == 0, starts, windows.ends + near * windows.stride_ends))
+
+
+@gluon.jit
+def add(x, y):
+    return x + y
+
+
+@gluon.jit
+def add_six(a, b, c, d, e, f, u, v, w, x, y, z):
+    return a + u, b + v, c + w, d + x, e + y, f + z
+
+
+@gluon.jit
+def share(windows, ROWS: gl.constexpr, KEYS: gl.constexpr, SAMPLES: gl.constexpr):
+    """(group, part, last group, last part, tiles inside windows): this program's share of the groups of ROWS query rows.
+
+    It begins after part / 1024 of the group's tiles, and ends after last part / 1024 of the last group's. What groups cost is
+    estimated from a sample, by two rows of every sampled group. A wrong estimate costs time only: neighbours compute the border
+    between them alike.
+    """
+    LAYOUT: gl.constexpr = gl.BlockedLayout([SAMPLES // 32], [32], [gl.num_warps()], [0])
+    groups = gl.cdiv(windows.num_queries, ROWS)
+    step = gl.cdiv(groups, SAMPLES)
+    sample = gl.arange(0, SAMPLES, LAYOUT)
+    exists = sample * step < groups
+    row = gl.minimum(sample * step + step // 2, groups - 1) * ROWS
+    start = gl.load(windows.starts + row.to(gl.int64) * windows.stride_starts, mask=exists, other=0)
+    row = gl.minimum(row + (ROWS - 1), windows.num_queries - 1)
+    end = gl.load(windows.ends + row.to(gl.int64) * windows.stride_ends, mask=exists, other=0)
+    begin, end = clip(start, end, windows)
+    tiles = gl.where(begin < end, (end + (KEYS - 1)) // KEYS - begin // KEYS, 0)
+    cost = gl.where(exists, gl.minimum(tiles, 131071) * 2 + 1, 0)  # another group costs about half a tile
+    sums = gl.associative_scan(cost, 0, add)
+    total = gl.max(sums, axis=0)
+    program = gl.program_id(0)
+    programs = gl.num_programs(0)
+    each = total // programs
+    rest = total % programs
+    here = each * program + rest * program // programs
+    there = each * (program + 1) + rest * (program + 1) // programs
+    before = sums - cost
+    at_here = (before <= here) & (here < sums)
+    at_there = (before <= there) & (there < sums)
+    a, b, c, d, e, f = gl.reduce(
+        (
+            gl.where(at_here, sample, 0),
+            gl.where(at_here, here - before, 0),
+            gl.where(at_here, cost, 0),
+            gl.where(at_there, sample, 0),
+            gl.where(at_there, there - before, 0),
+            gl.where(at_there, cost, 0),
+        ),
+        0,
+        add_six,
+    )
+    part = b * 1024 // c * step
+    group = a * step + part // 1024
+    last_part = e * 1024 // gl.maximum(f, 1) * step
+    last_group = gl.where(f == 0, groups, d * step + last_part // 1024)
+    last_part = gl.where(f == 0, 0, last_part % 1024)
+    inside = (total - gl.cdiv(groups, step)) // 2 * step
+    return group, part % 1024, last_group, last_part, inside
+
+
+@gluon.jit
+def find_unfilled(unit, parts, windows, out, stride_os, stride_on, ROWS: gl.constexpr, KEYS: gl.constexpr):
+    """(low, left, right, high): a unit's whole tiles [low, left) and [right, high) lie outside its group's tiles.
+
+    A unit is one of ``parts`` parts of a group's columns. The tile that the end of the keys cuts is filled here and now.
+    """
+    WINDOW: gl.constexpr = gl.BlockedLayout([1, 2], [32, 1], [1, 1], [1, 0])
+    CELLS: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [1, 1], [1, 0])
+    group = unit // parts
+    part = unit % parts
+    row = group * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, WINDOW))
+    start, end = gl.split(read(row, windows, WINDOW))
+    begin, end = clip(start, end, windows)
+    first, last = cover(begin, gl.where(row < windows.num_queries, end, 0), KEYS)
+    tiles = gl.cdiv(windows.num_keys, KEYS)
+    whole = windows.num_keys // KEYS
+    low = (tiles.to(gl.int64) * part // parts).to(gl.int32)
+    high = (tiles.to(gl.int64) * (part + 1) // parts).to(gl.int32)
+    if (high > whole) & ((whole < first) | (whole >= last)):
+        line = group * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, CELLS))
+        column = whole * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, CELLS))
+        cells = out + (line.to(gl.int64) * stride_os)[:, None] + (column.to(gl.int64) * stride_on)[None, :]
+        value = gl.full([ROWS, KEYS], float("-inf"), gl.float32, CELLS)
+        gl.store(cells, value, mask=(line < windows.num_queries)[:, None] & (column < windows.num_keys)[None, :])
+    high = gl.minimum(high, whole)
+    left = gl.minimum(first, high)
+    return low, left, gl.maximum(gl.maximum(last, left), low), high
+
+
+@gluon.jit
+def fill(
+    budget, unit, row, last_row, at, low, left, right, high, parts, windows, out, stride_os, stride_on,
+    ROWS: gl.constexpr, KEYS: gl.constexpr,
+):  # fmt: skip
+    """-inf into the next ``budget`` tiles' rows outside the windows; returns where it stopped: (unit, row, ..., high)."""
+    LINE: gl.constexpr = gl.BlockedLayout([4], [32], [1], [0])
+    units = gl.cdiv(windows.num_queries, ROWS) * parts
+    column = gl.arange(0, KEYS, LINE).to(gl.int64) * stride_on
+    value = gl.full([KEYS], float("-inf"), gl.float32, LINE)
+    while (budget > 0) & (unit < units):
+        stop = gl.minimum(gl.where(at < left, left, high), at + budget)
+        line = out + row.to(gl.int64) * stride_os
+        for tile in range(at, stop):
+            gl.store(line + tile.to(gl.int64) * KEYS * stride_on + column, value)
+        budget -= gl.maximum(stop - at, 0) + 1
+        at = gl.maximum(stop, at)
+        at = gl.where((at >= left) & (at < right), right, at)
+        if at >= high:
+            row += 1
+            at = gl.where(low < left, low, right)
+            if (row == last_row) | (at >= high):
+                unit += gl.num_programs(0)
+                row = unit // parts * ROWS
+                last_row = gl.minimum(row + ROWS, windows.num_queries)
+                if unit < units:
+                    low, left, right, high = find_unfilled(unit, parts, windows, out, stride_os, stride_on, ROWS, KEYS)
+                    at = gl.where(low < left, low, right)
+    return unit, row, last_row, at, low, left, right, high
+
+
+@gluon.jit
+def load_query(queries, row, full, box, ROWS: gl.constexpr):
+    if ROWS == 1:
+        tma_load(queries, [row, 0, 0], full, box)
+    elif ROWS == 2:
+        tma_load(queries, [0, 0, row, 0, 0], full, box)
+    else:
+        tma_load(queries, [0, row, 0, 0], full, box)
+
+
+@gluon.jit
+def wait_for_slot(shared, ended, sent):
+    """Until a query slot is free: with the key tile at which its query ended (0: it had none); of the last STAGES sent tiles
+    the producer does not know yet that they are done with.
+    """
+    STAGES: gl.constexpr = shared.STAGES
+    last = ended - 1
+    busy = (ended > 0) & (ended + STAGES > sent)
+    mbarrier.wait(shared.key_empty.index(last % STAGES), last // STAGES & 1, pred=busy)
+
+
+@gluon.jit
+def produce(
+    shared, queries, keys, scales, weights, windows, group, part, last_group, last_part, inside,
+    out, stride_os, stride_on, parts, CLEAN: gl.constexpr,
+):  # fmt: skip
+    """The producer warp: keeps the consumers in keys, and fills what lies outside of their tiles."""
+    ROWS: gl.constexpr = shared.ROWS
+    GROUP: gl.constexpr = 2 * shared.ROWS
+    KEYS: gl.constexpr = shared.KEYS
+    BOX: gl.constexpr = query_box(shared.ROWS, shared.HEADS, shared.DIM)
+    BOX_LAYOUT: gl.constexpr = bytes_layout(shared.DIM, len(BOX))
+    PADDED: gl.constexpr = max(ROWS, 2)
+    WINDOW: gl.constexpr = gl.BlockedLayout([1, 2], [32, 1], [1, 1], [1, 0])
+    ONE: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
+    groups = gl.cdiv(windows.num_queries, GROUP)
+    stop = gl.minimum(groups, last_group + (last_part > 0).to(gl.int32))
+    # For every key tile so many rows of tiles outside the windows: writing them all at once would stall everything else.
+    outside = gl.maximum(groups * gl.cdiv(windows.num_keys, KEYS) - inside, 0)
+    budget = (outside // gl.maximum(inside, 1) + 1) * GROUP + 1
+
+    index = gl.arange(0, 2 * PADDED, gl.SliceLayout(1, WINDOW))
+    offset = index // PADDED * ROWS + index % PADDED
+    real = index % PADDED < ROWS
+    window = read(group * GROUP + offset, windows, WINDOW)
+    stage = 0
+    phase = 1
+    slot = 0
+    sent = 0  # key tiles
+    ended = 0  # sent, when the query in this slot ended
+    other_ended = 0
+    unit = gl.program_id(0) - gl.num_programs(0)  # nothing is left of it: the first fill looks for the next one
+    row = 0
+    last_row = 0
+    at = 0
+    low = 0
+    left = 0
+    right = 0
+    high = 0
+    while group < stop:
+        first_row = group * GROUP
+        start, end = gl.split(window)
+        begin, end = clip(start, end, windows)
+        end = gl.where(real & (first_row + offset < windows.num_queries), end, 0)
+        window = read(first_row + GROUP + offset, windows, WINDOW)
+        first, last = cover(begin, end, KEYS)
+        count = gl.maximum(last - first, 0)
+        last = gl.where(group == last_group, first + count * last_part // 1024, last)
+        first += count * part // 1024
+        part = 0
+        if first < last:
+            wait_for_slot(shared, ended, sent)
+            shared.bounds.index(slot * 4).store(gl.convert_layout(begin, ONE))
+            shared.bounds.index(slot * 4 + 1).store(gl.convert_layout(end, ONE))
+            shared.bounds.index(slot * 4 + 2).store(gl.convert_layout(start, ONE))
+            shared.plan.index(slot * 4).store(gl.full([1], first, gl.int32, ONE))
+            shared.plan.index(slot * 4 + 1).store(gl.full([1], last - first, gl.int32, ONE))
+            shared.plan.index(slot * 4 + 2).store(gl.full([1], first_row, gl.int32, ONE))
+            barrier()
+            full = shared.query_full.index(slot)
+            mbarrier.expect(full, GROUP * shared.HEADS * (shared.DIM + 4))
+            for consumer in gl.static_range(2):
+                box = reinterpret(shared.query.index(slot * 2 + consumer), gl.float8e4nv, BOX, BOX_LAYOUT)
+                load_query(queries, first_row + consumer * ROWS, full, box, ROWS)
+            tma_load(weights, [first_row, 0], full, shared.weight.index(slot))
+            for tile in range(first, last):
+                mbarrier.wait(shared.key_empty.index(stage), phase)
+                full = shared.key_full.index(stage)
+                mbarrier.expect(full, KEYS * (shared.DIM + 4))
+                tma_load(keys, [tile * KEYS, 0], full, shared.key.index(stage))
+                tma_load(scales, [tile * KEYS], full, shared.scale.index(stage))
+                if CLEAN:
+                    unit, row, last_row, at, low, left, right, high = fill(
+                        budget, unit, row, last_row, at, low, left, right, high, parts, windows, out, stride_os, stride_on,
+                        GROUP, KEYS,
+                    )  # fmt: skip
+                stage += 1
+                if stage == shared.STAGES:
+                    stage = 0
+                    phase ^= 1
+            sent += last - first
+            ended = other_ended
+            other_ended = sent
+            slot ^= 1
+        group += 1
+    wait_for_slot(shared, ended, sent)
+    shared.plan.index(slot * 4 + 1).store(gl.full([1], 0, gl.int32, ONE))
+    barrier()
+    mbarrier.arrive(shared.query_full.index(slot), count=1)
+    if CLEAN:
+        fill(
+            gl.to_tensor(1 << 30), unit, row, last_row, at, low, left, right, high, parts, windows, out, stride_os, stride_on,
+            GROUP, KEYS,
+        )  # fmt: skip
+
+
+@gluon.jit
+def put(logits, distance, length, room, cells, CLEAN: gl.constexpr):
+    """Store the logits of cells inside their window; with CLEAN, -inf into the other cells of their row."""
+    inside = distance.to(gl.uint32) < length.to(gl.uint32)[None, :]
+    if CLEAN:
+        gl.store(cells, gl.where(inside, logits, float("-inf")), mask=room > 0)
+    else:
+        gl.store(cells, logits, mask=inside)
+
+
+@gluon.jit
+def consume(consumer, shared, out, stride_os, stride_on, num_queries, num_keys, CLEAN: gl.constexpr, COMPRESSED: gl.constexpr):
+    """A consumer warpgroup: the logits of its ROWS rows of every group, tile by tile."""
+    ROWS: gl.constexpr = shared.ROWS
+    HEADS: gl.constexpr = shared.HEADS
+    HALF: gl.constexpr = shared.KEYS // 2
+    PADDED: gl.constexpr = max(ROWS, 2)
+    MMA: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 128, 32])
+    COLUMN: gl.constexpr = gl.SliceLayout(0, MMA)
+    LOGIT: gl.constexpr = logit_layout(ROWS)
+    KEY: gl.constexpr = gl.SliceLayout(1, LOGIT)
+    ROW: gl.constexpr = gl.SliceLayout(0, LOGIT)
+    WEIGHT: gl.constexpr = weight_layout(ROWS, HEADS)
+    lane = gl.arange(0, HALF, KEY)
+    each = gl.arange(0, PADDED, ROW)
+    zeros = gl.full([HALF, 128], 0.0, gl.float32, MMA)
+    weights = gl.full([128], 0.0, gl.float32, COLUMN)
+    # Of a lane's cell: how far it is from the window's begin, the window's length, and how many cells its row has from it on.
+    distance = gl.full([HALF, PADDED], 0, gl.int32, LOGIT)
+    length = gl.full([PADDED], 0, gl.int32, ROW)
+    room = distance
+    cells = out + gl.full([HALF, PADDED], 0, gl.int64, LOGIT)
+    stage = 0
+    phase = 0
+    slot = 0
+    slot_phase = 0
+    fresh = True
+    mbarrier.wait(shared.query_full.index(0), 0)
+    left = scalar(shared.plan.index(1))
+    mbarrier.wait(shared.key_full.index(0), 0, pred=left > 0)
+    barrier()
+    while left > 0:
+        columns = shared.query.index(slot * 2 + consumer).permute([1, 0])
+        key = shared.key.index(stage)
+        one = hopper.warpgroup_mma(key.slice(0, HALF), columns, zeros, use_acc=False, is_async=True)
+        two = hopper.warpgroup_mma(key.slice(HALF, HALF), columns, zeros, use_acc=False, is_async=True)
+        if fresh:
+            first = scalar(shared.plan.index(slot * 4)) * shared.KEYS + lane
+            row = scalar(shared.plan.index(slot * 4 + 2)) + consumer * ROWS + each
+            loaded = shared.weight.index(slot).slice(consumer * ROWS, ROWS).load(WEIGHT) * 0.5
+            if ROWS == 2:
+                loaded = loaded.reshape([2, HEADS // 4, 2, 2]).permute([1, 2, 0, 3])
+            elif ROWS > 2:
+                loaded = loaded.reshape([ROWS, HEADS // 2, 2]).permute([1, 0, 2])
+            weights = gl.convert_layout(loaded.reshape([128]), COLUMN, assert_trivial=True)
+            begin = shared.bounds.index(slot * 4).slice(consumer * PADDED, PADDED).load(ROW)
+            end = shared.bounds.index(slot * 4 + 1).slice(consumer * PADDED, PADDED).load(ROW)
+            length = gl.where(begin < end, end - begin, 0)
+            distance = first[:, None] - begin[None, :]
+            room = gl.where((row < num_queries) & (each < ROWS), num_keys, 0)[None, :] - first[:, None]
+            offset = row.to(gl.int64) * stride_os
+            if COMPRESSED:
+                start = shared.bounds.index(slot * 4 + 2).slice(consumer * PADDED, PADDED).load(ROW)
+                offset -= start.to(gl.int64) * stride_on
+            cells = out + (offset[None, :] + (first.to(gl.int64) * stride_on)[:, None])
+        scales = shared.scale.index(stage)
+        scale_one = scales.slice(0, HALF).load(KEY)[:, None]
+        scale_two = scales.slice(HALF, HALF).load(KEY)[:, None]
+
+        one = hopper.warpgroup_mma_wait(1, [one])
+        put(head_sums(one, weights, ROWS) * scale_one, distance, length, room, cells, CLEAN)
+
+        # A wait here, and not at the top, keeps ptxas from moving the next product's up before these sums: it does not move
+        # one across a branch.
+        done = stage
+        stage += 1
+        if stage == shared.STAGES:
+            stage = 0
+            phase ^= 1
+        left -= 1
+        fresh = left == 0
+        if fresh:
+            slot ^= 1
+            slot_phase ^= (slot == 0).to(gl.int32)
+            mbarrier.wait(shared.query_full.index(slot), slot_phase)
+            left = scalar(shared.plan.index(slot * 4 + 1))
+        mbarrier.wait(shared.key_full.index(stage), phase, pred=left > 0)
+
+        two = hopper.warpgroup_mma_wait(0, [two])
+        barrier()  # of the warpgroup: one thread arrives for all
+        mbarrier.arrive(shared.key_empty.index(done), count=1)
+        logits = head_sums(two, weights, ROWS) * scale_two
+        put(logits, distance + HALF, length, room - HALF, cells + HALF * stride_on, CLEAN)
+        distance += shared.KEYS
+        room -= shared.KEYS
+        cells += shared.KEYS * stride_on
+
+
+@gluon.jit
+def mqa_logits_kernel(
+    queries,  # tensor map of q, [S, H, D] fp8, with the axes of query_box
+    keys,  # tensor map of k, [N, D] fp8
+    scales,  # tensor map of k_scale, [N] float32
+    weights,  # tensor map of [S, H] float32
+    starts,  # [S] int32
+    ends,  # [S] int32
+    out,  # [S, N] float32, or [S, width] if COMPRESSED
+    num_queries,
+    num_keys,
+    width,
+    stride_starts,
+    stride_ends,
+    stride_os,
+    stride_on,
+    parts,
+    ROWS: gl.constexpr,
+    HEADS: gl.constexpr,
+    DIM: gl.constexpr,
+    KEYS: gl.constexpr,
+    STAGES: gl.constexpr,
+    SAMPLES: gl.constexpr,
+    CLEAN: gl.constexpr,
+    COMPRESSED: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr,
+    PRODUCER_REGISTERS: gl.constexpr,
+):
+    INTEGERS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    BARRIERS: gl.constexpr = mbarrier.MBarrierLayout()
+    shared = Shared(
+        gl.allocate_shared_memory(gl.float8e4nv, [4, 128, DIM], bytes_layout(DIM, 2)),
+        gl.allocate_shared_memory(gl.float32, [2, 2 * ROWS, HEADS], weights.layout),
+        gl.allocate_shared_memory(gl.int32, [8, 2 * max(ROWS, 2)], INTEGERS),
+        gl.allocate_shared_memory(gl.int32, [8, 1], INTEGERS),
+        gl.allocate_shared_memory(gl.float8e4nv, [STAGES, KEYS, DIM], keys.layout),
+        gl.allocate_shared_memory(gl.float32, [STAGES, KEYS], scales.layout),
+        gl.allocate_shared_memory(gl.int64, [2, 1], BARRIERS),
+        gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIERS),
+        gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIERS),
+        gl.allocate_shared_memory(gl.int64, [1], BARRIERS),
+        ROWS,
+        HEADS,
+        DIM,
+        KEYS,
+        STAGES,
+    )
+    for slot in gl.static_range(2):
+        mbarrier.init(shared.query_full.index(slot), count=1)
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(shared.key_full.index(stage), count=1)
+        mbarrier.init(shared.key_empty.index(stage), count=2)
+    mbarrier.init(shared.warm, count=1)
+    hopper.fence_async_shared()
+    windows = Windows(
+        starts,
+        ends,
+        gl.to_tensor(stride_starts),
+        gl.to_tensor(stride_ends),
+        gl.to_tensor(num_queries),
+        gl.to_tensor(num_keys),
+        gl.to_tensor(width),
+        COMPRESSED,
+    )
+    GROUP: gl.constexpr = 2 * ROWS
+    BOX: gl.constexpr = query_box(ROWS, HEADS, DIM)
+    BOX_LAYOUT: gl.constexpr = bytes_layout(DIM, len(BOX))
+    groups = gl.cdiv(windows.num_queries, GROUP)
+    # While the windows come from memory, so do the tensor maps and, with luck, what this program needs first.
+    even = groups * gl.program_id(0)
+    guess = even // gl.num_programs(0) * GROUP
+    tile = even % gl.num_programs(0) * gl.cdiv(windows.num_keys, KEYS) // gl.num_programs(0)
+    mbarrier.expect(shared.warm, 128 * DIM + GROUP * HEADS * 4 + KEYS * (DIM + 4))
+    load_query(queries, guess, shared.warm, reinterpret(shared.query.index(0), gl.float8e4nv, BOX, BOX_LAYOUT), ROWS)
+    tma_load(weights, [guess, 0], shared.warm, shared.weight.index(0))
+    tma_load(keys, [tile * KEYS, 0], shared.warm, shared.key.index(0))
+    tma_load(scales, [tile * KEYS], shared.warm, shared.scale.index(0))
+    group, part, last_group, last_part, inside = share(windows, GROUP, KEYS, SAMPLES)
+    mbarrier.wait(shared.warm, 0)
+    gl.warp_specialize(
+        [
+            (consume, (0, shared, out, stride_os, stride_on, num_queries, num_keys, CLEAN, COMPRESSED)),
+            (consume, (1, shared, out, stride_os, stride_on, num_queries, num_keys, CLEAN, COMPRESSED)),
+            (
+                produce,
+                (
+                    shared,
+                    queries,
+                    keys,
+                    scales,
+                    weights,
+                    windows,
+                    group,
+                    part,
+                    last_group,
+                    last_part,
+                    inside,
+                    out,
+                    stride_os,
+                    stride_on,
+                    parts,
+                    CLEAN,
+                ),
+            ),
+        ],
+        [4, 1],
+        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+    )
+
+
+def prepare(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    k_scale: torch.Tensor,
+    weights: torch.Tensor,
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    compressed: bool,
+    target: compat.Target,
+) -> Launch:
+    """The launch for one call on a target; the tensors may be meta tensors."""
+    (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
+    padded = padded_heads(heads)
+    rows = COLUMNS // padded
+    groups, tiles = -(-num_queries // (2 * rows)), -(-num_keys // BLOCK_KEYS)
+    programs = min(multiprocessors(out.device), groups * tiles)
+
+    qs, qh, _ = q.stride()
+    axes = {1: [(num_queries, qs), (heads, qh)], 2: [(heads // 4, 4 * qh), (2, 2 * qh), (num_queries, qs), (2, qh)]}
+    axes_of_q = [*axes.get(rows, [(heads // 2, 2 * qh), (num_queries, qs), (2, qh)]), (dim, 1)]
+    shape, strides = zip(*axes_of_q, strict=True)
+    arguments = (
+        _tensor_map(q, shape, strides, query_box(rows, padded, dim), bytes_layout(dim, len(shape))),
+        _tensor_map(k, k.shape, k.stride(), [BLOCK_KEYS, dim], bytes_layout(dim, 2)),
+        _tensor_map(k_scale, k_scale.shape, k_scale.stride(), [BLOCK_KEYS], floats_layout(1)),
+        _tensor_map(weights, weights.shape, weights.stride(), [2 * rows, padded], floats_layout(2)),
+        *(starts, ends, out, num_queries, num_keys, out.shape[1], starts.stride(0), ends.stride(0), *out.stride()),
+        max(1, min(2 * programs // groups, num_keys // 1024)),
+    )
+    keywords = {
+        "ROWS": rows,
+        "HEADS": padded,
+        "DIM": dim,
+        "KEYS": BLOCK_KEYS,
+        "STAGES": TUNING.stages,
+        "SAMPLES": TUNING.samples,
+        "CLEAN": clean_logits,
+        "COMPRESSED": compressed,
+        "CONSUMER_REGISTERS": TUNING.consumer_registers,
+        "PRODUCER_REGISTERS": TUNING.producer_registers,
+        "num_warps": 4,
+        "maxnreg": THREADS_REGISTERS,
+    }
+    return Launch(mqa_logits_kernel, (programs,), arguments, keywords)
+
+
+def _tensor_map(tensor: torch.Tensor, shape: Any, strides: Any, box: list[int], layout: Any) -> Any:
+    """A tensor map; an axis of one element may have any stride in torch, and gets one that the hardware takes."""
+    steps = [max(16, step) if size == 1 else step for size, step in zip(shape[:-1], strides[:-1], strict=True)]
+    return TensorDescriptor(tensor, list(shape), [*steps, 1], box, layout)
+
+
+def launch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    k_scale: torch.Tensor,
+    weights: torch.Tensor,
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    compressed: bool,
+) -> None:
+    """Write the logits of every row's window into ``out``; with ``clean_logits``, -inf into every other cell."""
+    target = compat.capabilities(q.device).target
+    prepare(q, k, k_scale, weights, starts, ends, out, clean_logits=clean_logits, compressed=compressed, target=target)()
