@@ -46,6 +46,12 @@ class Tuning(NamedTuple):
 #   By the producer, paced by the key tiles: +.016 to +.023. Four times wider stores there: even.
 TUNING = Tuning(stages=4, samples=256, consumer_registers=208, producer_registers=88)
 
+
+def tuning(target: compat.Target, heads: int, clean_logits: bool) -> Tuning:
+    """The table's row: one for all so far."""
+    return TUNING
+
+
 BLOCK_KEYS = 128
 COLUMNS = 128  # of a consumer's products: rows x padded heads
 THREADS_REGISTERS = 168  # 384 threads share 65,536: what a thread has before the warps specialise
@@ -724,7 +730,7 @@ def prepare(
 ) -> Launch:
     """The launch for one call on a target; the tensors may be meta tensors."""
     (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
-    padded = padded_heads(heads)
+    tune, padded = tuning(target, heads, clean_logits), padded_heads(heads)
     rows = COLUMNS // padded
     groups, tiles = -(-num_queries // (2 * rows)), -(-num_keys // BLOCK_KEYS)
     programs = min(multiprocessors(out.device), groups * tiles)
@@ -746,12 +752,12 @@ def prepare(
         "HEADS": padded,
         "DIM": dim,
         "KEYS": BLOCK_KEYS,
-        "STAGES": TUNING.stages,
-        "SAMPLES": TUNING.samples,
+        "STAGES": tune.stages,
+        "SAMPLES": tune.samples,
         "CLEAN": clean_logits,
         "COMPRESSED": compressed,
-        "CONSUMER_REGISTERS": TUNING.consumer_registers,
-        "PRODUCER_REGISTERS": TUNING.producer_registers,
+        "CONSUMER_REGISTERS": tune.consumer_registers,
+        "PRODUCER_REGISTERS": tune.producer_registers,
         "num_warps": 4,
         "maxnreg": THREADS_REGISTERS,
     }
@@ -760,7 +766,7 @@ def prepare(
 
 def _tensor_map(tensor: torch.Tensor, shape: Any, strides: Any, box: list[int], layout: Any) -> Any:
     """A tensor map; an axis of one element may have any stride in torch, and gets one that the hardware takes."""
-    steps = [max(16, step) if size == 1 else step for size, step in zip(shape[:-1], strides[:-1], strict=True)]
+    steps = [max(16, -(-step // 16) * 16) if size == 1 else step for size, step in zip(shape[:-1], strides[:-1], strict=True)]
     return TensorDescriptor(tensor, list(shape), [*steps, 1], box, layout)
 
 
