@@ -68,7 +68,7 @@ def fp8_mqa_logits(
     """
     _check_inputs(q, k, k_scale, weights, starts, ends)
     _check_options(clean_logits, max_window, variant)
-    _check_output(q, k, max_window, out)
+    check_output(out, _shape(q, k, max_window), q.device)
     k_scale = k_scale[:, 0] if k_scale.ndim == 2 else k_scale
     if out is None:
         logits: torch.Tensor = torch.ops.capgate.fp8_mqa_logits(
@@ -131,25 +131,25 @@ def _check_options(clean_logits: bool, max_window: int | None, variant: str | No
         raise ValueError("clean_logits: got True with max_window, needs False: compressed rows are not cleaned")
 
 
-def _check_output(q: torch.Tensor, k: torch.Tensor, max_window: int | None, out: torch.Tensor | None) -> None:
+def check_output(out: torch.Tensor | None, shape: tuple[int, int], device: torch.device) -> None:
+    """Raise TypeError or ValueError for an ``out`` that is given and cannot take the logits of q's ``device``."""
     if out is None:
         return
     if not isinstance(out, torch.Tensor):
         raise TypeError(f"out: got {type(out).__name__}, needs a torch.Tensor")
-    shape = (q.shape[0], k.shape[0] if max_window is None else max_window)
     if out.shape != shape:
         raise ValueError(f"out: got shape {tuple(out.shape)}, needs {list(shape)}")
     if out.dtype != torch.float32:
         raise TypeError(f"out: got {out.dtype}, needs torch.float32")
-    if out.device != q.device:
-        raise ValueError(f"out: got device {out.device}, needs q's {q.device}")
-    if overlaps(out):
+    if out.device != device:
+        raise ValueError(f"out: got device {out.device}, needs q's {device}")
+    if _overlaps(out):
         raise ValueError(f"out: got strides {tuple(out.stride())} for shape {list(shape)}, needs cells that do not overlap")
     if out.requires_grad and torch.is_grad_enabled():
         raise ValueError("out: requires grad, which the logits do not have")
 
 
-def overlaps(out: torch.Tensor) -> bool:
+def _overlaps(out: torch.Tensor) -> bool:
     """Whether two cells of the 2-D ``out`` may share memory; plain comparisons, which torch.compile can follow."""
     (rows, columns), (row_step, column_step) = out.shape, out.stride()
     if out.numel() == 0:
@@ -221,7 +221,7 @@ def _launch_new(
     variant: str | None,
 ) -> torch.Tensor:
     """Operator ``capgate::fp8_mqa_logits``: the same into a new tensor."""
-    out = _empty(q, k, max_window)
+    out = empty_logits(_shape(q, k, max_window), q.device)
     _launch_into(q, k, k_scale, weights, starts, ends, out, clean_logits, max_window is not None, variant)
     return out
 
@@ -237,13 +237,18 @@ def _fake_new(
     max_window: int | None,
     variant: str | None,
 ) -> torch.Tensor:
-    return _empty(q, k, max_window)
+    return empty_logits(_shape(q, k, max_window), q.device)
 
 
-def _empty(q: torch.Tensor, k: torch.Tensor, max_window: int | None) -> torch.Tensor:
-    columns = k.shape[0] if max_window is None else max_window
+def _shape(q: torch.Tensor, k: torch.Tensor, max_window: int | None) -> tuple[int, int]:
+    return q.shape[0], k.shape[0] if max_window is None else max_window
+
+
+def empty_logits(shape: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """A new output, its rows aligned."""
+    rows, columns = shape
     row_stride = (columns + ROW_ALIGNMENT - 1) // ROW_ALIGNMENT * ROW_ALIGNMENT
-    return torch.empty_strided((q.shape[0], columns), (row_stride, 1), dtype=torch.float32, device=q.device)
+    return torch.empty_strided((rows, columns), (row_stride, 1), dtype=torch.float32, device=device)
 
 
 # Operators hide the choice of a branch from torch.compile. Library.impl and not custom_op: the latter adds 5 us to a call.

@@ -4,7 +4,7 @@ import torch
 
 from ..key_cache.function import takes_triton
 from ..key_cache.layout import BLOCK_SIZES, check_cache, check_positions, scales_of
-from ..mqa_logits.function import FP8, ROW_ALIGNMENT, overlaps
+from ..mqa_logits.function import FP8, check_output, empty_logits
 from ..mqa_logits.operation import DIMS, MAX_HEADS, MIN_HEADS
 from . import reference
 from .operation import MAX_NEXT, Problem, operation
@@ -78,7 +78,7 @@ def fp8_paged_mqa_logits(
     _check_options(max_context_len, clean_logits, variant)
     if schedule is not None:
         _check_schedule(schedule, q.device)
-    _check_output(q, max_context_len, out)
+    check_output(out, (q.shape[0] * q.shape[1], max_context_len), q.device)
     inputs = (q, kv_cache, weights, context_lens, block_table, schedule)
     if out is None:
         logits: torch.Tensor = torch.ops.capgate.fp8_paged_mqa_logits(*inputs, max_context_len, clean_logits, variant)
@@ -194,24 +194,6 @@ def _check_schedule(schedule: torch.Tensor, device: torch.device) -> None:
     check_positions("schedule", schedule, tuple(schedule.shape), device)
 
 
-def _check_output(q: torch.Tensor, max_context_len: int, out: torch.Tensor | None) -> None:
-    if out is None:
-        return
-    if not isinstance(out, torch.Tensor):
-        raise TypeError(f"out: got {type(out).__name__}, needs a torch.Tensor")
-    shape = (q.shape[0] * q.shape[1], max_context_len)
-    if out.shape != shape:
-        raise ValueError(f"out: got shape {tuple(out.shape)}, needs {list(shape)}")
-    if out.dtype != torch.float32:
-        raise TypeError(f"out: got {out.dtype}, needs torch.float32")
-    if out.device != q.device:
-        raise ValueError(f"out: got device {out.device}, needs q's {q.device}")
-    if overlaps(out):
-        raise ValueError(f"out: got strides {tuple(out.stride())} for shape {list(shape)}, needs cells that do not overlap")
-    if out.requires_grad and torch.is_grad_enabled():
-        raise ValueError("out: requires grad, which the logits do not have")
-
-
 def _launch_into(
     q: torch.Tensor,
     kv_cache: torch.Tensor,
@@ -246,7 +228,7 @@ def _launch_new(
     variant: str | None,
 ) -> torch.Tensor:
     """Operator ``capgate::fp8_paged_mqa_logits``: the same into a new tensor."""
-    out = _empty(q, max_context_len)
+    out = empty_logits((q.shape[0] * q.shape[1], max_context_len), q.device)
     _launch_into(q, kv_cache, weights, context_lens, block_table, schedule, out, clean_logits, variant)
     return out
 
@@ -262,12 +244,7 @@ def _fake_new(
     clean_logits: bool,
     variant: str | None,
 ) -> torch.Tensor:
-    return _empty(q, max_context_len)
-
-
-def _empty(q: torch.Tensor, columns: int) -> torch.Tensor:
-    row_stride = (columns + ROW_ALIGNMENT - 1) // ROW_ALIGNMENT * ROW_ALIGNMENT
-    return torch.empty_strided((q.shape[0] * q.shape[1], columns), (row_stride, 1), dtype=torch.float32, device=q.device)
+    return empty_logits((q.shape[0] * q.shape[1], max_context_len), q.device)
 
 
 def _schedule(context_lens: torch.Tensor, num_workers: int) -> torch.Tensor:
