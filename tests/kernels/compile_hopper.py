@@ -11,48 +11,23 @@ import sys
 from contextlib import redirect_stdout
 from io import StringIO
 
-import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
 
 from capgate import compat
 from capgate.kernels.mqa_logits import gluon_hopper
-
-ROWS, KEYS = 4096, 4096
-
-
-class AbsentGpu:
-    """As much of a driver as ``warmup`` asks for."""
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int = 0) -> int:
-        return 0
+from capgate.kernels.mqa_logits.operation import example_call, example_problem
+from capgate.kernels.offline_child import set_absent_gpu
 
 
 def main(*kinds: str) -> None:
     triton.knobs.compilation.always_compile = True  # a cached result comes without ptxas's log
     triton.knobs.nvidia.dump_ptxas_log = True
-    driver.set_active(AbsentGpu())
+    target = compat.capabilities("cuda:90").target
+    set_absent_gpu(target)
     for kind in kinds:
         heads, dim, mode = kind.split(",")
-
-        def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            return torch.empty(shape, dtype=dtype, device="meta")
-
-        q, k = (meta(*shape, int(dim), dtype=torch.float8_e4m3fn) for shape in ((ROWS, int(heads)), (KEYS,)))
-        window = meta(ROWS, dtype=torch.int32)
-        kernel, grid, arguments, keywords = gluon_hopper.prepare(
-            *(q, k, meta(KEYS), meta(ROWS, int(heads)), window, window, meta(ROWS, KEYS)),
-            clean_logits=mode == "clean",
-            compressed=mode == "compressed",
-            target=compat.capabilities("cuda:90").target,
-        )
+        call = example_call(example_problem(target, int(heads), int(dim), mode))
+        kernel, grid, arguments, keywords = gluon_hopper.prepare(*call.arguments, **call.keywords)
         with redirect_stdout(StringIO()) as log:
             compiled = kernel.warmup(*arguments, grid=grid, **keywords)
         spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", log.getvalue())
