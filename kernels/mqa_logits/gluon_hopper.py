@@ -8,14 +8,26 @@ Relu, weights and head sum happen in registers. No logit needs two programs, so 
 tiles may be shared out at any border: every program gets an equal part of the work, whatever the windows are.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from capgate import compat
-from capgate.compat.gluon import TensorDescriptor, aggregate, barrier, gl, gluon, hopper, mbarrier, reinterpret, tma_load
+from capgate.compat.gluon import aggregate, barrier, gl, gluon, hopper, mbarrier, reinterpret, tma_load
 
 from ..launch import Launch, multiprocessors
+from .gluon_hopper_tile import (
+    bytes_layout,
+    column_weights,
+    floats_layout,
+    head_sums,
+    load_query,
+    logit_layout,
+    query_box,
+    query_map,
+    scalar,
+    tensor_map,
+)
 from .operation import padded_heads
 
 
@@ -55,56 +67,6 @@ def tuning(target: compat.Target, heads: int, clean_logits: bool) -> Tuning:
 BLOCK_KEYS = 128
 COLUMNS = 128  # of a consumer's products: rows x padded heads
 THREADS_REGISTERS = 168  # 384 threads share 65,536: what a thread has before the warps specialise
-
-
-@gluon.constexpr_function
-def query_box(rows, heads, dim):
-    """Axes of a query tile, outermost first, as its tensor map has them: the order of an accumulator's columns.
-
-    Lane % 4 of a warp tells apart columns that differ in bits 1 and 2. Query rows stand there, so that few lanes, or none,
-    share a sum over heads: rows 1: [row, head]; rows 2: [head, head, row, head]; more: [head, row, head].
-    """
-    if rows == 1:
-        return [1, heads, dim]
-    return [heads // 4, 2, 2, 2, dim] if rows == 2 else [heads // 2, rows, 2, dim]
-
-
-@gluon.constexpr_function
-def bytes_layout(dim, rank):
-    """fp8 rows of ``dim`` bytes in shared memory, as the copy engine writes and wgmma reads them."""
-    return gl.NVMMASharedLayout(swizzle_byte_width=dim, element_bitwidth=8, rank=rank)
-
-
-@gluon.constexpr_function
-def floats_layout(rank):
-    return gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=rank)
-
-
-@gluon.constexpr_function
-def weight_layout(rows, heads):
-    """[rows, heads]: each lane has the weights of its accumulator's columns."""
-    lanes = {1: [[0, 2], [0, 4]], 2: [[1, 0], [0, 2]]}.get(rows, [[1, 0], [2, 0]])
-    first_head = {1: 8, 2: 4}.get(rows, 2)
-    registers = [[0, 1]] + [[1 << bit, 0] for bit in range(2, rows.bit_length() - 1)]
-    registers += [[0, 1 << bit] for bit in range(first_head.bit_length() - 1, heads.bit_length() - 1)]
-    return gl.DistributedLinearLayout(registers, [*lanes, [0, 0], [0, 0], [0, 0]], [[0, 0], [0, 0]], [], [rows, heads])
-
-
-@gluon.constexpr_function
-def quad_layout():
-    """[4, 8, 4]: warp, lane / 4, lane % 4."""
-    lanes = [[0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 2, 0], [0, 4, 0]]
-    return gl.DistributedLinearLayout([], lanes, [[1, 0, 0], [2, 0, 0]], [], [4, 8, 4])
-
-
-@gluon.constexpr_function
-def logit_layout(rows):
-    """[64, max(rows, 2)] keys x rows: where the sums over heads end. Without a second row, every value is there twice."""
-    lanes = {1: [[8, 0], [0, 1]], 2: [[0, 1], [8, 0]]}.get(rows, [[0, 1], [0, 2]])
-    registers = [[8, 0]] if rows > 2 else []
-    registers += [[0, 1 << bit] for bit in range(2, rows.bit_length() - 1)]
-    lanes = [*lanes, [1, 0], [2, 0], [4, 0]]
-    return gl.DistributedLinearLayout(registers, lanes, [[16, 0], [32, 0]], [], [64, max(rows, 2)])
 
 
 @aggregate
@@ -176,71 +138,6 @@ class Windows:
         self.num_keys = num_keys
         self.width = width
         self.COMPRESSED = gl.constexpr(COMPRESSED)
-
-
-@gluon.jit
-def scalar(memory):
-    """The one element of a piece of shared memory."""
-    return gl.max(memory.load(gl.BlockedLayout([1], [32], [gl.num_warps()], [0])), axis=0)
-
-
-@gluon.jit
-def exchange(x, LANES: gl.constexpr):
-    """x of the lane whose number differs in bit LANES."""
-    if LANES == 1:
-        return gl.inline_asm_elementwise("shfl.sync.bfly.b32 $0, $1, 1, 31, -1;", "=f,f", [x], gl.float32, False, 1)
-    else:
-        return gl.inline_asm_elementwise("shfl.sync.bfly.b32 $0, $1, 2, 31, -1;", "=f,f", [x], gl.float32, False, 1)
-
-
-@gluon.jit
-def fold(score, weight, total, MORE: gl.constexpr, HEADS: gl.constexpr, FIRST: gl.constexpr):
-    """total + sum over the last axis of 2 * relu(score) * weight, a chain of FMAs: the axis lies in registers.
-
-    Written out because gl.sum fuses multiplications and additions on some builds only. x + |x| keeps NaN; a maximum would
-    run on a unit of half the rate.
-    """
-    if HEADS == 1:
-        if FIRST:
-            return (score + gl.abs(score)) * weight
-        else:
-            return gl.fma(score + gl.abs(score), weight, total)
-    elif HEADS == 2:
-        s0, s1 = gl.split(score)
-        w0, w1 = gl.split(weight)
-        return fold(s1, w1, fold(s0, w0, total, MORE, 1, FIRST), MORE, 1, False)
-    else:
-        s0, s1 = gl.split(score.reshape([4, 2, 8, MORE, 4, HEADS // 2, 2]))
-        w0, w1 = gl.split(weight.reshape([4, 2, 8, MORE, 4, HEADS // 2, 2]))
-        return fold(s1, w1, fold(s0, w0, total, MORE, HEADS // 2, FIRST), MORE, HEADS // 2, False)
-
-
-@gluon.jit
-def head_sums(scores, weights, ROWS: gl.constexpr):
-    """[64, max(rows, 2)] from an accumulator's [64, 128]: relu, twice the weights, and the sum over heads."""
-    MORE: gl.constexpr = max(ROWS // 4, 1)
-    HEADS: gl.constexpr = 16 // MORE
-    # An accumulator's axes: warp, key + 8, lane / 4; heads, further rows, lane % 4, heads. Two chains of FMAs for each sum.
-    s = scores.reshape([4, 2, 8, HEADS, MORE, 4, 2]).permute([0, 1, 2, 4, 5, 3, 6])
-    w = weights[None, :].broadcast_to([64, 128]).reshape([4, 2, 8, HEADS, MORE, 4, 2]).permute([0, 1, 2, 4, 5, 3, 6])
-    s0, s1 = gl.split(s)
-    w0, w1 = gl.split(w)
-    total = fold(s0, w0, s0, MORE, HEADS, True) + fold(s1, w1, s1, MORE, HEADS, True)  # [4, 2, 8, MORE, 4]
-    if ROWS <= 2:
-        # Lanes have parts of the same two sums: each keeps one of the keys and gives the other away.
-        QUAD: gl.constexpr = quad_layout()
-        low, high = gl.split(total.reshape([4, 2, 8, 4]).permute([0, 2, 3, 1]))
-        low = gl.convert_layout(low, QUAD, assert_trivial=True)
-        high = gl.convert_layout(high, QUAD, assert_trivial=True)
-        lane = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(0, QUAD)))[None, :][None, :, :]
-        odd = (lane & ROWS) != 0
-        total = gl.where(odd, high, low) + exchange(gl.where(odd, low, high), ROWS)
-        if ROWS == 1:
-            total += exchange(total, 2)
-            total = total.reshape([4, 8, 2, 2]).permute([0, 3, 1, 2])
-        else:
-            total = total.reshape([4, 8, 2, 2]).permute([0, 2, 1, 3])
-    return gl.convert_layout(total.reshape([64, max(ROWS, 2)]), logit_layout(ROWS), assert_trivial=True)
 
 
 @gluon.jit
@@ -392,16 +289,6 @@ def fill(
 
 
 @gluon.jit
-def load_query(queries, row, full, box, ROWS: gl.constexpr):
-    if ROWS == 1:
-        tma_load(queries, [row, 0, 0], full, box)
-    elif ROWS == 2:
-        tma_load(queries, [0, 0, row, 0, 0], full, box)
-    else:
-        tma_load(queries, [0, row, 0, 0], full, box)
-
-
-@gluon.jit
 def wait_for_slot(shared, ended, sent):
     """Until a query slot is free: with the key tile at which its query ended (0: it had none); of the last STAGES sent tiles
     the producer does not know yet that they are done with.
@@ -529,7 +416,6 @@ def consume(consumer, shared, out, stride_os, stride_on, num_queries, num_keys, 
     LOGIT: gl.constexpr = logit_layout(ROWS)
     KEY: gl.constexpr = gl.SliceLayout(1, LOGIT)
     ROW: gl.constexpr = gl.SliceLayout(0, LOGIT)
-    WEIGHT: gl.constexpr = weight_layout(ROWS, HEADS)
     lane = gl.arange(0, HALF, KEY)
     each = gl.arange(0, PADDED, ROW)
     zeros = gl.full([HALF, 128], 0.0, gl.float32, MMA)
@@ -556,12 +442,7 @@ def consume(consumer, shared, out, stride_os, stride_on, num_queries, num_keys, 
         if fresh:
             first = scalar(shared.plan.index(slot * 4)) * shared.KEYS + lane
             row = scalar(shared.plan.index(slot * 4 + 2)) + consumer * ROWS + each
-            loaded = shared.weight.index(slot).slice(consumer * ROWS, ROWS).load(WEIGHT) * 0.5
-            if ROWS == 2:
-                loaded = loaded.reshape([2, HEADS // 4, 2, 2]).permute([1, 2, 0, 3])
-            elif ROWS > 2:
-                loaded = loaded.reshape([ROWS, HEADS // 2, 2]).permute([1, 0, 2])
-            weights = gl.convert_layout(loaded.reshape([128]), COLUMN, assert_trivial=True)
+            weights = column_weights(shared.weight.index(slot).slice(consumer * ROWS, ROWS), ROWS, HEADS, COLUMN)
             begin = shared.bounds.index(slot * 4).slice(consumer * PADDED, PADDED).load(ROW)
             end = shared.bounds.index(slot * 4 + 1).slice(consumer * PADDED, PADDED).load(ROW)
             length = gl.where(begin < end, end - begin, 0)
@@ -735,15 +616,11 @@ def prepare(
     groups, tiles = -(-num_queries // (2 * rows)), -(-num_keys // BLOCK_KEYS)
     programs = min(multiprocessors(out.device), groups * tiles)
 
-    qs, qh, _ = q.stride()
-    axes = {1: [(num_queries, qs), (heads, qh)], 2: [(heads // 4, 4 * qh), (2, 2 * qh), (num_queries, qs), (2, qh)]}
-    axes_of_q = [*axes.get(rows, [(heads // 2, 2 * qh), (num_queries, qs), (2, qh)]), (dim, 1)]
-    shape, strides = zip(*axes_of_q, strict=True)
     arguments = (
-        _tensor_map(q, shape, strides, query_box(rows, padded, dim), bytes_layout(dim, len(shape))),
-        _tensor_map(k, k.shape, k.stride(), [BLOCK_KEYS, dim], bytes_layout(dim, 2)),
-        _tensor_map(k_scale, k_scale.shape, k_scale.stride(), [BLOCK_KEYS], floats_layout(1)),
-        _tensor_map(weights, weights.shape, weights.stride(), [2 * rows, padded], floats_layout(2)),
+        query_map(q, rows, padded),
+        tensor_map(k, k.shape, k.stride(), [BLOCK_KEYS, dim], bytes_layout(dim, 2)),
+        tensor_map(k_scale, k_scale.shape, k_scale.stride(), [BLOCK_KEYS], floats_layout(1)),
+        tensor_map(weights, weights.shape, weights.stride(), [2 * rows, padded], floats_layout(2)),
         *(starts, ends, out, num_queries, num_keys, out.shape[1], starts.stride(0), ends.stride(0), *out.stride()),
         max(1, min(2 * programs // groups, num_keys // 1024)),
     )
@@ -762,12 +639,6 @@ def prepare(
         "maxnreg": THREADS_REGISTERS,
     }
     return Launch(mqa_logits_kernel, (programs,), arguments, keywords)
-
-
-def _tensor_map(tensor: torch.Tensor, shape: Any, strides: Any, box: list[int], layout: Any) -> Any:
-    """A tensor map; an axis of one element may have any stride in torch, and gets one that the hardware takes."""
-    steps = [max(16, -(-step // 16) * 16) if size == 1 else step for size, step in zip(shape[:-1], strides[:-1], strict=True)]
-    return TensorDescriptor(tensor, list(shape), [*steps, 1], box, layout)
 
 
 def launch(
