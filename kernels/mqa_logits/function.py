@@ -176,11 +176,11 @@ def describe(
 ) -> Problem:
     """The class of calls that one with these operands belongs to."""
     direct_keys = copies_directly(k, k_scale)
-    tensor_maps = _mappable(q) and _mappable(k) and _mappable(k_scale) and _mappable(weights)
+    tensor_maps = mappable(q) and mappable(k) and mappable(k_scale) and mappable(weights)
     return Problem(q.device, q.shape[1], q.shape[2], FP8[q.dtype], clean_logits, compressed, direct_keys, tensor_maps)
 
 
-def _mappable(tensor: torch.Tensor) -> bool:
+def mappable(tensor: torch.Tensor) -> bool:
     """Whether a tensor map of NVIDIA's copy engine can describe ``tensor``: aligned lines of adjacent elements."""
     *outer, (size, step) = zip(tensor.shape, tensor.stride(), strict=True)
     if tensor.numel() == 0 or tensor.data_ptr() % 16 or (size > 1 and step != 1):

@@ -3,8 +3,8 @@
 import torch
 
 from ..key_cache.function import takes_triton
-from ..key_cache.layout import BLOCK_SIZES, check_cache, check_positions, scales_of
-from ..mqa_logits.function import FP8, check_output, empty_logits
+from ..key_cache.layout import BLOCK_SIZES, check_cache, check_positions, keys_of, scales_of
+from ..mqa_logits.function import FP8, check_output, empty_logits, mappable
 from ..mqa_logits.operation import DIMS, MAX_HEADS, MIN_HEADS
 from . import reference
 from .operation import MAX_NEXT, Problem, operation
@@ -194,6 +194,15 @@ def _check_schedule(schedule: torch.Tensor, device: torch.device) -> None:
     check_positions("schedule", schedule, tuple(schedule.shape), device)
 
 
+def describe(q: torch.Tensor, kv_cache: torch.Tensor, weights: torch.Tensor, clean_logits: bool) -> Problem:
+    """The class of calls that one with these operands belongs to."""
+    requests, next_n, heads, dim = q.shape
+    even = requests == 1 or next_n == 1 or q.stride(0) == next_n * q.stride(1)
+    operands = (q, weights, keys_of(kv_cache), scales_of(kv_cache))
+    tensor_maps = even and all(mappable(operand) for operand in operands)
+    return Problem(q.device, heads, dim, FP8[q.dtype], clean_logits, kv_cache.shape[1], next_n, tensor_maps)
+
+
 def _launch_into(
     q: torch.Tensor,
     kv_cache: torch.Tensor,
@@ -206,9 +215,7 @@ def _launch_into(
     variant: str | None,
 ) -> None:
     """Operator ``capgate::fp8_paged_mqa_logits_out``: run the chosen branch, unless there is no cell to write."""
-    scales_of(kv_cache)  # the check of its address, which torch.compile cannot follow
-    _, next_n, heads, dim = q.shape
-    problem = Problem(q.device, heads, dim, FP8[q.dtype], clean_logits, kv_cache.shape[1], next_n)
+    problem = describe(q, kv_cache, weights, clean_logits)  # which checks the cache's address: torch.compile cannot follow that
     if out.numel() == 0:
         operation.select(problem, variant)  # a branch that cannot run is an error for empty calls too
         return

@@ -20,6 +20,7 @@ class Problem(NamedTuple):
     dtype : of queries and cached keys, "float8_e4m3fn" or "float8_e4m3fnuz"
     block_size : keys in a block of the cache
     next_n : rows of a request, its draft tokens included
+    tensor_maps : whether tensor maps can describe the queries, the weights, and the cache's keys and scales
     """
 
     device: Any
@@ -29,6 +30,7 @@ class Problem(NamedTuple):
     clean_logits: bool
     block_size: int = 64
     next_n: int = 1
+    tensor_maps: bool = True
 
 
 def example(device: Any) -> Problem:
@@ -69,6 +71,19 @@ def example_call(problem: Problem) -> ExampleCall:
     )
 
 
+def _gluon_hopper_accepts(problem: Problem) -> str | None:
+    if problem.dtype != "float8_e4m3fn":
+        return compat.capabilities(problem.device).why("fp8_e4m3fnuz")
+    if problem.heads % 4:
+        return f"needs a multiple of 4 heads: found {problem.heads}"
+    if not problem.tensor_maps:
+        return (
+            "needs operands that tensor maps describe: 16-byte aligned lines of adjacent elements, "
+            "requests at equal distances, blocks a multiple of 16 bytes long and apart"
+        )
+    return None
+
+
 def classic_accepts(problem: Problem) -> str | None:
     return dense.classic_accepts(dense.Problem(*problem[:5], compressed=False))
 
@@ -78,6 +93,14 @@ def classic_unless_named(problem: Problem) -> str | None:
 
 
 operation = compat.Operation("fp8_paged_mqa_logits", example=example)
+operation.add(
+    compat.Variant(
+        "gluon_hopper",
+        f"{__package__}.gluon_hopper:launch",
+        requires=("gluon_hopper", "torch"),
+        accepts=_gluon_hopper_accepts,
+    )
+)
 operation.add(
     compat.Variant(
         "classic",

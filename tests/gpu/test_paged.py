@@ -15,6 +15,7 @@ from capgate import compat
 from capgate.kernels import fp8_paged_mqa_logits, gather_keys, paged_mqa_schedule, quantize_keys_to_cache
 from capgate.kernels.key_cache import reference as cache_reference
 from capgate.kernels.paged_mqa_logits import reference
+from capgate.kernels.paged_mqa_logits.function import describe
 from capgate.kernels.paged_mqa_logits.operation import operation
 from capgate.kernels.quantize import FP8_MAX
 
@@ -32,6 +33,13 @@ def branch(request: pytest.FixtureRequest, gpu: torch.device) -> str:
     if trace.variant is None:
         pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == request.param))
     return request.param
+
+
+def taken(branch: str, call: Any, clean_logits: bool = True) -> None:
+    """Skip the test, with the reason, where the branch does not take such a call."""
+    trace = operation.explain(describe(call.q, call.kv_cache, call.weights, clean_logits), variant=branch)
+    if trace.variant is None:
+        pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == branch))
 
 
 def needs(gigabytes: float) -> None:
@@ -59,6 +67,7 @@ def test_blocks_and_next_n(
     paged: ModuleType, branch: str, fp8: torch.dtype, block: int, next_n: int, clean_logits: bool
 ) -> None:
     call = paged.make_call(LENS, next_n, 64, 128, block, gap=16, dtype=fp8, device="cuda")
+    taken(branch, call, clean_logits)
     paged.check(call, branch, 7000, clean_logits=clean_logits)
 
 
@@ -67,6 +76,7 @@ def test_blocks_and_next_n(
 )
 def test_heads_and_dims(paged: ModuleType, branch: str, fp8: torch.dtype, heads: int, dim: int) -> None:
     call = paged.make_call([[700, 3], [0, 129], [5, 2000]], 2, heads, dim, dtype=fp8, device="cuda")
+    taken(branch, call)
     paged.check(call, branch, 2100, clean_logits=True)
 
 
@@ -236,15 +246,15 @@ paged = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(paged)
 import torch
 from capgate.kernels import gather_keys, quantize_keys_to_cache
+from capgate.kernels.paged_mqa_logits.function import describe
 from capgate.kernels.paged_mqa_logits.operation import operation
 
-example = operation.example(torch.device("cuda", 0))
-fp8, calls = getattr(torch, example.dtype), 0
+fp8, calls = getattr(torch, operation.example(torch.device("cuda", 0)).dtype), 0
 for block in (1, 16, 64, 128):
     for heads, dim, next_n in [(64, 128, 1), (64, 128, 3), (3, 32, 2)]:
         call = paged.make_call([200, 0, 1, 129], next_n, heads, dim, block, spare_entries=0, dtype=fp8, device="cuda")
         for clean_logits in (True, False):
-            problem = example._replace(heads=heads, dim=dim, clean_logits=clean_logits, block_size=block, next_n=next_n)
+            problem = describe(call.q, call.kv_cache, call.weights, clean_logits)
             for branch in operation.variants:
                 if operation.explain(problem, variant=branch).variant:
                     out = torch.zeros(4 * next_n, 200, device="cuda")
