@@ -31,6 +31,8 @@ __all__ = [
     "mbarrier",
     "reinterpret",
     "tma_load",
+    "tma_store",
+    "tma_store_wait",
 ]
 
 _caps = capabilities()
@@ -81,4 +83,7 @@ VGPRS_ONLY: dict[str, Any] = {"llvm_fn_attrs": "amdgpu-agpr-alloc=0"} if _caps.l
 hopper = probes.resolve(f"{probes.GL}.nvidia.hopper")
 mbarrier = probes.resolve(f"{probes.GL}.nvidia.hopper:mbarrier")
 TensorDescriptor = probes.resolve(f"{probes.GLUON}.nvidia.hopper:TensorDescriptor")  # of the host: a kernel's argument
-tma_load = _first(f"{probes.GL}.nvidia.hopper:tma.async_load", f"{probes.GL}.nvidia.hopper:tma.async_copy_global_to_shared")
+_tma = f"{probes.GL}.nvidia.hopper:tma"
+tma_load = _first(f"{_tma}.async_load", f"{_tma}.async_copy_global_to_shared")
+tma_store = _first(f"{_tma}.async_store", f"{_tma}.async_copy_shared_to_global")
+tma_store_wait = probes.resolve(f"{_tma}.store_wait")

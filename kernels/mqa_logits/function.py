@@ -171,12 +171,14 @@ def describe(
     k: torch.Tensor,
     k_scale: torch.Tensor,
     weights: torch.Tensor,
+    out: torch.Tensor,
     clean_logits: bool,
     compressed: bool,
 ) -> Problem:
     """The class of calls that one with these operands belongs to."""
     direct_keys = copies_directly(k, k_scale)
-    tensor_maps = mappable(q) and mappable(k) and mappable(k_scale) and mappable(weights)
+    mapped = (q, k, k_scale, weights, out) if clean_logits else (q, k, k_scale, weights)
+    tensor_maps = all(mappable(operand) for operand in mapped)
     return Problem(q.device, q.shape[1], q.shape[2], FP8[q.dtype], clean_logits, compressed, direct_keys, tensor_maps)
 
 
@@ -201,9 +203,9 @@ def _launch_into(
     variant: str | None,
 ) -> None:
     """Operator ``capgate::fp8_mqa_logits_out``: run the chosen branch, unless there is no cell to write."""
-    problem = describe(q, k, k_scale, weights, clean_logits, compressed)
-    if out.numel() == 0:
-        operation.select(problem, variant)  # a branch that cannot run is an error for empty calls too
+    problem = describe(q, k, k_scale, weights, out, clean_logits, compressed)
+    if out.numel() == 0:  # a branch that cannot run is an error for empty calls too, but no operand can be in its way
+        operation.select(problem._replace(direct_keys=True, tensor_maps=True), variant)
         return
     arguments = (q, k, k_scale, weights, starts, ends, out)
     operation(problem, *arguments, variant=variant, clean_logits=clean_logits, compressed=compressed)

@@ -13,7 +13,18 @@ from typing import NamedTuple
 import torch
 
 from capgate import compat
-from capgate.compat.gluon import aggregate, barrier, gl, gluon, hopper, mbarrier, reinterpret, tma_load
+from capgate.compat.gluon import (
+    aggregate,
+    barrier,
+    gl,
+    gluon,
+    hopper,
+    mbarrier,
+    reinterpret,
+    tma_load,
+    tma_store,
+    tma_store_wait,
+)
 
 from ..launch import Launch, multiprocessors
 from .gluon_hopper_tile import (
@@ -36,6 +47,7 @@ class Tuning(NamedTuple):
 
     stages: int  # key tiles in flight
     samples: int  # groups whose windows are read to share out the work
+    group_cost: int  # of another group, in eighths of a tile
     consumer_registers: int
     producer_registers: int
 
@@ -56,7 +68,7 @@ class Tuning(NamedTuple):
 # * Skipping the second half of a group's last tile by a branch: b .1974 -> .2052, d1 .1513 -> .1550.
 # * Six stages in place of four: even. The fill by two warps of its own, as fast as it can: c +.038 with clean on.
 #   By the producer, paced by the key tiles: +.016 to +.023. Four times wider stores there: even.
-TUNING = Tuning(stages=4, samples=256, consumer_registers=208, producer_registers=88)
+TUNING = Tuning(stages=4, samples=128, group_cost=5, consumer_registers=208, producer_registers=88)
 
 
 def tuning(target: compat.Target, heads: int, clean_logits: bool) -> Tuning:
@@ -177,14 +189,15 @@ def add_six(a, b, c, d, e, f, u, v, w, x, y, z):
 
 
 @gluon.jit
-def share(windows, ROWS: gl.constexpr, KEYS: gl.constexpr, SAMPLES: gl.constexpr):
+def share(windows, ROWS: gl.constexpr, KEYS: gl.constexpr, SAMPLES: gl.constexpr, GROUP_COST: gl.constexpr):
     """(group, part, last group, last part, tiles inside windows): this program's share of the groups of ROWS query rows.
 
     It begins after part / 1024 of the group's tiles, and ends after last part / 1024 of the last group's. What groups cost is
     estimated from a sample, by two rows of every sampled group. A wrong estimate costs time only: neighbours compute the border
     between them alike.
     """
-    LAYOUT: gl.constexpr = gl.BlockedLayout([SAMPLES // 32], [32], [gl.num_warps()], [0])
+    # One sample a thread, or as many in each warp as it has lanes: more would queue up for the same lines of every SM.
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     groups = gl.cdiv(windows.num_queries, ROWS)
     step = gl.cdiv(groups, SAMPLES)
     sample = gl.arange(0, SAMPLES, LAYOUT)
@@ -195,7 +208,7 @@ def share(windows, ROWS: gl.constexpr, KEYS: gl.constexpr, SAMPLES: gl.constexpr
     end = gl.load(windows.ends + row.to(gl.int64) * windows.stride_ends, mask=exists, other=0)
     begin, end = clip(start, end, windows)
     tiles = gl.where(begin < end, (end + (KEYS - 1)) // KEYS - begin // KEYS, 0)
-    cost = gl.where(exists, gl.minimum(tiles, 131071) * 2 + 1, 0)  # another group costs about half a tile
+    cost = gl.where(exists, gl.minimum(tiles, 65535) * 8 + GROUP_COST, 0)
     sums = gl.associative_scan(cost, 0, add)
     total = gl.max(sums, axis=0)
     program = gl.program_id(0)
@@ -224,68 +237,51 @@ def share(windows, ROWS: gl.constexpr, KEYS: gl.constexpr, SAMPLES: gl.constexpr
     last_part = e * 1024 // gl.maximum(f, 1) * step
     last_group = gl.where(f == 0, groups, d * step + last_part // 1024)
     last_part = gl.where(f == 0, 0, last_part % 1024)
-    inside = (total - gl.cdiv(groups, step)) // 2 * step
+    inside = (total - gl.cdiv(groups, step) * GROUP_COST) // 8 * step
     return group, part % 1024, last_group, last_part, inside
 
 
 @gluon.jit
-def find_unfilled(unit, parts, windows, out, stride_os, stride_on, ROWS: gl.constexpr, KEYS: gl.constexpr):
-    """(low, left, right, high): a unit's whole tiles [low, left) and [right, high) lie outside its group's tiles.
+def find_unfilled(unit, parts, windows, ROWS: gl.constexpr, KEYS: gl.constexpr):
+    """(at, left, right, high): of a unit's tiles, those from at to left and from right to high lie outside its group's tiles.
 
-    A unit is one of ``parts`` parts of a group's columns. The tile that the end of the keys cuts is filled here and now.
+    A unit is one of ``parts`` parts of a group's columns.
     """
     WINDOW: gl.constexpr = gl.BlockedLayout([1, 2], [32, 1], [1, 1], [1, 0])
-    CELLS: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [1, 1], [1, 0])
     group = unit // parts
     part = unit % parts
     row = group * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, WINDOW))
     start, end = gl.split(read(row, windows, WINDOW))
     begin, end = clip(start, end, windows)
     first, last = cover(begin, gl.where(row < windows.num_queries, end, 0), KEYS)
-    tiles = gl.cdiv(windows.num_keys, KEYS)
-    whole = windows.num_keys // KEYS
-    low = (tiles.to(gl.int64) * part // parts).to(gl.int32)
-    high = (tiles.to(gl.int64) * (part + 1) // parts).to(gl.int32)
-    if (high > whole) & ((whole < first) | (whole >= last)):
-        line = group * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, CELLS))
-        column = whole * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, CELLS))
-        cells = out + (line.to(gl.int64) * stride_os)[:, None] + (column.to(gl.int64) * stride_on)[None, :]
-        value = gl.full([ROWS, KEYS], float("-inf"), gl.float32, CELLS)
-        gl.store(cells, value, mask=(line < windows.num_queries)[:, None] & (column < windows.num_keys)[None, :])
-    high = gl.minimum(high, whole)
-    left = gl.minimum(first, high)
-    return low, left, gl.maximum(gl.maximum(last, left), low), high
+    tiles = gl.cdiv(windows.num_keys, KEYS).to(gl.int64)
+    low = (tiles * part // parts).to(gl.int32)
+    high = (tiles * (part + 1) // parts).to(gl.int32)
+    left = gl.minimum(gl.maximum(first, low), high)
+    right = gl.minimum(gl.maximum(last, left), high)
+    return gl.where(low < left, low, right), left, right, high
 
 
 @gluon.jit
-def fill(
-    budget, unit, row, last_row, at, low, left, right, high, parts, windows, out, stride_os, stride_on,
-    ROWS: gl.constexpr, KEYS: gl.constexpr,
-):  # fmt: skip
-    """-inf into the next ``budget`` tiles' rows outside the windows; returns where it stopped: (unit, row, ..., high)."""
-    LINE: gl.constexpr = gl.BlockedLayout([4], [32], [1], [0])
+def fill(budget, unit, at, left, right, high, parts, windows, rows, blank, ROWS: gl.constexpr, KEYS: gl.constexpr):
+    """-inf into the next ``budget`` tiles outside the windows; returns where it stopped: (unit, at, left, right, high).
+
+    The copy engine stores a tile of every row of a group at once, and leaves out what lies past the last row or key.
+    """
     units = gl.cdiv(windows.num_queries, ROWS) * parts
-    column = gl.arange(0, KEYS, LINE).to(gl.int64) * stride_on
-    value = gl.full([KEYS], float("-inf"), gl.float32, LINE)
     while (budget > 0) & (unit < units):
         stop = gl.minimum(gl.where(at < left, left, high), at + budget)
-        line = out + row.to(gl.int64) * stride_os
+        row = unit // parts * ROWS
         for tile in range(at, stop):
-            gl.store(line + tile.to(gl.int64) * KEYS * stride_on + column, value)
+            tma_store(rows, [row, tile * KEYS], blank)
         budget -= gl.maximum(stop - at, 0) + 1
         at = gl.maximum(stop, at)
         at = gl.where((at >= left) & (at < right), right, at)
         if at >= high:
-            row += 1
-            at = gl.where(low < left, low, right)
-            if (row == last_row) | (at >= high):
-                unit += gl.num_programs(0)
-                row = unit // parts * ROWS
-                last_row = gl.minimum(row + ROWS, windows.num_queries)
-                if unit < units:
-                    low, left, right, high = find_unfilled(unit, parts, windows, out, stride_os, stride_on, ROWS, KEYS)
-                    at = gl.where(low < left, low, right)
-    return unit, row, last_row, at, low, left, right, high
+            unit += gl.num_programs(0)
+            if unit < units:
+                at, left, right, high = find_unfilled(unit, parts, windows, ROWS, KEYS)
+    return unit, at, left, right, high
 
 
 @gluon.jit
@@ -302,7 +298,7 @@ def wait_for_slot(shared, ended, sent):
 @gluon.jit
 def produce(
     shared, queries, keys, scales, weights, windows, group, part, last_group, last_part, inside,
-    out, stride_os, stride_on, parts, CLEAN: gl.constexpr,
+    filled, blank, parts, CLEAN: gl.constexpr,
 ):  # fmt: skip
     """The producer warp: keeps the consumers in keys, and fills what lies outside of their tiles."""
     ROWS: gl.constexpr = shared.ROWS
@@ -315,14 +311,15 @@ def produce(
     ONE: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
     groups = gl.cdiv(windows.num_queries, GROUP)
     stop = gl.minimum(groups, last_group + (last_part > 0).to(gl.int32))
-    # For every key tile so many rows of tiles outside the windows: writing them all at once would stall everything else.
+    # For every key tile so many tiles outside the windows: writing them all at once would stall everything else.
     outside = gl.maximum(groups * gl.cdiv(windows.num_keys, KEYS) - inside, 0)
-    budget = (outside // gl.maximum(inside, 1) + 1) * GROUP + 1
+    budget = outside // gl.maximum(inside, 1) + 2
 
     index = gl.arange(0, 2 * PADDED, gl.SliceLayout(1, WINDOW))
     offset = index // PADDED * ROWS + index % PADDED
     real = index % PADDED < ROWS
     window = read(group * GROUP + offset, windows, WINDOW)
+    mbarrier.wait(shared.warm, 0)
     stage = 0
     phase = 1
     slot = 0
@@ -330,10 +327,7 @@ def produce(
     ended = 0  # sent, when the query in this slot ended
     other_ended = 0
     unit = gl.program_id(0) - gl.num_programs(0)  # nothing is left of it: the first fill looks for the next one
-    row = 0
-    last_row = 0
     at = 0
-    low = 0
     left = 0
     right = 0
     high = 0
@@ -370,10 +364,9 @@ def produce(
                 tma_load(keys, [tile * KEYS, 0], full, shared.key.index(stage))
                 tma_load(scales, [tile * KEYS], full, shared.scale.index(stage))
                 if CLEAN:
-                    unit, row, last_row, at, low, left, right, high = fill(
-                        budget, unit, row, last_row, at, low, left, right, high, parts, windows, out, stride_os, stride_on,
-                        GROUP, KEYS,
-                    )  # fmt: skip
+                    unit, at, left, right, high = fill(
+                        budget, unit, at, left, right, high, parts, windows, filled, blank, GROUP, KEYS
+                    )
                 stage += 1
                 if stage == shared.STAGES:
                     stage = 0
@@ -388,10 +381,8 @@ def produce(
     barrier()
     mbarrier.arrive(shared.query_full.index(slot), count=1)
     if CLEAN:
-        fill(
-            gl.to_tensor(1 << 30), unit, row, last_row, at, low, left, right, high, parts, windows, out, stride_os, stride_on,
-            GROUP, KEYS,
-        )  # fmt: skip
+        fill(gl.to_tensor(1 << 30), unit, at, left, right, high, parts, windows, filled, blank, GROUP, KEYS)
+        tma_store_wait(0)
 
 
 @gluon.jit
@@ -494,6 +485,7 @@ def mqa_logits_kernel(
     weights,  # tensor map of [S, H] float32
     starts,  # [S] int32
     ends,  # [S] int32
+    filled,  # tensor map of out, if CLEAN
     out,  # [S, N] float32, or [S, width] if COMPRESSED
     num_queries,
     num_keys,
@@ -509,6 +501,7 @@ def mqa_logits_kernel(
     KEYS: gl.constexpr,
     STAGES: gl.constexpr,
     SAMPLES: gl.constexpr,
+    GROUP_COST: gl.constexpr,
     CLEAN: gl.constexpr,
     COMPRESSED: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
@@ -539,6 +532,11 @@ def mqa_logits_kernel(
         mbarrier.init(shared.key_full.index(stage), count=1)
         mbarrier.init(shared.key_empty.index(stage), count=2)
     mbarrier.init(shared.warm, count=1)
+    blank = shared.warm  # not used
+    if CLEAN:
+        LINES: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [4, 1], [1, 0])
+        minus_infinity = gl.full([2 * ROWS, KEYS], float("-inf"), gl.float32, LINES)
+        blank = gl.allocate_shared_memory(gl.float32, [2 * ROWS, KEYS], floats_layout(2), minus_infinity)
     hopper.fence_async_shared()
     windows = Windows(
         starts,
@@ -563,8 +561,7 @@ def mqa_logits_kernel(
     tma_load(weights, [guess, 0], shared.warm, shared.weight.index(0))
     tma_load(keys, [tile * KEYS, 0], shared.warm, shared.key.index(0))
     tma_load(scales, [tile * KEYS], shared.warm, shared.scale.index(0))
-    group, part, last_group, last_part, inside = share(windows, GROUP, KEYS, SAMPLES)
-    mbarrier.wait(shared.warm, 0)
+    group, part, last_group, last_part, inside = share(windows, GROUP, KEYS, SAMPLES, GROUP_COST)
     gl.warp_specialize(
         [
             (consume, (0, shared, out, stride_os, stride_on, num_queries, num_keys, CLEAN, COMPRESSED)),
@@ -583,9 +580,8 @@ def mqa_logits_kernel(
                     last_group,
                     last_part,
                     inside,
-                    out,
-                    stride_os,
-                    stride_on,
+                    filled,
+                    blank,
                     parts,
                     CLEAN,
                 ),
@@ -621,7 +617,10 @@ def prepare(
         tensor_map(k, k.shape, k.stride(), [BLOCK_KEYS, dim], bytes_layout(dim, 2)),
         tensor_map(k_scale, k_scale.shape, k_scale.stride(), [BLOCK_KEYS], floats_layout(1)),
         tensor_map(weights, weights.shape, weights.stride(), [2 * rows, padded], floats_layout(2)),
-        *(starts, ends, out, num_queries, num_keys, out.shape[1], starts.stride(0), ends.stride(0), *out.stride()),
+        starts,
+        ends,
+        tensor_map(out, out.shape, out.stride(), [2 * rows, BLOCK_KEYS], floats_layout(2)) if clean_logits else out,
+        *(out, num_queries, num_keys, out.shape[1], starts.stride(0), ends.stride(0), *out.stride()),
         max(1, min(2 * programs // groups, num_keys // 1024)),
     )
     keywords = {
@@ -630,13 +629,15 @@ def prepare(
         "DIM": dim,
         "KEYS": BLOCK_KEYS,
         "STAGES": tune.stages,
-        "SAMPLES": tune.samples,
+        "SAMPLES": tune.samples if groups > 32 else 32,
+        "GROUP_COST": tune.group_cost,
         "CLEAN": clean_logits,
         "COMPRESSED": compressed,
         "CONSUMER_REGISTERS": tune.consumer_registers,
         "PRODUCER_REGISTERS": tune.producer_registers,
         "num_warps": 4,
         "maxnreg": THREADS_REGISTERS,
+        "enable_fp_fusion": True,  # as in the other branches; Triton 3.10 turns this off by default
     }
     return Launch(mqa_logits_kernel, (programs,), arguments, keywords)
 

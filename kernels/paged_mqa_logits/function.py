@@ -216,8 +216,8 @@ def _launch_into(
 ) -> None:
     """Operator ``capgate::fp8_paged_mqa_logits_out``: run the chosen branch, unless there is no cell to write."""
     problem = describe(q, kv_cache, weights, clean_logits)  # which checks the cache's address: torch.compile cannot follow that
-    if out.numel() == 0:
-        operation.select(problem, variant)  # a branch that cannot run is an error for empty calls too
+    if out.numel() == 0:  # a branch that cannot run is an error for empty calls too, but no operand can be in its way
+        operation.select(problem._replace(tensor_maps=True), variant)
         return
     arguments = (q, kv_cache, weights, context_lens, block_table, schedule, out)
     operation(problem, *arguments, variant=variant, clean_logits=clean_logits)

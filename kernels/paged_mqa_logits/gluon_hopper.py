@@ -439,6 +439,7 @@ def prepare(
         "PRODUCER_REGISTERS": tune.producer_registers,
         "num_warps": 4,
         "maxnreg": THREADS_REGISTERS,
+        "enable_fp_fusion": True,  # as in the other branches; Triton 3.10 turns this off by default
     }
     return Launch(paged_mqa_logits_kernel, (schedule.shape[0] - 1, -(-next_n // rows)), arguments, keywords)
 

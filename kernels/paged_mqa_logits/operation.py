@@ -76,10 +76,12 @@ def _gluon_hopper_accepts(problem: Problem) -> str | None:
         return compat.capabilities(problem.device).why("fp8_e4m3fnuz")
     if problem.heads % 4:
         return f"needs a multiple of 4 heads: found {problem.heads}"
+    if problem.block_size < 32:
+        return f"needs blocks of 32 keys or more, whose scales fill 128 bytes: found {problem.block_size}"
     if not problem.tensor_maps:
         return (
             "needs operands that tensor maps describe: 16-byte aligned lines of adjacent elements, "
-            "requests at equal distances, blocks a multiple of 16 bytes long and apart"
+            "requests at equal distances, blocks a multiple of 16 bytes apart"
         )
     return None
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from capgate.kernels.mqa_logits.function import describe
+from capgate.kernels.mqa_logits.function import describe, empty_logits
 from capgate.kernels.mqa_logits.operation import Problem, operation
 
 JUDGE = Path(__file__).parents[1] / "kernels" / "judge.py"
@@ -79,18 +79,31 @@ def taken(branch: str, problem: Problem) -> str:
 
 @pytest.fixture
 def take(branch: str) -> Callable[[Any], None]:
-    """Skips the test where the branch does not take a clean call with these operands."""
-    return lambda call: taken(branch, describe(call.q, call.k, call.k_scale, call.weights, True, False)) and None
+    """Skips the test where the branch does not take a clean call with these operands into a new tensor."""
+
+    def take_call(call: Any) -> None:
+        out = empty_logits((call.q.shape[0], call.k.shape[0]), call.q.device)
+        taken(branch, describe(call.q, call.k, call.k_scale, call.weights, out, True, False))
+
+    return take_call
 
 
 @pytest.fixture
 def check(judge: ModuleType, branch: str) -> Callable[..., torch.Tensor]:
-    """judge.check with the branch, where it takes such a call."""
+    """judge.check with the branch, where it takes such a call; into rows on 16-byte boundaries unless ``out`` is given."""
 
-    def check_branch(call: Any, *, clean_logits: bool = True, max_window: int | None = None, **keywords: Any) -> torch.Tensor:
+    def check_branch(
+        call: Any,
+        *,
+        clean_logits: bool = True,
+        max_window: int | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        rows, columns = call.q.shape[0], call.k.shape[0] if max_window is None else max_window
+        out = judge.sentinels(rows, columns, "cuda", gap=-columns % 4 + 4, offset=4) if out is None else out
         k_scale = call.k_scale[:, 0] if call.k_scale.ndim == 2 else call.k_scale
-        problem = describe(call.q, call.k, k_scale, call.weights, clean_logits, max_window is not None)
-        keywords |= {"clean_logits": clean_logits, "max_window": max_window}
+        problem = describe(call.q, call.k, k_scale, call.weights, out, clean_logits, max_window is not None)
+        keywords = {"clean_logits": clean_logits, "max_window": max_window, "out": out}
         return judge.check(call, taken(branch, problem), **keywords)
 
     return check_branch

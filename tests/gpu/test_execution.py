@@ -129,6 +129,7 @@ spec = importlib.util.spec_from_file_location("judge", sys.argv[1])
 judge = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(judge)
 import torch
+from capgate.kernels.mqa_logits.function import describe
 from capgate.kernels.mqa_logits.operation import operation
 
 example = operation.example(torch.device("cuda", 0))
@@ -137,10 +138,11 @@ for rows, keys in [(1, 1), (1, 16), (1, 113), (17, 76), (61, 113)]:
     for heads, dim, windows in [(64, 128, "full"), (64, 128, "extreme"), (3, 32, "full")]:
         call = judge.make_call(rows, keys, heads, dim, windows, dtype=getattr(torch, example.dtype), device="cuda")
         for clean_logits, max_window in [(True, None), (False, None), (False, 50)]:
-            problem = example._replace(heads=heads, dim=dim, clean_logits=clean_logits, compressed=max_window is not None)
+            columns = max_window or keys
             for branch in operation.variants:
+                out = torch.zeros(rows, -(-columns // 4) * 4, device="cuda")[:, :columns]
+                problem = describe(call.q, call.k, call.k_scale, call.weights, out, clean_logits, max_window is not None)
                 if operation.explain(problem, variant=branch).variant:
-                    out = torch.zeros(rows, max_window or keys, device="cuda")
                     judge.check(call, branch, clean_logits=clean_logits, max_window=max_window, out=out)
                     calls += 1
 print(calls, "calls")
