@@ -38,23 +38,24 @@ class Tuning(NamedTuple):
     """How the work is cut, and what is asked of the compiler."""
 
     columns: int  # of the products at most: rows x padded heads
+    consumers: int  # warpgroups, each with 64 keys of a tile
     stages: int  # key tiles in flight
-    resident: int  # programs that one SM holds
+    workers: int  # of a schedule, for each SM
+    thread_registers: int  # what a thread has before the warps specialise
     consumer_registers: int
     producer_registers: int
 
 
 # For every H, D, next_n and output mode alike.
-TUNING = Tuning(columns=128, stages=8, resident=1, consumer_registers=208, producer_registers=88)
+TUNING = Tuning(
+    columns=128, consumers=2, stages=6, workers=1, thread_registers=168, consumer_registers=208, producer_registers=88
+)
 
 
 @cache
 def tuning(target: compat.Target, heads: int, clean_logits: bool) -> Tuning:
     """The table's row: one for all so far."""
     return TUNING
-
-
-THREADS_REGISTERS = 168  # 384 threads share 65,536: what a thread has before the warps specialise
 
 
 @aggregate
@@ -159,7 +160,7 @@ def load_keys(keys, scales, entries, stride_tk, position, longest, full, key, sc
 @gluon.jit
 def produce(
     shared, queries, keys, scales, weights, lengths, table, stride_tb, stride_tk,
-    first_row, first_request, first_chunk, last_request, last_chunk, num_requests, BLOCK: gl.constexpr,
+    first_row, first_request, first_chunk, last_request, last_chunk, num_requests, BLOCK: gl.constexpr, CHUNK: gl.constexpr,
 ):  # fmt: skip
     """The producer warp: keeps the consumers in keys."""
     ROWS: gl.constexpr = shared.ROWS
@@ -180,8 +181,8 @@ def produce(
         length = seen(lengths, request, row)
         longest = gl.max(length, axis=0)
         tiles = gl.cdiv(longest, KEYS)
-        first = gl.where(request == first_request, gl.minimum(first_chunk, tiles), 0)
-        last = gl.where(request == last_request, gl.minimum(last_chunk, tiles), tiles)
+        first = gl.where(request == first_request, gl.minimum(first_chunk * (CHUNK // KEYS), tiles), 0)
+        last = gl.where(request == last_request, gl.minimum(last_chunk * (CHUNK // KEYS), tiles), tiles)
         if first < last:
             mbarrier.wait(shared.query_empty.index(slot), slot_phase)
             shared.lengths.index(slot).store(length)
@@ -220,20 +221,19 @@ def consume(consumer, shared, out, stride_os, stride_on):
     """A consumer warpgroup: the logits of its 64 keys of every tile."""
     ROWS: gl.constexpr = shared.ROWS
     HEADS: gl.constexpr = shared.HEADS
-    HALF: gl.constexpr = shared.KEYS // 2
     PADDED: gl.constexpr = max(ROWS, 2)
     COLUMNS: gl.constexpr = ROWS * HEADS
     MMA: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, COLUMNS, 32])
     LOGIT: gl.constexpr = logit_layout(ROWS)
     KEY: gl.constexpr = gl.SliceLayout(1, LOGIT)
     ROW: gl.constexpr = gl.SliceLayout(0, LOGIT)
-    lane = gl.arange(0, HALF, KEY) + consumer * HALF
+    lane = gl.arange(0, 64, KEY) + consumer * 64
     each = gl.arange(0, PADDED, ROW)
-    zeros = gl.full([HALF, COLUMNS], 0.0, gl.float32, MMA)
+    zeros = gl.full([64, COLUMNS], 0.0, gl.float32, MMA)
     weights = gl.full([COLUMNS], 0.0, gl.float32, gl.SliceLayout(0, MMA))
     # Of a lane's cell: how many keys its row sees from it on.
-    left = gl.full([HALF, PADDED], 0, gl.int32, LOGIT)
-    cells = out + gl.full([HALF, PADDED], 0, gl.int64, LOGIT)
+    left = gl.full([64, PADDED], 0, gl.int32, LOGIT)
+    cells = out + gl.full([64, PADDED], 0, gl.int64, LOGIT)
     stage = 0
     phase = 0
     slot = 0
@@ -244,7 +244,7 @@ def consume(consumer, shared, out, stride_os, stride_on):
     while tiles > 0:
         columns = shared.query.index(slot).permute([1, 0])
         mbarrier.wait(shared.key_full.index(stage), phase)
-        key = shared.key.index(stage).slice(consumer * HALF, HALF)
+        key = shared.key.index(stage).slice(consumer * 64, 64)
         scores = hopper.warpgroup_mma(key, columns, zeros, use_acc=False, is_async=True)
         if fresh:
             position = scalar(shared.plan.index(slot * 4)) * shared.KEYS + lane
@@ -252,7 +252,7 @@ def consume(consumer, shared, out, stride_os, stride_on):
             weights = column_weights(shared.weight.index(slot), ROWS, HEADS, gl.SliceLayout(0, MMA))
             left = shared.lengths.index(slot).load(ROW)[None, :] - position[:, None]
             cells = out + ((row.to(gl.int64) * stride_os)[None, :] + (position.to(gl.int64) * stride_on)[:, None])
-        scale = shared.scale.index(stage).slice(consumer * HALF, HALF).load(KEY)[:, None]
+        scale = shared.scale.index(stage).slice(consumer * 64, 64).load(KEY)[:, None]
         scores = hopper.warpgroup_mma_wait(0, [scores])
         barrier()  # of the warpgroup: one thread arrives for all
         mbarrier.arrive(shared.key_empty.index(stage), count=1)
@@ -320,6 +320,8 @@ def paged_mqa_logits_kernel(
     HEADS: gl.constexpr,
     DIM: gl.constexpr,
     BLOCK: gl.constexpr,
+    CHUNK: gl.constexpr,
+    CONSUMERS: gl.constexpr,
     KEYS: gl.constexpr,
     STAGES: gl.constexpr,
     CLEAN: gl.constexpr,
@@ -354,13 +356,13 @@ def paged_mqa_logits_kernel(
     )
     for slot in gl.static_range(2):
         mbarrier.init(shared.query_full.index(slot), count=1)
-        mbarrier.init(shared.query_empty.index(slot), count=2)
+        mbarrier.init(shared.query_empty.index(slot), count=CONSUMERS)
     for stage in gl.static_range(STAGES):
         mbarrier.init(shared.key_full.index(stage), count=1)
-        mbarrier.init(shared.key_empty.index(stage), count=2)
+        mbarrier.init(shared.key_empty.index(stage), count=CONSUMERS)
     hopper.fence_async_shared()
     lengths = Lengths(lens, gl.to_tensor(limit), gl.to_tensor(stride_lb), gl.to_tensor(stride_ln), NEXT_N, ROW_LENS)
-    if CLEAN:
+    if CLEAN and CONSUMERS == 2:
         gl.warp_specialize(
             [
                 (consume, (0, shared, out, stride_os, stride_on)),
@@ -369,7 +371,7 @@ def paged_mqa_logits_kernel(
                     produce,
                     (
                         shared, queries, keys, scales, weights, lengths, table, stride_tb, stride_tk,
-                        first_row, first_request, first_chunk, last_request, last_chunk, num_requests, BLOCK,
+                        first_row, first_request, first_chunk, last_request, last_chunk, num_requests, BLOCK, CHUNK,
                     ),
                 ),
                 (fill, (lengths, out, width, gl.to_tensor(num_requests) * NEXT_N, stride_os, stride_on)),
@@ -377,7 +379,7 @@ def paged_mqa_logits_kernel(
             [4, 1, 1],
             [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
         )  # fmt: skip
-    else:
+    elif CONSUMERS == 2:
         gl.warp_specialize(
             [
                 (consume, (0, shared, out, stride_os, stride_on)),
@@ -386,12 +388,43 @@ def paged_mqa_logits_kernel(
                     produce,
                     (
                         shared, queries, keys, scales, weights, lengths, table, stride_tb, stride_tk,
-                        first_row, first_request, first_chunk, last_request, last_chunk, num_requests, BLOCK,
+                        first_row, first_request, first_chunk, last_request, last_chunk, num_requests, BLOCK, CHUNK,
                     ),
                 ),
             ],
             [4, 1],
             [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        )  # fmt: skip
+    elif CLEAN:
+        gl.warp_specialize(
+            [
+                (consume, (0, shared, out, stride_os, stride_on)),
+                (
+                    produce,
+                    (
+                        shared, queries, keys, scales, weights, lengths, table, stride_tb, stride_tk,
+                        first_row, first_request, first_chunk, last_request, last_chunk, num_requests, BLOCK, CHUNK,
+                    ),
+                ),
+                (fill, (lengths, out, width, gl.to_tensor(num_requests) * NEXT_N, stride_os, stride_on)),
+            ],
+            [1, 1],
+            [PRODUCER_REGISTERS, PRODUCER_REGISTERS],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (consume, (0, shared, out, stride_os, stride_on)),
+                (
+                    produce,
+                    (
+                        shared, queries, keys, scales, weights, lengths, table, stride_tb, stride_tk,
+                        first_row, first_request, first_chunk, last_request, last_chunk, num_requests, BLOCK, CHUNK,
+                    ),
+                ),
+            ],
+            [1],
+            [PRODUCER_REGISTERS],
         )  # fmt: skip
 
 
@@ -413,7 +446,8 @@ def prepare(
     rows = min(1 << (next_n - 1).bit_length(), tune.columns // padded)
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     block, width = keys.shape[1], out.shape[1]
-    piece = min(block, CHUNK_KEYS)
+    tile = 64 * tune.consumers
+    piece = min(block, tile)
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     arguments = (
@@ -431,14 +465,16 @@ def prepare(
         "HEADS": padded,
         "DIM": dim,
         "BLOCK": block,
-        "KEYS": CHUNK_KEYS,
+        "CHUNK": CHUNK_KEYS,
+        "CONSUMERS": tune.consumers,
+        "KEYS": tile,
         "STAGES": tune.stages,
         "CLEAN": clean_logits,
         "ROW_LENS": row_lens,
         "CONSUMER_REGISTERS": tune.consumer_registers,
         "PRODUCER_REGISTERS": tune.producer_registers,
         "num_warps": 4,
-        "maxnreg": THREADS_REGISTERS,
+        "maxnreg": tune.thread_registers,
         "enable_fp_fusion": True,  # as in the other branches; Triton 3.10 turns this off by default
     }
     return Launch(paged_mqa_logits_kernel, (schedule.shape[0] - 1, -(-next_n // rows)), arguments, keywords)
@@ -461,6 +497,6 @@ def launch(
     target = compat.capabilities(q.device).target
     if schedule is None:
         tune = tuning(target, q.shape[2], clean_logits)
-        schedule = make_schedule(context_lens, multiprocessors(out.device) * tune.resident)
+        schedule = make_schedule(context_lens, multiprocessors(out.device) * tune.workers)
     arguments = (q, kv_cache, weights, context_lens, block_table, schedule, out)
     prepare(*arguments, clean_logits=clean_logits, target=target)()
