@@ -177,8 +177,9 @@ def describe(
 ) -> Problem:
     """The class of calls that one with these operands belongs to."""
     direct_keys = copies_directly(k, k_scale)
-    mapped = (q, k, k_scale, weights, out) if clean_logits else (q, k, k_scale, weights)
-    tensor_maps = all(mappable(operand) for operand in mapped)
+    tensor_maps = all(mappable(operand) for operand in (q, k, k_scale, weights))
+    if clean_logits:
+        tensor_maps = tensor_maps and out.shape[1] >= 4 and mappable(out)
     return Problem(q.device, q.shape[1], q.shape[2], FP8[q.dtype], clean_logits, compressed, direct_keys, tensor_maps)
 
 

@@ -68,12 +68,17 @@ class Tuning(NamedTuple):
 # * Skipping the second half of a group's last tile by a branch: b .1974 -> .2052, d1 .1513 -> .1550.
 # * Six stages in place of four: even. The fill by two warps of its own, as fast as it can: c +.038 with clean on.
 #   By the producer, paced by the key tiles: +.016 to +.023. Four times wider stores there: even.
-TUNING = Tuning(stages=4, samples=128, group_cost=5, consumer_registers=208, producer_registers=88)
+TUNINGS: dict[int, Tuning] = {
+    16: Tuning(stages=4, samples=128, group_cost=7, consumer_registers=208, producer_registers=88),
+    32: Tuning(stages=4, samples=128, group_cost=7, consumer_registers=208, producer_registers=88),
+    64: Tuning(stages=4, samples=128, group_cost=5, consumer_registers=208, producer_registers=88),
+    128: Tuning(stages=4, samples=128, group_cost=5, consumer_registers=208, producer_registers=88),
+}
 
 
 def tuning(target: compat.Target, heads: int, clean_logits: bool) -> Tuning:
-    """The table's row: one for all so far."""
-    return TUNING
+    """The table's row for a head count."""
+    return TUNINGS[padded_heads(heads)]
 
 
 BLOCK_KEYS = 128
@@ -242,11 +247,13 @@ def share(windows, ROWS: gl.constexpr, KEYS: gl.constexpr, SAMPLES: gl.constexpr
 
 
 @gluon.jit
-def find_unfilled(unit, parts, windows, ROWS: gl.constexpr, KEYS: gl.constexpr):
+def find_unfilled(unit, parts, windows, out, stride_os, ROWS: gl.constexpr, KEYS: gl.constexpr):
     """(at, left, right, high): of a unit's tiles, those from at to left and from right to high lie outside its group's tiles.
 
-    A unit is one of ``parts`` parts of a group's columns.
+    A unit is one of ``parts`` parts of a group's columns. The last up to 3 keys, which the copy engine cannot tell from the
+    padding behind them, are filled here and now.
     """
+    CELLS: gl.constexpr = gl.BlockedLayout([1, 1], [8, 4], [1, 1], [1, 0])
     WINDOW: gl.constexpr = gl.BlockedLayout([1, 2], [32, 1], [1, 1], [1, 0])
     group = unit // parts
     part = unit % parts
@@ -259,11 +266,20 @@ def find_unfilled(unit, parts, windows, ROWS: gl.constexpr, KEYS: gl.constexpr):
     high = (tiles * (part + 1) // parts).to(gl.int32)
     left = gl.minimum(gl.maximum(first, low), high)
     right = gl.minimum(gl.maximum(last, left), high)
+    whole = windows.num_keys // KEYS
+    if (windows.num_keys % 4 > 0) & (high > whole) & ((whole < left) | (whole >= right)):
+        line = group * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, CELLS))
+        column = windows.num_keys // 4 * 4 + gl.arange(0, 4, gl.SliceLayout(0, CELLS))
+        cells = out + (line.to(gl.int64) * stride_os)[:, None] + column[None, :]
+        value = gl.full([ROWS, 4], float("-inf"), gl.float32, CELLS)
+        gl.store(cells, value, mask=(line < windows.num_queries)[:, None] & (column < windows.num_keys)[None, :])
     return gl.where(low < left, low, right), left, right, high
 
 
 @gluon.jit
-def fill(budget, unit, at, left, right, high, parts, windows, rows, blank, ROWS: gl.constexpr, KEYS: gl.constexpr):
+def fill(
+    budget, unit, at, left, right, high, parts, windows, filled, blank, out, stride_os, ROWS: gl.constexpr, KEYS: gl.constexpr
+):
     """-inf into the next ``budget`` tiles outside the windows; returns where it stopped: (unit, at, left, right, high).
 
     The copy engine stores a tile of every row of a group at once, and leaves out what lies past the last row or key.
@@ -273,14 +289,14 @@ def fill(budget, unit, at, left, right, high, parts, windows, rows, blank, ROWS:
         stop = gl.minimum(gl.where(at < left, left, high), at + budget)
         row = unit // parts * ROWS
         for tile in range(at, stop):
-            tma_store(rows, [row, tile * KEYS], blank)
+            tma_store(filled, [row, tile * KEYS], blank)
         budget -= gl.maximum(stop - at, 0) + 1
         at = gl.maximum(stop, at)
         at = gl.where((at >= left) & (at < right), right, at)
         if at >= high:
             unit += gl.num_programs(0)
             if unit < units:
-                at, left, right, high = find_unfilled(unit, parts, windows, ROWS, KEYS)
+                at, left, right, high = find_unfilled(unit, parts, windows, out, stride_os, ROWS, KEYS)
     return unit, at, left, right, high
 
 
@@ -298,7 +314,7 @@ def wait_for_slot(shared, ended, sent):
 @gluon.jit
 def produce(
     shared, queries, keys, scales, weights, windows, group, part, last_group, last_part, inside,
-    filled, blank, parts, CLEAN: gl.constexpr,
+    filled, blank, out, stride_os, parts, CLEAN: gl.constexpr,
 ):  # fmt: skip
     """The producer warp: keeps the consumers in keys, and fills what lies outside of their tiles."""
     ROWS: gl.constexpr = shared.ROWS
@@ -311,9 +327,10 @@ def produce(
     ONE: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
     groups = gl.cdiv(windows.num_queries, GROUP)
     stop = gl.minimum(groups, last_group + (last_part > 0).to(gl.int32))
-    # For every key tile so many tiles outside the windows: writing them all at once would stall everything else.
+    # With every key tile so many tiles outside the windows, half of its share: all at once would stall everything else, and
+    # the whole share more than what is left for the end.
     outside = gl.maximum(groups * gl.cdiv(windows.num_keys, KEYS) - inside, 0)
-    budget = outside // gl.maximum(inside, 1) + 2
+    budget = outside // gl.maximum(inside * 2, 1) + 2
 
     index = gl.arange(0, 2 * PADDED, gl.SliceLayout(1, WINDOW))
     offset = index // PADDED * ROWS + index % PADDED
@@ -365,7 +382,7 @@ def produce(
                 tma_load(scales, [tile * KEYS], full, shared.scale.index(stage))
                 if CLEAN:
                     unit, at, left, right, high = fill(
-                        budget, unit, at, left, right, high, parts, windows, filled, blank, GROUP, KEYS
+                        budget, unit, at, left, right, high, parts, windows, filled, blank, out, stride_os, GROUP, KEYS
                     )
                 stage += 1
                 if stage == shared.STAGES:
@@ -381,7 +398,7 @@ def produce(
     barrier()
     mbarrier.arrive(shared.query_full.index(slot), count=1)
     if CLEAN:
-        fill(gl.to_tensor(1 << 30), unit, at, left, right, high, parts, windows, filled, blank, GROUP, KEYS)
+        fill(gl.to_tensor(1 << 30), unit, at, left, right, high, parts, windows, filled, blank, out, stride_os, GROUP, KEYS)
         tma_store_wait(0)
 
 
@@ -582,6 +599,8 @@ def mqa_logits_kernel(
                     inside,
                     filled,
                     blank,
+                    out,
+                    stride_os,
                     parts,
                     CLEAN,
                 ),
@@ -612,6 +631,8 @@ def prepare(
     groups, tiles = -(-num_queries // (2 * rows)), -(-num_keys // BLOCK_KEYS)
     programs = min(multiprocessors(out.device), groups * tiles)
 
+    # A store of the copy engine ends with 16 bytes, not with 4: its map leaves out what else would write behind a row's end.
+    stored = (num_queries, num_keys // 4 * 4)
     arguments = (
         query_map(q, rows, padded),
         tensor_map(k, k.shape, k.stride(), [BLOCK_KEYS, dim], bytes_layout(dim, 2)),
@@ -619,7 +640,7 @@ def prepare(
         tensor_map(weights, weights.shape, weights.stride(), [2 * rows, padded], floats_layout(2)),
         starts,
         ends,
-        tensor_map(out, out.shape, out.stride(), [2 * rows, BLOCK_KEYS], floats_layout(2)) if clean_logits else out,
+        tensor_map(out, stored, out.stride(), [2 * rows, BLOCK_KEYS], floats_layout(2)) if clean_logits else out,
         *(out, num_queries, num_keys, out.shape[1], starts.stride(0), ends.stride(0), *out.stride()),
         max(1, min(2 * programs // groups, num_keys // 1024)),
     )
