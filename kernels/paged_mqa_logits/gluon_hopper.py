@@ -38,24 +38,23 @@ class Tuning(NamedTuple):
     """How the work is cut, and what is asked of the compiler."""
 
     columns: int  # of the products at most: rows x padded heads
-    consumers: int  # warpgroups, each with 64 keys of a tile
     stages: int  # key tiles in flight
     workers: int  # of a schedule, for each SM
     thread_registers: int  # what a thread has before the warps specialise
-    consumer_registers: int
     producer_registers: int
 
 
 # For every H, D, next_n and output mode alike.
-TUNING = Tuning(
-    columns=128, consumers=2, stages=6, workers=1, thread_registers=168, consumer_registers=208, producer_registers=88
-)
+TUNING = Tuning(columns=128, stages=5, workers=2, thread_registers=128, producer_registers=72)
 
 
 @cache
 def tuning(target: compat.Target, heads: int, clean_logits: bool) -> Tuning:
-    """The table's row: one for all so far."""
+    """The one row of the table."""
     return TUNING
+
+
+BLOCK_KEYS = 64
 
 
 @aggregate
@@ -217,23 +216,24 @@ def produce(
 
 
 @gluon.jit
-def consume(consumer, shared, out, stride_os, stride_on):
-    """A consumer warpgroup: the logits of its 64 keys of every tile."""
+def consume(shared, out, stride_os, stride_on):
+    """The consumer warpgroup: the logits of every tile."""
     ROWS: gl.constexpr = shared.ROWS
     HEADS: gl.constexpr = shared.HEADS
+    KEYS: gl.constexpr = shared.KEYS
     PADDED: gl.constexpr = max(ROWS, 2)
     COLUMNS: gl.constexpr = ROWS * HEADS
     MMA: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, COLUMNS, 32])
     LOGIT: gl.constexpr = logit_layout(ROWS)
     KEY: gl.constexpr = gl.SliceLayout(1, LOGIT)
     ROW: gl.constexpr = gl.SliceLayout(0, LOGIT)
-    lane = gl.arange(0, 64, KEY) + consumer * 64
+    lane = gl.arange(0, KEYS, KEY)
     each = gl.arange(0, PADDED, ROW)
-    zeros = gl.full([64, COLUMNS], 0.0, gl.float32, MMA)
+    zeros = gl.full([KEYS, COLUMNS], 0.0, gl.float32, MMA)
     weights = gl.full([COLUMNS], 0.0, gl.float32, gl.SliceLayout(0, MMA))
     # Of a lane's cell: how many keys its row sees from it on.
-    left = gl.full([64, PADDED], 0, gl.int32, LOGIT)
-    cells = out + gl.full([64, PADDED], 0, gl.int64, LOGIT)
+    left = gl.full([KEYS, PADDED], 0, gl.int32, LOGIT)
+    cells = out + gl.full([KEYS, PADDED], 0, gl.int64, LOGIT)
     stage = 0
     phase = 0
     slot = 0
@@ -244,15 +244,15 @@ def consume(consumer, shared, out, stride_os, stride_on):
     while tiles > 0:
         columns = shared.query.index(slot).permute([1, 0])
         mbarrier.wait(shared.key_full.index(stage), phase)
-        key = shared.key.index(stage).slice(consumer * 64, 64)
+        key = shared.key.index(stage)
         scores = hopper.warpgroup_mma(key, columns, zeros, use_acc=False, is_async=True)
         if fresh:
-            position = scalar(shared.plan.index(slot * 4)) * shared.KEYS + lane
+            position = scalar(shared.plan.index(slot * 4)) * KEYS + lane
             row = scalar(shared.plan.index(slot * 4 + 2)) + each
             weights = column_weights(shared.weight.index(slot), ROWS, HEADS, gl.SliceLayout(0, MMA))
             left = shared.lengths.index(slot).load(ROW)[None, :] - position[:, None]
             cells = out + ((row.to(gl.int64) * stride_os)[None, :] + (position.to(gl.int64) * stride_on)[:, None])
-        scale = shared.scale.index(stage).slice(consumer * 64, 64).load(KEY)[:, None]
+        scale = shared.scale.index(stage).load(KEY)[:, None]
         scores = hopper.warpgroup_mma_wait(0, [scores])
         barrier()  # of the warpgroup: one thread arrives for all
         mbarrier.arrive(shared.key_empty.index(stage), count=1)
@@ -261,8 +261,8 @@ def consume(consumer, shared, out, stride_os, stride_on):
         mbarrier.arrive(shared.query_empty.index(slot), count=1, pred=fresh)
         logits = head_sums(scores, weights, ROWS) * scale
         gl.store(cells, logits, mask=left > 0)
-        left -= shared.KEYS
-        cells += shared.KEYS * stride_on
+        left -= KEYS
+        cells += KEYS * stride_on
         stage += 1
         if stage == shared.STAGES:
             stage = 0
@@ -321,12 +321,10 @@ def paged_mqa_logits_kernel(
     DIM: gl.constexpr,
     BLOCK: gl.constexpr,
     CHUNK: gl.constexpr,
-    CONSUMERS: gl.constexpr,
     KEYS: gl.constexpr,
     STAGES: gl.constexpr,
     CLEAN: gl.constexpr,
     ROW_LENS: gl.constexpr,
-    CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
 ):
     INTEGERS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
@@ -356,49 +354,16 @@ def paged_mqa_logits_kernel(
     )
     for slot in gl.static_range(2):
         mbarrier.init(shared.query_full.index(slot), count=1)
-        mbarrier.init(shared.query_empty.index(slot), count=CONSUMERS)
+        mbarrier.init(shared.query_empty.index(slot), count=1)
     for stage in gl.static_range(STAGES):
         mbarrier.init(shared.key_full.index(stage), count=1)
-        mbarrier.init(shared.key_empty.index(stage), count=CONSUMERS)
+        mbarrier.init(shared.key_empty.index(stage), count=1)
     hopper.fence_async_shared()
     lengths = Lengths(lens, gl.to_tensor(limit), gl.to_tensor(stride_lb), gl.to_tensor(stride_ln), NEXT_N, ROW_LENS)
-    if CLEAN and CONSUMERS == 2:
+    if CLEAN:
         gl.warp_specialize(
             [
-                (consume, (0, shared, out, stride_os, stride_on)),
-                (consume, (1, shared, out, stride_os, stride_on)),
-                (
-                    produce,
-                    (
-                        shared, queries, keys, scales, weights, lengths, table, stride_tb, stride_tk,
-                        first_row, first_request, first_chunk, last_request, last_chunk, num_requests, BLOCK, CHUNK,
-                    ),
-                ),
-                (fill, (lengths, out, width, gl.to_tensor(num_requests) * NEXT_N, stride_os, stride_on)),
-            ],
-            [4, 1, 1],
-            [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
-        )  # fmt: skip
-    elif CONSUMERS == 2:
-        gl.warp_specialize(
-            [
-                (consume, (0, shared, out, stride_os, stride_on)),
-                (consume, (1, shared, out, stride_os, stride_on)),
-                (
-                    produce,
-                    (
-                        shared, queries, keys, scales, weights, lengths, table, stride_tb, stride_tk,
-                        first_row, first_request, first_chunk, last_request, last_chunk, num_requests, BLOCK, CHUNK,
-                    ),
-                ),
-            ],
-            [4, 1],
-            [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
-        )  # fmt: skip
-    elif CLEAN:
-        gl.warp_specialize(
-            [
-                (consume, (0, shared, out, stride_os, stride_on)),
+                (consume, (shared, out, stride_os, stride_on)),
                 (
                     produce,
                     (
@@ -414,7 +379,7 @@ def paged_mqa_logits_kernel(
     else:
         gl.warp_specialize(
             [
-                (consume, (0, shared, out, stride_os, stride_on)),
+                (consume, (shared, out, stride_os, stride_on)),
                 (
                     produce,
                     (
@@ -446,8 +411,7 @@ def prepare(
     rows = min(1 << (next_n - 1).bit_length(), tune.columns // padded)
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     block, width = keys.shape[1], out.shape[1]
-    tile = 64 * tune.consumers
-    piece = min(block, tile)
+    piece = min(block, BLOCK_KEYS)
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     arguments = (
@@ -466,12 +430,10 @@ def prepare(
         "DIM": dim,
         "BLOCK": block,
         "CHUNK": CHUNK_KEYS,
-        "CONSUMERS": tune.consumers,
-        "KEYS": tile,
+        "KEYS": BLOCK_KEYS,
         "STAGES": tune.stages,
         "CLEAN": clean_logits,
         "ROW_LENS": row_lens,
-        "CONSUMER_REGISTERS": tune.consumer_registers,
         "PRODUCER_REGISTERS": tune.producer_registers,
         "num_warps": 4,
         "maxnreg": tune.thread_registers,
