@@ -121,11 +121,13 @@ def replace(name: str, targets: list[Target]) -> None:
 
 def restore(name: str) -> None:
     """Put back what stood in every place, and into the callers' modules that have imported ours since."""
-    for place in _places.pop(name, []):
+    places = _places.pop(name, [])
+    for place in places:
         if getattr(place.module, place.attribute, None) is place.ours:
             setattr(place.module, place.attribute, place.original)
         else:
             LOG.warning("%s.%s is not capgate's any more and stays as it is", place.module.__name__, place.attribute)
+    for place in places:
         for holder, attribute in _holders(place.ours):
             setattr(holder, attribute, place.original)
 
