@@ -243,6 +243,18 @@ def test_vllm_s_tiles_are_read_as_tiles(decode: "upstream.Decode", monkeypatch: 
     decode.judge(logits)
 
 
+def test_deep_gemm_s_schedule_is_passed_on(decode: "upstream.Decode", monkeypatch: pytest.MonkeyPatch) -> None:
+    """And vLLM's on ROCm is not looked at: it may be anything."""
+    given = []
+    monkeypatch.setattr(deep_gemm.paged_mqa_logits, "fp8_paged_mqa_logits", lambda *tensors, **options: given.append(options))
+    schedule = deep_gemm.get_paged_mqa_logits_metadata(decode.lens, 32, 5)
+    operands = (decode.q_fp8, decode.cache(), decode.weights, decode.lens, decode.table, schedule, 150)
+    deep_gemm.fp8_paged_mqa_logits(*operands)
+    vllm_rocm.rocm_fp8_paged_mqa_logits(*operands)
+    assert given[0] == {"max_context_len": 150, "clean_logits": False, "schedule": schedule}
+    assert "schedule" not in given[1]
+
+
 def test_deep_gemm_s_indices_change_nothing() -> None:
     """They say which rows are of one request. Rows bring their own lengths and blocks, so that the logits are the same."""
     call = upstream.Decode("cpu", 4, 1, 32, 64, 100, 32, two_d=True, dtype=FN)

@@ -256,15 +256,20 @@ def test_the_hook_replaces_what_is_imported_later(
     assert importlib.import_module(PAGED).deepgemm_fp8_paged_mqa_logits.__module__ == PAGED
 
 
-def test_what_is_loaded_already_is_replaced_at_once(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_loaded_already_is_replaced_at_once(
+    engines: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
+) -> None:
     import deep_gemm
 
+    before = deep_gemm.fp8_mqa_logits
     activate(monkeypatch, "deep_gemm")
     assert deep_gemm.fp8_mqa_logits is ours("deep_gemm", "fp8_mqa_logits")
     importlib.reload(deep_gemm)
     assert deep_gemm.fp8_mqa_logits is ours("deep_gemm", "fp8_mqa_logits")
     dropin.uninstall("deep_gemm")
     assert deep_gemm.fp8_mqa_logits.__module__ == "deep_gemm"
+    assert deep_gemm.fp8_mqa_logits is not before, "it is the reloaded module's"
+    assert all(message.startswith("drop-in deep_gemm: ") for message in said())
 
 
 @pytest.mark.parametrize("first", [DENSE, OLD_DENSE])

@@ -20,9 +20,8 @@ judge = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(judge)
 
 UNQUANTISED = 1e-3  # upstream's limit of calc_diff against inputs that were not quantised; judge.CALC_DIFF is the other one
-ENOUGH_ROWS = (
-    16  # for that: in 40 draws, quantising alone makes up to 4e-3 of it in one row, and at most 9e-4 in 17 rows or more
-)
+# Rows that this takes: quantising alone makes up to 4e-3 of it in one row, and at most 9e-4 in 17 rows (of 40 draws each).
+ENOUGH_ROWS = 16
 FLOAT64_BYTES = 2**29
 TILE = 16
 
