@@ -11,6 +11,8 @@ from gfx950.emulator import parse, run
 from gfx950.launching import bound, compile_kernel
 
 from capgate.compat import Target
+from capgate.kernels.dropin import classic as dropin_classic
+from capgate.kernels.dropin.preshuffle import unshuffle_all
 from capgate.kernels.key_cache import classic as cache_classic
 from capgate.kernels.key_cache import reference as cache_reference
 from capgate.kernels.launch import Launch
@@ -90,3 +92,14 @@ def test_write_and_gather(dtype: torch.dtype) -> None:
     execute(cache_classic.prepare_gather(caches[0], call.block_table, call.context_lens, *gathered[1]), list(gathered[1]))
     for one, other in zip(*gathered, strict=True):
         assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
+def test_blocks_in_use_are_copied_out_of_tiles():
+    cache = torch.randint(0, 256, (5, 32, 1, 132), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    table = torch.tensor([[3, 1, -1], [4, 2**30, 7]], dtype=torch.int32)
+    lens = torch.tensor([[1, 33], [32, 0]], dtype=torch.int32)
+    flat, copied = torch.empty_like(cache), torch.full_like(cache, 0xA5)
+    unshuffle_all(cache, flat)
+    execute(dropin_classic.prepare(cache, table, lens, 100, copied), [])
+    assert torch.equal(copied[[1, 3, 4]], flat[[1, 3, 4]])
+    assert (copied[[0, 2]] == 0xA5).all()
