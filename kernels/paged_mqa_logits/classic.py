@@ -219,6 +219,13 @@ def make_schedule(context_lens: torch.Tensor, num_workers: int) -> torch.Tensor:
     return result
 
 
+def num_workers(q: torch.Tensor, kv_cache: torch.Tensor, *, clean_logits: bool) -> int:
+    """As :func:`capgate.kernels.paged_mqa_workers`: as many as the device holds, where each takes some rows of a request."""
+    tune = tuning(compat.capabilities(q.device).target, q.shape[2], clean_logits, q.shape[1])
+    groups = -(-q.shape[1] // tune.rows)
+    return max(1, multiprocessors(q.device) * tune.resident // groups)
+
+
 def prepare(
     q: torch.Tensor,
     kv_cache: torch.Tensor,
@@ -286,10 +293,7 @@ def launch(
     clean_logits: bool,
 ) -> None:
     """Write the logits of every key that a row sees into ``out``; with ``clean_logits``, -inf into every other cell."""
-    target = compat.capabilities(q.device).target
     if schedule is None:
-        tune = tuning(target, q.shape[2], clean_logits, q.shape[1])
-        groups = -(-q.shape[1] // tune.rows)
-        schedule = make_schedule(context_lens, max(1, multiprocessors(out.device) * tune.resident // groups))
+        schedule = make_schedule(context_lens, num_workers(q, kv_cache, clean_logits=clean_logits))
     arguments = (q, kv_cache, weights, context_lens, block_table, schedule, out)
-    prepare(*arguments, clean_logits=clean_logits, target=target)()
+    prepare(*arguments, clean_logits=clean_logits, target=compat.capabilities(q.device).target)()
