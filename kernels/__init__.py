@@ -11,15 +11,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .key_cache import gather_keys, quantize_keys_to_cache
     from .mqa_logits import fp8_mqa_logits
-    from .paged_mqa_logits import fp8_paged_mqa_logits, paged_mqa_schedule
+    from .paged_mqa_logits import fp8_paged_mqa_logits, paged_mqa_schedule, paged_mqa_workers
 
-__all__ = ["fp8_mqa_logits", "fp8_paged_mqa_logits", "gather_keys", "paged_mqa_schedule", "quantize_keys_to_cache"]
+__all__ = [
+    "fp8_mqa_logits",
+    "fp8_paged_mqa_logits",
+    "gather_keys",
+    "paged_mqa_schedule",
+    "paged_mqa_workers",
+    "quantize_keys_to_cache",
+]
 
 _HOMES = {"fp8_mqa_logits": ".mqa_logits", "fp8_paged_mqa_logits": ".paged_mqa_logits"}  # of operations
 _FUNCTIONS = {
     **_HOMES,
     "gather_keys": ".key_cache",
     "paged_mqa_schedule": ".paged_mqa_logits",
+    "paged_mqa_workers": ".paged_mqa_logits",
     "quantize_keys_to_cache": ".key_cache",
 }
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from capgate.compat import report, versions
 
-from . import compile_command, demo
+from . import compile_command
 from .bench import command as bench
+from .demo import command as demo
 
 # Each: help line, what adds its options, what runs it and returns the exit status.
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {

@@ -1,5 +1,7 @@
 """The public functions: checks, allocation, and dispatch through operators that torch.compile and GPU graphs understand."""
 
+from importlib import import_module
+
 import torch
 
 from ..key_cache.function import takes_triton
@@ -97,7 +99,7 @@ def paged_mqa_schedule(context_lens: torch.Tensor, block_size: int, num_workers:
     block_size : int
         Keys in a block of the cache: 1, 16, 32, 64 or 128.
     num_workers : int
-        How many workers share the keys, at least 1; a multiple of the device's SMs or CUs serves well.
+        How many workers share the keys, at least 1: what :func:`paged_mqa_workers` says for the calls to come.
 
     Returns
     -------
@@ -130,17 +132,42 @@ def paged_mqa_schedule(context_lens: torch.Tensor, block_size: int, num_workers:
     return result
 
 
-def _check_inputs(
-    q: torch.Tensor,
-    kv_cache: torch.Tensor,
-    weights: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_table: torch.Tensor,
-) -> None:
-    named = {"q": q, "weights": weights, "context_lens": context_lens, "block_table": block_table}
-    for name, tensor in named.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{name}: got {type(tensor).__name__}, needs a torch.Tensor")
+def paged_mqa_workers(
+    q: torch.Tensor, kv_cache: torch.Tensor, *, clean_logits: bool = False, variant: str | None = None
+) -> int:
+    """How many workers a schedule should have for :func:`fp8_paged_mqa_logits` calls with operands of these shapes.
+
+    Parameters
+    ----------
+    q : torch.Tensor, shape (B, next_n, H, D), float8_e4m3fn or float8_e4m3fnuz
+    kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
+    clean_logits : bool
+    variant : str, optional
+        As the calls will have them. B and num_blocks do not matter, nor do contents, so that once is enough.
+
+    Returns
+    -------
+    int
+        ``num_workers`` of :func:`paged_mqa_schedule`, as the branch that takes the calls has it where it makes the schedule
+        itself. Any other number gives the same logits, in another time.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not as above.
+    capgate.compat.CapabilityError
+        The branch that ``variant`` or CAPGATE_VARIANT names cannot run here.
+    """
+    _check_queries(q, kv_cache)
+    _check_options(0, clean_logits, variant)
+    chosen = operation.select(describe(q, kv_cache, None, clean_logits), variant)
+    workers: int = import_module(chosen.load().__module__).num_workers(q, kv_cache, clean_logits=clean_logits)
+    return workers
+
+
+def _check_queries(q: torch.Tensor, kv_cache: torch.Tensor) -> None:
+    if not isinstance(q, torch.Tensor):
+        raise TypeError(f"q: got {type(q).__name__}, needs a torch.Tensor")
     shape = tuple(q.shape)
     if len(shape) != 4 or not (1 <= shape[1] <= MAX_NEXT and MIN_HEADS <= shape[2] <= MAX_HEADS and shape[3] in DIMS):
         raise ValueError(
@@ -149,10 +176,23 @@ def _check_inputs(
         )
     if q.dtype not in FP8:
         raise TypeError(f"q: got {q.dtype}, needs float8_e4m3fn or float8_e4m3fnuz")
-    requests, next_n, heads, dim = q.shape
-    check_cache(kv_cache, (dim,))
+    check_cache(kv_cache, (shape[3],))
     if kv_cache.device != q.device:
         raise ValueError(f"kv_cache: got device {kv_cache.device}, needs q's {q.device}")
+
+
+def _check_inputs(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_table: torch.Tensor,
+) -> None:
+    for name, tensor in {"weights": weights, "context_lens": context_lens, "block_table": block_table}.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name}: got {type(tensor).__name__}, needs a torch.Tensor")
+    _check_queries(q, kv_cache)
+    requests, next_n, heads, _ = q.shape
     if weights.shape != (requests * next_n, heads):
         raise ValueError(f"weights: got shape {tuple(weights.shape)}, needs {[requests * next_n, heads]} to match q")
     if weights.dtype != torch.float32:
@@ -194,11 +234,11 @@ def _check_schedule(schedule: torch.Tensor, device: torch.device) -> None:
     check_positions("schedule", schedule, tuple(schedule.shape), device)
 
 
-def describe(q: torch.Tensor, kv_cache: torch.Tensor, weights: torch.Tensor, clean_logits: bool) -> Problem:
-    """The class of calls that one with these operands belongs to."""
+def describe(q: torch.Tensor, kv_cache: torch.Tensor, weights: torch.Tensor | None, clean_logits: bool) -> Problem:
+    """The class of calls that one with these operands belongs to; without ``weights``, with ordinary ones."""
     requests, next_n, heads, dim = q.shape
     even = requests == 1 or next_n == 1 or q.stride(0) == next_n * q.stride(1)
-    operands = (q, weights, keys_of(kv_cache), scales_of(kv_cache))
+    operands = (q, keys_of(kv_cache), scales_of(kv_cache), *(() if weights is None else (weights,)))
     tensor_maps = even and all(mappable(operand) for operand in operands)
     return Problem(q.device, heads, dim, FP8[q.dtype], clean_logits, kv_cache.shape[1], next_n, tensor_maps)
 

@@ -31,30 +31,38 @@ from ..mqa_logits.gluon_hopper_tile import (
     tensor_map,
 )
 from ..mqa_logits.operation import padded_heads
+from .classic import make_schedule
 from .operation import CHUNK_KEYS
 
 
 class Tuning(NamedTuple):
     """How the work is cut, and what is asked of the compiler."""
 
-    columns: int  # of the products at most: rows x padded heads
+    block_keys: int  # keys in a tile, the M side of the products
+    rows: int  # of a request in a program; rows x padded heads is the N side
     stages: int  # key tiles in flight
-    workers: int  # of a schedule, for each SM
+    resident: int  # programs that one SM holds
     thread_registers: int  # what a thread has before the warps specialise
     producer_registers: int
 
 
-# For every H, D, next_n and output mode alike.
-TUNING = Tuning(columns=128, stages=5, workers=2, thread_registers=128, producer_registers=72)
+# block_keys, columns on the N side at most, stages, resident, thread_registers, producer_registers; for every H, D, next_n and
+# output mode alike. Tried on an H100 80GB with Triton 3.6.0 (us, 256 requests of about 8192 keys, 64 heads, D = 128; "cold": a
+# 256 MB read before the call has written back what the flush left dirty in L2):
+#
+# * Tiles of 128 keys, two consumers, one program on an SM, 4 / 6 / 8 stages: 117.4 / 116.8 / 119.4, cold 108.1 with 6. More
+#   bytes in flight do not help. As in the table: 116.4, cold 107.1; with next_n of 2 122.1 -> 119.5. 8 stages, not 5: +2.5 %.
+# * SMs end 10 % apart with equal work. More workers than fit, for the hardware to hand out: 64k contexts cold 799 -> 792 with
+#   32 for each SM, but 8k contexts 107.1 -> 113.3 and one of 64k alone 8.8 -> 28.8, since each begins with 4 us of latency.
+# * Prefetching the first lengths and table entries, or all tensor maps by a copy that is not needed: within 1 %.
+TUNING = (64, 128, 5, 2, 128, 72)
 
 
 @cache
-def tuning(target: compat.Target, heads: int, clean_logits: bool) -> Tuning:
-    """The one row of the table."""
-    return TUNING
-
-
-BLOCK_KEYS = 64
+def tuning(target: compat.Target, heads: int, clean_logits: bool, next_n: int = 1) -> Tuning:
+    """The one row of the table, cut to the heads and rows of a request."""
+    block_keys, columns, *rest = TUNING
+    return Tuning(block_keys, min(1 << (next_n - 1).bit_length(), columns // padded_heads(heads)), *rest)
 
 
 @aggregate
@@ -393,6 +401,13 @@ def paged_mqa_logits_kernel(
         )  # fmt: skip
 
 
+def num_workers(q: torch.Tensor, kv_cache: torch.Tensor, *, clean_logits: bool) -> int:
+    """As :func:`capgate.kernels.paged_mqa_workers`: as many as the device holds, where each takes some rows of a request."""
+    tune = tuning(compat.capabilities(q.device).target, q.shape[2], clean_logits, q.shape[1])
+    groups = -(-q.shape[1] // tune.rows)
+    return max(1, multiprocessors(q.device) * tune.resident // groups)
+
+
 def prepare(
     q: torch.Tensor,
     kv_cache: torch.Tensor,
@@ -407,11 +422,11 @@ def prepare(
 ) -> Launch:
     """The launch for one call on a target; the tensors may be meta tensors."""
     requests, next_n, heads, dim = q.shape
-    tune, padded = tuning(target, heads, clean_logits), padded_heads(heads)
-    rows = min(1 << (next_n - 1).bit_length(), tune.columns // padded)
+    tune, padded = tuning(target, heads, clean_logits, next_n), padded_heads(heads)
+    rows = tune.rows
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     block, width = keys.shape[1], out.shape[1]
-    piece = min(block, BLOCK_KEYS)
+    piece = min(block, tune.block_keys)
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     arguments = (
@@ -430,7 +445,7 @@ def prepare(
         "DIM": dim,
         "BLOCK": block,
         "CHUNK": CHUNK_KEYS,
-        "KEYS": BLOCK_KEYS,
+        "KEYS": tune.block_keys,
         "STAGES": tune.stages,
         "CLEAN": clean_logits,
         "ROW_LENS": row_lens,
@@ -454,11 +469,7 @@ def launch(
     clean_logits: bool,
 ) -> None:
     """Write the logits of every key that a row sees into ``out``; with ``clean_logits``, -inf into every other cell."""
-    from .classic import make_schedule
-
-    target = compat.capabilities(q.device).target
     if schedule is None:
-        tune = tuning(target, q.shape[2], clean_logits)
-        schedule = make_schedule(context_lens, multiprocessors(out.device) * tune.workers)
+        schedule = make_schedule(context_lens, num_workers(q, kv_cache, clean_logits=clean_logits))
     arguments = (q, kv_cache, weights, context_lens, block_table, schedule, out)
-    prepare(*arguments, clean_logits=clean_logits, target=target)()
+    prepare(*arguments, clean_logits=clean_logits, target=compat.capabilities(q.device).target)()
