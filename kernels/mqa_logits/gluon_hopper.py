@@ -52,7 +52,8 @@ class Tuning(NamedTuple):
     producer_registers: int
 
 
-# For every H, D and output mode alike. What was tried on an H100 80GB with Triton 3.6.0 and D = 128 (medians, ms, clean off):
+# Padded heads -> tuning; for every D and output mode alike. What was tried on an H100 80GB with Triton 3.6.0 and D = 128
+# (medians, ms, clean off):
 #
 # * Predicted: with its own second product in flight, a warpgroup's first sums cost nothing. ptxas had moved the wait for it up
 #   before those sums; a branch between them (the wait for the next key tile) stopped that. Measured: nothing, a .143 -> .145.
@@ -63,11 +64,18 @@ class Tuning(NamedTuple):
 #   lanes, windows as a distance and one comparison, one branch a group: 424 -> 350. b .220 -> .199, c .489 -> .459.
 # * x + |x| for relu, on the FMA units, in place of a maximum: for half of the heads 2.5-3 % faster, for all another 1-2 %
 #   (b .1974, c .4481, d2 .7555).
-# * Exact sums of all windows before the work begins: 7-14 us, since every SM asks for the same lines at once. 1024 samples as
-#   slow; 256 take 2-4 us, most of it one load. By the producer alone: f .0143 -> .0156, together with the next line.
+# * Exact sums of all windows before the work begins: 7-14 us, since every SM asks for the same lines at once. 256 samples, all of
+#   them in each of four warps: 4.3 us. 128, one a thread: 3.0, and 1.0 for up to 32 groups (a .1264 -> .1239, f .0151 -> .0142).
+#   64 would leave d1's shares 24 % apart. By the producer alone: f .0143 -> .0156.
+# * Programs ended up to 10 % apart, those with many short groups last. A fit of their times: a group costs .85 of a tile with 32
+#   heads, not half a tile. e-a .0757 -> .0670, e-c .2405 -> .2283; with 64 heads 5/8 and 7/8 are even, d1 .1506 -> .1447.
 # * Skipping the second half of a group's last tile by a branch: b .1974 -> .2052, d1 .1513 -> .1550.
-# * Six stages in place of four: even. The fill by two warps of its own, as fast as it can: c +.038 with clean on.
-#   By the producer, paced by the key tiles: +.016 to +.023. Four times wider stores there: even.
+# * Five or six stages in place of four: even.
+# * With clean on, the fill by two warps of its own, as fast as it can: c +.038. By the producer, line by line, paced by the key
+#   tiles: +.012. By the copy engine from one tile in shared memory: c .4600 -> .4416, e-a .0835 -> .0699, d2 .8257 -> .8116.
+# * d1 with clean on, 1.07 GB of fill: .353 without the arithmetic, .458 with it, at half the pace; at full pace .470, four times
+#   that .520, hardly any before the end .452. Programs with equal shares end between 326 and 463 us there: memory serves the SMs
+#   unequally, and classic (.436), whose many programs the hardware hands out, does not mind.
 TUNINGS: dict[int, Tuning] = {
     16: Tuning(stages=4, samples=128, group_cost=7, consumer_registers=208, producer_registers=88),
     32: Tuning(stages=4, samples=128, group_cost=7, consumer_registers=208, producer_registers=88),
