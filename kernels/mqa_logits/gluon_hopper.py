@@ -59,23 +59,23 @@ class Tuning(NamedTuple):
 #   before those sums; a branch between them (the wait for the next key tile) stopped that. Measured: nothing, a .143 -> .145.
 # * The warpgroups out of phase: one delayed at the start, or in turns by mbarriers. Nothing, or 1-5 % slower.
 # * One product in flight at a time, sums always beside it: 3-4 % slower than two at once (455 instructions a tile, not 424).
-# * A model that has predicted since: tile time = 1024 cycles of tensor cores + 1.3 cycles for every instruction beyond the
-#   410 that both warpgroups issue beside them; "dispatch" stalls lead while tensor cores run. So: fewer instructions. Rows on
+# * A model that has predicted since: tile time = 1024 cycles of tensor cores + 1.3 cycles for every instruction beyond the 410
+#   that both warpgroups issue beside them; "dispatch" stalls lead while tensor cores run. So: fewer instructions. Rows on
 #   lanes, windows as a distance and one comparison, one branch a group: 424 -> 350. b .220 -> .199, c .489 -> .459.
-# * x + |x| for relu, on the FMA units, in place of a maximum: for half of the heads 2.5-3 % faster, for all another 1-2 %
-#   (b .1974, c .4481, d2 .7555).
-# * Exact sums of all windows before the work begins: 7-14 us, since every SM asks for the same lines at once. 256 samples, all of
-#   them in each of four warps: 4.3 us. 128, one a thread: 3.0, and 1.0 for up to 32 groups (a .1264 -> .1239, f .0151 -> .0142).
-#   64 would leave d1's shares 24 % apart. By the producer alone: f .0143 -> .0156.
-# * Programs ended up to 10 % apart, those with many short groups last. A fit of their times: a group costs .85 of a tile with 32
-#   heads, not half a tile. e-a .0757 -> .0670, e-c .2405 -> .2283; with 64 heads 5/8 and 7/8 are even, d1 .1506 -> .1447.
+# * x + |x| for relu, on the FMA units, in place of a maximum: for half of the heads 2.5-3 % faster, for all another 1-2 % (b
+#   .1974, c .4481, d2 .7555).
+# * Exact sums of all windows before the work begins: 7-14 us, since every SM asks for the same lines at once. 256 samples, all
+#   of them in each of four warps: 4.3 us. 128, one a thread: 3.0, and 1.0 for up to 32 groups (a .1264 -> .1239, f .0151 ->
+#   .0142). 64 would leave d1's shares 24 % apart. By the producer alone: f .0143 -> .0156.
+# * Programs ended up to 10 % apart, those with many short groups last. A fit of their times: a group costs .85 of a tile with
+#   32 heads, not half a tile. e-a .0757 -> .0670, e-c .2405 -> .2283; with 64 heads 5/8 and 7/8 are even, d1 .1506 -> .1447.
 # * Skipping the second half of a group's last tile by a branch: b .1974 -> .2052, d1 .1513 -> .1550.
 # * Five or six stages in place of four: even.
 # * With clean on, the fill by two warps of its own, as fast as it can: c +.038. By the producer, line by line, paced by the key
 #   tiles: +.012. By the copy engine from one tile in shared memory: c .4600 -> .4416, e-a .0835 -> .0699, d2 .8257 -> .8116.
-# * d1 with clean on, 1.07 GB of fill: .353 without the arithmetic, .458 with it, at half the pace; at full pace .470, four times
-#   that .520, hardly any before the end .452. Programs with equal shares end between 326 and 463 us there: memory serves the SMs
-#   unequally, and classic (.436), whose many programs the hardware hands out, does not mind.
+# * d1 with clean on, 1.07 GB of fill: .353 without the arithmetic, .458 with it, at half the pace; at full pace .470, four
+#   times that .520, hardly any before the end .452. Programs with equal shares end between 326 and 463 us there: memory serves
+#   the SMs unequally, and classic (.436), whose many programs the hardware hands out, does not mind.
 TUNINGS: dict[int, Tuning] = {
     16: Tuning(stages=4, samples=128, group_cost=7, consumer_registers=208, producer_registers=88),
     32: Tuning(stages=4, samples=128, group_cost=7, consumer_registers=208, producer_registers=88),

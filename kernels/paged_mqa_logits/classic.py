@@ -25,10 +25,10 @@ from .operation import CHUNK_KEYS
 
 WORKERS = 16  # of a schedule, that one program places
 
-# arch -> block_keys, columns on the N side, num_warps, num_stages, resident, options. The shapes of the dense kernel's table; on
-# AMD, compiled for and not timed, a tile of 64 keys, so that it lies in one block of a serving engine's cache. With 64 columns an
-# SM of an H100 holds one program more: 4, not 3, take 134.5 us and not 149.7 for 256 requests of about 8192 keys and 64 heads;
-# with 128 columns (next_n of 2) 197.6 and not 151.5.
+# arch -> block_keys, columns on the N side, num_warps, num_stages, resident, options. The shapes of the dense kernel's table;
+# on AMD, compiled for and not timed, a tile of 64 keys, so that it lies in one block of a serving engine's cache. With 64
+# columns an SM of an H100 holds one program more: 4, not 3, take 134.5 us and not 149.7 for 256 requests of about 8192 keys and
+# 64 heads; with 128 columns (next_n of 2) 197.6 and not 151.5.
 TUNINGS: dict[str, tuple[Any, ...]] = {
     "sm90": (64, 128, 4, 3, 3, ()),
     "gfx950": (64, 128, 4, 2, 2, ()),
