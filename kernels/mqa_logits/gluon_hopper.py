@@ -309,6 +309,32 @@ def fill(
 
 
 @gluon.jit
+def load_queries(queries, weights, row, full, shared, slot, there):
+    """Start the copies of a group's queries and weights into a slot, or let the barrier pass where they are ``there``."""
+    ROWS: gl.constexpr = shared.ROWS
+    BOX: gl.constexpr = query_box(ROWS, shared.HEADS, shared.DIM)
+    BOX_LAYOUT: gl.constexpr = bytes_layout(shared.DIM, len(BOX))
+    wanted = there == 0
+    mbarrier.arrive(full, count=1, pred=there)
+    mbarrier.expect(full, 2 * ROWS * shared.HEADS * (shared.DIM + 4), pred=wanted)
+    for consumer in gl.static_range(2):
+        box = reinterpret(shared.query.index(slot * 2 + consumer), gl.float8e4nv, BOX, BOX_LAYOUT)
+        load_query(queries, row + consumer * ROWS, full, box, ROWS, wanted)
+    tma_load(weights, [row, 0], full, shared.weight.index(slot), pred=wanted)
+
+
+@gluon.jit
+def load_keys(keys, scales, tile, full, shared, stage, there):
+    """Start the copies of a tile of keys and their scales, or let the barrier pass where they are ``there``."""
+    KEYS: gl.constexpr = shared.KEYS
+    wanted = there == 0
+    mbarrier.arrive(full, count=1, pred=there)
+    mbarrier.expect(full, KEYS * (shared.DIM + 4), pred=wanted)
+    tma_load(keys, [tile * KEYS, 0], full, shared.key.index(stage), pred=wanted)
+    tma_load(scales, [tile * KEYS], full, shared.scale.index(stage), pred=wanted)
+
+
+@gluon.jit
 def wait_for_slot(shared, ended, sent):
     """Until a query slot is free: with the key tile at which its query ended (0: it had none); of the last STAGES sent tiles
     the producer does not know yet that they are done with.
@@ -322,14 +348,12 @@ def wait_for_slot(shared, ended, sent):
 @gluon.jit
 def produce(
     shared, queries, keys, scales, weights, windows, group, part, last_group, last_part, inside,
-    filled, blank, out, stride_os, parts, CLEAN: gl.constexpr,
+    guessed_row, guessed_tile, filled, blank, out, stride_os, parts, CLEAN: gl.constexpr,
 ):  # fmt: skip
     """The producer warp: keeps the consumers in keys, and fills what lies outside of their tiles."""
     ROWS: gl.constexpr = shared.ROWS
     GROUP: gl.constexpr = 2 * shared.ROWS
     KEYS: gl.constexpr = shared.KEYS
-    BOX: gl.constexpr = query_box(shared.ROWS, shared.HEADS, shared.DIM)
-    BOX_LAYOUT: gl.constexpr = bytes_layout(shared.DIM, len(BOX))
     PADDED: gl.constexpr = max(ROWS, 2)
     WINDOW: gl.constexpr = gl.BlockedLayout([1, 2], [32, 1], [1, 1], [1, 0])
     ONE: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
@@ -377,17 +401,12 @@ def produce(
             shared.plan.index(slot * 4 + 2).store(gl.full([1], first_row, gl.int32, ONE))
             barrier()
             full = shared.query_full.index(slot)
-            mbarrier.expect(full, GROUP * shared.HEADS * (shared.DIM + 4))
-            for consumer in gl.static_range(2):
-                box = reinterpret(shared.query.index(slot * 2 + consumer), gl.float8e4nv, BOX, BOX_LAYOUT)
-                load_query(queries, first_row + consumer * ROWS, full, box, ROWS)
-            tma_load(weights, [first_row, 0], full, shared.weight.index(slot))
+            guessed = (sent == 0) & (first_row == guessed_row)
+            load_queries(queries, weights, first_row, full, shared, slot, guessed)
             for tile in range(first, last):
                 mbarrier.wait(shared.key_empty.index(stage), phase)
                 full = shared.key_full.index(stage)
-                mbarrier.expect(full, KEYS * (shared.DIM + 4))
-                tma_load(keys, [tile * KEYS, 0], full, shared.key.index(stage))
-                tma_load(scales, [tile * KEYS], full, shared.scale.index(stage))
+                load_keys(keys, scales, tile, full, shared, stage, guessed & (tile == first) & (tile == guessed_tile))
                 if CLEAN:
                     unit, at, left, right, high = fill(
                         budget, unit, at, left, right, high, parts, windows, filled, blank, out, stride_os, GROUP, KEYS
@@ -556,7 +575,7 @@ def mqa_logits_kernel(
     for stage in gl.static_range(STAGES):
         mbarrier.init(shared.key_full.index(stage), count=1)
         mbarrier.init(shared.key_empty.index(stage), count=2)
-    mbarrier.init(shared.warm, count=1)
+    mbarrier.init(shared.warm, count=2)
     blank = shared.warm  # not used
     if CLEAN:
         LINES: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [4, 1], [1, 0])
@@ -574,18 +593,13 @@ def mqa_logits_kernel(
         COMPRESSED,
     )
     GROUP: gl.constexpr = 2 * ROWS
-    BOX: gl.constexpr = query_box(ROWS, HEADS, DIM)
-    BOX_LAYOUT: gl.constexpr = bytes_layout(DIM, len(BOX))
     groups = gl.cdiv(windows.num_queries, GROUP)
-    # While the windows come from memory, so do the tensor maps and, with luck, what this program needs first.
+    # While the windows come from memory, so do the tensor maps and what this program needs first if all windows are alike.
     even = groups * gl.program_id(0)
-    guess = even // gl.num_programs(0) * GROUP
-    tile = even % gl.num_programs(0) * gl.cdiv(windows.num_keys, KEYS) // gl.num_programs(0)
-    mbarrier.expect(shared.warm, 128 * DIM + GROUP * HEADS * 4 + KEYS * (DIM + 4))
-    load_query(queries, guess, shared.warm, reinterpret(shared.query.index(0), gl.float8e4nv, BOX, BOX_LAYOUT), ROWS)
-    tma_load(weights, [guess, 0], shared.warm, shared.weight.index(0))
-    tma_load(keys, [tile * KEYS, 0], shared.warm, shared.key.index(0))
-    tma_load(scales, [tile * KEYS], shared.warm, shared.scale.index(0))
+    guessed_row = even // gl.num_programs(0) * GROUP
+    guessed_tile = even % gl.num_programs(0) * gl.cdiv(windows.num_keys, KEYS) // gl.num_programs(0)
+    load_queries(queries, weights, guessed_row, shared.warm, shared, 0, False)
+    load_keys(keys, scales, guessed_tile, shared.warm, shared, 0, False)
     group, part, last_group, last_part, inside = share(windows, GROUP, KEYS, SAMPLES, GROUP_COST)
     gl.warp_specialize(
         [
@@ -605,6 +619,8 @@ def mqa_logits_kernel(
                     last_group,
                     last_part,
                     inside,
+                    guessed_row,
+                    guessed_tile,
                     filled,
                     blank,
                     out,

@@ -147,14 +147,14 @@ def head_sums(scores, weights, ROWS: gl.constexpr):
 
 
 @gluon.jit
-def load_query(queries, row, full, box, ROWS: gl.constexpr):
-    """Start the copy of ROWS query rows into a piece of shared memory with the axes of query_box."""
+def load_query(queries, row, full, box, ROWS: gl.constexpr, wanted=True):
+    """Start the copy of ROWS query rows into a piece of shared memory with the axes of query_box, if it is ``wanted``."""
     if ROWS == 1:
-        tma_load(queries, [row, 0, 0], full, box)
+        tma_load(queries, [row, 0, 0], full, box, pred=wanted)
     elif ROWS == 2:
-        tma_load(queries, [0, 0, row, 0, 0], full, box)
+        tma_load(queries, [0, 0, row, 0, 0], full, box, pred=wanted)
     else:
-        tma_load(queries, [0, row, 0, 0], full, box)
+        tma_load(queries, [0, row, 0, 0], full, box, pred=wanted)
 
 
 def query_map(q: torch.Tensor, rows: int, heads: int) -> Any:
