@@ -202,6 +202,35 @@ def add_six(a, b, c, d, e, f, u, v, w, x, y, z):
 
 
 @gluon.jit
+def quota(total):
+    """Where this program's part of ``total`` begins, and where it ends."""
+    program = gl.program_id(0)
+    programs = gl.num_programs(0)
+    each = total // programs
+    rest = total % programs
+    return each * program + rest * program // programs, each * (program + 1) + rest * (program + 1) // programs
+
+
+@gluon.jit
+def place(sample, spent, cost, step):
+    """(group, part): a border after ``spent`` of what a sampled group costs, which stands for ``step`` groups."""
+    part = spent * 1024 // gl.maximum(cost, 1) * step
+    return sample * step + part // 1024, part % 1024
+
+
+@gluon.jit
+def guess(windows, ROWS: gl.constexpr, KEYS: gl.constexpr, SAMPLES: gl.constexpr, GROUP_COST: gl.constexpr):
+    """(row, tile) at which this program's share begins if every row sees every key."""
+    groups = gl.cdiv(windows.num_queries, ROWS)
+    step = gl.cdiv(groups, SAMPLES)
+    tiles = gl.cdiv(windows.num_keys, KEYS)
+    cost = gl.minimum(tiles, 65535) * 8 + GROUP_COST
+    here, _ = quota(gl.cdiv(groups, step) * cost)
+    group, part = place(here // cost, here % cost, cost, step)
+    return group * ROWS, tiles * part // 1024
+
+
+@gluon.jit
 def share(windows, ROWS: gl.constexpr, KEYS: gl.constexpr, SAMPLES: gl.constexpr, GROUP_COST: gl.constexpr):
     """(group, part, last group, last part, tiles inside windows): this program's share of the groups of ROWS query rows.
 
@@ -224,12 +253,7 @@ def share(windows, ROWS: gl.constexpr, KEYS: gl.constexpr, SAMPLES: gl.constexpr
     cost = gl.where(exists, gl.minimum(tiles, 65535) * 8 + GROUP_COST, 0)
     sums = gl.associative_scan(cost, 0, add)
     total = gl.max(sums, axis=0)
-    program = gl.program_id(0)
-    programs = gl.num_programs(0)
-    each = total // programs
-    rest = total % programs
-    here = each * program + rest * program // programs
-    there = each * (program + 1) + rest * (program + 1) // programs
+    here, there = quota(total)
     before = sums - cost
     at_here = (before <= here) & (here < sums)
     at_there = (before <= there) & (there < sums)
@@ -245,13 +269,11 @@ def share(windows, ROWS: gl.constexpr, KEYS: gl.constexpr, SAMPLES: gl.constexpr
         0,
         add_six,
     )
-    part = b * 1024 // c * step
-    group = a * step + part // 1024
-    last_part = e * 1024 // gl.maximum(f, 1) * step
-    last_group = gl.where(f == 0, groups, d * step + last_part // 1024)
-    last_part = gl.where(f == 0, 0, last_part % 1024)
+    group, part = place(a, b, c, step)
+    last_group, last_part = place(d, e, f, step)
+    last_group = gl.where(f == 0, groups, last_group)  # nothing of the last group is left
     inside = (total - gl.cdiv(groups, step) * GROUP_COST) // 8 * step
-    return group, part % 1024, last_group, last_part, inside
+    return group, part, last_group, last_part, inside
 
 
 @gluon.jit
@@ -593,11 +615,8 @@ def mqa_logits_kernel(
         COMPRESSED,
     )
     GROUP: gl.constexpr = 2 * ROWS
-    groups = gl.cdiv(windows.num_queries, GROUP)
-    # While the windows come from memory, so do the tensor maps and what this program needs first if all windows are alike.
-    even = groups * gl.program_id(0)
-    guessed_row = even // gl.num_programs(0) * GROUP
-    guessed_tile = even % gl.num_programs(0) * gl.cdiv(windows.num_keys, KEYS) // gl.num_programs(0)
+    # While the windows come from memory, so do the tensor maps and, with luck, what this program needs first.
+    guessed_row, guessed_tile = guess(windows, GROUP, KEYS, SAMPLES, GROUP_COST)
     load_queries(queries, weights, guessed_row, shared.warm, shared, 0, False)
     load_keys(keys, scales, guessed_tile, shared.warm, shared, 0, False)
     group, part, last_group, last_part, inside = share(windows, GROUP, KEYS, SAMPLES, GROUP_COST)
