@@ -151,8 +151,9 @@ def accuracy_rows(plan: Plan, workloads: Sequence[Accuracy]) -> list[Row]:
         for clean, variant in _track([(clean, name) for clean in plan.cleans for name in names], "top keys"):
             metrics: dict[str, list[float]] = {}
             for kind, case in cases.items():
-                recall = case.recall(variant, clean, workload.top_k)
-                metrics |= {f"top keys, {kind}": [recall.keys], f"their attention, {kind}": [recall.mass]}
+                recalls = [case.recall(variant, clean, workload.top_k) for _ in range(plan.rounds)]
+                metrics[f"top keys, {kind}"] = [recall.keys for recall in recalls]
+                metrics[f"their attention, {kind}"] = [recall.mass for recall in recalls]
             rows.append({"workload": workload.name, "variant": variant, "clean_logits": clean, "metrics": metrics})
         del cases
     return rows
