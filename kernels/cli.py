@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
         report.add_arguments,
         report.run,
     ),
-    "demo": ("score a serving-shaped batch on whatever this machine has", demo.add_arguments, demo.run),
+    "demo": ("prefill and decode of serving-shaped batches on whatever this machine has", demo.add_arguments, demo.run),
     "compile": (
         "compile the branches for a GPU that need not be here: registers, spills, LDS, the hot loop",
         compile_command.add_arguments,
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.set_defaults(run=run)
     arguments = parser.parse_args(argv)
     if arguments.command not in WITHOUT_TORCH and versions.find("torch").text is None:
-        print("capgate: this command needs torch; capgate report works without it", file=sys.stderr)
+        print(f"capgate: this command needs torch; {' and '.join(WITHOUT_TORCH)} work without it", file=sys.stderr)
         return 2
     status: int = arguments.run(arguments)
     return status
