@@ -51,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
             if getattr(arguments, name) < 1:
                 raise ValueError(f"--{name}: got {getattr(arguments, name)}, needs 1 or more")
         workloads = select(_listed("--workload", arguments.workload, [*GROUPS, *known], device), known)
+        if pictures and not any(hasattr(workload, "operation") for workload in workloads):
+            raise ValueError("--plot: draws kernels, and no workload is one; capgate compare draws serving runs")
         operations = list(dict.fromkeys(operation for workload in workloads for operation in workload.operations))
         variants = _variants(arguments.variants, operations, device)
     except ValueError as error:
