@@ -14,7 +14,9 @@ from .show import show
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``capgate bench``."""
     parser.add_argument(
-        "--workload", default="all", help="names separated by commas (a, d1, decode-8k, ...), or prefill, decode, all"
+        "--workload",
+        default="all",
+        help="names separated by commas (a, d1, decode-8k, 1k1k, recall, ...), or groups: prefill, decode, serving, all",
     )
     parser.add_argument(
         "--variants",
@@ -49,7 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
             if getattr(arguments, name) < 1:
                 raise ValueError(f"--{name}: got {getattr(arguments, name)}, needs 1 or more")
         workloads = select(_listed("--workload", arguments.workload, [*GROUPS, *known], device), known)
-        operations = list(dict.fromkeys(workload.operation for workload in workloads))
+        if pictures and not any(hasattr(workload, "operation") for workload in workloads):
+            raise ValueError("--plot: draws kernels, and no workload is one; capgate compare draws serving runs")
+        operations = list(dict.fromkeys(operation for workload in workloads for operation in workload.operations))
         variants = _variants(arguments.variants, operations, device)
     except ValueError as error:
         print(f"capgate: {error}", file=sys.stderr)
@@ -73,24 +77,43 @@ def _measure(
     import torch
 
     from ..mqa_logits.operation import example
+    from .accuracy import Accuracy
     from .ceilings import measure
-    from .measure import measure_rows
+    from .measure import Plan, accuracy_rows, kernel_rows, serving_rows
     from .peers import installed
+    from .serving import Serving
     from .stack import describe
     from .timing import Timer
 
     timer = Timer(device, repeats=arguments.repeats, flush_bytes=int(arguments.flush_gb * 1e9))
     cleans = {"both": (False, True), "on": (True,), "off": (False,)}[arguments.clean]
-    dtype = getattr(torch, example(device).dtype)
-    ceilings = measure(timer, dtype)
+    plan = Plan(timer, getattr(torch, example(device).dtype), variants, cleans, arguments.rounds)
+    runs = [workload for workload in workloads if isinstance(workload, Serving)]
+    accuracies = [workload for workload in workloads if isinstance(workload, Accuracy)]
+    kernels = [workload for workload in workloads if not isinstance(workload, (Serving, Accuracy))]
+    _say_what_is_left_out(plan, [*runs, *accuracies])
+    ceilings = measure(timer, plan.dtype) if kernels else None
     return {
         "stack": {**describe(device), **(installed() if device.type == "cuda" else {})},
         "repeats": arguments.repeats,
         "rounds": arguments.rounds,
         "flush_gb": arguments.flush_gb if device.type == "cuda" else 0,
+        "workloads": {workload.name: workload.facts() for workload in workloads},
         "ceilings": ceilings._asdict() if ceilings else None,
-        "rows": measure_rows(timer, ceilings, workloads, variants, cleans, dtype, arguments.rounds),
+        "rows": kernel_rows(plan, ceilings, kernels),
+        "serving": serving_rows(plan, runs),
+        "accuracy": accuracy_rows(plan, accuracies),
     }
+
+
+def _say_what_is_left_out(plan: Any, workloads: list[Any]) -> None:
+    """A run of several operations needs a branch in each of them."""
+    for workload in workloads:
+        used = plan.variants_of(workload.operations)
+        for operation in workload.operations:
+            for name in plan.variants[operation.name]:
+                if name not in used:
+                    print(f"capgate: {workload.name} leaves out {name}: only {operation.name} has it here", file=sys.stderr)
 
 
 def _variants(given: str, operations: Sequence[Any], device: Any) -> dict[str, list[str]]:

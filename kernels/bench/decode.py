@@ -14,6 +14,7 @@ from ..paged_mqa_logits.operation import operation
 from ..paged_mqa_logits.reference import row_lengths
 from ..quantize import quantize_queries
 from .batch import Call
+from .paging import scattered_table
 
 QUANTIZED_AT_A_TIME = 2**20  # keys: 16 million of them would be 4 GB of activations
 
@@ -96,6 +97,7 @@ class Decode:
     columns: int | None = None
 
     operation: ClassVar = operation
+    operations: ClassVar = (operation,)
     moves: ClassVar = "read"
 
     @property
@@ -118,13 +120,11 @@ class Decode:
         weights = torch.randn((self.requests, self.next_n, self.heads), generator=generator, device=device)
         q, weights = quantize_queries(normal(self.requests, self.next_n, self.heads, self.dim), weights, dtype)
         lens = self.lens().to(device)
-        blocks = (lens.long() + self.block - 1) // self.block
-        held = torch.arange(int(blocks.max()), device=device) < blocks[:, None]
-        pages = torch.randperm(int(blocks.sum()), generator=generator, device=device, dtype=torch.int32)
-        block_table = torch.zeros(held.shape, dtype=torch.int32, device=device).masked_scatter_(held, pages)
-        kv_cache = torch.empty((len(pages), self.block, 1, self.dim + 4), dtype=torch.uint8, device=device)
-        slots = torch.arange(len(pages) * self.block, device=device)
-        for part in slots.split(QUANTIZED_AT_A_TIME):
+        block_table, blocks = scattered_table(lens, self.block, generator)
+        kv_cache = torch.empty((blocks, self.block, 1, self.dim + 4), dtype=torch.uint8, device=device)
+        every_slot = torch.arange(blocks * self.block, device=device)
+        for first in range(0, len(every_slot), QUANTIZED_AT_A_TIME):
+            part = every_slot[first : first + QUANTIZED_AT_A_TIME]
             quantize_keys_to_cache(normal(len(part), self.dim), kv_cache, part, dtype=dtype, scale_format="ue8m0")
         columns = int(lens.max()) if self.columns is None else self.columns
         return DecodeBatch(q, kv_cache, weights.flatten(0, 1), lens, block_table, columns)

@@ -84,6 +84,7 @@ class Prefill:
     max_window: int | None = None
 
     operation: ClassVar = operation
+    operations: ClassVar = (operation,)
     moves: ClassVar = "copy"
 
     @property

@@ -1,10 +1,20 @@
 """A benchmark's results as tables for a terminal."""
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
 Results = dict[str, Any]
+
+SERVING_WORDS = (
+    "Not a serving engine: the run's tokens over the GPU time of the indexer's logits alone, in all of its layers; prefill and "
+    "decode steps from a fixed schedule."
+)
+ACCURACY_WORDS = (
+    "The part of float32's top keys that the branch's own top keys hold, and of the attention (softmax of the float32 logits) "
+    "that they carry; synthetic bfloat16 activations, quantised to fp8."
+)
 
 
 def tflops(row: Row) -> float:
@@ -93,15 +103,24 @@ def show(results: Results) -> None:
             console.print(_table(operation, form, rows, results))
     if results["rows"]:
         _explain(console, results)
+    if results["serving"]:
+        _show_serving(console, results)
+    if results["accuracy"]:
+        _show_accuracy(console, results)
 
 
-def _table(operation: str, form: Form, rows: list[Row], results: Results) -> Any:
+def _empty(title: str, columns: Iterable[str]) -> Any:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=operation, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("shape", form.size, "H", "branch", "clean", "ms", "noise", *form.columns):
-        table.add_column(column, justify="left" if column in ("shape", "branch") else "right", no_wrap=True)
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("shape", "run", "branch") else "right", no_wrap=True)
+    return table
+
+
+def _table(operation: str, form: Form, rows: list[Row], results: Results) -> Any:
+    table = _empty(operation, ("shape", form.size, "H", "branch", "clean", "ms", "noise", *form.columns))
     for row in rows:
         table.add_row(
             row["workload"],
@@ -131,3 +150,38 @@ def _explain(console: Any, results: Results) -> None:
         )
     for line in lines:
         console.print(f"[dim]{line}[/]", soft_wrap=True)
+
+
+def _show_serving(console: Any, results: Results) -> None:
+    names = list(results["serving"][0]["metrics"])
+    table = _empty("The indexer's share of a serving run", ("run", "branch", "clean", *names, "prefill s", "decode s", "noise"))
+    for row in results["serving"]:
+        totals = [prefill + decode for prefill, decode in zip(row["prefill_s"], row["decode_s"], strict=True)]
+        table.add_row(
+            row["workload"],
+            row["variant"],
+            "yes" if row["clean_logits"] else "no",
+            *(f"{statistics.median(row['metrics'][name]):,.0f}" for name in names),
+            *(f"{statistics.median(row[name]):.4g}" for name in ("prefill_s", "decode_s")),
+            f"{(max(totals) - min(totals)) / statistics.median(totals):.1%}",
+        )
+    console.print(table)
+    for name, facts in results["workloads"].items():
+        if "share" in facts:
+            console.print(
+                f"[dim]{name}: {facts['requests']} requests in flight, {facts['input_tokens']} tokens in and "
+                f"{facts['output_tokens']} out, {facts['layers']} indexer layers, {facts['heads']} heads of {facts['dim']}, "
+                f"one key per {facts['ratio']} tokens, prefill of at most {facts['batch_tokens']} tokens.[/]",
+                soft_wrap=True,
+            )
+    console.print(f"[dim]{SERVING_WORDS} noise: between the fastest and the slowest of {results['rounds']} rounds.[/]")
+
+
+def _show_accuracy(console: Any, results: Results) -> None:
+    names = list(results["accuracy"][0]["metrics"])
+    table = _empty("Top keys, against float32", ("run", "branch", "clean", *names))
+    for row in results["accuracy"]:
+        figures = (f"{statistics.median(row['metrics'][name]):.5f}" for name in names)
+        table.add_row(row["workload"], row["variant"], "yes" if row["clean_logits"] else "no", *figures)
+    console.print(table)
+    console.print(f"[dim]{ACCURACY_WORDS}[/]")

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from .accuracy import Accuracy
 from .decode import Decode, around, given
 from .prefill import Prefill, causal, packed
+from .serving import Serving
 
 
 def _decode(mean: int, words: str) -> list[Decode]:
@@ -44,6 +46,13 @@ DECODE = (
     Decode("decode-skewed", "one request of 65536 and 255 of 512", 256, given([65536] + [512] * 255)),
     Decode("decode-even", "the keys of decode-skewed, spread evenly", 256, given([766] * 256)),
 )
+# DeepSeek-V4-Flash's indexer, 64 requests in flight, prompts packed to 16384 tokens: the runs of published comparisons.
+SERVING = (
+    Serving("1k1k", "1024 tokens in, 1024 out", 1024, 1024),
+    Serving("8k1", "8192 tokens in, 1 out", 8192, 1),
+)
+ACCURACY = (Accuracy("recall", "top 512 keys of an 8192-token prompt and of 32768-token contexts, against float32"),)
+
 SMALL_PREFILL = (
     Prefill("a", "causal, small", 256, 256, 64, 128, causal(256, 256)),
     Prefill("b", "last rows, small", 64, 512, 64, 128, causal(64, 512)),
@@ -56,15 +65,20 @@ SMALL_DECODE = (
     Decode("decode-8k-h32-n2", "32 heads, next_n 2, small", 4, around(192, 4), 32, 2),
     Decode("decode-skewed", "one request of 512 and 7 of 32, small", 8, given([512] + [32] * 7)),
 )
+SMALL_SERVING = (
+    Serving("1k1k", "64 tokens in, 16 out, small", 64, 16, requests=4, batch_tokens=128, layers=2, bucket=2),
+    Serving("8k1", "128 tokens in, 1 out, small", 128, 1, requests=2, batch_tokens=128, layers=2),
+)
+SMALL_ACCURACY = (Accuracy("recall", "top 32 keys, small", 512, 2, rows=8, requests=2, context_tokens=512, top_k=32),)
 
 
 def _by_name(workloads: tuple[Any, ...]) -> dict[str, Any]:
     return {workload.name: workload for workload in workloads}
 
 
-WORKLOADS = _by_name(PREFILL + DECODE)
-SMALL = _by_name(SMALL_PREFILL + SMALL_DECODE)
-GROUPS = {"all": (Prefill, Decode), "prefill": (Prefill,), "decode": (Decode,)}
+WORKLOADS = _by_name(PREFILL + DECODE + SERVING + ACCURACY)
+SMALL = _by_name(SMALL_PREFILL + SMALL_DECODE + SMALL_SERVING + SMALL_ACCURACY)
+GROUPS = {"all": (object,), "prefill": (Prefill,), "decode": (Decode,), "serving": (Serving, Accuracy)}
 
 
 def select(names: list[str], known: dict[str, Any]) -> list[Any]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..bench.decode import DecodeBatch, around
+from ..bench.paging import scattered_table, slots
 from ..bench.timing import Timer
 from ..key_cache import quantize_keys_to_cache
 from ..mqa_logits.function import empty_logits
@@ -66,16 +67,10 @@ def _activations(requests: int, mean: int, device: torch.device) -> Activations:
 
 def _quantise(step: Activations, dtype: torch.dtype) -> DecodeBatch:
     """The library's own way from activations to operands; the requests' blocks lie scattered over the cache."""
-    device, blocks = step.k.device, -(-step.lens.long() // BLOCK)
-    held = torch.arange(int(blocks.max()), device=device) < blocks[:, None]
-    generator = torch.Generator(device).manual_seed(1)
-    pages = torch.randperm(int(blocks.sum()), generator=generator, device=device, dtype=torch.int32)
-    block_table = torch.zeros(held.shape, dtype=torch.int32, device=device).masked_scatter_(held, pages)
-    position = torch.arange(int(step.lens.max()), device=device).expand(len(step.lens), -1)
-    slots = block_table.long().gather(1, position // BLOCK) * BLOCK + position % BLOCK
-
-    kv_cache = torch.zeros((len(pages), BLOCK, 1, DIM + 4), dtype=torch.uint8, device=device)
-    quantize_keys_to_cache(step.k, kv_cache, slots[position < step.lens[:, None]], dtype=dtype)
+    generator = torch.Generator(step.k.device).manual_seed(1)
+    block_table, blocks = scattered_table(step.lens, BLOCK, generator)
+    kv_cache = torch.zeros((blocks, BLOCK, 1, DIM + 4), dtype=torch.uint8, device=step.k.device)
+    quantize_keys_to_cache(step.k, kv_cache, slots(block_table, step.lens, BLOCK), dtype=dtype)
     q, weights = quantize_queries(step.q, step.weights, dtype)
     return DecodeBatch(q, kv_cache, weights.flatten(0, 1), step.lens, block_table, int(step.lens.max()))
 

@@ -115,6 +115,11 @@ def test_a_plot_has_the_ceilings_of_its_run(tmp_path):
         assert words in picture
 
 
+def test_bench_draws_kernels_alone(tmp_path, capsys):
+    assert cli.main(["bench", "--workload", "8k1,recall", "--plot", f"{tmp_path}/p.svg"]) == 2
+    assert "--plot: draws kernels" in capsys.readouterr().err
+
+
 def test_bench_refuses_a_picture_of_another_kind(tmp_path, capsys):
     assert cli.main(["bench", "--plot", f"{tmp_path}/p.gif"]) == 2
     assert "needs a name that ends in .png or .svg" in capsys.readouterr().err
