@@ -68,14 +68,6 @@ def scalar(memory):
 
 
 @gluon.jit
-def prefetch(pointer):
-    """Start to bring the line at a pointer into L2."""
-    LANES: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    pointers = pointer + gl.arange(0, 1, LANES)
-    gl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers], gl.int32, False, 1)
-
-
-@gluon.jit
 def exchange(x, LANES: gl.constexpr):
     """x of the lane whose number differs in bit LANES."""
     if LANES == 1:
