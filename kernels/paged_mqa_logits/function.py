@@ -194,6 +194,27 @@ def _check_schedule(schedule: torch.Tensor, device: torch.device) -> None:
     check_positions("schedule", schedule, tuple(schedule.shape), device)
 
 
+def copies_directly(kv_cache: torch.Tensor, weights: torch.Tensor, block_table: torch.Tensor) -> bool:
+    """Whether keys, weights and table entries can go straight to LDS: keys in 16-byte chunks, all at offsets of 32 bits.
+
+    Blocks of 64 keys and more may lie anywhere: each is a tile's only one, and then the base of its offsets.
+    """
+    (blocks, block), step = kv_cache.shape[:2], kv_cache.stride(0)
+    aligned = kv_cache.data_ptr() % 16 == 0 and step % 16 == 0
+    (row, head), entry = weights.stride(), block_table.stride(1)
+    farthest = max(4 * (MAX_NEXT * row + MAX_HEADS * head), 4 * 64 * entry, 0 if block >= 64 else blocks * step)
+    return bool(aligned and farthest < 2**31)
+
+
+def describe(
+    q: torch.Tensor, kv_cache: torch.Tensor, weights: torch.Tensor, block_table: torch.Tensor, clean_logits: bool
+) -> Problem:
+    """The class of calls that one with these operands belongs to."""
+    _, next_n, heads, dim = q.shape
+    direct_keys = copies_directly(kv_cache, weights, block_table)
+    return Problem(q.device, heads, dim, FP8[q.dtype], clean_logits, kv_cache.shape[1], next_n, direct_keys)
+
+
 def _launch_into(
     q: torch.Tensor,
     kv_cache: torch.Tensor,
@@ -207,8 +228,7 @@ def _launch_into(
 ) -> None:
     """Operator ``capgate::fp8_paged_mqa_logits_out``: run the chosen branch, unless there is no cell to write."""
     scales_of(kv_cache)  # the check of its address, which torch.compile cannot follow
-    _, next_n, heads, dim = q.shape
-    problem = Problem(q.device, heads, dim, FP8[q.dtype], clean_logits, kv_cache.shape[1], next_n)
+    problem = describe(q, kv_cache, weights, block_table, clean_logits)
     if out.numel() == 0:
         operation.select(problem, variant)  # a branch that cannot run is an error for empty calls too
         return
