@@ -76,8 +76,8 @@ def _gluon_cdna4_accepts(problem: Problem) -> str | None:
         return compat.capabilities(problem.device).why("fp8_e4m3fnuz")
     if not problem.direct_keys:
         return (
-            "needs 16-byte aligned blocks a multiple of 16 bytes apart, those of fewer than 64 keys within 2 GiB, and weights and "
-            "table entries near each other, to copy them straight to LDS"
+            "needs 16-byte aligned blocks a multiple of 16 bytes apart, those of fewer than 64 keys within 2 GiB, "
+            "and weights and table entries near each other, to copy them straight to LDS"
         )
     return None
 

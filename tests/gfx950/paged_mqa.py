@@ -20,6 +20,15 @@ if "gluon_cdna4" in DENSE:
     BRANCHES["gluon_cdna4"] = Branch(gluon_cdna4.prepare, DENSE["gluon_cdna4"].make_source)
 
 
+# Keys of each request of a batch.
+LENGTHS = {
+    "full": [300] * 5,
+    "empty": [0, 0, 0],
+    "edges": [1, 63, 64, 65, 127, 128, 129],
+    "one long": [3, 0, 900, 17],
+}
+
+
 class PagedCase(NamedTuple):
     """A call with the width of its output, its output mode, and the workers that share its keys."""
 

@@ -1,8 +1,10 @@
 """The paged Gluon branch for gfx950, as this lane's Triton compiles it: what it takes, and what its steady loop holds."""
 
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gfx950.emulator import Pieces, Pointer, parse, run
@@ -15,11 +17,13 @@ from gfx950.steady import check_copies_stay_in_flight, check_steady_loop, steady
 
 from capgate.compat import capabilities
 from capgate.kernels.compile_command import vector_per_32_keys
+from capgate.kernels.launch import Launch
 from capgate.kernels.mqa_logits.operation import padded_heads
 from capgate.kernels.offline import Job, compile_jobs
 from capgate.kernels.offline_child import describe
 from capgate.kernels.paged_mqa_logits import reference
-from capgate.kernels.paged_mqa_logits.operation import Problem, example_call
+from capgate.kernels.paged_mqa_logits.function import copies_directly
+from capgate.kernels.paged_mqa_logits.operation import CHUNK_KEYS, Problem, example_call, operation
 
 pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
 
@@ -50,6 +54,9 @@ def test_every_tuning_compiles_within_its_limits(heads: int, dim: int, mode: str
     row = compiled()[Job("gluon_cdna4", heads, dim, mode)]
     assert row["compiled"], row["error"]
     keeps_its_limits(row, heads, dim)
+    assert CHUNK_KEYS % row["tuning"]["block_keys"] == 0, "two workers would write one tile"
+    assert row["waves_per_simd"] * 4 >= row["tuning"]["resident"] * row["tuning"]["num_warps"], "the GPU holds fewer programs"
+    assert dim < 128 or row["waves_per_simd"] * 4 == row["tuning"]["resident"] * row["tuning"]["num_warps"]
 
 
 @lru_cache
@@ -124,33 +131,83 @@ def test_64_bit_offsets_inside_a_program(clean_logits: bool) -> None:
     execute(prepare(Branch(prepare_wide, branch.make_source), case))
 
 
+def emulate(launch: Launch, pieces: dict[int, Pieces | Pointer]) -> None:
+    """Execute, with the arguments at these positions in memory that torch does not hold."""
+    arguments: list[Any] = []
+    for number, argument in enumerate(launch.arguments):
+        arguments += [pieces[number]] if number in pieces else bound([argument])
+    code = compile_launch(launch, BRANCHES["gluon_cdna4"].make_source)
+    for landing in ("late", "early"):
+        run(parse(code.asm["amdgcn"]), launch.grid, arguments, lds_bytes=code.metadata.shared, landing=landing)
+
+
+KEYS, SCALES, OUT = 1, 2, 7  # positions of arguments
+
+
 @pytest.mark.parametrize(("block", "apart", "last"), [(64, 1_002_240, 2143), (64, 5 * 2**30, 1), (128, 1_002_240, 2143)])
 def test_blocks_past_2_gib(block: int, apart: int, last: int) -> None:
     """Block 2143 at a stride of 1,002,240 bytes is the first past 2**31; a stride may pass 32 bits by itself."""
     call = make_call([block, block], 1, 64, 128, block)
-    used = call.block_table[:, 0].tolist()
-    pieces = {number * apart: call.kv_cache[page].flatten().numpy() for number, page in zip((0, last), used, strict=True)}
-    table = call.block_table.clone()
-    table[:, 0] = torch.tensor([0, last])
+    answer = formula(call, block)
+    blocks = [call.kv_cache[page].flatten().numpy() for page in call.block_table[:, 0].tolist()]
+    call.block_table[:, 0] = torch.tensor([0, last])
     shape, strides = (last + 1, *call.kv_cache.shape[1:]), (apart, *call.kv_cache.stride()[1:])
     cache = torch.empty_strided(shape, strides, dtype=torch.uint8, device="meta")
-    out = torch.full((2, block), 7.0)
-    schedule = reference.make_schedule(call.context_lens, 2)
-    branch = BRANCHES["gluon_cdna4"]
-    operands = call._replace(kv_cache=cache, block_table=table)
-    launch = branch.prepare(*operands, schedule, out, clean_logits=False, target=TARGET)
-    placeholders = [torch.empty(1) if argument is cache else argument for argument in launch.arguments]
-    assert placeholders[1].is_meta
-    assert placeholders[2].is_meta
-    arguments = [
-        *bound(placeholders[:1]),
-        Pieces(pieces),
-        Pointer(pieces[0], block * 128),
-        *bound(placeholders[3:], unwritten=[out]),
-    ]
-    code = compile_launch(launch, branch.make_source)
-    for landing in ("late", "early"):
-        run(parse(code.asm["amdgcn"]), launch.grid, arguments, lds_bytes=code.metadata.shared, landing=landing)
-        answer = formula(call, block)
-        agree(out, answer.logits, answer.magnitude)
-        out.fill_(7.0)
+    schedule, out = reference.make_schedule(call.context_lens, 2), torch.full((2, block), 7.0)
+    operands = (*call._replace(kv_cache=cache), schedule, out)
+    launch = BRANCHES["gluon_cdna4"].prepare(*operands, clean_logits=False, target=TARGET)
+    emulate(launch, {KEYS: Pieces({0: blocks[0], last * apart: blocks[1]}), SCALES: Pointer(blocks[0], block * 128)})
+    agree(out, answer.logits, answer.magnitude)
+
+
+@pytest.mark.parametrize(("rows", "apart", "clean_logits"), [(514, 2**20, False), (2, 2**29 + 64, True)])
+def test_rows_past_2_gib(rows: int, apart: int, clean_logits: bool) -> None:
+    """Row 513 at a stride of 2**20 cells lies past 2**31 bytes; rows may lie 2 GiB apart, and -inf is stored there too."""
+    call = make_call([70, *[0] * (rows - 2), 130], 1, 16, 32)
+    answer = formula(call, 200)
+    filled = [np.full(200, 7.0, np.float32) for _ in range(2)]
+    out = torch.empty_strided((rows, 200), (apart, 1), device="meta")
+    operands = (*call, reference.make_schedule(call.context_lens, 2), out)
+    launch = BRANCHES["gluon_cdna4"].prepare(*operands, clean_logits=clean_logits, target=TARGET)
+    emulate(launch, {OUT: Pieces({0: filled[0], 4 * (rows - 1) * apart: filled[1]})})
+    for row, cells in zip((0, rows - 1), map(torch.from_numpy, filled), strict=True):
+        inside = answer.inside[row]
+        agree(cells[inside], answer.logits[row, inside], answer.magnitude[row, inside])
+        assert (cells[~inside] == (float("-inf") if clean_logits else 7)).all()
+
+
+def test_chosen_on_gfx950() -> None:
+    problem = operation.example(TARGET)
+    assert operation.select(problem).name == "gluon_cdna4"
+    declined = problem._replace(direct_keys=False)
+    assert operation.select(declined).name == "classic"
+    assert "a multiple of 16 bytes apart" in str(operation.explain(declined))
+    assert operation.select(problem._replace(dtype="float8_e4m3fnuz")).name != "gluon_cdna4"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "block", "apart", "offset", "direct"),
+    [
+        (9, 64, 64 * 132, 0, True),
+        (9, 64, 64 * 132 + 4, 0, False),
+        (9, 64, 64 * 132, 4, False),
+        (9, 1, 132, 0, False),
+        (9, 1, 144, 0, True),
+        (2**24, 1, 144, 0, False),
+        (2**20, 32, 2**16, 0, False),
+        (2**20, 64, 2**16, 0, True),
+    ],
+)
+def test_blocks_that_can_be_copied_directly(blocks: int, block: int, apart: int, offset: int, direct: bool) -> None:
+    cache = torch.empty_strided((blocks, block, 1, 132), (apart, 132, 132, 1), dtype=torch.uint8, device="meta")
+    assert cache.data_ptr() == 0
+    held = SimpleNamespace(shape=cache.shape, stride=cache.stride, data_ptr=lambda: offset)
+    assert copies_directly(held, torch.empty(1, 64), torch.empty(1, 4)) == direct
+
+
+def test_weights_and_table_entries_that_can_be_copied_directly() -> None:
+    cache, near = torch.empty(9, 64, 1, 132, dtype=torch.uint8), torch.empty(2, 2)
+    far = torch.empty(2, 2, device="meta").as_strided((2, 2), (2**28, 2**24))
+    assert copies_directly(cache, near, near)
+    assert not copies_directly(cache, far, near)
+    assert not copies_directly(cache, near, far)
