@@ -3,17 +3,18 @@
     logits[b, t, j] = scale[b, j] * sum_h weights[b, t, h] * relu(q[b, t, h, :] . key[b, j, :])    for 0 <= j < seen[b, t]
 
 The keys of all requests are shared out among programs by the classic branch's schedule; a tile is scored as in the dense
-kernel, rows x heads on the M side of the MFMA. A request has few rows: where they fill one wave, a program is one wave, so that
-waves split the keys, each has tiles of its own in LDS, and none waits for another at a barrier. Where they fill more, the waves
-of a program share its tiles, each with rows of its own.
+kernel, rows x heads on the M side of the MFMA. A request has few rows: where one wave holds them, a program is that wave alone,
+so that waves share no keys and wait for none of each other at a barrier. Where it takes more, each wave of a program has rows
+of its own, and they share the tiles. Programs that share a worker's tiles fill the GPU when a schedule has few workers.
 
-Keys, scales and the block table's entries go from memory straight to LDS, STAGES - 1 tiles ahead of the arithmetic. Entries go
-as many tiles further ahead: what comes with a tile says where the tile lies whose copy takes its place in the pipeline. So one
-wait covers all, and the table's latency is paid once for a request. A tile in one block is copied from a scalar base; where
-tiles cross blocks every lane has an address. Either is 64 bits wide, which buffer instructions' own offsets are not.
+Keys, scales and table entries go from memory straight to LDS, two tiles ahead of the arithmetic. The entries go two tiles
+further ahead: what comes with a tile says where the tile lies whose copy is started then. So one wait in a pass covers all, and
+the table's latency is met once in a request. A tile in one block is copied from a base of 64 bits; tiles that cross blocks from
+offsets of 32 bits, so that small blocks have to lie within 2 GiB. Only buffer instructions copy: the LLVM of Triton 3.7.1
+counts global_load_lds among the LDS instructions, which hardware does not, and then waits too little for LDS reads
+(llvm-project, pull request 179305).
 
-LDS without bank conflicts: as in the dense kernel, permuted chunks are fetched in an order that no iteration changes, and read
-under a swizzled layout.
+LDS without bank conflicts: as in the dense kernel, chunks are fetched in a permuted order and read under a swizzled layout.
 """
 
 from functools import cache
@@ -44,6 +45,21 @@ class Tuning(NamedTuple):
     options: tuple[tuple[str, Any], ...] = ()
 
 
+# padded heads -> block_keys, columns of a wave, most waves of a program, num_stages, options; for every D, block size and
+# output mode alike. Compiled for gfx950 and executed in an emulator, never timed. "VALU" as in the dense kernel's table: vector
+# instructions per 32 keys of a row of 64 heads, D = 128, alike on Triton 3.6.0, 3.7.1, 3.8.0 and 3.9.0 unless said:
+#
+#   as in the table, 64 heads, blocks of 64 or 128 keys: VALU 55, of which 32 relu and 16 packed fma; 168 to 182 VGPRs, no
+#     spills; no barrier in the loop, and one where waves share tiles (from 2 rows of 64 heads on)
+#   blocks of 32 and 16 keys: 62 and 63, of one key 60.5 to 61: every lane adds its blocks' offsets
+#   three tiles in LDS, of 8.5 KiB with scales and entries: two come while one is scored, and a CU holds six such programs, so
+#     that about 100 KiB are under way to it. With four tiles it holds four programs, and as much is under way
+#   tiles of 32 keys: 62, for half of the lanes store nothing; 128 heads have no room for 64
+#   two rows of 64 heads for one wave: 57 to 96 registers spill; with tiles of 32 keys none, 58 to 58.5
+#   v_readfirstlane_b32 left out: 87, for the compiler then loops over the lanes round each copy
+#   weights loaded to registers: their addresses stay in registers all along, and of 127 heads 44 spill on 3.9.0
+#   waves_per_eu unset: 87 on 3.6.0, which then moves accumulators through 64 AGPRs. 3 waves: 57 and a spill on 3.6.0
+#   VGPRS_ONLY unset: 48 AGPRs on 3.8.0 and 3.9.0
 TUNINGS: dict[int, tuple[Any, ...]] = {
     16: (64, 32, 4, 3, (("waves_per_eu", 2),)),
     32: (64, 64, 4, 3, (("waves_per_eu", 2),)),
@@ -207,11 +223,11 @@ def paged_mqa_logits_kernel(
             base = (strip % row_strips).to(gl.int32) * STRIP
             end = seen(lens, row // NEXT_N, row % NEXT_N, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
             rows = out + row.to(gl.int64) * stride_os
-            if end <= base and base + STRIP <= width:  # no column mask, so stores are 16 bytes wide
+            first = gl.maximum(base, end)
+            last = gl.minimum(base + STRIP, width)
+            if last - first == STRIP:  # no column mask, so stores are 16 bytes wide
                 fill(rows, gl.multiple_of(base, 16), STRIP, strip_offset, near_strip == 0, stride_on, STRIP, filled)
-            else:
-                first = gl.maximum(base, end)
-                last = gl.minimum(base + STRIP, width)
+            elif first < last:
                 fill(rows, first, last - first, strip_offset, near_strip == 0, stride_on, STRIP, filled)
 
     # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
@@ -283,8 +299,9 @@ def paged_mqa_logits_kernel(
             length = length[:, None] - lane[None, :]  # of each lane's key, so that one scalar is compared with both
             rows = out + (request64 * NEXT_N + first_row) * stride_os
 
-            # A tile's logits are stored when the next tile has come: the wait for that one would wait for a store after
-            # the copies too, before 3.8 in exchange for a copy that is to stay in flight.
+            # A tile's logits are stored when the next one has come, before more copies start: a wait is for all but the
+            # youngest operations, of which Triton 3.6.0 and 3.7.1 count the copies alone. Behind a store among those it would
+            # be for one of the next tile's copies as well.
             base = limit  # no row sees as many
             logit = gl.zeros([ROWS, BLOCK_KEYS], gl.float32, logits)
             slot = 0
