@@ -28,7 +28,7 @@ from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, constexpr_functi
 from ..key_cache.layout import keys_of, scales_of
 from ..launch import Launch, multiprocessors
 from ..mqa_logits.gluon_cdna4 import fill, load, logit_layout, score, store
-from ..mqa_logits.operation import DIMS, padded_heads
+from ..mqa_logits.operation import padded_heads
 from ..resources import LDS
 from .classic import make_schedule
 from .operation import CHUNK_KEYS
@@ -70,14 +70,15 @@ WAVES = 8  # of a CU, for which its registers last
 
 
 @cache
-def tuning(target: compat.Target, heads: int, clean_logits: bool, next_n: int = 1) -> Tuning:
+def tuning(target: compat.Target, heads: int, clean_logits: bool, next_n: int = 1, dim: int = 128) -> Tuning:
     """The table's row for a head count, cut to the rows of a request."""
     padded = padded_heads(heads)
     block_keys, columns, most_warps, num_stages, options = TUNINGS[padded]
+    most_warps = min(most_warps, block_keys * dim // 1024)  # no wave without keys to copy: a wave copies 1024 bytes at a time
     rows = min(max(1 << (next_n - 1).bit_length(), 32 // padded), most_warps * columns // padded)
     num_warps = max(1, rows * padded // columns)
     lanes = 64 * num_warps
-    lds_bytes = num_stages * (block_keys * max(DIMS) + 4 * lanes + 4 * lanes) + 4 * max(rows * padded, lanes)
+    lds_bytes = num_stages * (block_keys * dim + 4 * lanes + 4 * lanes) + 4 * max(rows * padded, lanes)
     size, granule = LDS["gfx950"]
     resident = min(WAVES // num_warps, size // (-(-lds_bytes // granule) * granule))
     return Tuning(block_keys, rows, num_warps, num_stages, resident, options)
@@ -344,7 +345,7 @@ def prepare(
 ) -> Launch:
     """The launch for one call on a target; the tensors may be meta tensors."""
     requests, next_n, heads, dim = q.shape
-    tune = tuning(target, heads, clean_logits, next_n)
+    tune = tuning(target, heads, clean_logits, next_n, dim)
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     (blocks, block), width = keys.shape[:2], out.shape[1]
     limit = min(width, block_table.shape[1] * block) if blocks else 0
@@ -396,8 +397,9 @@ def launch(
     """Write the logits of every key that a row sees into ``out``; with ``clean_logits``, -inf into every other cell."""
     target = compat.capabilities(q.device).target
     if schedule is None:
-        tune = tuning(target, q.shape[2], clean_logits, q.shape[1])
-        groups = -(-q.shape[1] // tune.rows)
+        _, next_n, heads, dim = q.shape
+        tune = tuning(target, heads, clean_logits, next_n, dim)
+        groups = -(-next_n // tune.rows)
         schedule = make_schedule(context_lens, max(1, multiprocessors(out.device) * tune.resident // groups))
     arguments = (q, kv_cache, weights, context_lens, block_table, schedule, out)
     prepare(*arguments, clean_logits=clean_logits, target=target)()
