@@ -140,20 +140,22 @@ def compare(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def gfx950(session: nox.Session) -> None:
-    """Compile every branch for gfx950 with each Triton, execute it in the emulator, and print the README's table."""
+    """Compile every branch for gfx950 with each Triton, execute it in the emulator, and print the README's tables."""
     session.install(wheel(session), "torch>=2.9,<2.14", "numpy", *group("test"))
-    folder, files = Path(session.create_tmp()), []
-    for version in LANES:
-        overlay, file = str(folder / f"triton-{version}"), folder / f"{version}.json"
-        if not Path(overlay).exists():
-            session.install("--quiet", "--no-deps", "--target", overlay, f"triton=={version}")
-        environment = {"PYTHONPATH": overlay, "OPENBLAS_NUM_THREADS": "1"}
-        command = ["capgate", "compile", "fp8_mqa_logits", "--target", "hip:gfx950", "--json", *session.posargs]
-        with file.open("w") as output:
-            session.run(*command, env=environment, stdout=output)
-        session.run("python", "tests/gfx950/emulated.py", str(file), env=environment)
-        files.append(str(file))
-    session.run("capgate", "compile", "--from", *files, "--markdown")
+    folder = Path(session.create_tmp())
+    for operation in ("fp8_mqa_logits", "fp8_paged_mqa_logits"):
+        files = []
+        for version in LANES:
+            overlay, file = str(folder / f"triton-{version}"), folder / f"{operation}-{version}.json"
+            if not Path(overlay).exists():
+                session.install("--quiet", "--no-deps", "--target", overlay, f"triton=={version}")
+            environment = {"PYTHONPATH": overlay, "OPENBLAS_NUM_THREADS": "1"}
+            command = ["capgate", "compile", operation, "--target", "hip:gfx950", "--json", *session.posargs]
+            with file.open("w") as output:
+                session.run(*command, env=environment, stdout=output)
+            session.run("python", "tests/gfx950/emulated.py", str(file), env=environment)
+            files.append(str(file))
+        session.run("capgate", "compile", "--from", *files, "--markdown")
 
 
 @nox.session(default=False)

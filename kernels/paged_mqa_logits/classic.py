@@ -223,11 +223,16 @@ def make_schedule(context_lens: torch.Tensor, num_workers: int) -> torch.Tensor:
     return result
 
 
+def workers_that_fit(device: torch.device, tune: Any, next_n: int) -> int:
+    """As many workers as a device holds programs of a tuning (``resident`` on each SM or CU), ``rows`` of a request in each."""
+    groups = -(-next_n // tune.rows)
+    return max(1, multiprocessors(device) * tune.resident // groups)
+
+
 def num_workers(q: torch.Tensor, kv_cache: torch.Tensor, *, clean_logits: bool) -> int:
-    """As :func:`capgate.kernels.paged_mqa_workers`: as many as the device holds, where each takes some rows of a request."""
+    """As :func:`capgate.kernels.paged_mqa_workers`."""
     tune = tuning(compat.capabilities(q.device).target, q.shape[2], clean_logits, q.shape[1])
-    groups = -(-q.shape[1] // tune.rows)
-    return max(1, multiprocessors(q.device) * tune.resident // groups)
+    return workers_that_fit(q.device, tune, q.shape[1])
 
 
 def prepare(

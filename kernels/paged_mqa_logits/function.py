@@ -160,7 +160,7 @@ def paged_mqa_workers(
     """
     _check_queries(q, kv_cache)
     _check_options(0, clean_logits, variant)
-    chosen = operation.select(describe(q, kv_cache, None, clean_logits), variant)
+    chosen = operation.select(describe(q, kv_cache, None, None, clean_logits), variant)
     workers: int = import_module(chosen.load().__module__).num_workers(q, kv_cache, clean_logits=clean_logits)
     return workers
 
@@ -234,13 +234,34 @@ def _check_schedule(schedule: torch.Tensor, device: torch.device) -> None:
     check_positions("schedule", schedule, tuple(schedule.shape), device)
 
 
-def describe(q: torch.Tensor, kv_cache: torch.Tensor, weights: torch.Tensor | None, clean_logits: bool) -> Problem:
-    """The class of calls that one with these operands belongs to; without ``weights``, with ordinary ones."""
+def copies_directly(kv_cache: torch.Tensor, weights: torch.Tensor | None, block_table: torch.Tensor | None) -> bool:
+    """Whether keys, weights and table entries can go straight to LDS: keys in 16-byte chunks, all at offsets of 32 bits.
+
+    Blocks of 64 keys and more may lie anywhere: each is a tile's only one, and then the base of its offsets.
+    """
+    (blocks, block), step = kv_cache.shape[:2], kv_cache.stride(0)
+    aligned = kv_cache.data_ptr() % 16 == 0 and step % 16 == 0
+    row, head = weights.stride() if weights is not None else (0, 0)
+    entry = block_table.stride(1) if block_table is not None else 0
+    farthest = max(4 * (MAX_NEXT * row + MAX_HEADS * head), 4 * 64 * entry, 0 if block >= 64 else blocks * step)
+    return bool(aligned and farthest < 2**31)
+
+
+def describe(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor | None,
+    block_table: torch.Tensor | None,
+    clean_logits: bool,
+) -> Problem:
+    """The class of calls that one with these operands belongs to; without weights or a table, with ordinary ones."""
     requests, next_n, heads, dim = q.shape
+    direct_keys = copies_directly(kv_cache, weights, block_table)
     even = requests == 1 or next_n == 1 or q.stride(0) == next_n * q.stride(1)
     operands = (q, keys_of(kv_cache), scales_of(kv_cache), *(() if weights is None else (weights,)))
     tensor_maps = even and all(mappable(operand) for operand in operands)
-    return Problem(q.device, heads, dim, FP8[q.dtype], clean_logits, kv_cache.shape[1], next_n, tensor_maps)
+    sizes = (heads, dim, FP8[q.dtype], clean_logits, kv_cache.shape[1], next_n)
+    return Problem(q.device, *sizes, direct_keys=direct_keys, tensor_maps=tensor_maps)
 
 
 def _launch_into(
@@ -255,9 +276,10 @@ def _launch_into(
     variant: str | None,
 ) -> None:
     """Operator ``capgate::fp8_paged_mqa_logits_out``: run the chosen branch, unless there is no cell to write."""
-    problem = describe(q, kv_cache, weights, clean_logits)  # which checks the cache's address: torch.compile cannot follow that
+    # The description checks the cache's address too, which torch.compile cannot follow.
+    problem = describe(q, kv_cache, weights, block_table, clean_logits)
     if out.numel() == 0:  # a branch that cannot run is an error for empty calls too, but no operand can be in its way
-        operation.select(problem._replace(tensor_maps=True), variant)
+        operation.select(problem._replace(direct_keys=True, tensor_maps=True), variant)
         return
     arguments = (q, kv_cache, weights, context_lens, block_table, schedule, out)
     operation(problem, *arguments, variant=variant, clean_logits=clean_logits)

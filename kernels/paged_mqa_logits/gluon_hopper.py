@@ -17,7 +17,7 @@ from capgate import compat
 from capgate.compat.gluon import aggregate, barrier, gl, gluon, hopper, mbarrier, reinterpret, tma_load
 
 from ..key_cache.layout import keys_of, scales_of
-from ..launch import Launch, multiprocessors
+from ..launch import Launch
 from ..mqa_logits.gluon_hopper_tile import (
     bytes_layout,
     column_weights,
@@ -31,7 +31,7 @@ from ..mqa_logits.gluon_hopper_tile import (
     tensor_map,
 )
 from ..mqa_logits.operation import padded_heads
-from .classic import make_schedule
+from .classic import make_schedule, workers_that_fit
 from .operation import CHUNK_KEYS
 
 
@@ -402,10 +402,9 @@ def paged_mqa_logits_kernel(
 
 
 def num_workers(q: torch.Tensor, kv_cache: torch.Tensor, *, clean_logits: bool) -> int:
-    """As :func:`capgate.kernels.paged_mqa_workers`: as many as the device holds, where each takes some rows of a request."""
+    """As :func:`capgate.kernels.paged_mqa_workers`."""
     tune = tuning(compat.capabilities(q.device).target, q.shape[2], clean_logits, q.shape[1])
-    groups = -(-q.shape[1] // tune.rows)
-    return max(1, multiprocessors(q.device) * tune.resident // groups)
+    return workers_that_fit(q.device, tune, q.shape[1])
 
 
 def prepare(

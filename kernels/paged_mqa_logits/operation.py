@@ -20,6 +20,7 @@ class Problem(NamedTuple):
     dtype : of queries and cached keys, "float8_e4m3fn" or "float8_e4m3fnuz"
     block_size : keys in a block of the cache
     next_n : rows of a request, its draft tokens included
+    direct_keys : whether keys can be copied straight to LDS: see :func:`.function.copies_directly`
     tensor_maps : whether tensor maps can describe the queries, the weights, and the cache's keys and scales
     """
 
@@ -30,6 +31,7 @@ class Problem(NamedTuple):
     clean_logits: bool
     block_size: int = 64
     next_n: int = 1
+    direct_keys: bool = True
     tensor_maps: bool = True
 
 
@@ -71,6 +73,17 @@ def example_call(problem: Problem) -> ExampleCall:
     )
 
 
+def _gluon_cdna4_accepts(problem: Problem) -> str | None:
+    if problem.dtype != "float8_e4m3fn":
+        return compat.capabilities(problem.device).why("fp8_e4m3fnuz")
+    if not problem.direct_keys:
+        return (
+            "needs 16-byte aligned blocks a multiple of 16 bytes apart, those of fewer than 64 keys within 2 GiB, "
+            "and weights and table entries near each other, to copy them straight to LDS"
+        )
+    return None
+
+
 def _gluon_hopper_accepts(problem: Problem) -> str | None:
     if problem.dtype != "float8_e4m3fn":
         return compat.capabilities(problem.device).why("fp8_e4m3fnuz")
@@ -95,6 +108,14 @@ def classic_unless_named(problem: Problem) -> str | None:
 
 
 operation = compat.Operation("fp8_paged_mqa_logits", example=example)
+operation.add(
+    compat.Variant(
+        "gluon_cdna4",
+        f"{__package__}.gluon_cdna4:launch",
+        requires=("gluon_cdna4", "torch"),
+        accepts=_gluon_cdna4_accepts,
+    )
+)
 operation.add(
     compat.Variant(
         "gluon_hopper",

@@ -37,7 +37,7 @@ def branch(request: pytest.FixtureRequest, gpu: torch.device) -> str:
 
 def taken(branch: str, call: Any, clean_logits: bool = True) -> None:
     """Skip the test, with the reason, where the branch does not take such a call."""
-    trace = operation.explain(describe(call.q, call.kv_cache, call.weights, clean_logits), variant=branch)
+    trace = operation.explain(describe(call.q, call.kv_cache, call.weights, call.block_table, clean_logits), variant=branch)
     if trace.variant is None:
         pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == branch))
 
@@ -254,7 +254,7 @@ for block in (1, 16, 64, 128):
     for heads, dim, next_n in [(64, 128, 1), (64, 128, 3), (3, 32, 2)]:
         call = paged.make_call([200, 0, 1, 129], next_n, heads, dim, block, spare_entries=0, dtype=fp8, device="cuda")
         for clean_logits in (True, False):
-            problem = describe(call.q, call.kv_cache, call.weights, clean_logits)
+            problem = describe(call.q, call.kv_cache, call.weights, call.block_table, clean_logits)
             for branch in operation.variants:
                 if operation.explain(problem, variant=branch).variant:
                     out = torch.zeros(4 * next_n, 200, device="cuda")
