@@ -151,7 +151,7 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     # Of the build: Gluon for Hopper.
     _build("gluon_wgmma", "hopper.warpgroup_mma and its wait", "hopper.warpgroup_mma",
            probes.has(f"{_HOPPER}:warpgroup_mma_wait")),
-    _build("wgmma_after_zero_trip_loop", "a wgmma behind a loop of wgmmas on one operand reads it also where the loop never ran",
+    _build("wgmma_after_zero_trip_loop", "a wgmma behind a loop of wgmmas on one operand reads it where the loop never ran",
            "ptxas 12.9", probes.ptxas(12, 9)),
     _build("gluon_warp_specialize_free_registers", "gl.warp_specialize chooses registers when none are given",
            "warp_specialize with optional worker_num_regs", probes.optional(f"{GL}:warp_specialize", "worker_num_regs")),
