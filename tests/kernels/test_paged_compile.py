@@ -35,14 +35,22 @@ def test_classic_fits_without_spills_and_uses_the_matrix_units(target: str) -> N
 
 @pytest.mark.parametrize("target", ["cuda:90", "hip:gfx950"])
 def test_the_report_knows_which_branch_a_target_takes(target: str) -> None:
-    trace = operation.explain(operation.example(target))
-    assert trace.variant == "classic", str(trace)
+    """gluon_hopper on Hopper, where this Triton has what it needs; its step says why not otherwise."""
+    trace, caps = operation.explain(operation.example(target)), compat.capabilities(target)
+    assert trace.variant == ("gluon_hopper" if caps.gluon_hopper else "classic"), str(trace)
+    step = next(step for step in trace.steps if step.variant == "gluon_hopper")
+    assert step.accepted == caps.gluon_hopper
+    assert caps.gluon_hopper or step.reason == caps.why("gluon_hopper")
 
 
 def test_a_variant_that_cannot_run_there_is_listed_with_its_reason() -> None:
-    (row,) = compile_variants("fp8_paged_mqa_logits", "cuda:80", modes=["unclean"])["variants"]
-    assert row["accepted"] is False
-    assert row["error"] == compat.capabilities("cuda:80").why("fp8_e4m3fn")
+    rows = compile_variants("fp8_paged_mqa_logits", "cuda:80", modes=["unclean"])["variants"]
+    caps = compat.capabilities("cuda:80")
+    assert {row["accepted"] for row in rows} == {False}
+    assert {row["variant"]: row["error"] for row in rows} == {
+        "gluon_hopper": caps.why("gluon_hopper"),
+        "classic": caps.why("fp8_e4m3fn"),
+    }
 
 
 def test_there_is_no_compressed_output() -> None:
