@@ -23,7 +23,6 @@ PAGED = {  # and the columns of their products: rows of a request together, time
     "128,128,clean,128,8": 128,
     "16,64,unclean,32,8": 128,
     "16,32,clean,64,1": 16,
-    "128,32,unclean,64,3": 128,
 }
 KINDS = [("mqa_logits", kind) for kind in DENSE] + [("paged_mqa_logits", kind) for kind in PAGED]
 
