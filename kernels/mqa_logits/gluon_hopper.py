@@ -90,6 +90,7 @@ def tuning(target: compat.Target, heads: int, clean_logits: bool) -> Tuning:
     return TUNINGS[padded_heads(heads)]
 
 
+FEW_GROUPS = 32  # whose windows fit one load of a warp, and whose first queries and keys are worth a guess
 BLOCK_KEYS = 128
 COLUMNS = 128  # of a consumer's products: rows x padded heads
 THREADS_REGISTERS = 168  # 384 threads share 65,536: what a thread has before the warps specialise
@@ -371,7 +372,7 @@ def wait_for_slot(shared, ended, sent):
 @gluon.jit
 def produce(
     shared, queries, keys, scales, weights, windows, group, part, last_group, last_part, inside,
-    guessed_row, guessed_tile, filled, blank, out, stride_os, parts, CLEAN: gl.constexpr,
+    guessed_row, guessed_tile, filled, blank, out, stride_os, parts, CLEAN: gl.constexpr, GUESS: gl.constexpr,
 ):  # fmt: skip
     """The producer warp: keeps the consumers in keys, and fills what lies outside of their tiles."""
     ROWS: gl.constexpr = shared.ROWS
@@ -424,12 +425,16 @@ def produce(
             shared.plan.index(slot * 4 + 2).store(gl.full([1], first_row, gl.int32, ONE))
             barrier()
             full = shared.query_full.index(slot)
-            guessed = (sent == 0) & (first_row == guessed_row)
-            load_queries(queries, weights, first_row, full, shared, slot, guessed)
+            there = False
+            if GUESS:
+                there = (sent == 0) & (first_row == guessed_row)
+            load_queries(queries, weights, first_row, full, shared, slot, there)
             for tile in range(first, last):
                 mbarrier.wait(shared.key_empty.index(stage), phase)
                 full = shared.key_full.index(stage)
-                load_keys(keys, scales, tile, full, shared, stage, guessed & (tile == first) & (tile == guessed_tile))
+                if GUESS:
+                    there = (sent == 0) & (first_row == guessed_row) & (tile == first) & (tile == guessed_tile)
+                load_keys(keys, scales, tile, full, shared, stage, there)
                 if CLEAN:
                     unit, at, left, right, high = fill(
                         budget, unit, at, left, right, high, parts, windows, filled, blank, out, stride_os, GROUP, KEYS
@@ -569,6 +574,7 @@ def mqa_logits_kernel(
     STAGES: gl.constexpr,
     SAMPLES: gl.constexpr,
     GROUP_COST: gl.constexpr,
+    GUESS: gl.constexpr,
     CLEAN: gl.constexpr,
     COMPRESSED: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
@@ -647,6 +653,7 @@ def mqa_logits_kernel(
                     stride_os,
                     parts,
                     CLEAN,
+                    GUESS,
                 ),
             ),
         ],
@@ -694,8 +701,9 @@ def prepare(
         "DIM": dim,
         "KEYS": BLOCK_KEYS,
         "STAGES": tune.stages,
-        "SAMPLES": tune.samples if groups > 32 else 32,
+        "SAMPLES": tune.samples if groups > FEW_GROUPS else FEW_GROUPS,
         "GROUP_COST": tune.group_cost,
+        "GUESS": groups <= FEW_GROUPS,
         "CLEAN": clean_logits,
         "COMPRESSED": compressed,
         "CONSUMER_REGISTERS": tune.consumer_registers,
