@@ -257,6 +257,8 @@ for block in (1, 16, 64, 128):
         for clean_logits in (True, False):
             problem = describe(call.q, call.kv_cache, call.weights, call.block_table, clean_logits)
             for branch in operation.variants:
+                if sys.argv[1] == "racecheck" and branch == "gluon_hopper":
+                    continue
                 if operation.explain(problem, variant=branch).variant:
                     out = torch.zeros(len(lens) * next_n, columns, device="cuda")
                     paged.check(call, branch, columns, clean_logits=clean_logits, schedule=schedule, out=out)

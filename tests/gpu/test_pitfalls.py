@@ -1,8 +1,6 @@
 """What some builds miscompile without a word is wrong when it runs exactly where the capability does not hold."""
 
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +9,6 @@ from capgate import compat
 
 pytestmark = pytest.mark.gpu
 
-PITFALLS = Path(__file__).parents[1] / "kernels" / "pitfalls.py"
 FUSION = {"enable_fp_fusion": True}  # Triton 3.9 warns of every launch that does not say
 
 
@@ -54,27 +51,3 @@ def test_a_wgmma_behind_a_loop_that_runs_zero_times(pitfalls: ModuleType, gpu: t
     right = (out.cpu() == expected).flatten(1).all(1).tolist()
     assert [right[item] for item, count in enumerate(counts) if count != 1] == [True] * 4
     assert all(right) == caps.wgmma_after_zero_trip_loop, caps.why("wgmma_after_zero_trip_loop")
-
-
-RACE = """
-import importlib.util, sys
-
-spec = importlib.util.spec_from_file_location("pitfalls", sys.argv[2])
-pitfalls = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pitfalls)
-import torch
-out = torch.zeros(128, dtype=torch.int64, device="cuda")
-pitfalls.racing_mqa_logits[(1,)](out, num_warps=4, enable_fp_fusion=True)
-torch.cuda.synchronize()
-print("done")
-"""
-
-
-def test_racecheck_finds_a_race_between_partitions(gpu: torch.device, racecheck: Any) -> None:
-    """Otherwise that it finds none in our kernels would say nothing: they are named alike, and specialise their warps too."""
-    caps = compat.capabilities(gpu)
-    if not caps.gluon_hopper:
-        pytest.skip(caps.why("gluon_hopper"))
-    clean, said = racecheck.run(RACE, str(PITFALLS))
-    assert "done" in said, said[-6000:]
-    assert not clean

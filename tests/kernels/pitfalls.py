@@ -66,18 +66,3 @@ if compat.capabilities().gluon:
                 product = hopper.warpgroup_mma(key.index(count - 1), columns, zeros, use_acc=False, is_async=True)
                 product = hopper.warpgroup_mma_wait(0, [product])
                 gl.store(rows + (count - 1) * 4096, product)
-
-    @gluon.jit
-    def write(memory, LANES: gl.constexpr):
-        memory.store(gl.arange(0, 128, LANES).to(gl.int64))
-
-    @gluon.jit
-    def read(memory, out, LANES: gl.constexpr):
-        gl.store(out + gl.arange(0, 128, LANES), memory.load(LANES))
-
-    @gluon.jit
-    def racing_mqa_logits(out):
-        """One partition reads what another writes, and nothing orders them: what racecheck must find in our kernels' like."""
-        LANES: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-        memory = gl.allocate_shared_memory(gl.int64, [128], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-        gl.warp_specialize([(write, (memory, LANES)), (read, (memory, out, LANES))], [4], [64])
