@@ -58,7 +58,7 @@ class DecodeBatch(NamedTuple):
         read = int(longest.sum()) * width + 4 * int(((longest + block - 1) // block).sum())
         read += sum(tensor.numel() * tensor.itemsize for tensor in (self.q, self.weights, self.context_lens))
         written = self.seen.numel() * self.max_context_len if clean_logits else int(self.seen.sum())
-        return read + 4 * written
+        return int(read + 4 * written)
 
     def output(self) -> torch.Tensor:
         """A new output, which the calls of all branches may share."""
