@@ -6,7 +6,7 @@ trained to give logits of which that is true (DeepSeek-V3.2's report).
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from ..mqa_logits.operation import operation as prefill_operation
 from ..paged_mqa_logits import fp8_paged_mqa_logits
 from ..paged_mqa_logits.operation import operation as decode_operation
 from ..quantize import quantize_keys, quantize_queries
+from .batch import sizes
 from .paging import scattered_table, slots
 
 TOPICS = 32
@@ -85,7 +86,7 @@ class Accuracy:
 
     def facts(self) -> dict[str, Any]:
         """Its sizes by name."""
-        return {name: value for name, value in asdict(self).items() if name not in ("name", "words")}
+        return sizes(self)
 
     def cases(self, device: torch.device, dtype: torch.dtype) -> dict[str, Case]:
         """The cases by name: prefill and decode."""

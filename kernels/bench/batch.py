@@ -1,6 +1,7 @@
 """What the commands ask of a workload and of its batch, whichever operation they are for."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
@@ -54,3 +55,8 @@ class Workload(Protocol):
 
     def make(self, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Batch:
         """Random activations, really quantised, on ``device``."""
+
+
+def sizes(workload: Any) -> dict[str, Any]:
+    """The fields of a workload of several calls by name, all but what only people read."""
+    return {name: value for name, value in asdict(workload).items() if name not in ("name", "words")}

@@ -5,12 +5,12 @@ layer, and the tokens of the run divided by it, so an engine's tokens per second
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..mqa_logits.operation import operation as prefill_operation
 from ..paged_mqa_logits.operation import operation as decode_operation
-from .batch import Workload
+from .batch import Workload, sizes
 from .decode import Decode, given
 from .prefill import Prefill, compressed_prefill
 
@@ -65,7 +65,7 @@ class Serving:
 
     def facts(self) -> dict[str, Any]:
         """Its sizes by name, and what is timed."""
-        return {"share": SHARE, **{name: value for name, value in asdict(self).items() if name not in ("name", "words")}}
+        return {"share": SHARE, **sizes(self)}
 
     def schedule(self) -> Iterator[Step]:
         """Every step of the run in order.

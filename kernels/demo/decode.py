@@ -7,13 +7,12 @@ import torch
 
 from ..bench.decode import DecodeBatch, around
 from ..bench.paging import scattered_table, slots
-from ..bench.timing import Timer
 from ..key_cache import quantize_keys_to_cache
 from ..mqa_logits.function import empty_logits
 from ..paged_mqa_logits import fp8_paged_mqa_logits, paged_mqa_schedule, paged_mqa_workers, reference
 from ..paged_mqa_logits.operation import example, operation
 from ..quantize import quantize_queries
-from .outcomes import SENTINEL, Outcome, calc_diff, count_disturbed, runnable, show
+from .outcomes import SENTINEL, Outcome, calc_diff, count_disturbed, runnable, show, timer_of
 
 HEADS, DIM, BLOCK, NEXT_N = 64, 128, 64, 2  # two rows a request: one draft token
 ON_GPU = (64, 8192 // 4)  # requests, and their mean context in keys: 8192 tokens at one key per 4
@@ -101,7 +100,7 @@ def _from_activations(step: Activations, columns: int) -> torch.Tensor:
 def _run_branch(batch: DecodeBatch, same: torch.Tensor, activations: torch.Tensor, variant: str, clean: bool) -> Outcome:
     """Time one branch with its schedule given, and compare it with both float64 results, with a sentinel outside."""
     device = batch.q.device
-    timer = Timer(device, repeats=10, flush_bytes=10**9) if device.type == "cuda" else Timer(device, repeats=1, warmup=0)
+    timer = timer_of(device)
     workers = paged_mqa_workers(batch.q, batch.kv_cache, clean_logits=clean, variant=variant)
     schedule = paged_mqa_schedule(batch.context_lens, BLOCK, workers)
     logits = empty_logits((batch.weights.shape[0], batch.max_context_len), device).fill_(SENTINEL)

@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..bench.timing import Timer
+
 # DeepGEMM's limits of calc_diff: to the same operands as they are in fp8, and to the activations that they were made from.
 SAME_OPERANDS = 5e-6
 ACTIVATIONS = 1e-3
@@ -36,6 +38,11 @@ def calc_diff(logits: torch.Tensor, exact: torch.Tensor) -> float:
     logits, exact = logits.double(), exact.double()
     denominator = float((logits * logits + exact * exact).sum())
     return 1 - 2 * float((logits * exact).sum()) / denominator if denominator else 0.0
+
+
+def timer_of(device: torch.device) -> Timer:
+    """For figures of a demo and not of a benchmark: few repeats, one on the CPU, where a call may take seconds."""
+    return Timer(device, repeats=10, flush_bytes=10**9) if device.type == "cuda" else Timer(device, repeats=1, warmup=0)
 
 
 def runnable(operation: Any, problem: Any) -> tuple[list[str], list[str]]:

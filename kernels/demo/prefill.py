@@ -7,10 +7,9 @@ from typing import Any
 import torch
 
 from ..bench.prefill import PrefillBatch, prompts
-from ..bench.timing import Timer
 from ..mqa_logits import fp8_mqa_logits, reference
 from ..mqa_logits.operation import example, operation
-from .outcomes import SENTINEL, Outcome, calc_diff, count_disturbed, mebibytes, runnable, show
+from .outcomes import SENTINEL, Outcome, calc_diff, count_disturbed, mebibytes, runnable, show, timer_of
 
 ON_GPU = (1024,) * 16  # 16384 tokens: what the seed's serving stack puts into one prefill batch at most
 ON_CPU = (512, 256, 128, 128)
@@ -53,7 +52,7 @@ def _run_branch(batch: PrefillBatch, exact: torch.Tensor, variant: str, clean: b
     device, rows = batch.q.device, batch.q.shape[0]
     logits = torch.full((rows, batch.k.shape[0]), SENTINEL, device=device)
     chunk = rows if device.type == "cuda" else CHUNK_ROWS
-    timer = Timer(device, repeats=10, flush_bytes=10**9) if device.type == "cuda" else Timer(device, repeats=1, warmup=0)
+    timer = timer_of(device)
 
     q, k, k_scale, weights, starts, ends = batch.operands
 

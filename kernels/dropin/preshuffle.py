@@ -8,7 +8,7 @@ d of key t lies at ``t // 16 * 16 * D + d // 16 * 256 + t % 16 * 16 + d % 16``. 
 import torch
 
 from ..key_cache.function import takes_triton
-from ..key_cache.layout import SCALE_BYTES, check_cache, check_positions, keys_of, scale_bytes_of, scales_of
+from ..key_cache.layout import SCALE_BYTES, check_address, check_cache, check_positions, keys_of, scale_bytes_of
 
 TILE = 16  # keys of a tile, and bytes that it holds of each of them in a row
 
@@ -50,7 +50,7 @@ def unshuffle(
     block = kv_cache.shape[1]
     if block % TILE:
         raise ValueError(f"kv_cache: got blocks of {block} keys, needs a multiple of {TILE} in a preshuffled cache")
-    scales_of(kv_cache)  # the check of its address
+    check_address(kv_cache)
     check_positions("block_table", block_table, tuple(block_table.shape), kv_cache.device)
     check_positions("context_lens", context_lens, tuple(context_lens.shape), kv_cache.device)
     flat = torch.empty(kv_cache.shape, dtype=torch.uint8, device=kv_cache.device)

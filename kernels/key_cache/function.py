@@ -7,7 +7,7 @@ from capgate import compat
 from ..mqa_logits.operation import DIMS
 from ..quantize import FP8_MAX
 from . import reference
-from .layout import check_cache, check_positions, scales_of
+from .layout import check_address, check_cache, check_positions
 
 SCALE_FORMATS = ("fp32", "ue8m0")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -134,7 +134,7 @@ def takes_triton(device: torch.device) -> bool:
 
 def _write(k: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor, dtype: torch.dtype, scale_format: str) -> None:
     """Operator ``capgate::quantize_keys_to_cache``."""
-    scales_of(kv_cache)  # the check of its address
+    check_address(kv_cache)
     if takes_triton(k.device):
         from . import classic
 
@@ -147,7 +147,7 @@ def _gather(
     kv_cache: torch.Tensor, block_table: torch.Tensor, lens: torch.Tensor, total: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Operator ``capgate::gather_keys``; the keys as bytes."""
-    scales_of(kv_cache)
+    check_address(kv_cache)
     keys, scales = _empty(kv_cache, block_table, lens, total)
     if takes_triton(kv_cache.device):
         from . import classic

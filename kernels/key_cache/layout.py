@@ -58,8 +58,13 @@ def scale_bytes_of(kv_cache: torch.Tensor) -> torch.Tensor:
     return kv_cache.as_strided((blocks, block, SCALE_BYTES), (kv_cache.stride(0), SCALE_BYTES, 1), offset)
 
 
-def scales_of(kv_cache: torch.Tensor) -> torch.Tensor:
-    """The scales of a checked cache: a float32 view of shape [num_blocks, block]. ValueError where they are not aligned."""
+def check_address(kv_cache: torch.Tensor) -> None:
+    """Raise ValueError for a cache whose scales are not aligned; apart from check_cache, since torch.compile cannot follow."""
     if not kv_cache.is_meta and kv_cache.data_ptr() % SCALE_BYTES:
         raise ValueError(f"kv_cache: got address {kv_cache.data_ptr():#x}, needs a multiple of {SCALE_BYTES}")
+
+
+def scales_of(kv_cache: torch.Tensor) -> torch.Tensor:
+    """The scales of a checked cache: a float32 view of shape [num_blocks, block]. ValueError where they are not aligned."""
+    check_address(kv_cache)
     return scale_bytes_of(kv_cache).view(torch.float32)[:, :, 0]

@@ -24,29 +24,31 @@ from ..mqa_logits.operation import padded_heads
 from .operation import CHUNK_KEYS
 
 WORKERS = 16  # of a schedule, that one program places
+COLUMNS = 128  # on the N side at most: rows x padded heads
 
-# arch -> block_keys, columns on the N side, num_warps, num_stages, resident, options. The shapes of the dense kernel's table;
-# on AMD, compiled for and not timed, a tile of 64 keys, so that it lies in one block of a serving engine's cache. With 64
-# columns an SM of an H100 holds one program more: 4, not 3, take 134.5 us and not 149.7 for 256 requests of about 8192 keys and
-# 64 heads; with 128 columns (next_n of 2) 197.6 and not 151.5.
-TUNINGS: dict[str, tuple[Any, ...]] = {
-    "sm90": (64, 128, 4, 3, 3, ()),
-    "gfx950": (64, 128, 4, 2, 2, ()),
-    "gfx942": (64, 128, 4, 2, 2, ()),
-    "": (64, 128, 4, 3, 2, ()),
+# (arch, columns on the N side at most) -> block_keys, num_warps, num_stages, resident, options. The shapes of the dense
+# kernel's table; on AMD, compiled for and not timed, a tile of 64 keys, so that it lies in one block of a serving engine's
+# cache. With 64 columns an SM of an H100 holds one program more: 4, not 3, take 134.5 us and not 149.7 for 256 requests of
+# about 8192 keys and 64 heads; with 128 columns (next_n of 2) 197.6 and not 151.5.
+TUNINGS: dict[tuple[str, int], tuple[Any, ...]] = {
+    ("sm90", 64): (64, 4, 3, 4, ()),
+    ("sm90", COLUMNS): (64, 4, 3, 3, ()),
+    ("gfx950", COLUMNS): (64, 4, 2, 2, ()),
+    ("gfx942", COLUMNS): (64, 4, 2, 2, ()),
+    ("", COLUMNS): (64, 4, 3, 2, ()),
 }
 
 
 @cache
 def tuning(target: compat.Target, heads: int, clean_logits: bool, next_n: int = 1) -> Tuning:
     """The table's row for a target, cut to the heads and rows of a request."""
-    block_keys, columns, num_warps, num_stages, resident, options = TUNINGS.get(target.label, TUNINGS[""])
-    rows = min(1 << (next_n - 1).bit_length(), columns // padded_heads(heads))
-    if target.label == "sm90" and rows * padded_heads(heads) <= 64:
-        resident += 1
-    if target.backend == "hip" and rows * padded_heads(heads) == 32:
+    rows = min(1 << (next_n - 1).bit_length(), COLUMNS // padded_heads(heads))
+    columns = rows * padded_heads(heads)
+    keys = ((target.label, 64), (target.label, COLUMNS), ("", COLUMNS))
+    block_keys, num_warps, *rest = next(TUNINGS[key] for key in keys if key in TUNINGS and columns <= key[1])
+    if target.backend == "hip" and columns == 32:
         num_warps //= 2  # two products of 32x32 in a tile: with more waves, two would compute the same
-    return Tuning(block_keys, rows, num_warps, num_stages, resident, options)
+    return Tuning(block_keys, rows, num_warps, *rest)
 
 
 @triton.jit

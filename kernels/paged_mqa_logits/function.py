@@ -5,7 +5,7 @@ from importlib import import_module
 import torch
 
 from ..key_cache.function import takes_triton
-from ..key_cache.layout import BLOCK_SIZES, check_cache, check_positions, keys_of, scales_of
+from ..key_cache.layout import BLOCK_SIZES, check_address, check_cache, check_positions, keys_of
 from ..mqa_logits.function import FP8, check_output, empty_logits, mappable
 from ..mqa_logits.operation import DIMS, MAX_HEADS, MIN_HEADS
 from . import reference
@@ -255,10 +255,11 @@ def describe(
     clean_logits: bool,
 ) -> Problem:
     """The class of calls that one with these operands belongs to; without weights or a table, with ordinary ones."""
+    check_address(kv_cache)
     requests, next_n, heads, dim = q.shape
     direct_keys = copies_directly(kv_cache, weights, block_table)
     even = requests == 1 or next_n == 1 or q.stride(0) == next_n * q.stride(1)
-    operands = (q, keys_of(kv_cache), scales_of(kv_cache), *(() if weights is None else (weights,)))
+    operands = (q, keys_of(kv_cache), *(() if weights is None else (weights,)))  # scales lie as the keys do
     tensor_maps = even and all(mappable(operand) for operand in operands)
     sizes = (heads, dim, FP8[q.dtype], clean_logits, kv_cache.shape[1], next_n)
     return Problem(q.device, *sizes, direct_keys=direct_keys, tensor_maps=tensor_maps)
@@ -276,7 +277,6 @@ def _launch_into(
     variant: str | None,
 ) -> None:
     """Operator ``capgate::fp8_paged_mqa_logits_out``: run the chosen branch, unless there is no cell to write."""
-    # The description checks the cache's address too, which torch.compile cannot follow.
     problem = describe(q, kv_cache, weights, block_table, clean_logits)
     if out.numel() == 0:  # a branch that cannot run is an error for empty calls too, but no operand can be in its way
         operation.select(problem._replace(direct_keys=True, tensor_maps=True), variant)
