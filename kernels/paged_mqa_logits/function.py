@@ -74,8 +74,8 @@ def fp8_paged_mqa_logits(
     capgate.compat.CapabilityError
         The branch that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
-    _check_inputs(q, kv_cache, weights, context_lens, block_table)
-    _check_options(max_context_len, clean_logits, variant)
+    check_inputs(q, kv_cache, weights, context_lens, block_table)
+    check_options(max_context_len, clean_logits, variant)
     if schedule is not None:
         _check_schedule(schedule, q.device)
     check_output(out, (q.shape[0] * q.shape[1], max_context_len), q.device)
@@ -130,13 +130,14 @@ def paged_mqa_schedule(context_lens: torch.Tensor, block_size: int, num_workers:
     return result
 
 
-def _check_inputs(
+def check_inputs(
     q: torch.Tensor,
     kv_cache: torch.Tensor,
     weights: torch.Tensor,
     context_lens: torch.Tensor,
     block_table: torch.Tensor,
 ) -> None:
+    """Raise TypeError or ValueError for operands that are not as :func:`fp8_paged_mqa_logits` says."""
     named = {"q": q, "weights": weights, "context_lens": context_lens, "block_table": block_table}
     for name, tensor in named.items():
         if not isinstance(tensor, torch.Tensor):
@@ -171,7 +172,8 @@ def _check_inputs(
     check_positions("block_table", block_table, tuple(block_table.shape), q.device)
 
 
-def _check_options(max_context_len: int, clean_logits: bool, variant: str | None) -> None:
+def check_options(max_context_len: int, clean_logits: bool, variant: str | None) -> None:
+    """Raise TypeError or ValueError for options that are not as :func:`fp8_paged_mqa_logits` says."""
     if not isinstance(max_context_len, (int, torch.SymInt)) or isinstance(max_context_len, bool):
         raise TypeError(f"max_context_len: got {type(max_context_len).__name__}, needs an int")
     if not 0 <= max_context_len <= MAX_CONTEXT:

@@ -10,8 +10,7 @@ those, until a row fits one block. How many launches that takes depends on shape
 up in an order that may change, so results repeat bit for bit.
 """
 
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -20,29 +19,11 @@ import triton.language as tl
 from capgate import compat
 
 from ..launch import Launch
-from .plan import CANDIDATE_BYTES, rooms
+from . import plan
 
 LOWEST = tl.constexpr(0x007FFFFF)  # the key of -inf
 PAST_LARGEST = tl.constexpr(0xFF800001)  # one more than the key of inf: only NaN is not less than its value, a NaN
 STEPS = tl.constexpr(8)  # of so many in the search for a threshold one draws the bracket in
-
-
-class Tuning(NamedTuple):
-    """How a row is cut."""
-
-    block: int  # most logits of a program, where no row has more
-    long_block: int  # most logits of a program, where rows are cut
-    warp_logits: int  # logits of a warp
-    planes: int  # adjacent logits of a thread
-
-
-# Compiled for and not run; chosen by counting the instructions of the machine code.
-TUNINGS: dict[str, Tuning] = {
-    "sm90": Tuning(8192, 16384, 2048, 16),
-    "gfx950": Tuning(8192, 16384, 2048, 16),
-    "": Tuning(8192, 16384, 2048, 16),
-}
-SMALLEST_BLOCK = 512
 
 
 @triton.jit
@@ -118,8 +99,8 @@ def first_guess(logits, skip, size, top_k, GROUPS: tl.constexpr, PLANES: tl.cons
 @triton.jit
 def find_threshold(logits, skip, size, top_k, GROUPS: tl.constexpr, PLANES: tl.constexpr):
     """(threshold, reached, exceeded, below): ``reached`` logits are not less than ``threshold``, top_k at least. Where it is
-    top_k, ``below`` counts the other logits of each group; otherwise ``exceeded`` of them, fewer than top_k, are larger than the
-    threshold and the rest equal it. NaN is less than nothing, and counts as inf here.
+    top_k, ``below`` counts the other logits of each group; otherwise ``exceeded`` of them, fewer than top_k, are larger than
+    the threshold, and the rest equal it. NaN is less than nothing, and counts as inf here.
 
     The threshold's key lies in [low, high), whose values at_low and at_high logits reach. It is found once at_low is top_k, or
     once one key is left.
@@ -151,15 +132,17 @@ def find_threshold(logits, skip, size, top_k, GROUPS: tl.constexpr, PLANES: tl.c
             at_low = tl.where(enough, at_pivot, at_low)
             at_high = tl.where(enough, at_high, at_pivot)
 
-            # The next pivot: interpolated between the values at both ends, or as far away as the count was off where one end
-            # is still infinite. If steps have not led there by the first drawing in, then after one that does not halve the
-            # bracket it is interpolated between the keys, which grow as a logarithm, and after another one halfway.
+            # The next pivot: interpolated between the values at both ends. While one end is infinite, a bit farther away than
+            # the count was off, so that both come near. After the first drawing in, a step that does not halve the bracket is
+            # followed by one that interpolates between the keys, which grow as a logarithm, and that by one halfway.
             bounded = (low != LOWEST) & (high != PAST_LARGEST)
             between = at_low - at_high
             share = ((at_low - top_k).to(tl.float32) + 0.5) / between.to(tl.float32)
             low_value = value_of(low)
             missed = tl.abs(at_pivot - top_k).to(tl.float32)
-            reach = spacing * (1.15 * missed + 1.5 * tl.sqrt(missed) + 2.0)  # overshoots, so that the ends close in from both sides
+            reach = spacing * (
+                1.15 * missed + 1.5 * tl.sqrt(missed) + 2.0
+            )  # overshoots, so that the ends close in from both sides
             reached_for = tl.where(enough, value + reach, value - reach)
             guess = tl.where(bounded, low_value + (value_of(high) - low_value) * share, reached_for)
             spacing = tl.where(bounded, spacing, 4.0 * spacing)
@@ -270,9 +253,7 @@ def write_first_equals(
 
 
 @triton.jit
-def list_all(
-    source, count, stride, places, first_index, indices, values, room, GROUPS: tl.constexpr, INDEX: tl.constexpr
-):
+def list_all(source, count, stride, places, first_index, indices, values, room, GROUPS: tl.constexpr, INDEX: tl.constexpr):
     """Write the indices of ``count`` logits, and their values where ``values`` is given, and -1 and -inf up to ``room``."""
     for first in range(0, room, GROUPS):
         number = first + tl.arange(0, GROUPS)
@@ -287,7 +268,7 @@ def list_all(
             tl.store(values + number, value, mask=number < room)
 
 
-@triton.jit(do_not_specialize=["top_k"])
+@triton.jit(do_not_specialize=["columns", "num_keys", "top_k"])
 def select_keys_kernel(
     source,  # [S, columns] float32: logits, or from the second launch on candidates
     places,  # [S, columns] int32: the candidates' indices; None for logits
@@ -299,7 +280,7 @@ def select_keys_kernel(
     num_keys,
     top_k,
     stride_source,
-    stride_column,
+    stride,
     stride_places,
     stride_starts,
     stride_ends,
@@ -341,56 +322,34 @@ def select_keys_kernel(
         skip = tl.where(block == 0, skip, 0)
         size = tl.minimum(size - first, BLOCK)
         first_index = first - skip + (0 if RELATIVE else begin)
-        source += row * stride_source + (aligned + first).to(tl.int64) * stride_column
+        source += row * stride_source + (aligned + first).to(tl.int64) * stride
         if places is not None:
             places += row * stride_places + first
         indices += row * stride_indices + block * top_k
         if values is not None:
             values += row * stride_values + block * top_k
-        GROUPS: tl.constexpr = BLOCK // PLANES
+        groups: tl.constexpr = BLOCK // PLANES
         if size - skip <= top_k:
             room = top_k if LAST else size - skip
-            source += skip * stride_column
-            list_all(source, size - skip, stride_column, places, first_index + skip, indices, values, room, GROUPS, INDEX)
+            source += skip * stride
+            list_all(source, size - skip, stride, places, first_index + skip, indices, values, room, groups, INDEX)
         else:
             if size <= BLOCK // 4:
                 threshold, reached, exceeded = select_block(
-                    source, skip, size, stride_column, top_k, places, first_index, indices, values,
-                    GROUPS, PLANES // 4, QUADS, INDEX,
+                    source, skip, size, stride, top_k, places, first_index, indices, values, groups, PLANES // 4, QUADS, INDEX
                 )
             elif size <= BLOCK // 2:
                 threshold, reached, exceeded = select_block(
-                    source, skip, size, stride_column, top_k, places, first_index, indices, values,
-                    GROUPS, PLANES // 2, QUADS, INDEX,
+                    source, skip, size, stride, top_k, places, first_index, indices, values, groups, PLANES // 2, QUADS, INDEX
                 )
             else:
                 threshold, reached, exceeded = select_block(
-                    source, skip, size, stride_column, top_k, places, first_index, indices, values,
-                    GROUPS, PLANES, QUADS, INDEX,
+                    source, skip, size, stride, top_k, places, first_index, indices, values, groups, PLANES, QUADS, INDEX
                 )
             if reached != top_k:
                 write_first_equals(
-                    source, skip, size, stride_column, top_k, threshold, exceeded, places, first_index, indices, values,
-                    GROUPS, INDEX,
+                    source, skip, size, stride, top_k, threshold, exceeded, places, first_index, indices, values, groups, INDEX
                 )
-
-
-def block_of(target: compat.Target, columns: int, top_k: int) -> int:
-    """Logits of one program: a power of two, and at least twice ``top_k`` where there are more columns."""
-    tune = TUNINGS.get(target.label, TUNINGS[""])
-    most = tune.block if columns <= tune.block and 2 * top_k <= tune.block else tune.long_block
-    return max(SMALLEST_BLOCK, min(most, 1 << (columns - 1).bit_length()))
-
-
-def scratch_rooms(target: compat.Target, columns: int, top_k: int) -> list[int]:
-    """Candidates that a row has room for in each scratch buffer: two at most, which launches fill in turn."""
-    found = rooms(columns, top_k, block_of(target, columns, top_k))
-    return [-(-room // 4) * 4 for room in found[:2]]
-
-
-def row_bytes(target: compat.Target, columns: int, top_k: int) -> int:
-    """Bytes of scratch for each row of a call."""
-    return CANDIDATE_BYTES * sum(scratch_rooms(target, columns, top_k))
 
 
 def launches(
@@ -406,17 +365,18 @@ def launches(
 ) -> list[Launch]:
     """The launches of one call on a target, in order, with the scratch that they share; the tensors may be meta tensors."""
     (rows, columns), top_k = logits.shape, indices.shape[1]
-    block = block_of(target, columns, top_k)
-    tune = TUNINGS.get(target.label, TUNINGS[""])
-    scratch = [
-        (torch.empty((rows, room), dtype=torch.float32, device=ends.device), ends.new_empty((rows, room)))
-        for room in scratch_rooms(target, columns, top_k)
+    tune, block = plan.tuning(target), plan.block_of(target, columns)
+    buffers = [
+        (ends.new_empty((rows, room)), torch.empty((rows, room), dtype=torch.float32, device=ends.device))
+        for room in plan.scratch_rooms(columns, top_k, block)
     ]
     found: list[Launch] = []
-    source, places, blocks = logits, None, -(-columns // block)
-    for number, room in enumerate([*rooms(columns, top_k, block), 0]):
-        values, kept = (scores, indices) if room == 0 else scratch[number % 2]
-        arguments = (source, places, starts, ends, kept, values, columns, columns if num_keys is None else num_keys, top_k)
+    source: torch.Tensor = logits
+    places: torch.Tensor | None = None
+    left = plan.rooms(columns, top_k, block)
+    for number in range(len(left) + 1):
+        last = number == len(left)
+        kept, values = (indices, scores) if last else buffers[number % 2]
         strides = (
             *source.stride(),
             0 if places is None else places.stride(0),
@@ -425,19 +385,24 @@ def launches(
             kept.stride(0),
             0 if values is None else values.stride(0),
         )
+        counts = (columns, columns if num_keys is None else num_keys, top_k)
+        arguments = (source, places, starts, ends, kept, values, *counts, *strides)
         keywords = {
             "BLOCK": block,
             "PLANES": tune.planes,
             "LAUNCH": number,
-            "LAST": room == 0,
+            "LAST": last,
             "COMPRESSED": num_keys is not None,
             "RELATIVE": relative,
             "QUADS": in_quads(source),
             "INDEX": tl.int32 if block * source.stride(1) < 2**31 else tl.int64,
             "num_warps": max(1, block // tune.warp_logits),
+            **(dict(tune.options) if places is None else {}),
         }
-        found.append(Launch(select_keys_kernel, (rows, max(1, blocks)), arguments + strides, keywords))
-        source, places, blocks = values, kept, -(-room // block)
+        blocks = 1 if last else -(-(columns if number == 0 else left[number - 1]) // block)
+        found.append(Launch(select_keys_kernel, (rows, blocks), arguments, keywords))
+        if not last:
+            places, source = buffers[number % 2]
     return found
 
 
@@ -467,7 +432,5 @@ def launch(
 ) -> None:
     """Write each row's selected keys into ``indices``, and their logits into ``scores`` if it is given."""
     target = compat.capabilities(logits.device).target
-    for step in launches(
-        logits, starts, ends, indices, scores, num_keys=num_keys, relative=relative, target=target
-    ):
+    for step in launches(logits, starts, ends, indices, scores, num_keys=num_keys, relative=relative, target=target):
         step()
