@@ -135,22 +135,23 @@ def find_threshold(logits, skip, size, top_k, GROUPS: tl.constexpr, PLANES: tl.c
             # The next pivot: interpolated between the values at both ends. While one end is infinite, a bit farther away than
             # the count was off, so that both come near. After the first drawing in, a step that does not halve the bracket is
             # followed by one that interpolates between the keys, which grow as a logarithm, and that by one halfway.
-            bounded = (low != LOWEST) & (high != PAST_LARGEST)
             between = at_low - at_high
-            share = ((at_low - top_k).to(tl.float32) + 0.5) / between.to(tl.float32)
-            low_value = value_of(low)
-            missed = tl.abs(at_pivot - top_k).to(tl.float32)
-            reach = spacing * (
-                1.15 * missed + 1.5 * tl.sqrt(missed) + 2.0
-            )  # overshoots, so that the ends close in from both sides
-            reached_for = tl.where(enough, value + reach, value - reach)
-            guess = tl.where(bounded, low_value + (value_of(high) - low_value) * share, reached_for)
-            spacing = tl.where(bounded, spacing, 4.0 * spacing)
-            stalled = tl.where((step < STEPS) | (2 * between <= before), 0, (stalled + 1) % 3)
+            root = tl.rsqrt(between.to(tl.float32))  # a division would take longer, and need not be exact
+            share = ((at_low - top_k).to(tl.float32) + 0.5) * root * root
+            if (low == LOWEST) | (high == PAST_LARGEST):
+                missed = tl.abs(at_pivot - top_k).to(tl.float32)
+                away = spacing * (1.15 * missed + 1.5 * tl.sqrt(missed) + 2.0)
+                guess = tl.where(enough, value + away, value - away)
+                spacing *= 4.0
+            else:
+                low_value = value_of(low)
+                guess = low_value + (value_of(high) - low_value) * share
             middle = low + ((high - low) >> 1)
             pivot = tl.where(tl.abs(guess) < float("inf"), key_of(guess), middle)
-            keyed = low + ((high - low).to(tl.float32) * share).to(tl.uint32)
-            pivot = tl.where((stalled == 1) & bounded, keyed, tl.where(stalled == 2, middle, pivot))
+            if step > STEPS:
+                stalled = tl.where(2 * between <= before, 0, (stalled + 1) % 3)
+                keyed = low + ((high - low).to(tl.float32) * share).to(tl.uint32)
+                pivot = tl.where(stalled == 1, keyed, tl.where(stalled == 2, middle, pivot))
     return value_of(low), at_low, at_high, below
 
 

@@ -193,9 +193,9 @@ def select_from_logits(
 
 
 def _check_logits(logits: torch.Tensor, starts: torch.Tensor | None, ends: torch.Tensor) -> None:
-    for name, tensor in {"logits": logits, "ends": ends, **({} if starts is None else {"starts": starts})}.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{name}: got {type(tensor).__name__}, needs a torch.Tensor")
+    for name, value in (("logits", logits), ("ends", ends), ("starts", ends if starts is None else starts)):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name}: got {type(value).__name__}, needs a torch.Tensor")
     if logits.ndim != 2:
         raise ValueError(f"logits: got shape {tuple(logits.shape)}, needs [S, N]")
     if logits.dtype != torch.float32:
