@@ -293,6 +293,7 @@ def select_keys_kernel(
     LAST: tl.constexpr,
     COMPRESSED: tl.constexpr,
     RELATIVE: tl.constexpr,
+    ALIGNED: tl.constexpr,  # of the first launch: blocks begin on 16-byte boundaries, and its first one skips what is no key
     QUADS: tl.constexpr,
     INDEX: tl.constexpr,
 ):
@@ -307,7 +308,7 @@ def select_keys_kernel(
     begin = tl.minimum(tl.maximum(start, 0), num_keys)
     count = tl.maximum(tl.maximum(tl.minimum(end, num_keys), 0) - begin, 0)
     column = begin - start if COMPRESSED else begin
-    aligned = column // 4 * 4 if QUADS else column  # blocks begin on 16-byte boundaries, and the first skips what is no key
+    aligned = column // 4 * 4 if ALIGNED else column
     skip = column - aligned
     size = count + skip
     for _ in tl.static_range(LAUNCH):
@@ -320,9 +321,9 @@ def select_keys_kernel(
     block = tl.program_id(1)
     first = block * BLOCK
     if (first < size) | LAST:
+        first_index = first - skip + (0 if RELATIVE else begin)
         skip = tl.where(block == 0, skip, 0)
         size = tl.minimum(size - first, BLOCK)
-        first_index = first - skip + (0 if RELATIVE else begin)
         source += row * stride_source + (aligned + first).to(tl.int64) * stride
         if places is not None:
             places += row * stride_places + first
@@ -395,6 +396,7 @@ def launches(
             "LAST": last,
             "COMPRESSED": num_keys is not None,
             "RELATIVE": relative,
+            "ALIGNED": in_quads(logits),
             "QUADS": in_quads(source),
             "INDEX": tl.int32 if block * source.stride(1) < 2**31 else tl.int64,
             "num_warps": max(1, block // tune.warp_logits),
