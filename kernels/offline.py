@@ -100,8 +100,8 @@ def compile_variants(
     known = module.operation.variants
     if variant is not None and variant not in known:
         raise ValueError(f"variant: {operation} has no variant {variant!r}; {nearest(variant, known)}")
-    modes = modes or getattr(module, "COMPILED_MODES", MODES)
-    jobs = [Job(name, heads, dim, mode, dtype) for name in ([variant] if variant else known) for mode in modes]
+    asked = list(modes or getattr(module, "COMPILED_MODES", MODES))
+    jobs = [Job(name, heads, dim, mode, dtype) for name in ([variant] if variant else known) for mode in asked]
     rows = compile_jobs(operation, aim, jobs, timeout=timeout, save=save, started=started)
     for row in rows:
         if variant is not None and (row["accepted"] is False or not row.get("kernel", True)):

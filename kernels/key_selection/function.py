@@ -77,9 +77,11 @@ def select_keys(
     dense.check_inputs(q, k, k_scale, weights, starts, ends)
     _check_options(top_k=top_k, logits_budget_bytes=logits_budget_bytes, relative=relative, return_scores=return_scores)
     _check_texts(variant=variant, logits_variant=logits_variant)
-    if max_window is not None:
+    if max_window is None:
+        _check_columns("k", k.shape[0])
+    else:
         _check_count("max_window", max_window, 0)
-    _check_columns("k", k.shape[0] if max_window is None else max_window)
+        _check_columns("max_window", max_window)
     k_scale = k_scale[:, 0] if k_scale.ndim == 2 else k_scale
     indices, scores = torch.ops.capgate.select_keys(
         *(q, k, k_scale, weights, starts, ends, top_k, logits_budget_bytes, max_window),
