@@ -50,6 +50,21 @@ def stack(triton: str) -> list[str]:
     return [os.environ.get("CAPGATE_TORCH", torch), f"triton=={triton}", *others]
 
 
+def overlay(session: nox.Session, triton: str, *requirements: str) -> tuple[str, str]:
+    """Put this tree's wheel and a Triton into a folder over the machine's own Python and torch; returns Python and folder."""
+    python, folder = shutil.which("python3") or "python3", str(Path(session.create_tmp()) / "overlay")
+    wanted = [wheel(session), f"triton=={triton}", *requirements]
+    session.run_install(python, "-m", "pip", "install", "--upgrade", "--target", folder, *wanted, external=True)
+    return python, folder
+
+
+def measured(session: nox.Session) -> Path:
+    """The folder where bench leaves a file for each Triton, and compare finds them."""
+    folder = Path(session.cache_dir) / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @nox.session
 @nox.parametrize("triton", [nox.param(v, id=f"triton-{v}", tags=[] if v in GATES else ["forward"]) for v in LANES])
 def tests(session: nox.Session, triton: str) -> None:
@@ -57,11 +72,9 @@ def tests(session: nox.Session, triton: str) -> None:
     arguments = [argument for argument in session.posargs if argument != SYSTEM_TORCH]
     environment = {"OPENBLAS_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(Path(session.create_tmp()) / "triton-cache")}
     if SYSTEM_TORCH in session.posargs:
-        python, overlay = shutil.which("python3") or "python3", str(Path(session.create_tmp()) / "overlay")
-        requirements = [wheel(session), f"triton=={triton}", *group("test")]
-        session.run_install(python, "-m", "pip", "install", "--upgrade", "--target", overlay, *requirements, external=True)
-        environment["PYTHONPATH"] = overlay
-        pytest = [python, f"{overlay}/bin/pytest"]
+        python, folder = overlay(session, triton, *group("test"))
+        environment["PYTHONPATH"] = folder
+        pytest = [python, f"{folder}/bin/pytest"]
     else:
         session.install(wheel(session), *stack(triton), *group("test"))
         python, pytest = "python", ["pytest"]
@@ -92,7 +105,7 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def demo(session: nox.Session) -> None:
-    """Score a serving-shaped batch through every branch that runs here, and say which would run on which stack and why."""
+    """Take prefill and decode through every branch that runs here, and say which would run on which stack and why."""
     session.install(wheel(session), *stack("3.6.0"))
     older = str(Path(session.create_tmp()) / "triton-3.5.1")
     if not Path(older).exists():
@@ -103,27 +116,46 @@ def demo(session: nox.Session) -> None:
 @nox.session(default=False)
 @nox.parametrize("triton", [nox.param(v, id=f"triton-{v}") for v in GATES])
 def bench(session: nox.Session, triton: str) -> None:
-    """Time the branches on one Triton; arguments go to ``capgate bench``."""
-    session.install(wheel(session), *stack(triton))
-    session.run("capgate", "bench", *session.posargs)
+    """Time the branches on one Triton, the serving runs unless arguments say otherwise; ``-- --system-torch`` as in tests."""
+    arguments = [argument for argument in session.posargs if argument != SYSTEM_TORCH] or ["--workload", "serving"]
+    command, environment = ["capgate"], {}
+    if SYSTEM_TORCH in session.posargs:
+        python, folder = overlay(session, triton)
+        command, environment = [python, f"{folder}/bin/capgate"], {"PYTHONPATH": folder}
+    else:
+        session.install(wheel(session), *stack(triton))
+    file = str(measured(session) / f"{triton}.json")
+    session.run(*command, "bench", "--json", file, *arguments, env=environment, external=True)
+
+
+@nox.session(default=False)
+def compare(session: nox.Session) -> None:
+    """Put what bench measured on each Triton beside each other; arguments go to ``capgate compare``."""
+    files = sorted(str(file) for file in measured(session).glob("*.json"))
+    if not files:
+        session.error("nothing to compare: nox -s bench comes first")
+    session.install(f"{wheel(session)}[plot]")
+    session.run("capgate", "compare", *files, *session.posargs)
 
 
 @nox.session(default=False)
 def gfx950(session: nox.Session) -> None:
-    """Compile every branch for gfx950 with each Triton, execute it in the emulator, and print the README's table."""
+    """Compile every branch for gfx950 with each Triton, execute it in the emulator, and print the README's tables."""
     session.install(wheel(session), "torch>=2.9,<2.14", "numpy", *group("test"))
-    folder, files = Path(session.create_tmp()), []
-    for version in LANES:
-        overlay, file = str(folder / f"triton-{version}"), folder / f"{version}.json"
-        if not Path(overlay).exists():
-            session.install("--quiet", "--no-deps", "--target", overlay, f"triton=={version}")
-        environment = {"PYTHONPATH": overlay, "OPENBLAS_NUM_THREADS": "1"}
-        command = ["capgate", "compile", "fp8_mqa_logits", "--target", "hip:gfx950", "--json", *session.posargs]
-        with file.open("w") as output:
-            session.run(*command, env=environment, stdout=output)
-        session.run("python", "tests/gfx950/emulated.py", str(file), env=environment)
-        files.append(str(file))
-    session.run("capgate", "compile", "--from", *files, "--markdown")
+    folder = Path(session.create_tmp())
+    for operation in ("fp8_mqa_logits", "fp8_paged_mqa_logits"):
+        files = []
+        for version in LANES:
+            overlay, file = str(folder / f"triton-{version}"), folder / f"{operation}-{version}.json"
+            if not Path(overlay).exists():
+                session.install("--quiet", "--no-deps", "--target", overlay, f"triton=={version}")
+            environment = {"PYTHONPATH": overlay, "OPENBLAS_NUM_THREADS": "1"}
+            command = ["capgate", "compile", operation, "--target", "hip:gfx950", "--json", *session.posargs]
+            with file.open("w") as output:
+                session.run(*command, env=environment, stdout=output)
+            session.run("python", "tests/gfx950/emulated.py", str(file), env=environment)
+            files.append(str(file))
+        session.run("capgate", "compile", "--from", *files, "--markdown")
 
 
 @nox.session(default=False)

@@ -78,6 +78,8 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     _installed("triton_kernels", "triton_kernels is installed; its version is its own"),
     _build("triton", "Triton imports and can compile", "Triton", probes.triton),
     _build("triton_ge_36", "the release is 3.6 or newer", "Triton 3.6 or newer", probes.triton_ge_36),
+    _build("carried_loop_bounds", "a value that a for loop carries on only to bound inner for loops keeps changing",
+           "loops that carry the bounds of inner loops on", probes.carried_loop_bounds),
     _build("interpreter", "kernels run on the CPU in Triton's interpreter", "TRITON_INTERPRET=1", probes.interpreter),
     _build("interpreter_fp8_fnuz", "the interpreter reads e4m3fnuz", "Triton 3.8's interpreter", probes.release(3, 8)),
     _build("interpreter_dot_scaled", "the interpreter runs tl.dot_scaled", "an interpreter with dot_scaled",
@@ -149,6 +151,8 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     # Of the build: Gluon for Hopper.
     _build("gluon_wgmma", "hopper.warpgroup_mma and its wait", "hopper.warpgroup_mma",
            probes.has(f"{_HOPPER}:warpgroup_mma_wait")),
+    _build("wgmma_after_zero_trip_loop", "a wgmma behind a loop of wgmmas on one operand reads it where the loop never ran",
+           "ptxas 12.9", probes.ptxas(12, 9)),
     _build("gluon_warp_specialize_free_registers", "gl.warp_specialize chooses registers when none are given",
            "warp_specialize with optional worker_num_regs", probes.optional(f"{GL}:warp_specialize", "worker_num_regs")),
     _build("gluon_tma_load", "tma.async_load", "tma.async_load", probes.takes(f"{_HOPPER}:tma.async_load", "tensor_desc")),

@@ -6,6 +6,17 @@ Names that every supported build offers alike are handed on as they are; a name 
 function or constant here, chosen by capability and not by version number, so that a vendor build that has a feature early
 gets it. Importing this module where Gluon lacks the interface of Triton 3.6 raises CapabilityError with the reason; import it
 from modules that only a variant behind ``gluon_cdna4`` or ``gluon_hopper`` loads.
+
+What no name here can hide, because it is silent and depends on a kernel's shape: do not write, in a kernel that is to run on
+builds without the capability,
+
+* ``carried_loop_bounds``: a ``for`` that carries a value to its next iteration for nothing but the bounds or the step of
+  ``for`` loops inside it (such as the next item's first and last tile, loaded an iteration ahead). Every iteration then
+  sees the first value. It holds for the classic language too. Make one of the two loops a ``while``, use the value for
+  something that has an effect, or load it in the iteration that needs it.
+* ``wgmma_after_zero_trip_loop``: inside a loop over items, a loop of wgmmas and behind it another wgmma on the same operand
+  (a peeled last tile). Where the inner loop runs zero times, all but the first of the wgmma's steps read what an earlier
+  item left in the registers of the operand's descriptor. Issue all wgmmas of an operand in one place.
 """
 
 # ruff: noqa: RET505 - a branch on a constant of a kernel needs its else
@@ -31,6 +42,8 @@ __all__ = [
     "mbarrier",
     "reinterpret",
     "tma_load",
+    "tma_store",
+    "tma_store_wait",
 ]
 
 _caps = capabilities()
@@ -81,4 +94,7 @@ VGPRS_ONLY: dict[str, Any] = {"llvm_fn_attrs": "amdgpu-agpr-alloc=0"} if _caps.l
 hopper = probes.resolve(f"{probes.GL}.nvidia.hopper")
 mbarrier = probes.resolve(f"{probes.GL}.nvidia.hopper:mbarrier")
 TensorDescriptor = probes.resolve(f"{probes.GLUON}.nvidia.hopper:TensorDescriptor")  # of the host: a kernel's argument
-tma_load = _first(f"{probes.GL}.nvidia.hopper:tma.async_load", f"{probes.GL}.nvidia.hopper:tma.async_copy_global_to_shared")
+_tma = f"{probes.GL}.nvidia.hopper:tma"
+tma_load = _first(f"{_tma}.async_load", f"{_tma}.async_copy_global_to_shared")
+tma_store = _first(f"{_tma}.async_store", f"{_tma}.async_copy_shared_to_global")
+tma_store_wait = probes.resolve(f"{_tma}.store_wait")

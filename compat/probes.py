@@ -2,13 +2,14 @@
 
 Behaviour is asked and not source text, because a vendor build (3.7.0+amd) carries features of a later release and because
 newer releases keep removed names as stubs that only raise. Such a stub takes ``*args, **kwargs``, so looking for a
-parameter by name tells it from the real function. Nothing here compiles a kernel: each probe costs at most milliseconds
+parameter by name tells it from the real function. Nothing here compiles a kernel: each probe costs at most some milliseconds
 once Triton is imported.
 
 A probe is a function without arguments that returns a :class:`Finding`; :func:`run` answers it once per build.
 """
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -123,6 +124,22 @@ def before(*release_: int) -> Probe:
     return probe
 
 
+def ptxas(*at_least: int) -> Probe:
+    """Holds where the ptxas that Triton takes below sm100 is of a release or newer: its own, or that of TRITON_PTXAS_PATH."""
+
+    def probe() -> Finding:
+        try:
+            tool = resolve("triton:knobs.nvidia.ptxas")
+        except RuntimeError:  # none of its own, and none where the variable points
+            tool = None
+        if tool is None:
+            return _finding(False, ", without ptxas")
+        holds = versions.parse_release(tool.version) >= at_least
+        return Finding(holds, f"ptxas {tool.version} with Triton {versions.find('triton').found}")
+
+    return probe
+
+
 def _parameters(function: Any) -> Mapping[str, Any]:
     from inspect import signature  # 8 ms that importing this package need not take
 
@@ -208,6 +225,46 @@ def tma_multicast() -> Finding:
     load = resolve(f"{tma}.async_load") or resolve(f"{tma}.async_copy_global_to_shared")
     holds = load is not None and "multicast" in _parameters(load)
     return _finding(holds, ", whose tensor-map load takes no multicast")
+
+
+_CARRIED_BOUND = """
+tt.func public @kernel(%memory: !tt.ptr<i32>, %count: i32) {
+  %zero = arith.constant 0 : i32
+  %one = arith.constant 1 : i32
+  %last = scf.for %i = %zero to %count step %one iter_args(%bound = %one) -> (i32) : i32 {
+    scf.for %j = %zero to %bound step %one : i32 {
+      tt.store %memory, %j : !tt.ptr<i32>
+    }
+    %next = tt.load %memory : !tt.ptr<i32>
+    scf.yield %next : i32
+  }
+  tt.return
+}
+"""
+
+
+def carried_loop_bounds() -> Finding:
+    """Simplify a loop that loads the bound of its inner loop one iteration ahead, and see whether the load is still there.
+
+    Triton's elimination of dead loop arguments takes a value for dead that only bounds inner loops, on builds without this.
+    """
+    ir, passes = resolve("triton._C.libtriton:ir"), resolve("triton._C.libtriton:passes")
+    if ir is None or passes is None:
+        return _finding(False, ", without Triton's IR")
+    context = ir.context()
+    ir.load_dialects(context)
+    with tempfile.NamedTemporaryFile("w", suffix=".ttir") as file:
+        file.write(_CARRIED_BOUND)
+        file.flush()
+        module = ir.parse_mlir_module(file.name, context)
+    manager = ir.pass_manager(context)
+    passes.ttgpuir.add_remove_layout_conversions(manager)  # of kernels in the classic language; Gluon's has the pattern too
+    passes.common.add_canonicalizer(manager)
+    try:
+        manager.run(module, "carried_loop_bounds")
+    except TypeError:  # 3.5's takes no name
+        manager.run(module)
+    return _finding("tt.load" in str(module), ", whose loops freeze them")
 
 
 def dot_infers_out_dtype() -> Finding:

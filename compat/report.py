@@ -1,7 +1,9 @@
 """The report: versions, GPUs, every capability with its reason, and the branch that each operation takes."""
 
 import argparse
+import io
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +16,7 @@ from .switches import SwitchError
 from .targets import Target
 
 PACKAGES = ("triton", "triton_kernels", "torch")
+PICTURE_COLUMNS = 100
 KINDS = {"build": "This Triton", "target": "This target", "both": "This Triton on this target"}
 
 
@@ -42,14 +45,18 @@ def _trace(operation: Operation[Any], caps: Capabilities) -> dict[str, Any]:
     return {"variant": trace.variant, "trace": [step._asdict() for step in trace.steps]}
 
 
-def show(report: dict[str, Any]) -> None:
-    """Print what :func:`collect` found, for people; plain text when the output is not a terminal."""
+def show(report: dict[str, Any], console: Any = None, brief: bool = False) -> None:
+    """Print what :func:`collect` found, for people; plain text when the output is not a terminal.
+
+    console : rich's, one for standard output otherwise
+    brief : leave out what only the build, or only the target, can do
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = console or Console(highlight=False)
 
     def table(title: str, *columns: str) -> Table:
         made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
@@ -74,6 +81,8 @@ def show(report: dict[str, Any]) -> None:
     console.print(gpus)
 
     for kind, title in KINDS.items():
+        if brief and kind != "both":
+            continue
         suffix = "" if kind == "build" else f" ({report['target']})"
         flags = table(f"{title}{suffix}", "capability", "", "why")
         for name, row in TABLE.items():
@@ -89,9 +98,23 @@ def show(report: dict[str, Any]) -> None:
         console.print(steps)
 
 
+def draw(report: dict[str, Any], title: str, brief: bool = False) -> str:
+    """What :func:`show` prints on a terminal of PICTURE_COLUMNS, as an SVG picture of it."""
+    from rich.console import Console
+    from rich.terminal_theme import MONOKAI
+
+    console = Console(record=True, width=PICTURE_COLUMNS, file=io.StringIO(), force_terminal=True, highlight=False)
+    show(report, console, brief)
+    picture: str = console.export_svg(title=title, theme=MONOKAI)
+    # Without the font that it would fetch from the network: a browser's own monospace serves.
+    return re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The report's options, for a parser of its own or for a subcommand."""
     parser.add_argument("--target", help="ask about this target instead of this machine: hip:gfx950, cuda:90, cpu")
+    parser.add_argument("--brief", action="store_true", help="leave out what only the build, or only the target, can do")
+    parser.add_argument("--svg", metavar="FILE", help="draw the terminal's picture into FILE and print nothing")
     parser.add_argument("--json", action="store_true", help="print JSON with stable keys")
 
 
@@ -102,10 +125,14 @@ def run(arguments: argparse.Namespace) -> int:
     except (SwitchError, ValueError) as error:
         print(f"capgate: {error}", file=sys.stderr)
         return 2
-    if arguments.json:
+    if arguments.svg:
+        target, brief = f" --target {arguments.target}" if arguments.target else "", " --brief" if arguments.brief else ""
+        with open(arguments.svg, "w") as file:
+            file.write(draw(report, f"capgate report{target}{brief}", arguments.brief))
+    elif arguments.json:
         print(json.dumps(report, indent=2))
     else:
-        show(report)
+        show(report, brief=arguments.brief)
     return 0
 
 

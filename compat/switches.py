@@ -9,6 +9,8 @@ variable                  example                             effect
 ``CAPGATE_STRICT``        ``1``                               a branch that does not compile raises
 ========================  ==================================  ================================================
 
+``CAPGATE_DROPIN=aiter,vllm_rocm`` is another module's: see :mod:`capgate.kernels.dropin`.
+
 The variables are read once, at first use. CAPGATE_TARGET never changes what runs on a tensor: its own device answers.
 """
 
@@ -22,8 +24,15 @@ from . import targets
 from .capabilities import TABLE, nearest
 from .targets import Target
 
-# CAPGATE_TORCH is noxfile.py's; it is listed so that it is no misspelling here.
-VARIABLES = ("CAPGATE_DISABLE", "CAPGATE_VARIANT", "CAPGATE_TARGET", "CAPGATE_STRICT", "CAPGATE_TORCH")
+# CAPGATE_DROPIN is read by capgate.kernels.dropin, CAPGATE_TORCH by noxfile.py; listed here, they are no misspelling.
+VARIABLES = (
+    "CAPGATE_DISABLE",
+    "CAPGATE_VARIANT",
+    "CAPGATE_TARGET",
+    "CAPGATE_STRICT",
+    "CAPGATE_DROPIN",
+    "CAPGATE_TORCH",
+)
 
 
 class SwitchError(ValueError):

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from .key_cache import gather_keys, quantize_keys_to_cache
     from .key_selection import select_from_logits, select_keys, select_paged_keys
     from .mqa_logits import fp8_mqa_logits
-    from .paged_mqa_logits import fp8_paged_mqa_logits, paged_mqa_schedule
+    from .paged_mqa_logits import fp8_paged_mqa_logits, paged_mqa_schedule, paged_mqa_workers
 
 __all__ = [
     "fp8_mqa_logits",
     "fp8_paged_mqa_logits",
     "gather_keys",
     "paged_mqa_schedule",
+    "paged_mqa_workers",
     "quantize_keys_to_cache",
     "select_from_logits",
     "select_keys",
@@ -34,6 +35,7 @@ _FUNCTIONS = {
     **_HOMES,
     "gather_keys": ".key_cache",
     "paged_mqa_schedule": ".paged_mqa_logits",
+    "paged_mqa_workers": ".paged_mqa_logits",
     "quantize_keys_to_cache": ".key_cache",
     "select_from_logits": ".key_selection",
     "select_paged_keys": ".key_selection",

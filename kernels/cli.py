@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 
 from capgate.compat import report, versions
 
-from . import compile_command, demo
+from . import compile_command
 from .bench import command as bench
+from .bench import compare_command as compare
+from .demo import command as demo
 
 # Each: help line, what adds its options, what runs it and returns the exit status.
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
@@ -16,27 +18,29 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
         report.add_arguments,
         report.run,
     ),
-    "demo": ("score a serving-shaped batch on whatever this machine has", demo.add_arguments, demo.run),
+    "demo": ("prefill and decode of serving-shaped batches on whatever this machine has", demo.add_arguments, demo.run),
     "compile": (
         "compile the branches for a GPU that need not be here: registers, spills, LDS, the hot loop",
         compile_command.add_arguments,
         compile_command.run,
     ),
     "bench": ("time the branches here", bench.add_arguments, bench.run),
+    "compare": ("put runs of bench on several stacks beside each other", compare.add_arguments, compare.run),
 }
+WITHOUT_TORCH = ("report", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status."""
     parser = argparse.ArgumentParser(prog="capgate", description="Write a GPU kernel once; run it on the Triton you have.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, (words, add_arguments, run) in COMMANDS.items():
         command = commands.add_parser(name, help=words, description=words[0].upper() + words[1:] + ".")
         add_arguments(command)
         command.set_defaults(run=run)
     arguments = parser.parse_args(argv)
-    if arguments.run is not report.run and versions.find("torch").text is None:
-        print("capgate: this command needs torch; capgate report works without it", file=sys.stderr)
+    if arguments.command not in WITHOUT_TORCH and versions.find("torch").text is None:
+        print(f"capgate: this command needs torch; {' and '.join(WITHOUT_TORCH)} work without it", file=sys.stderr)
         return 2
     status: int = arguments.run(arguments)
     return status

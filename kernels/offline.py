@@ -100,7 +100,7 @@ def compile_variants(
     known = module.operation.variants
     if variant is not None and variant not in known:
         raise ValueError(f"variant: {operation} has no variant {variant!r}; {nearest(variant, known)}")
-    asked = list(modes or getattr(module, "COMPILED_MODES", MODES))
+    asked: Sequence[str] = getattr(module, "COMPILED_MODES", MODES) if modes is None else modes
     jobs = [Job(name, heads, dim, mode, dtype) for name in ([variant] if variant else known) for mode in asked]
     rows = compile_jobs(operation, aim, jobs, timeout=timeout, save=save, started=started)
     for row in rows:

@@ -4,37 +4,49 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..key_cache.function import takes_triton
 from .timing import Timer
-from .workloads import Batch
 
 MATMUL = 8192  # rows, columns and depth of the fp8 matmul
-COPY_BYTES = 4 * 10**9  # read, and as many written
+BYTES = 2**32  # read, and in the copy as many written
 
 
 class Ceilings(NamedTuple):
-    """Operations a second of the library's fp8 matmul of 8192^3, bytes a second (read and written) of a device copy."""
+    """What can be had of the device.
+
+    flops : operations a second of the library's fp8 matmul of 8192^3
+    copy : bytes a second, read and written, of a device copy
+    read : bytes a second of a read that writes next to nothing
+    """
 
     flops: float
-    bytes: float
+    copy: float
+    read: float
 
-    def floor_ms(self, batch: Batch, clean_logits: bool) -> float:
-        """The time below which no kernel comes: what its operations or its fewest bytes need, whichever is more."""
-        return 1e3 * max(batch.flops / self.flops, batch.least_bytes(clean_logits) / self.bytes)
+    def floor_ms(self, flops: int, bytes_: int, moves: str) -> float:
+        """The time below which no kernel comes: what its operations or its fewest bytes need, whichever is more.
+
+        moves : which ceiling the bytes are held against, "copy" or "read"
+        """
+        return 1e3 * max(flops / self.flops, bytes_ / float(getattr(self, moves)))
 
 
 def measure(timer: Timer, dtype: torch.dtype) -> Ceilings | None:
-    """Both ceilings of the timer's GPU; None on the CPU, or where torch has no fp8 matmul for it."""
-    if timer.device.type != "cuda":
+    """The ceilings of the timer's GPU; None on the CPU, and where torch has no fp8 matmul for it or Triton no kernels."""
+    if timer.device.type != "cuda" or not takes_triton(timer.device):
         return None
+    from . import read
+
     matmul = _matmul(timer.device, dtype)
     try:
         matmul()
     except RuntimeError:  # _scaled_mm refuses a GPU without fp8 matrix units
         return None
     flops = 2 * MATMUL**3 / timer(matmul).median * 1e3
-    source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=timer.device)
+    source = torch.ones(BYTES // 4, dtype=torch.int32, device=timer.device)
     target = torch.empty_like(source)
-    return Ceilings(flops, 2 * COPY_BYTES / timer(lambda: target.copy_(source)).median * 1e3)
+    copy = 2 * BYTES / timer(lambda: target.copy_(source)).median * 1e3
+    return Ceilings(flops, copy, BYTES / timer(read.prepare(source)).median * 1e3)
 
 
 def _matmul(device: torch.device, dtype: torch.dtype) -> Any:

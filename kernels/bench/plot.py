@@ -1,7 +1,9 @@
-"""A picture of a benchmark's results: operations a second of each branch and shape, and the ceiling."""
+"""A picture of a benchmark's results: operations or bytes a second of each branch and shape, and the ceiling."""
 
 from pathlib import Path
 from typing import Any
+
+from .show import FORMS, Form
 
 SUFFIXES = (".png", ".svg")
 
@@ -19,34 +21,42 @@ def files_of(name: str) -> list[Path]:
 def plot(results: dict[str, Any], files: list[Path]) -> None:
     """Write the picture; needs matplotlib.
 
-    Two panels, clean_logits off and on; a bar for each branch in the order in which they were timed, and above each shape the
-    roofline: what its operations and bytes allow at the ceilings of the same run.
+    A panel for each operation with clean_logits off and on; a bar for each branch in the order in which they were timed, and
+    above each shape the roofline: what its operations and bytes allow at the ceilings of the same run.
     """
     from matplotlib.figure import Figure
 
     rows, stack = results["rows"], results["stack"]
-    shapes = list(dict.fromkeys(row["workload"] for row in rows))
     variants = list(dict.fromkeys(row["variant"] for row in rows))
-    modes = [clean for clean in (False, True) if any(row["clean_logits"] is clean for row in rows)]
-    figure = Figure(figsize=(10, 1 + 3.2 * len(modes)), layout="constrained")
-    panels = figure.subplots(len(modes), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
-    width = 0.8 / len(variants)
-    for axes, clean in zip(panels, modes, strict=True):
-        for number, variant in enumerate(variants):
-            of_branch = [row for row in rows if row["variant"] == variant and row["clean_logits"] is clean]
-            places = [shapes.index(row["workload"]) + (number + 0.5) * width - 0.4 for row in of_branch]
-            axes.bar(places, [row["flops"] / row["median_ms"] / 1e9 for row in of_branch], width, label=variant)
-        ceiling = results["ceilings"]
-        if ceiling:
-            axes.axhline(ceiling["flops"] / 1e12, color="black", linewidth=0.8, linestyle="--", label="fp8 matmul of 8192")
-            floors = {row["workload"]: row["flops"] / row["floor_ms"] / 1e9 for row in rows if row["clean_logits"] is clean}
-            centres = [shapes.index(shape) for shape in floors]
-            edges = [[centre + side for centre in centres] for side in (-0.42, 0.42)]
-            axes.hlines(list(floors.values()), *edges, color="tab:red", linewidth=1.2, label="roofline of the shape")
-        axes.set_ylabel("TFLOP/s")
-        axes.set_title(f"clean_logits={clean}", loc="left", fontsize="medium")
-    panels[0].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    panels[-1].set_xticks(range(len(shapes)), shapes)
-    figure.suptitle(f"fp8_mqa_logits, {stack['device']}, Triton {stack['triton']}", x=0.01, ha="left")
+    colours = {variant: f"C{number}" for number, variant in enumerate(variants)}
+    panels = list(dict.fromkeys((row["operation"], row["clean_logits"]) for row in rows))
+    panels.sort(key=lambda panel: (list(FORMS).index(panel[0]), panel[1]))
+    figure = Figure(figsize=(10, 1 + 3.2 * len(panels)), layout="constrained")
+    for axes, (operation, clean) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
+        shown = [row for row in rows if (row["operation"], row["clean_logits"]) == (operation, clean)]
+        _panel(axes, FORMS[operation], shown, colours, results["ceilings"])
+        axes.set_title(f"{operation}, clean_logits={clean}", loc="left", fontsize="medium")
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    figure.suptitle(f"{stack['device']}, Triton {stack['triton']}", x=0.01, ha="left")
     for file in files:
         figure.savefig(file, dpi=144)
+
+
+def _panel(
+    axes: Any, form: Form, rows: list[dict[str, Any]], colours: dict[str, str], ceilings: dict[str, float] | None
+) -> None:
+    shapes = list(dict.fromkeys(row["workload"] for row in rows))
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    width = 0.8 / len(variants)
+    for number, variant in enumerate(variants):
+        of_branch = [row for row in rows if row["variant"] == variant]
+        places = [shapes.index(row["workload"]) + (number + 0.5) * width - 0.4 for row in of_branch]
+        axes.bar(places, [form.rate(row) for row in of_branch], width, label=variant, color=colours[variant])
+    if ceilings:
+        axes.axhline(form.ceiling(ceilings), color="black", linewidth=0.8, linestyle="--", label=form.words)
+        floors = {row["workload"]: form.rate({**row, "median_ms": row["floor_ms"]}) for row in rows}
+        edges = [[shapes.index(shape) + side for shape in floors] for side in (-0.42, 0.42)]
+        axes.hlines(list(floors.values()), *edges, color="tab:red", linewidth=1.2, label="roofline of the shape")
+    axes.set_ylabel(form.unit)
+    names = [shape.removeprefix("decode-") for shape in shapes]
+    axes.set_xticks(range(len(shapes)), names, rotation=20 if max(map(len, names)) > 6 else 0)

@@ -1,143 +1,87 @@
-"""Named workloads of fp8_mqa_logits, and the batches of tensors that they stand for."""
+"""Every workload by name: the shapes on a GPU, and the same kinds of shape small enough for a CPU."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
-import torch
-
-from ..quantize import quantize_keys, quantize_queries
-
-Windows = Callable[[], tuple[torch.Tensor, torch.Tensor]]
+from .accuracy import Accuracy
+from .decode import Decode, around, given
+from .prefill import Prefill, causal, packed
+from .serving import Serving
 
 
-class Workload(NamedTuple):
-    """A shape with its windows.
-
-    rows, keys, heads, dim : S, N, H and D of the operation
-    windows : makes starts and ends, int32 [S] on the CPU
-    max_window : columns of a compressed output, None for a full one
-    """
-
-    name: str
-    words: str
-    rows: int
-    keys: int
-    heads: int
-    dim: int
-    windows: Windows
-    max_window: int | None = None
-
-
-class Batch(NamedTuple):
-    """The operands of one call, in the order of the operation's arguments."""
-
-    q: torch.Tensor
-    k: torch.Tensor
-    k_scale: torch.Tensor
-    weights: torch.Tensor
-    starts: torch.Tensor
-    ends: torch.Tensor
-
-    @property
-    def cells(self) -> int:
-        """How many logits lie inside a window; reads the windows back from the device."""
-        inside = self.ends.clamp(max=self.k.shape[0]) - self.starts.clamp(min=0)
-        return int(inside.clamp(min=0).sum())
-
-    @property
-    def flops(self) -> int:
-        """Two for each of the D products of a head's dot, over the cells inside the windows."""
-        return int(2 * self.q.shape[1] * self.q.shape[2] * self.cells)
-
-    def least_bytes(self, clean_logits: bool) -> int:
-        """The fewest bytes a call moves: every operand once, and every cell it has to write once."""
-        written = self.q.shape[0] * self.k.shape[0] if clean_logits else self.cells
-        return int(4 * written + sum(tensor.numel() * tensor.itemsize for tensor in self))
-
-
-def causal(rows: int, keys: int) -> Windows:
-    """The last ``rows`` positions of one sequence of ``keys``: each sees every key up to its own."""
-
-    def windows() -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.zeros(rows, dtype=torch.int32), torch.arange(keys - rows + 1, keys + 1, dtype=torch.int32)
-
-    return windows
-
-
-def packed(requests: int, rows: int, keys: int) -> Windows:
-    """``requests`` sequences side by side, each with its last ``rows`` positions as queries and ``keys`` keys of its own."""
-
-    def windows() -> tuple[torch.Tensor, torch.Tensor]:
-        starts, ends = causal(rows, keys)()
-        first = (torch.arange(requests, dtype=torch.int32) * keys)[:, None]
-        return (first + starts).flatten(), (first + ends).flatten()
-
-    return windows
-
-
-def compressed_prefill(lengths: tuple[int, ...], ratio: int = 4) -> Windows:
-    """Whole prompts of ``lengths`` tokens with one key per ``ratio`` tokens, as DeepSeek-V4 stores them.
-
-    Position p of a prompt whose keys begin at ``start`` sees ``end = start + (p + 1) // ratio``; its first positions see none.
-    """
-
-    def windows() -> tuple[torch.Tensor, torch.Tensor]:
-        starts, ends, first = [], [], 0
-        for length in lengths:
-            seen = torch.arange(1, length + 1, dtype=torch.int32) // ratio
-            starts.append(torch.full((length,), first, dtype=torch.int32))
-            ends.append(first + seen)
-            first += length // ratio
-        return torch.cat(starts), torch.cat(ends)
-
-    return windows
-
-
-def serving(lengths: tuple[int, ...]) -> Workload:
-    """A packed prefill batch of DeepSeek-V4-Flash's indexer: 64 heads, 128 dims, one key per 4 tokens."""
-    rows, keys = sum(lengths), sum(length // 4 for length in lengths)
-    return Workload("serving", f"{len(lengths)} prompts in one batch", rows, keys, 64, 128, compressed_prefill(lengths))
+def _decode(mean: int, words: str) -> list[Decode]:
+    """256 requests of DeepGEMM's paged test, with both head counts and with one and two rows a request."""
+    name = f"decode-{mean // 1024}k"
+    return [
+        Decode(
+            name + ("" if heads == 64 else f"-h{heads}") + ("" if next_n == 1 else f"-n{next_n}"),
+            f"{words}, {heads} heads, next_n {next_n}",
+            256,
+            around(mean, 256),
+            heads,
+            next_n,
+        )
+        for heads in (64, 32)
+        for next_n in (1, 2)
+    ]
 
 
 # The shapes on which the published kernels have been compared (a to f), causal unless their words say otherwise.
-WORKLOADS = {
-    workload.name: workload
-    for workload in (
-        Workload("a", "causal", 4096, 4096, 64, 128, causal(4096, 4096)),
-        Workload("b", "last rows of a long sequence", 2048, 8192, 64, 128, causal(2048, 8192)),
-        Workload("c", "causal", 8192, 8192, 64, 128, causal(8192, 8192)),
-        Workload("d1", "16 requests of 1024", 16384, 16384, 64, 128, packed(16, 1024, 1024)),
-        Workload("d2", "4 requests of 8192 keys", 8192, 32768, 64, 128, packed(4, 2048, 8192)),
-        Workload("d3", "64 requests of 1024, compressed", 65536, 65536, 64, 128, packed(64, 1024, 1024), 1024),
-        Workload("e-a", "causal, 32 heads", 4096, 4096, 32, 128, causal(4096, 4096)),
-        Workload("e-c", "causal, 32 heads", 8192, 8192, 32, 128, causal(8192, 8192)),
-        Workload("f", "few rows", 64, 8192, 64, 128, causal(64, 8192)),
-        Workload("f32", "few rows, 32 heads", 64, 8192, 32, 128, causal(64, 8192)),
-    )
-}
+PREFILL = (
+    Prefill("a", "causal", 4096, 4096, 64, 128, causal(4096, 4096)),
+    Prefill("b", "last rows of a long sequence", 2048, 8192, 64, 128, causal(2048, 8192)),
+    Prefill("c", "causal", 8192, 8192, 64, 128, causal(8192, 8192)),
+    Prefill("d1", "16 requests of 1024", 16384, 16384, 64, 128, packed(16, 1024, 1024)),
+    Prefill("d2", "4 requests of 8192 keys", 8192, 32768, 64, 128, packed(4, 2048, 8192)),
+    Prefill("d3", "64 requests of 1024, compressed", 65536, 65536, 64, 128, packed(64, 1024, 1024), 1024),
+    Prefill("e-a", "causal, 32 heads", 4096, 4096, 32, 128, causal(4096, 4096)),
+    Prefill("e-c", "causal, 32 heads", 8192, 8192, 32, 128, causal(8192, 8192)),
+    Prefill("f", "few rows", 64, 8192, 64, 128, causal(64, 8192)),
+    Prefill("f32", "few rows, 32 heads", 64, 8192, 32, 128, causal(64, 8192)),
+)
+DECODE = (
+    *_decode(8192, "mean context 8192"),
+    *_decode(65536, "mean context 65536"),
+    Decode("decode-b1", "one request of 65536", 1, given([65536])),
+    Decode("decode-b8", "8 requests of 65536", 8, given([65536] * 8)),
+    Decode("decode-skewed", "one request of 65536 and 255 of 512", 256, given([65536] + [512] * 255)),
+    Decode("decode-even", "the keys of decode-skewed, spread evenly", 256, given([766] * 256)),
+)
+# DeepSeek-V4-Flash's indexer, 64 requests in flight, prompts packed to 16384 tokens: the runs of published comparisons.
+SERVING = (
+    Serving("1k1k", "1024 tokens in, 1024 out", 1024, 1024),
+    Serving("8k1", "8192 tokens in, 1 out", 8192, 1),
+)
+ACCURACY = (Accuracy("recall", "top 512 keys of an 8192-token prompt and of 32768-token contexts, against float32"),)
 
-# The same kinds of window, small enough for a CPU.
-SMALL = {
-    workload.name: workload
-    for workload in (
-        Workload("a", "causal, small", 256, 256, 64, 128, causal(256, 256)),
-        Workload("b", "last rows, small", 64, 512, 64, 128, causal(64, 512)),
-        Workload("d1", "4 requests of 64, small", 256, 256, 64, 128, packed(4, 64, 64)),
-        Workload("e-a", "causal, 32 heads, small", 256, 256, 32, 128, causal(256, 256)),
-        Workload("f", "few rows, small", 8, 1024, 64, 128, causal(8, 1024)),
-    )
-}
+SMALL_PREFILL = (
+    Prefill("a", "causal, small", 256, 256, 64, 128, causal(256, 256)),
+    Prefill("b", "last rows, small", 64, 512, 64, 128, causal(64, 512)),
+    Prefill("d1", "4 requests of 64, small", 256, 256, 64, 128, packed(4, 64, 64)),
+    Prefill("e-a", "causal, 32 heads, small", 256, 256, 32, 128, causal(256, 256)),
+    Prefill("f", "few rows, small", 8, 1024, 64, 128, causal(8, 1024)),
+)
+SMALL_DECODE = (
+    Decode("decode-8k", "mean context 192, small", 4, around(192, 4)),
+    Decode("decode-8k-h32-n2", "32 heads, next_n 2, small", 4, around(192, 4), 32, 2),
+    Decode("decode-skewed", "one request of 512 and 7 of 32, small", 8, given([512] + [32] * 7)),
+)
+SMALL_SERVING = (
+    Serving("1k1k", "64 tokens in, 16 out, small", 64, 16, requests=4, batch_tokens=128, layers=2, bucket=2),
+    Serving("8k1", "128 tokens in, 1 out, small", 128, 1, requests=2, batch_tokens=128, layers=2),
+)
+SMALL_ACCURACY = (Accuracy("recall", "top 32 keys, small", 512, 2, rows=8, requests=2, context_tokens=512, top_k=32),)
 
 
-def make(workload: Workload, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Batch:
-    """Random activations, really quantised, with the workload's windows, on ``device``."""
-    generator = torch.Generator(device).manual_seed(seed)
+def _by_name(workloads: tuple[Any, ...]) -> dict[str, Any]:
+    return {workload.name: workload for workload in workloads}
 
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
 
-    weights = torch.randn((workload.rows, workload.heads), generator=generator, device=device)
-    q, weights = quantize_queries(normal(workload.rows, workload.heads, workload.dim), weights, dtype)
-    k, k_scale = quantize_keys(normal(workload.keys, workload.dim), dtype, scale_format="ue8m0")
-    starts, ends = workload.windows()
-    return Batch(q, k, k_scale, weights, starts.to(device), ends.to(device))
+WORKLOADS = _by_name(PREFILL + DECODE + SERVING + ACCURACY)
+SMALL = _by_name(SMALL_PREFILL + SMALL_DECODE + SMALL_SERVING + SMALL_ACCURACY)
+GROUPS = {"all": (object,), "prefill": (Prefill,), "decode": (Decode,), "serving": (Serving, Accuracy)}
+
+
+def select(names: list[str], known: dict[str, Any]) -> list[Any]:
+    """The workloads of ``known`` with these names, or in these groups, in the order of ``known``."""
+    kinds = tuple(kind for name in names for kind in GROUPS.get(name, ()))
+    return [workload for name, workload in known.items() if name in names or isinstance(workload, kinds)]

@@ -1,5 +1,7 @@
 """The public functions: checks, chunks within a memory budget, and operators that torch.compile and GPU graphs understand."""
 
+from typing import TypeAlias
+
 import torch
 
 from capgate import compat
@@ -12,7 +14,7 @@ from .operation import Problem, operation
 MAX_COLUMNS = 2**29  # so that the end of a block is 32 bits wide, and a grid's second dimension 16
 LOGITS_BUDGET = 2**31  # bytes, as in ROCm's ATOM
 
-Selected = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+Selected: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
 def select_keys(

@@ -172,16 +172,19 @@ def describe(
     k: torch.Tensor,
     k_scale: torch.Tensor,
     weights: torch.Tensor,
+    out: torch.Tensor,
     clean_logits: bool,
     compressed: bool,
 ) -> Problem:
     """The class of calls that one with these operands belongs to."""
     direct_keys = copies_directly(k, k_scale)
-    tensor_maps = _mappable(q) and _mappable(k) and _mappable(k_scale) and _mappable(weights)
+    tensor_maps = all(mappable(operand) for operand in (q, k, k_scale, weights))
+    if clean_logits:
+        tensor_maps = tensor_maps and out.shape[1] >= 4 and mappable(out)
     return Problem(q.device, q.shape[1], q.shape[2], FP8[q.dtype], clean_logits, compressed, direct_keys, tensor_maps)
 
 
-def _mappable(tensor: torch.Tensor) -> bool:
+def mappable(tensor: torch.Tensor) -> bool:
     """Whether a tensor map of NVIDIA's copy engine can describe ``tensor``: aligned lines of adjacent elements."""
     *outer, (size, step) = zip(tensor.shape, tensor.stride(), strict=True)
     if tensor.numel() == 0 or tensor.data_ptr() % 16 or (size > 1 and step != 1):
@@ -202,9 +205,9 @@ def _launch_into(
     variant: str | None,
 ) -> None:
     """Operator ``capgate::fp8_mqa_logits_out``: run the chosen branch, unless there is no cell to write."""
-    problem = describe(q, k, k_scale, weights, clean_logits, compressed)
-    if out.numel() == 0:
-        operation.select(problem, variant)  # a branch that cannot run is an error for empty calls too
+    problem = describe(q, k, k_scale, weights, out, clean_logits, compressed)
+    if out.numel() == 0:  # a branch that cannot run is an error for empty calls too, but no operand can be in its way
+        operation.select(problem._replace(direct_keys=True, tensor_maps=True), variant)
         return
     arguments = (q, k, k_scale, weights, starts, ends, out)
     operation(problem, *arguments, variant=variant, clean_logits=clean_logits, compressed=compressed)

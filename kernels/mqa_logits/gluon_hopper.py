@@ -8,14 +8,37 @@ Relu, weights and head sum happen in registers. No logit needs two programs, so 
 tiles may be shared out at any border: every program gets an equal part of the work, whatever the windows are.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from capgate import compat
-from capgate.compat.gluon import TensorDescriptor, aggregate, barrier, gl, gluon, hopper, mbarrier, reinterpret, tma_load
+from capgate.compat.gluon import (
+    aggregate,
+    barrier,
+    gl,
+    gluon,
+    hopper,
+    mbarrier,
+    reinterpret,
+    tma_load,
+    tma_store,
+    tma_store_wait,
+)
 
 from ..launch import Launch, multiprocessors
+from .gluon_hopper_tile import (
+    bytes_layout,
+    column_weights,
+    floats_layout,
+    head_sums,
+    load_query,
+    logit_layout,
+    query_box,
+    query_map,
+    scalar,
+    tensor_map,
+)
 from .operation import padded_heads
 
 
@@ -24,87 +47,55 @@ class Tuning(NamedTuple):
 
     stages: int  # key tiles in flight
     samples: int  # groups whose windows are read to share out the work
+    group_cost: int  # of another group, in eighths of a tile
     consumer_registers: int
     producer_registers: int
 
 
-# For every H, D and output mode alike. What was tried on an H100 80GB with Triton 3.6.0 and D = 128 (medians, ms, clean off):
+# Padded heads -> tuning; for every D and output mode alike. What was tried on an H100 80GB with Triton 3.6.0 and D = 128
+# (medians, ms, clean off):
 #
 # * Predicted: with its own second product in flight, a warpgroup's first sums cost nothing. ptxas had moved the wait for it up
 #   before those sums; a branch between them (the wait for the next key tile) stopped that. Measured: nothing, a .143 -> .145.
 # * The warpgroups out of phase: one delayed at the start, or in turns by mbarriers. Nothing, or 1-5 % slower.
 # * One product in flight at a time, sums always beside it: 3-4 % slower than two at once (455 instructions a tile, not 424).
-# * A model that has predicted since: tile time = 1024 cycles of tensor cores + 1.3 cycles for every instruction beyond the
-#   410 that both warpgroups issue beside them; "dispatch" stalls lead while tensor cores run. So: fewer instructions. Rows on
+# * A model that has predicted since: tile time = 1024 cycles of tensor cores + 1.3 cycles for every instruction beyond the 410
+#   that both warpgroups issue beside them; "dispatch" stalls lead while tensor cores run. So: fewer instructions. Rows on
 #   lanes, windows as a distance and one comparison, one branch a group: 424 -> 350. b .220 -> .199, c .489 -> .459.
-# * x + |x| for relu, on the FMA units, in place of a maximum: for half of the heads 2.5-3 % faster, for all another 1-2 %
-#   (b .1974, c .4481, d2 .7555).
-# * Exact sums of all windows before the work begins: 7-14 us, since every SM asks for the same lines at once. 1024 samples as
-#   slow; 256 take 2-4 us, most of it one load. By the producer alone: f .0143 -> .0156, together with the next line.
+# * x + |x| for relu, on the FMA units, in place of a maximum: for half of the heads 2.5-3 % faster, for all another 1-2 % (b
+#   .1974, c .4481, d2 .7555).
+# * Exact sums of all windows before the work begins: 7-14 us, since every SM asks for the same lines at once. 256 samples, all
+#   of them in each of four warps: 4.3 us. 128, one a thread: 3.0, and 1.0 for up to 32 groups (a .1264 -> .1239, f .0151 ->
+#   .0142). 64 would leave d1's shares 24 % apart. By the producer alone: f .0143 -> .0156.
+# * Programs ended up to 10 % apart, those with many short groups last. A fit of their times: a group costs .85 of a tile with
+#   32 heads, not half a tile. e-a .0757 -> .0670, e-c .2405 -> .2283; with 64 heads 5/8 and 7/8 are even, d1 .1506 -> .1447.
 # * Skipping the second half of a group's last tile by a branch: b .1974 -> .2052, d1 .1513 -> .1550.
-# * Six stages in place of four: even. The fill by two warps of its own, as fast as it can: c +.038 with clean on.
-#   By the producer, paced by the key tiles: +.016 to +.023. Four times wider stores there: even.
-TUNING = Tuning(stages=4, samples=256, consumer_registers=208, producer_registers=88)
+# * Five or six stages in place of four: even.
+# * The first query and tile of keys copied before the windows are known, where a guess says that every row sees every key: f
+#   .0143 -> .0137, f32 .0111 -> .0104. With clean on, f .0142 -> .0153; with wrong guesses, a .1249 -> .1258.
+# * With clean on, the fill by two warps of its own, as fast as it can: c +.038. By the producer, line by line, paced by the key
+#   tiles: +.012. By the copy engine from one tile in shared memory: c .4600 -> .4416, e-a .0835 -> .0699, d2 .8257 -> .8116.
+# * d1 with clean on, 1.07 GB of fill: .353 without the arithmetic, .458 with it, at half the pace; at full pace .470, four
+#   times that .520, hardly any before the end .452. Programs with equal shares end between 326 and 463 us there: memory serves
+#   the SMs unequally, and classic (.436), whose many programs the hardware hands out, does not mind.
+TUNINGS: dict[int, Tuning] = {
+    # Of 208 registers Triton 3.9.0 would spill 6 with clean on.
+    16: Tuning(stages=4, samples=128, group_cost=7, consumer_registers=224, producer_registers=56),
+    32: Tuning(stages=4, samples=128, group_cost=7, consumer_registers=208, producer_registers=88),
+    64: Tuning(stages=4, samples=128, group_cost=5, consumer_registers=208, producer_registers=88),
+    128: Tuning(stages=4, samples=128, group_cost=5, consumer_registers=208, producer_registers=88),
+}
 
 
 def tuning(target: compat.Target, heads: int, clean_logits: bool) -> Tuning:
-    """The table's row: one for all so far."""
-    return TUNING
+    """The table's row for a head count."""
+    return TUNINGS[padded_heads(heads)]
 
 
+FEW_GROUPS = 32  # whose windows one load of a warp reads; what programs need first may then be guessed
 BLOCK_KEYS = 128
 COLUMNS = 128  # of a consumer's products: rows x padded heads
 THREADS_REGISTERS = 168  # 384 threads share 65,536: what a thread has before the warps specialise
-
-
-@gluon.constexpr_function
-def query_box(rows, heads, dim):
-    """Axes of a query tile, outermost first, as its tensor map has them: the order of an accumulator's columns.
-
-    Lane % 4 of a warp tells apart columns that differ in bits 1 and 2. Query rows stand there, so that few lanes, or none,
-    share a sum over heads: rows 1: [row, head]; rows 2: [head, head, row, head]; more: [head, row, head].
-    """
-    if rows == 1:
-        return [1, heads, dim]
-    return [heads // 4, 2, 2, 2, dim] if rows == 2 else [heads // 2, rows, 2, dim]
-
-
-@gluon.constexpr_function
-def bytes_layout(dim, rank):
-    """fp8 rows of ``dim`` bytes in shared memory, as the copy engine writes and wgmma reads them."""
-    return gl.NVMMASharedLayout(swizzle_byte_width=dim, element_bitwidth=8, rank=rank)
-
-
-@gluon.constexpr_function
-def floats_layout(rank):
-    return gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=rank)
-
-
-@gluon.constexpr_function
-def weight_layout(rows, heads):
-    """[rows, heads]: each lane has the weights of its accumulator's columns."""
-    lanes = {1: [[0, 2], [0, 4]], 2: [[1, 0], [0, 2]]}.get(rows, [[1, 0], [2, 0]])
-    first_head = {1: 8, 2: 4}.get(rows, 2)
-    registers = [[0, 1]] + [[1 << bit, 0] for bit in range(2, rows.bit_length() - 1)]
-    registers += [[0, 1 << bit] for bit in range(first_head.bit_length() - 1, heads.bit_length() - 1)]
-    return gl.DistributedLinearLayout(registers, [*lanes, [0, 0], [0, 0], [0, 0]], [[0, 0], [0, 0]], [], [rows, heads])
-
-
-@gluon.constexpr_function
-def quad_layout():
-    """[4, 8, 4]: warp, lane / 4, lane % 4."""
-    lanes = [[0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 2, 0], [0, 4, 0]]
-    return gl.DistributedLinearLayout([], lanes, [[1, 0, 0], [2, 0, 0]], [], [4, 8, 4])
-
-
-@gluon.constexpr_function
-def logit_layout(rows):
-    """[64, max(rows, 2)] keys x rows: where the sums over heads end. Without a second row, every value is there twice."""
-    lanes = {1: [[8, 0], [0, 1]], 2: [[0, 1], [8, 0]]}.get(rows, [[0, 1], [0, 2]])
-    registers = [[8, 0]] if rows > 2 else []
-    registers += [[0, 1 << bit] for bit in range(2, rows.bit_length() - 1)]
-    lanes = [*lanes, [1, 0], [2, 0], [4, 0]]
-    return gl.DistributedLinearLayout(registers, lanes, [[16, 0], [32, 0]], [], [64, max(rows, 2)])
 
 
 @aggregate
@@ -125,7 +116,7 @@ class Shared:
     query_full: gl.shared_memory_descriptor
     key_full: gl.shared_memory_descriptor
     key_empty: gl.shared_memory_descriptor
-    warm: gl.shared_memory_descriptor
+    guessed: gl.shared_memory_descriptor
     ROWS: gl.constexpr
     HEADS: gl.constexpr
     DIM: gl.constexpr
@@ -134,7 +125,7 @@ class Shared:
 
     @gluon.constexpr_function
     def __init__(
-        self, query, weight, bounds, plan, key, scale, query_full, key_full, key_empty, warm, ROWS, HEADS, DIM, KEYS, STAGES
+        self, query, weight, bounds, plan, key, scale, query_full, key_full, key_empty, guessed, ROWS, HEADS, DIM, KEYS, STAGES
     ):  # fmt: skip
         self.query = query
         self.weight = weight
@@ -145,7 +136,7 @@ class Shared:
         self.query_full = query_full
         self.key_full = key_full
         self.key_empty = key_empty
-        self.warm = warm
+        self.guessed = guessed
         self.ROWS = gl.constexpr(ROWS)
         self.HEADS = gl.constexpr(HEADS)
         self.DIM = gl.constexpr(DIM)
@@ -179,71 +170,6 @@ class Windows:
 
 
 @gluon.jit
-def scalar(memory):
-    """The one element of a piece of shared memory."""
-    return gl.max(memory.load(gl.BlockedLayout([1], [32], [gl.num_warps()], [0])), axis=0)
-
-
-@gluon.jit
-def exchange(x, LANES: gl.constexpr):
-    """x of the lane whose number differs in bit LANES."""
-    if LANES == 1:
-        return gl.inline_asm_elementwise("shfl.sync.bfly.b32 $0, $1, 1, 31, -1;", "=f,f", [x], gl.float32, False, 1)
-    else:
-        return gl.inline_asm_elementwise("shfl.sync.bfly.b32 $0, $1, 2, 31, -1;", "=f,f", [x], gl.float32, False, 1)
-
-
-@gluon.jit
-def fold(score, weight, total, MORE: gl.constexpr, HEADS: gl.constexpr, FIRST: gl.constexpr):
-    """total + sum over the last axis of 2 * relu(score) * weight, a chain of FMAs: the axis lies in registers.
-
-    Written out because gl.sum fuses multiplications and additions on some builds only. x + |x| keeps NaN; a maximum would
-    run on a unit of half the rate.
-    """
-    if HEADS == 1:
-        if FIRST:
-            return (score + gl.abs(score)) * weight
-        else:
-            return gl.fma(score + gl.abs(score), weight, total)
-    elif HEADS == 2:
-        s0, s1 = gl.split(score)
-        w0, w1 = gl.split(weight)
-        return fold(s1, w1, fold(s0, w0, total, MORE, 1, FIRST), MORE, 1, False)
-    else:
-        s0, s1 = gl.split(score.reshape([4, 2, 8, MORE, 4, HEADS // 2, 2]))
-        w0, w1 = gl.split(weight.reshape([4, 2, 8, MORE, 4, HEADS // 2, 2]))
-        return fold(s1, w1, fold(s0, w0, total, MORE, HEADS // 2, FIRST), MORE, HEADS // 2, False)
-
-
-@gluon.jit
-def head_sums(scores, weights, ROWS: gl.constexpr):
-    """[64, max(rows, 2)] from an accumulator's [64, 128]: relu, twice the weights, and the sum over heads."""
-    MORE: gl.constexpr = max(ROWS // 4, 1)
-    HEADS: gl.constexpr = 16 // MORE
-    # An accumulator's axes: warp, key + 8, lane / 4; heads, further rows, lane % 4, heads. Two chains of FMAs for each sum.
-    s = scores.reshape([4, 2, 8, HEADS, MORE, 4, 2]).permute([0, 1, 2, 4, 5, 3, 6])
-    w = weights[None, :].broadcast_to([64, 128]).reshape([4, 2, 8, HEADS, MORE, 4, 2]).permute([0, 1, 2, 4, 5, 3, 6])
-    s0, s1 = gl.split(s)
-    w0, w1 = gl.split(w)
-    total = fold(s0, w0, s0, MORE, HEADS, True) + fold(s1, w1, s1, MORE, HEADS, True)  # [4, 2, 8, MORE, 4]
-    if ROWS <= 2:
-        # Lanes have parts of the same two sums: each keeps one of the keys and gives the other away.
-        QUAD: gl.constexpr = quad_layout()
-        low, high = gl.split(total.reshape([4, 2, 8, 4]).permute([0, 2, 3, 1]))
-        low = gl.convert_layout(low, QUAD, assert_trivial=True)
-        high = gl.convert_layout(high, QUAD, assert_trivial=True)
-        lane = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(0, QUAD)))[None, :][None, :, :]
-        odd = (lane & ROWS) != 0
-        total = gl.where(odd, high, low) + exchange(gl.where(odd, low, high), ROWS)
-        if ROWS == 1:
-            total += exchange(total, 2)
-            total = total.reshape([4, 8, 2, 2]).permute([0, 3, 1, 2])
-        else:
-            total = total.reshape([4, 8, 2, 2]).permute([0, 2, 1, 3])
-    return gl.convert_layout(total.reshape([64, max(ROWS, 2)]), logit_layout(ROWS), assert_trivial=True)
-
-
-@gluon.jit
 def clip(start, end, windows):
     """(begin, end): windows cut to the keys and to the row's cells."""
     end = gl.minimum(end, windows.num_keys)
@@ -262,7 +188,7 @@ def cover(begin, end, KEYS: gl.constexpr):
 
 @gluon.jit
 def read(row, windows, LAYOUT: gl.constexpr):
-    """[rows, 2] starts and ends: one tensor, because some builds lose the second of two that a loop loads and carries on."""
+    """[rows, 2] starts and ends, with one load."""
     which = gl.arange(0, 2, gl.SliceLayout(0, LAYOUT))[None, :]
     near = gl.minimum(row, windows.num_queries - 1)[:, None].to(gl.int64)
     starts = windows.starts + near * windows.stride_starts
@@ -280,14 +206,44 @@ def add_six(a, b, c, d, e, f, u, v, w, x, y, z):
 
 
 @gluon.jit
-def share(windows, ROWS: gl.constexpr, KEYS: gl.constexpr, SAMPLES: gl.constexpr):
+def quota(total):
+    """Where this program's part of ``total`` begins, and where it ends."""
+    program = gl.program_id(0)
+    programs = gl.num_programs(0)
+    each = total // programs
+    rest = total % programs
+    return each * program + rest * program // programs, each * (program + 1) + rest * (program + 1) // programs
+
+
+@gluon.jit
+def place(sample, spent, cost, step):
+    """(group, part): a border after ``spent`` of what a sampled group costs, which stands for ``step`` groups."""
+    part = spent * 1024 // gl.maximum(cost, 1) * step
+    return sample * step + part // 1024, part % 1024
+
+
+@gluon.jit
+def guess(windows, ROWS: gl.constexpr, KEYS: gl.constexpr, SAMPLES: gl.constexpr, GROUP_COST: gl.constexpr):
+    """(row, tile) at which this program's share begins if every row sees every key."""
+    groups = gl.cdiv(windows.num_queries, ROWS)
+    step = gl.cdiv(groups, SAMPLES)
+    tiles = gl.cdiv(windows.num_keys, KEYS)
+    cost = gl.minimum(tiles, 65535) * 8 + GROUP_COST
+    here, _ = quota(gl.cdiv(groups, step) * cost)
+    group, part = place(here // cost, here % cost, cost, step)
+    return group * ROWS, tiles * part // 1024
+
+
+@gluon.jit
+def share(windows, ROWS: gl.constexpr, KEYS: gl.constexpr, SAMPLES: gl.constexpr, GROUP_COST: gl.constexpr):
     """(group, part, last group, last part, tiles inside windows): this program's share of the groups of ROWS query rows.
 
     It begins after part / 1024 of the group's tiles, and ends after last part / 1024 of the last group's. What groups cost is
     estimated from a sample, by two rows of every sampled group. A wrong estimate costs time only: neighbours compute the border
     between them alike.
     """
-    LAYOUT: gl.constexpr = gl.BlockedLayout([SAMPLES // 32], [32], [gl.num_warps()], [0])
+    # One sample a thread, or as many in each warp as it has lanes: more would queue up for the same lines of every SM.
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     groups = gl.cdiv(windows.num_queries, ROWS)
     step = gl.cdiv(groups, SAMPLES)
     sample = gl.arange(0, SAMPLES, LAYOUT)
@@ -298,15 +254,10 @@ def share(windows, ROWS: gl.constexpr, KEYS: gl.constexpr, SAMPLES: gl.constexpr
     end = gl.load(windows.ends + row.to(gl.int64) * windows.stride_ends, mask=exists, other=0)
     begin, end = clip(start, end, windows)
     tiles = gl.where(begin < end, (end + (KEYS - 1)) // KEYS - begin // KEYS, 0)
-    cost = gl.where(exists, gl.minimum(tiles, 131071) * 2 + 1, 0)  # another group costs about half a tile
+    cost = gl.where(exists, gl.minimum(tiles, 65535) * 8 + GROUP_COST, 0)
     sums = gl.associative_scan(cost, 0, add)
     total = gl.max(sums, axis=0)
-    program = gl.program_id(0)
-    programs = gl.num_programs(0)
-    each = total // programs
-    rest = total % programs
-    here = each * program + rest * program // programs
-    there = each * (program + 1) + rest * (program + 1) // programs
+    here, there = quota(total)
     before = sums - cost
     at_here = (before <= here) & (here < sums)
     at_there = (before <= there) & (there < sums)
@@ -322,83 +273,91 @@ def share(windows, ROWS: gl.constexpr, KEYS: gl.constexpr, SAMPLES: gl.constexpr
         0,
         add_six,
     )
-    part = b * 1024 // c * step
-    group = a * step + part // 1024
-    last_part = e * 1024 // gl.maximum(f, 1) * step
-    last_group = gl.where(f == 0, groups, d * step + last_part // 1024)
-    last_part = gl.where(f == 0, 0, last_part % 1024)
-    inside = (total - gl.cdiv(groups, step)) // 2 * step
-    return group, part % 1024, last_group, last_part, inside
+    group, part = place(a, b, c, step)
+    last_group, last_part = place(d, e, f, step)
+    last_group = gl.where(f == 0, groups, last_group)  # nothing of the last group is left
+    inside = (total - gl.cdiv(groups, step) * GROUP_COST) // 8 * step
+    return group, part, last_group, last_part, inside
 
 
 @gluon.jit
-def find_unfilled(unit, parts, windows, out, stride_os, stride_on, ROWS: gl.constexpr, KEYS: gl.constexpr):
-    """(low, left, right, high): a unit's whole tiles [low, left) and [right, high) lie outside its group's tiles.
+def find_unfilled(unit, parts, windows, out, stride_os, ROWS: gl.constexpr, KEYS: gl.constexpr):
+    """(at, left, right, high): of a unit's tiles, those from at to left and from right to high lie outside its group's tiles.
 
-    A unit is one of ``parts`` parts of a group's columns. The tile that the end of the keys cuts is filled here and now.
+    A unit is one of ``parts`` parts of a group's columns. The last up to 3 keys, which the copy engine cannot tell from the
+    padding behind them, are filled here and now.
     """
+    CELLS: gl.constexpr = gl.BlockedLayout([1, 1], [8, 4], [1, 1], [1, 0])
     WINDOW: gl.constexpr = gl.BlockedLayout([1, 2], [32, 1], [1, 1], [1, 0])
-    CELLS: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [1, 1], [1, 0])
     group = unit // parts
     part = unit % parts
     row = group * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, WINDOW))
     start, end = gl.split(read(row, windows, WINDOW))
     begin, end = clip(start, end, windows)
     first, last = cover(begin, gl.where(row < windows.num_queries, end, 0), KEYS)
-    tiles = gl.cdiv(windows.num_keys, KEYS)
+    tiles = gl.cdiv(windows.num_keys, KEYS).to(gl.int64)
+    low = (tiles * part // parts).to(gl.int32)
+    high = (tiles * (part + 1) // parts).to(gl.int32)
+    left = gl.minimum(gl.maximum(first, low), high)
+    right = gl.minimum(gl.maximum(last, left), high)
     whole = windows.num_keys // KEYS
-    low = (tiles.to(gl.int64) * part // parts).to(gl.int32)
-    high = (tiles.to(gl.int64) * (part + 1) // parts).to(gl.int32)
-    if (high > whole) & ((whole < first) | (whole >= last)):
+    if (windows.num_keys % 4 > 0) & (high > whole) & ((whole < left) | (whole >= right)):
         line = group * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, CELLS))
-        column = whole * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, CELLS))
-        cells = out + (line.to(gl.int64) * stride_os)[:, None] + (column.to(gl.int64) * stride_on)[None, :]
-        value = gl.full([ROWS, KEYS], float("-inf"), gl.float32, CELLS)
+        column = windows.num_keys // 4 * 4 + gl.arange(0, 4, gl.SliceLayout(0, CELLS))
+        cells = out + (line.to(gl.int64) * stride_os)[:, None] + column[None, :]
+        value = gl.full([ROWS, 4], float("-inf"), gl.float32, CELLS)
         gl.store(cells, value, mask=(line < windows.num_queries)[:, None] & (column < windows.num_keys)[None, :])
-    high = gl.minimum(high, whole)
-    left = gl.minimum(first, high)
-    return low, left, gl.maximum(gl.maximum(last, left), low), high
+    return gl.where(low < left, low, right), left, right, high
 
 
 @gluon.jit
 def fill(
-    budget, unit, row, last_row, at, low, left, right, high, parts, windows, out, stride_os, stride_on,
-    ROWS: gl.constexpr, KEYS: gl.constexpr,
-):  # fmt: skip
-    """-inf into the next ``budget`` tiles' rows outside the windows; returns where it stopped: (unit, row, ..., high)."""
-    LINE: gl.constexpr = gl.BlockedLayout([4], [32], [1], [0])
+    budget, unit, at, left, right, high, parts, windows, filled, blank, out, stride_os, ROWS: gl.constexpr, KEYS: gl.constexpr
+):
+    """-inf into the next ``budget`` tiles outside the windows; returns where it stopped: (unit, at, left, right, high).
+
+    The copy engine stores a tile of every row of a group at once, and leaves out what lies past the last row or key.
+    """
     units = gl.cdiv(windows.num_queries, ROWS) * parts
-    column = gl.arange(0, KEYS, LINE).to(gl.int64) * stride_on
-    value = gl.full([KEYS], float("-inf"), gl.float32, LINE)
     while (budget > 0) & (unit < units):
         stop = gl.minimum(gl.where(at < left, left, high), at + budget)
-        line = out + row.to(gl.int64) * stride_os
+        row = unit // parts * ROWS
         for tile in range(at, stop):
-            gl.store(line + tile.to(gl.int64) * KEYS * stride_on + column, value)
+            tma_store(filled, [row, tile * KEYS], blank)
         budget -= gl.maximum(stop - at, 0) + 1
         at = gl.maximum(stop, at)
         at = gl.where((at >= left) & (at < right), right, at)
         if at >= high:
-            row += 1
-            at = gl.where(low < left, low, right)
-            if (row == last_row) | (at >= high):
-                unit += gl.num_programs(0)
-                row = unit // parts * ROWS
-                last_row = gl.minimum(row + ROWS, windows.num_queries)
-                if unit < units:
-                    low, left, right, high = find_unfilled(unit, parts, windows, out, stride_os, stride_on, ROWS, KEYS)
-                    at = gl.where(low < left, low, right)
-    return unit, row, last_row, at, low, left, right, high
+            unit += gl.num_programs(0)
+            if unit < units:
+                at, left, right, high = find_unfilled(unit, parts, windows, out, stride_os, ROWS, KEYS)
+    return unit, at, left, right, high
 
 
 @gluon.jit
-def load_query(queries, row, full, box, ROWS: gl.constexpr):
-    if ROWS == 1:
-        tma_load(queries, [row, 0, 0], full, box)
-    elif ROWS == 2:
-        tma_load(queries, [0, 0, row, 0, 0], full, box)
-    else:
-        tma_load(queries, [0, row, 0, 0], full, box)
+def load_queries(queries, weights, row, full, shared, slot, there):
+    """Start the copies of a group's queries and weights into a slot, or let the barrier pass where they are ``there``."""
+    ROWS: gl.constexpr = shared.ROWS
+    BOX: gl.constexpr = query_box(ROWS, shared.HEADS, shared.DIM)
+    BOX_LAYOUT: gl.constexpr = bytes_layout(shared.DIM, len(BOX))
+    wanted = there == 0
+    mbarrier.arrive(full, count=1, pred=there)
+    mbarrier.expect(full, 2 * ROWS * shared.HEADS * (shared.DIM + 4), pred=wanted)
+    for consumer in gl.static_range(2):
+        box = reinterpret(shared.query.index(slot * 2 + consumer), gl.float8e4nv, BOX, BOX_LAYOUT)
+        load_query(queries, row + consumer * ROWS, full, box, ROWS, wanted)
+    tma_load(weights, [row, 0], full, shared.weight.index(slot), pred=wanted)
+
+
+@gluon.jit
+def load_keys(keys, scales, tile, full, shared, stage, there):
+    """Start the copies of a tile of keys and their scales, or let the barrier pass where they are ``there``."""
+    KEYS: gl.constexpr = shared.KEYS
+    wanted = there == 0
+    mbarrier.arrive(full, count=1, pred=there)
+    mbarrier.expect(full, KEYS * (shared.DIM + 4), pred=wanted)
+    tma_load(keys, [tile * KEYS, 0], full, shared.key.index(stage), pred=wanted)
+    tma_load(scales, [tile * KEYS], full, shared.scale.index(stage), pred=wanted)
 
 
 @gluon.jit
@@ -415,27 +374,28 @@ def wait_for_slot(shared, ended, sent):
 @gluon.jit
 def produce(
     shared, queries, keys, scales, weights, windows, group, part, last_group, last_part, inside,
-    out, stride_os, stride_on, parts, CLEAN: gl.constexpr,
+    guessed_row, guessed_tile, filled, blank, out, stride_os, parts, CLEAN: gl.constexpr, GUESS: gl.constexpr,
 ):  # fmt: skip
     """The producer warp: keeps the consumers in keys, and fills what lies outside of their tiles."""
     ROWS: gl.constexpr = shared.ROWS
     GROUP: gl.constexpr = 2 * shared.ROWS
     KEYS: gl.constexpr = shared.KEYS
-    BOX: gl.constexpr = query_box(shared.ROWS, shared.HEADS, shared.DIM)
-    BOX_LAYOUT: gl.constexpr = bytes_layout(shared.DIM, len(BOX))
     PADDED: gl.constexpr = max(ROWS, 2)
     WINDOW: gl.constexpr = gl.BlockedLayout([1, 2], [32, 1], [1, 1], [1, 0])
     ONE: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
     groups = gl.cdiv(windows.num_queries, GROUP)
     stop = gl.minimum(groups, last_group + (last_part > 0).to(gl.int32))
-    # For every key tile so many rows of tiles outside the windows: writing them all at once would stall everything else.
+    # With every key tile so many tiles outside the windows, half of its share: all at once would stall everything else, and
+    # the whole share more than what is left for the end.
     outside = gl.maximum(groups * gl.cdiv(windows.num_keys, KEYS) - inside, 0)
-    budget = (outside // gl.maximum(inside, 1) + 1) * GROUP + 1
+    budget = outside // gl.maximum(inside * 2, 1) + 2
 
     index = gl.arange(0, 2 * PADDED, gl.SliceLayout(1, WINDOW))
     offset = index // PADDED * ROWS + index % PADDED
     real = index % PADDED < ROWS
     window = read(group * GROUP + offset, windows, WINDOW)
+    if GUESS:
+        mbarrier.wait(shared.guessed, 0)
     stage = 0
     phase = 1
     slot = 0
@@ -443,10 +403,7 @@ def produce(
     ended = 0  # sent, when the query in this slot ended
     other_ended = 0
     unit = gl.program_id(0) - gl.num_programs(0)  # nothing is left of it: the first fill looks for the next one
-    row = 0
-    last_row = 0
     at = 0
-    low = 0
     left = 0
     right = 0
     high = 0
@@ -471,22 +428,20 @@ def produce(
             shared.plan.index(slot * 4 + 2).store(gl.full([1], first_row, gl.int32, ONE))
             barrier()
             full = shared.query_full.index(slot)
-            mbarrier.expect(full, GROUP * shared.HEADS * (shared.DIM + 4))
-            for consumer in gl.static_range(2):
-                box = reinterpret(shared.query.index(slot * 2 + consumer), gl.float8e4nv, BOX, BOX_LAYOUT)
-                load_query(queries, first_row + consumer * ROWS, full, box, ROWS)
-            tma_load(weights, [first_row, 0], full, shared.weight.index(slot))
+            there = False
+            if GUESS:
+                there = (sent == 0) & (first_row == guessed_row)
+            load_queries(queries, weights, first_row, full, shared, slot, there)
             for tile in range(first, last):
                 mbarrier.wait(shared.key_empty.index(stage), phase)
                 full = shared.key_full.index(stage)
-                mbarrier.expect(full, KEYS * (shared.DIM + 4))
-                tma_load(keys, [tile * KEYS, 0], full, shared.key.index(stage))
-                tma_load(scales, [tile * KEYS], full, shared.scale.index(stage))
+                if GUESS:
+                    there = (sent == 0) & (first_row == guessed_row) & (tile == first) & (tile == guessed_tile)
+                load_keys(keys, scales, tile, full, shared, stage, there)
                 if CLEAN:
-                    unit, row, last_row, at, low, left, right, high = fill(
-                        budget, unit, row, last_row, at, low, left, right, high, parts, windows, out, stride_os, stride_on,
-                        GROUP, KEYS,
-                    )  # fmt: skip
+                    unit, at, left, right, high = fill(
+                        budget, unit, at, left, right, high, parts, windows, filled, blank, out, stride_os, GROUP, KEYS
+                    )
                 stage += 1
                 if stage == shared.STAGES:
                     stage = 0
@@ -501,10 +456,8 @@ def produce(
     barrier()
     mbarrier.arrive(shared.query_full.index(slot), count=1)
     if CLEAN:
-        fill(
-            gl.to_tensor(1 << 30), unit, row, last_row, at, low, left, right, high, parts, windows, out, stride_os, stride_on,
-            GROUP, KEYS,
-        )  # fmt: skip
+        fill(gl.to_tensor(1 << 30), unit, at, left, right, high, parts, windows, filled, blank, out, stride_os, GROUP, KEYS)
+        tma_store_wait(0)
 
 
 @gluon.jit
@@ -529,7 +482,6 @@ def consume(consumer, shared, out, stride_os, stride_on, num_queries, num_keys, 
     LOGIT: gl.constexpr = logit_layout(ROWS)
     KEY: gl.constexpr = gl.SliceLayout(1, LOGIT)
     ROW: gl.constexpr = gl.SliceLayout(0, LOGIT)
-    WEIGHT: gl.constexpr = weight_layout(ROWS, HEADS)
     lane = gl.arange(0, HALF, KEY)
     each = gl.arange(0, PADDED, ROW)
     zeros = gl.full([HALF, 128], 0.0, gl.float32, MMA)
@@ -556,12 +508,7 @@ def consume(consumer, shared, out, stride_os, stride_on, num_queries, num_keys, 
         if fresh:
             first = scalar(shared.plan.index(slot * 4)) * shared.KEYS + lane
             row = scalar(shared.plan.index(slot * 4 + 2)) + consumer * ROWS + each
-            loaded = shared.weight.index(slot).slice(consumer * ROWS, ROWS).load(WEIGHT) * 0.5
-            if ROWS == 2:
-                loaded = loaded.reshape([2, HEADS // 4, 2, 2]).permute([1, 2, 0, 3])
-            elif ROWS > 2:
-                loaded = loaded.reshape([ROWS, HEADS // 2, 2]).permute([1, 0, 2])
-            weights = gl.convert_layout(loaded.reshape([128]), COLUMN, assert_trivial=True)
+            weights = column_weights(shared.weight.index(slot).slice(consumer * ROWS, ROWS), ROWS, HEADS, COLUMN)
             begin = shared.bounds.index(slot * 4).slice(consumer * PADDED, PADDED).load(ROW)
             end = shared.bounds.index(slot * 4 + 1).slice(consumer * PADDED, PADDED).load(ROW)
             length = gl.where(begin < end, end - begin, 0)
@@ -613,6 +560,7 @@ def mqa_logits_kernel(
     weights,  # tensor map of [S, H] float32
     starts,  # [S] int32
     ends,  # [S] int32
+    filled,  # tensor map of out, if CLEAN
     out,  # [S, N] float32, or [S, width] if COMPRESSED
     num_queries,
     num_keys,
@@ -628,6 +576,8 @@ def mqa_logits_kernel(
     KEYS: gl.constexpr,
     STAGES: gl.constexpr,
     SAMPLES: gl.constexpr,
+    GROUP_COST: gl.constexpr,
+    GUESS: gl.constexpr,
     CLEAN: gl.constexpr,
     COMPRESSED: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
@@ -657,7 +607,12 @@ def mqa_logits_kernel(
     for stage in gl.static_range(STAGES):
         mbarrier.init(shared.key_full.index(stage), count=1)
         mbarrier.init(shared.key_empty.index(stage), count=2)
-    mbarrier.init(shared.warm, count=1)
+    mbarrier.init(shared.guessed, count=2)
+    blank = shared.guessed  # not used
+    if CLEAN:
+        LINES: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [4, 1], [1, 0])
+        minus_infinity = gl.full([2 * ROWS, KEYS], float("-inf"), gl.float32, LINES)
+        blank = gl.allocate_shared_memory(gl.float32, [2 * ROWS, KEYS], floats_layout(2), minus_infinity)
     hopper.fence_async_shared()
     windows = Windows(
         starts,
@@ -670,20 +625,13 @@ def mqa_logits_kernel(
         COMPRESSED,
     )
     GROUP: gl.constexpr = 2 * ROWS
-    BOX: gl.constexpr = query_box(ROWS, HEADS, DIM)
-    BOX_LAYOUT: gl.constexpr = bytes_layout(DIM, len(BOX))
-    groups = gl.cdiv(windows.num_queries, GROUP)
-    # While the windows come from memory, so do the tensor maps and, with luck, what this program needs first.
-    even = groups * gl.program_id(0)
-    guess = even // gl.num_programs(0) * GROUP
-    tile = even % gl.num_programs(0) * gl.cdiv(windows.num_keys, KEYS) // gl.num_programs(0)
-    mbarrier.expect(shared.warm, 128 * DIM + GROUP * HEADS * 4 + KEYS * (DIM + 4))
-    load_query(queries, guess, shared.warm, reinterpret(shared.query.index(0), gl.float8e4nv, BOX, BOX_LAYOUT), ROWS)
-    tma_load(weights, [guess, 0], shared.warm, shared.weight.index(0))
-    tma_load(keys, [tile * KEYS, 0], shared.warm, shared.key.index(0))
-    tma_load(scales, [tile * KEYS], shared.warm, shared.scale.index(0))
-    group, part, last_group, last_part, inside = share(windows, GROUP, KEYS, SAMPLES)
-    mbarrier.wait(shared.warm, 0)
+    guessed_row = gl.to_tensor(0)
+    guessed_tile = gl.to_tensor(0)
+    if GUESS:  # while the windows come from memory, so does, with luck, what this program needs first
+        guessed_row, guessed_tile = guess(windows, GROUP, KEYS, SAMPLES, GROUP_COST)
+        load_queries(queries, weights, guessed_row, shared.guessed, shared, 0, False)
+        load_keys(keys, scales, guessed_tile, shared.guessed, shared, 0, False)
+    group, part, last_group, last_part, inside = share(windows, GROUP, KEYS, SAMPLES, GROUP_COST)
     gl.warp_specialize(
         [
             (consume, (0, shared, out, stride_os, stride_on, num_queries, num_keys, CLEAN, COMPRESSED)),
@@ -702,11 +650,15 @@ def mqa_logits_kernel(
                     last_group,
                     last_part,
                     inside,
+                    guessed_row,
+                    guessed_tile,
+                    filled,
+                    blank,
                     out,
                     stride_os,
-                    stride_on,
                     parts,
                     CLEAN,
+                    GUESS,
                 ),
             ),
         ],
@@ -735,16 +687,17 @@ def prepare(
     groups, tiles = -(-num_queries // (2 * rows)), -(-num_keys // BLOCK_KEYS)
     programs = min(multiprocessors(out.device), groups * tiles)
 
-    qs, qh, _ = q.stride()
-    axes = {1: [(num_queries, qs), (heads, qh)], 2: [(heads // 4, 4 * qh), (2, 2 * qh), (num_queries, qs), (2, qh)]}
-    axes_of_q = [*axes.get(rows, [(heads // 2, 2 * qh), (num_queries, qs), (2, qh)]), (dim, 1)]
-    shape, strides = zip(*axes_of_q, strict=True)
+    # A store of the copy engine ends with 16 bytes, not with 4: its map leaves out what else would write behind a row's end.
+    stored = (num_queries, num_keys // 4 * 4)
     arguments = (
-        _tensor_map(q, shape, strides, query_box(rows, padded, dim), bytes_layout(dim, len(shape))),
-        _tensor_map(k, k.shape, k.stride(), [BLOCK_KEYS, dim], bytes_layout(dim, 2)),
-        _tensor_map(k_scale, k_scale.shape, k_scale.stride(), [BLOCK_KEYS], floats_layout(1)),
-        _tensor_map(weights, weights.shape, weights.stride(), [2 * rows, padded], floats_layout(2)),
-        *(starts, ends, out, num_queries, num_keys, out.shape[1], starts.stride(0), ends.stride(0), *out.stride()),
+        query_map(q, rows, padded),
+        tensor_map(k, k.shape, k.stride(), [BLOCK_KEYS, dim], bytes_layout(dim, 2)),
+        tensor_map(k_scale, k_scale.shape, k_scale.stride(), [BLOCK_KEYS], floats_layout(1)),
+        tensor_map(weights, weights.shape, weights.stride(), [2 * rows, padded], floats_layout(2)),
+        starts,
+        ends,
+        tensor_map(out, stored, out.stride(), [2 * rows, BLOCK_KEYS], floats_layout(2)) if clean_logits else out,
+        *(out, num_queries, num_keys, out.shape[1], starts.stride(0), ends.stride(0), *out.stride()),
         max(1, min(2 * programs // groups, num_keys // 1024)),
     )
     keywords = {
@@ -753,21 +706,18 @@ def prepare(
         "DIM": dim,
         "KEYS": BLOCK_KEYS,
         "STAGES": tune.stages,
-        "SAMPLES": tune.samples,
+        "SAMPLES": tune.samples if groups > FEW_GROUPS else FEW_GROUPS,
+        "GROUP_COST": tune.group_cost,
+        "GUESS": groups <= FEW_GROUPS and not clean_logits,
         "CLEAN": clean_logits,
         "COMPRESSED": compressed,
         "CONSUMER_REGISTERS": tune.consumer_registers,
         "PRODUCER_REGISTERS": tune.producer_registers,
         "num_warps": 4,
         "maxnreg": THREADS_REGISTERS,
+        "enable_fp_fusion": True,  # as in the other branches; Triton 3.10 turns this off by default
     }
     return Launch(mqa_logits_kernel, (programs,), arguments, keywords)
-
-
-def _tensor_map(tensor: torch.Tensor, shape: Any, strides: Any, box: list[int], layout: Any) -> Any:
-    """A tensor map; an axis of one element may have any stride in torch, and gets one that the hardware takes."""
-    steps = [max(16, -(-step // 16) * 16) if size == 1 else step for size, step in zip(shape[:-1], strides[:-1], strict=True)]
-    return TensorDescriptor(tensor, list(shape), [*steps, 1], box, layout)
 
 
 def launch(

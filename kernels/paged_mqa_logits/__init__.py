@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .function import fp8_paged_mqa_logits, paged_mqa_schedule
+    from .function import fp8_paged_mqa_logits, paged_mqa_schedule, paged_mqa_workers
 
-__all__ = ["fp8_paged_mqa_logits", "paged_mqa_schedule"]
+__all__ = ["fp8_paged_mqa_logits", "paged_mqa_schedule", "paged_mqa_workers"]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,8 +25,10 @@ from .operation import CHUNK_KEYS
 
 WORKERS = 16  # of a schedule, that one program places
 
-# arch -> block_keys, columns on the N side, num_warps, num_stages, resident, options. The shapes of the dense kernel's table,
-# compiled for and not timed; on AMD a tile of 64 keys, so that it lies in one block of a serving engine's cache.
+# arch -> block_keys, columns on the N side, num_warps, num_stages, resident, options. The shapes of the dense kernel's table;
+# on AMD, compiled for and not timed, a tile of 64 keys, so that it lies in one block of a serving engine's cache. With 64
+# columns an SM of an H100 holds one program more: 4, not 3, take 134.5 us and not 149.7 for 256 requests of about 8192 keys and
+# 64 heads; with 128 columns (next_n of 2) 197.6 and not 151.5.
 TUNINGS: dict[str, tuple[Any, ...]] = {
     "sm90": (64, 128, 4, 3, 3, ()),
     "gfx950": (64, 128, 4, 2, 2, ()),
@@ -38,11 +40,13 @@ TUNINGS: dict[str, tuple[Any, ...]] = {
 @cache
 def tuning(target: compat.Target, heads: int, clean_logits: bool, next_n: int = 1) -> Tuning:
     """The table's row for a target, cut to the heads and rows of a request."""
-    block_keys, columns, num_warps, *rest = TUNINGS.get(target.label, TUNINGS[""])
+    block_keys, columns, num_warps, num_stages, resident, options = TUNINGS.get(target.label, TUNINGS[""])
     rows = min(1 << (next_n - 1).bit_length(), columns // padded_heads(heads))
+    if target.label == "sm90" and rows * padded_heads(heads) <= 64:
+        resident += 1
     if target.backend == "hip" and rows * padded_heads(heads) == 32:
         num_warps //= 2  # two products of 32x32 in a tile: with more waves, two would compute the same
-    return Tuning(block_keys, rows, num_warps, *rest)
+    return Tuning(block_keys, rows, num_warps, num_stages, resident, options)
 
 
 @triton.jit
@@ -219,6 +223,18 @@ def make_schedule(context_lens: torch.Tensor, num_workers: int) -> torch.Tensor:
     return result
 
 
+def workers_that_fit(device: torch.device, tune: Any, next_n: int) -> int:
+    """As many workers as a device holds programs of a tuning (``resident`` on each SM or CU), ``rows`` of a request in each."""
+    groups = -(-next_n // tune.rows)
+    return max(1, multiprocessors(device) * tune.resident // groups)
+
+
+def num_workers(q: torch.Tensor, kv_cache: torch.Tensor, *, clean_logits: bool) -> int:
+    """As :func:`capgate.kernels.paged_mqa_workers`."""
+    tune = tuning(compat.capabilities(q.device).target, q.shape[2], clean_logits, q.shape[1])
+    return workers_that_fit(q.device, tune, q.shape[1])
+
+
 def prepare(
     q: torch.Tensor,
     kv_cache: torch.Tensor,
@@ -286,10 +302,7 @@ def launch(
     clean_logits: bool,
 ) -> None:
     """Write the logits of every key that a row sees into ``out``; with ``clean_logits``, -inf into every other cell."""
-    target = compat.capabilities(q.device).target
     if schedule is None:
-        tune = tuning(target, q.shape[2], clean_logits, q.shape[1])
-        groups = -(-q.shape[1] // tune.rows)
-        schedule = make_schedule(context_lens, max(1, multiprocessors(out.device) * tune.resident // groups))
+        schedule = make_schedule(context_lens, num_workers(q, kv_cache, clean_logits=clean_logits))
     arguments = (q, kv_cache, weights, context_lens, block_table, schedule, out)
-    prepare(*arguments, clean_logits=clean_logits, target=target)()
+    prepare(*arguments, clean_logits=clean_logits, target=compat.capabilities(q.device).target)()

@@ -1,10 +1,12 @@
 """The public functions: checks, allocation, and dispatch through operators that torch.compile and GPU graphs understand."""
 
+from importlib import import_module
+
 import torch
 
 from ..key_cache.function import takes_triton
-from ..key_cache.layout import BLOCK_SIZES, check_cache, check_positions, scales_of
-from ..mqa_logits.function import FP8, check_output, empty_logits
+from ..key_cache.layout import BLOCK_SIZES, check_cache, check_positions, keys_of, scales_of
+from ..mqa_logits.function import FP8, check_output, empty_logits, mappable
 from ..mqa_logits.operation import DIMS, MAX_HEADS, MIN_HEADS
 from . import reference
 from .operation import MAX_NEXT, Problem, operation
@@ -97,7 +99,7 @@ def paged_mqa_schedule(context_lens: torch.Tensor, block_size: int, num_workers:
     block_size : int
         Keys in a block of the cache: 1, 16, 32, 64 or 128.
     num_workers : int
-        How many workers share the keys, at least 1; a multiple of the device's SMs or CUs serves well.
+        How many workers share the keys, at least 1: what :func:`paged_mqa_workers` says for the calls to come.
 
     Returns
     -------
@@ -130,18 +132,42 @@ def paged_mqa_schedule(context_lens: torch.Tensor, block_size: int, num_workers:
     return result
 
 
-def check_inputs(
-    q: torch.Tensor,
-    kv_cache: torch.Tensor,
-    weights: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_table: torch.Tensor,
-) -> None:
-    """Raise TypeError or ValueError for operands that are not as :func:`fp8_paged_mqa_logits` says."""
-    named = {"q": q, "weights": weights, "context_lens": context_lens, "block_table": block_table}
-    for name, tensor in named.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{name}: got {type(tensor).__name__}, needs a torch.Tensor")
+def paged_mqa_workers(
+    q: torch.Tensor, kv_cache: torch.Tensor, *, clean_logits: bool = False, variant: str | None = None
+) -> int:
+    """How many workers a schedule should have for :func:`fp8_paged_mqa_logits` calls with operands of these shapes.
+
+    Parameters
+    ----------
+    q : torch.Tensor, shape (B, next_n, H, D), float8_e4m3fn or float8_e4m3fnuz
+    kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
+    clean_logits : bool
+    variant : str, optional
+        As the calls will have them. B and num_blocks do not matter, nor do contents, so that once is enough.
+
+    Returns
+    -------
+    int
+        ``num_workers`` of :func:`paged_mqa_schedule`, as the branch that takes the calls has it where it makes the schedule
+        itself. Any other number gives the same logits, in another time.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not as above.
+    capgate.compat.CapabilityError
+        The branch that ``variant`` or CAPGATE_VARIANT names cannot run here.
+    """
+    _check_queries(q, kv_cache)
+    check_options(0, clean_logits, variant)
+    chosen = operation.select(describe(q, kv_cache, None, None, clean_logits), variant)
+    workers: int = import_module(chosen.load().__module__).num_workers(q, kv_cache, clean_logits=clean_logits)
+    return workers
+
+
+def _check_queries(q: torch.Tensor, kv_cache: torch.Tensor) -> None:
+    if not isinstance(q, torch.Tensor):
+        raise TypeError(f"q: got {type(q).__name__}, needs a torch.Tensor")
     shape = tuple(q.shape)
     if len(shape) != 4 or not (1 <= shape[1] <= MAX_NEXT and MIN_HEADS <= shape[2] <= MAX_HEADS and shape[3] in DIMS):
         raise ValueError(
@@ -150,10 +176,24 @@ def check_inputs(
         )
     if q.dtype not in FP8:
         raise TypeError(f"q: got {q.dtype}, needs float8_e4m3fn or float8_e4m3fnuz")
-    requests, next_n, heads, dim = q.shape
-    check_cache(kv_cache, (dim,))
+    check_cache(kv_cache, (shape[3],))
     if kv_cache.device != q.device:
         raise ValueError(f"kv_cache: got device {kv_cache.device}, needs q's {q.device}")
+
+
+def check_inputs(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_table: torch.Tensor,
+) -> None:
+    """Raise TypeError or ValueError for operands that are not as :func:`fp8_paged_mqa_logits` says."""
+    for name, tensor in {"weights": weights, "context_lens": context_lens, "block_table": block_table}.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name}: got {type(tensor).__name__}, needs a torch.Tensor")
+    _check_queries(q, kv_cache)
+    requests, next_n, heads, _ = q.shape
     if weights.shape != (requests * next_n, heads):
         raise ValueError(f"weights: got shape {tuple(weights.shape)}, needs {[requests * next_n, heads]} to match q")
     if weights.dtype != torch.float32:
@@ -196,6 +236,36 @@ def _check_schedule(schedule: torch.Tensor, device: torch.device) -> None:
     check_positions("schedule", schedule, tuple(schedule.shape), device)
 
 
+def copies_directly(kv_cache: torch.Tensor, weights: torch.Tensor | None, block_table: torch.Tensor | None) -> bool:
+    """Whether keys, weights and table entries can go straight to LDS: keys in 16-byte chunks, all at offsets of 32 bits.
+
+    Blocks of 64 keys and more may lie anywhere: each is a tile's only one, and then the base of its offsets.
+    """
+    (blocks, block), step = kv_cache.shape[:2], kv_cache.stride(0)
+    aligned = kv_cache.data_ptr() % 16 == 0 and step % 16 == 0
+    row, head = weights.stride() if weights is not None else (0, 0)
+    entry = block_table.stride(1) if block_table is not None else 0
+    farthest = max(4 * (MAX_NEXT * row + MAX_HEADS * head), 4 * 64 * entry, 0 if block >= 64 else blocks * step)
+    return bool(aligned and farthest < 2**31)
+
+
+def describe(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor | None,
+    block_table: torch.Tensor | None,
+    clean_logits: bool,
+) -> Problem:
+    """The class of calls that one with these operands belongs to; without weights or a table, with ordinary ones."""
+    requests, next_n, heads, dim = q.shape
+    direct_keys = copies_directly(kv_cache, weights, block_table)
+    even = requests == 1 or next_n == 1 or q.stride(0) == next_n * q.stride(1)
+    operands = (q, keys_of(kv_cache), scales_of(kv_cache), *(() if weights is None else (weights,)))
+    tensor_maps = even and all(mappable(operand) for operand in operands)
+    sizes = (heads, dim, FP8[q.dtype], clean_logits, kv_cache.shape[1], next_n)
+    return Problem(q.device, *sizes, direct_keys=direct_keys, tensor_maps=tensor_maps)
+
+
 def _launch_into(
     q: torch.Tensor,
     kv_cache: torch.Tensor,
@@ -208,11 +278,10 @@ def _launch_into(
     variant: str | None,
 ) -> None:
     """Operator ``capgate::fp8_paged_mqa_logits_out``: run the chosen branch, unless there is no cell to write."""
-    scales_of(kv_cache)  # the check of its address, which torch.compile cannot follow
-    _, next_n, heads, dim = q.shape
-    problem = Problem(q.device, heads, dim, FP8[q.dtype], clean_logits, kv_cache.shape[1], next_n)
-    if out.numel() == 0:
-        operation.select(problem, variant)  # a branch that cannot run is an error for empty calls too
+    # The description checks the cache's address too, which torch.compile cannot follow.
+    problem = describe(q, kv_cache, weights, block_table, clean_logits)
+    if out.numel() == 0:  # a branch that cannot run is an error for empty calls too, but no operand can be in its way
+        operation.select(problem._replace(direct_keys=True, tensor_maps=True), variant)
         return
     arguments = (q, kv_cache, weights, context_lens, block_table, schedule, out)
     operation(problem, *arguments, variant=variant, clean_logits=clean_logits)

@@ -20,6 +20,8 @@ class Problem(NamedTuple):
     dtype : of queries and cached keys, "float8_e4m3fn" or "float8_e4m3fnuz"
     block_size : keys in a block of the cache
     next_n : rows of a request, its draft tokens included
+    direct_keys : whether keys can be copied straight to LDS: see :func:`.function.copies_directly`
+    tensor_maps : whether tensor maps can describe the queries, the weights, and the cache's keys and scales
     """
 
     device: Any
@@ -29,6 +31,8 @@ class Problem(NamedTuple):
     clean_logits: bool
     block_size: int = 64
     next_n: int = 1
+    direct_keys: bool = True
+    tensor_maps: bool = True
 
 
 def example(device: Any) -> Problem:
@@ -69,6 +73,32 @@ def example_call(problem: Problem) -> ExampleCall:
     )
 
 
+def _gluon_cdna4_accepts(problem: Problem) -> str | None:
+    if problem.dtype != "float8_e4m3fn":
+        return compat.capabilities(problem.device).why("fp8_e4m3fnuz")
+    if not problem.direct_keys:
+        return (
+            "needs 16-byte aligned blocks a multiple of 16 bytes apart, those of fewer than 64 keys within 2 GiB, "
+            "and weights and table entries near each other, to copy them straight to LDS"
+        )
+    return None
+
+
+def _gluon_hopper_accepts(problem: Problem) -> str | None:
+    if problem.dtype != "float8_e4m3fn":
+        return compat.capabilities(problem.device).why("fp8_e4m3fnuz")
+    if problem.heads % 4:
+        return f"needs a multiple of 4 heads: found {problem.heads}"
+    if problem.block_size < 32:
+        return f"needs blocks of 32 keys or more, whose scales fill 128 bytes: found {problem.block_size}"
+    if not problem.tensor_maps:
+        return (
+            "needs operands that tensor maps describe: 16-byte aligned lines of adjacent elements, "
+            "requests at equal distances, blocks a multiple of 16 bytes apart"
+        )
+    return None
+
+
 def classic_accepts(problem: Problem) -> str | None:
     return dense.classic_accepts(dense.Problem(*problem[:5], compressed=False))
 
@@ -78,6 +108,22 @@ def classic_unless_named(problem: Problem) -> str | None:
 
 
 operation = compat.Operation("fp8_paged_mqa_logits", example=example)
+operation.add(
+    compat.Variant(
+        "gluon_cdna4",
+        f"{__package__}.gluon_cdna4:launch",
+        requires=("gluon_cdna4", "torch"),
+        accepts=_gluon_cdna4_accepts,
+    )
+)
+operation.add(
+    compat.Variant(
+        "gluon_hopper",
+        f"{__package__}.gluon_hopper:launch",
+        requires=("gluon_hopper", "torch"),
+        accepts=_gluon_hopper_accepts,
+    )
+)
 operation.add(
     compat.Variant(
         "classic",

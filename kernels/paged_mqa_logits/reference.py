@@ -58,6 +58,11 @@ def launch(
             cells.copy_(torch.where(flat, logits.flatten(0, 1).to(out.dtype), outside))
 
 
+def num_workers(q: torch.Tensor, kv_cache: torch.Tensor, *, clean_logits: bool) -> int:
+    """As :func:`capgate.kernels.paged_mqa_workers`: one, since a schedule is not looked at here."""
+    return 1
+
+
 def row_lengths(context_lens: torch.Tensor, next_n: int) -> torch.Tensor:
     """How many keys each row sees, [B, next_n] in int64; 0 or less for none."""
     if context_lens.ndim == 2:

@@ -22,7 +22,7 @@ def _is_setting(name: str) -> bool:
     return (
         name.startswith(("CAPGATE_", "ROCM_BOOTSTRAP_"))
         or name.endswith("_VISIBLE_DEVICES")
-        or name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "PYTHONWARNINGS", "TTY_COMPATIBLE")
+        or name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "PYTHONWARNINGS", "TRITON_PTXAS_PATH", "TTY_COMPATIBLE")
     )
 
 

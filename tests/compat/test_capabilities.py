@@ -27,6 +27,7 @@ def _until(lane: str) -> frozenset[str]:
 HOLDS = {
     "triton": _since("3.5.1"),
     "triton_ge_36": _since("3.6.0"),
+    "carried_loop_bounds": _since("3.8.0"),
     "interpreter_fp8_fnuz": _since("3.8.0"),
     "interpreter_dot_scaled": _since("3.8.0"),
     "interpreter_numpy_24": _since("3.7.1"),
@@ -52,6 +53,7 @@ HOLDS = {
     "gluon_padded_layout": _since("3.6.0"),
     "gluon_barrier": _since("3.7.1"),
     "gluon_warp_specialize_list": _since("3.6.0"),
+    "wgmma_after_zero_trip_loop": _since("3.8.0"),
     "gluon_warp_specialize_free_registers": _since("3.7.1"),
     "gluon_cache_policy": _since("3.9.0"),
     "gluon_reinterpret": _since("3.9.0"),

@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from importlib import import_module
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,6 +73,31 @@ def test_kinds_of_probe(probe: probes.Probe, holds: bool) -> None:
     finding = probe()
     assert finding.holds is holds
     assert finding.found.startswith("Triton 3.7.0+amd" if finding.holds else "3.7.0+amd")
+
+
+@pytest.mark.parametrize(
+    ("tool", "finding"),
+    [
+        pytest.param("12.8", Finding(False, "ptxas 12.8 with Triton 3.7.0+amd"), id="older"),
+        pytest.param("12.9", Finding(True, "ptxas 12.9 with Triton 3.7.0+amd"), id="of the release"),
+        pytest.param("13.0", Finding(True, "ptxas 13.0 with Triton 3.7.0+amd"), id="newer"),
+        pytest.param(None, Finding(False, "3.7.0+amd, without ptxas"), id="of no release"),
+        pytest.param(RuntimeError("Cannot find ptxas"), Finding(False, "3.7.0+amd, without ptxas"), id="none"),
+    ],
+)
+@pytest.mark.usefixtures("library")
+def test_ptxas_is_asked_and_not_triton(monkeypatch, tool: str | Exception | None, finding: Finding) -> None:
+    """A distribution may give Triton another ptxas than its release has, and AMD's builds have none."""
+
+    class Nvidia:
+        @property
+        def ptxas(self) -> Any:
+            if isinstance(tool, Exception):
+                raise tool
+            return tool and SimpleNamespace(version=tool)
+
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(knobs=SimpleNamespace(nvidia=Nvidia())))
+    assert probes.ptxas(12, 9)() == finding
 
 
 def test_an_unreadable_version_counts_as_newer_nowhere_and_as_older_nowhere(monkeypatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -166,6 +167,38 @@ def test_the_report_works_without_torch_and_triton(python, hidden: tuple[str, ..
         assert shown["capabilities"]["scaled_mfma"]["available"] is ("hip:gfx950" in arguments)
     else:
         assert "not installed" in done.stdout
+
+
+def test_a_brief_report_shows_what_the_build_can_do_on_the_target(toy, capsys) -> None:
+    assert report.main(["--target", "hip:gfx950", "--brief"]) == 0
+    said = capsys.readouterr().out
+    assert "This Triton on this target (hip:gfx950)" in said
+    assert "toy takes plain on hip:gfx950" in said
+    assert "scaled_mfma" not in said.partition("toy takes")[0]
+    assert "gluon_padded_layout" not in said
+
+
+def test_the_picture_shows_what_the_terminal_would(toy, tmp_path, capsys) -> None:
+    toy.add(Variant("bracketed", lambda: None, accepts=lambda problem: "takes no [bold] shape & such"))
+    assert report.main(["--target", "hip:gfx950", "--brief", "--svg", str(tmp_path / "report.svg")]) == 0
+    assert capsys.readouterr().out == ""
+    picture = ElementTree.fromstring((tmp_path / "report.svg").read_text())
+    shown = "".join(picture.itertext()).replace("\xa0", " ")
+    for words in (
+        "capgate report --target hip:gfx950 --brief",
+        "toy takes plain on hip:gfx950",
+        "takes no [bold] shape & such",
+    ):
+        assert words in shown
+    assert "needs sm90: found gfx950" in shown
+
+
+def test_the_picture_fetches_nothing(tmp_path) -> None:
+    """A repository's page shows it as an image, where the network is out of reach."""
+    assert report.main(["--target", "cpu", "--svg", str(tmp_path / "report.svg")]) == 0
+    text = (tmp_path / "report.svg").read_text()
+    assert "font-face" not in text
+    assert not re.search(r"url\(['\"]?http|href=", text)
 
 
 # Errors

@@ -11,9 +11,10 @@ if "gfx950" not in sys.modules:
     package = ModuleType("gfx950")
     package.__path__ = [str(FOLDER)]
     sys.modules["gfx950"] = package
-    # The formula and the windows that all tests of the operation share.
-    spec = importlib.util.spec_from_file_location("gfx950.judge", FOLDER.parent / "kernels" / "judge.py")
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["gfx950.judge"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["gfx950.judge"])
+    # The formulas and the calls that all tests of the operations share.
+    for name in ("judge", "paged"):
+        spec = importlib.util.spec_from_file_location(f"gfx950.{name}", FOLDER.parent / "kernels" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[f"gfx950.{name}"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[f"gfx950.{name}"])

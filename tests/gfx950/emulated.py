@@ -4,7 +4,7 @@
     python tests/gfx950/emulated.py 3.6.0.json
     capgate compile --from 3.6.0.json --markdown
 
-The same Triton compiles the branches again, for small calls; every window case runs with copies landing late and early.
+The same Triton compiles the branches again, for small calls; every case runs with copies landing late and early.
 """
 
 import json
@@ -13,23 +13,45 @@ from pathlib import Path
 from typing import Any
 
 import conftest  # noqa: F401 - makes this folder importable as gfx950
-from gfx950.mqa import BRANCHES, WINDOWS, Case, execute, prepare, windowed, worst_error
+from gfx950 import mqa, paged_mqa
+from gfx950.paged import make_call
 
 from capgate.kernels.mqa_logits.operation import MODES
 
 LANDINGS = ("late", "early")
 
 
-def emulated(variant: str, heads: int, dim: int, mode: str) -> dict[str, Any]:
-    """LDS cycles of full windows (5 rows of 300 keys), and the worst error of all windows as a part of the magnitudes."""
+def dense_cases(heads: int, dim: int, mode: str) -> dict[str, mqa.Case]:
+    """Calls of 5 rows and 300 keys by the names of their windows."""
     clean_logits, compressed = MODES[mode]
+    return {
+        name: mqa.Case(mqa.windowed(rows, heads, dim), clean_logits, 130 if compressed else None)
+        for name, rows in mqa.WINDOWS.items()
+    }
+
+
+def paged_cases(heads: int, dim: int, mode: str) -> dict[str, paged_mqa.PagedCase]:
+    """Batches with one row for each request and blocks of 64 keys by the names of their lengths."""
+    return {
+        name: paged_mqa.PagedCase(make_call(lens, 1, heads, dim), max(*lens, 1), mode == "clean")
+        for name, lens in paged_mqa.LENGTHS.items()
+    }
+
+
+OPERATIONS = {
+    "fp8_mqa_logits": (mqa.BRANCHES, dense_cases),
+    "fp8_paged_mqa_logits": (paged_mqa.BRANCHES, paged_cases),
+}
+
+
+def emulated(branch: mqa.Branch, cases: dict[str, Any]) -> dict[str, Any]:
+    """LDS cycles of the case "full", and the worst error of all cases as a part of the magnitudes."""
     errors = []
-    for name, rows in WINDOWS.items():
-        case = Case(windowed(rows, heads, dim), clean_logits, 130 if compressed else None)
-        prepared = prepare(BRANCHES[variant], case)
+    for name, case in cases.items():
+        prepared = mqa.prepare(branch, case)
         for landing in LANDINGS:
-            result = execute(prepared, landing=landing)
-            errors.append(worst_error(prepared))
+            result = mqa.execute(prepared, landing=landing)
+            errors.append(mqa.worst_error(prepared))
             if name == "full":
                 cycles = result.counters
     return {
@@ -43,9 +65,10 @@ def emulated(variant: str, heads: int, dim: int, mode: str) -> dict[str, Any]:
 def main(file: str) -> None:
     path = Path(file)
     result = json.loads(path.read_text())
+    branches, cases_of = OPERATIONS[result["operation"]]
     for row in result["variants"]:
-        if row["compiled"] and row["variant"] in BRANCHES:
-            row["emulated"] = emulated(row["variant"], row["heads"], row["dim"], row["mode"])
+        if row["compiled"] and row["variant"] in branches:
+            row["emulated"] = emulated(branches[row["variant"]], cases_of(row["heads"], row["dim"], row["mode"]))
     path.write_text(json.dumps(result, indent=2))
 
 

@@ -58,6 +58,14 @@ def compile_kernel(
     return _compiled[key]
 
 
+def compile_launch(launch: Any, make_source: Callable[..., Any] = ASTSource) -> Any:
+    """Compile what a branch's ``prepare`` returns."""
+    names = {parameter.name for parameter in launch.kernel.params}
+    constants = {name: value for name, value in launch.keywords.items() if name in names}
+    options = {name: value for name, value in launch.keywords.items() if name not in names}
+    return compile_kernel(launch.kernel, launch.arguments, constants, make_source, **options)
+
+
 def bound(arguments: Sequence[Any], unwritten: Sequence[torch.Tensor] = ()) -> list[Any]:
     """The arguments that the compiled kernel still has, as the emulator takes them.
 

@@ -13,7 +13,7 @@ from capgate.kernels.mqa_logits import classic
 
 from .emulator import Program, Result, parse, run
 from .judge import Call, formula, make_call, sentinels, storage_of
-from .launching import bound, compile_kernel
+from .launching import bound, compile_launch
 
 TARGET = Target("hip", "gfx950", 64)
 LIMIT = 1e-6  # of a cell's error, as a part of the sum of magnitudes
@@ -44,6 +44,13 @@ class Case(NamedTuple):
     def output(self) -> torch.Tensor:
         return sentinels(self.call.q.shape[0], self.max_window or self.call.k.shape[0])
 
+    def launch(self, prepare: Callable[..., Launch], out: torch.Tensor) -> Launch:
+        compressed = self.max_window is not None
+        return prepare(*self.call, out, clean_logits=self.clean_logits, compressed=compressed, target=TARGET)
+
+    def answer(self) -> Any:
+        return formula(self.call, self.max_window)
+
 
 WINDOWS: dict[str, Sequence[tuple[int, int]]] = {
     "full": [(0, 300)] * 5,
@@ -65,23 +72,17 @@ def windowed(rows: Sequence[tuple[int, int]], heads: int, dim: int, keys: int = 
 class Prepared(NamedTuple):
     """A case's launch: everything but the emulator's switches."""
 
-    case: Case
+    case: Any  # a Case, or what has its methods
     compiled: Any
     grid: tuple[int, ...]
     arguments: tuple[Any, ...]
     out: torch.Tensor
 
 
-def prepare(branch: Branch, case: Case) -> Prepared:
+def prepare(branch: Branch, case: Any) -> Prepared:
     out = case.output()
-    kernel, grid, arguments, keywords = branch.prepare(
-        *case.call, out, clean_logits=case.clean_logits, compressed=case.max_window is not None, target=TARGET
-    )
-    names = {parameter.name for parameter in kernel.params}
-    constants = {name: value for name, value in keywords.items() if name in names}
-    options = {name: value for name, value in keywords.items() if name not in names}
-    compiled = compile_kernel(kernel, arguments, constants, branch.make_source, **options)
-    return Prepared(case, compiled, grid, arguments, out)
+    launch = case.launch(branch.prepare, out)
+    return Prepared(case, compile_launch(launch, branch.make_source), launch.grid, launch.arguments, out)
 
 
 class Disagreement(AssertionError):  # noqa: N818
@@ -104,23 +105,21 @@ def execute(prepared: Prepared, program: Program | None = None, **emulation: Any
         lds_bytes=prepared.compiled.metadata.shared,
         **emulation,
     )
-    position = next(
-        number for number, argument in enumerate(bound(prepared.arguments)) if argument.array.size == memory.numel() * 4
-    )
+    position = next(number for number, argument in enumerate(prepared.arguments) if argument is out)
     check(case, out, before, result.written[position])
     return result
 
 
 def worst_error(prepared: Prepared) -> float:
     """Of the cells that the last execution wrote, the largest error as a part of the cell's sum of magnitudes."""
-    answer = formula(prepared.case.call, prepared.case.max_window)
+    answer = prepared.case.answer()
     errors = (prepared.out.double() - answer.logits).abs()[answer.inside]
     return float((errors / answer.magnitude[answer.inside].clamp_min(1e-30)).max()) if len(errors) else 0.0
 
 
-def check(case: Case, out: torch.Tensor, before: torch.Tensor, written: np.ndarray | None) -> None:
+def check(case: Any, out: torch.Tensor, before: torch.Tensor, written: np.ndarray | None) -> None:
     """Every cell of the windows agrees, others are -inf or untouched, and so is what lies between the rows."""
-    answer = formula(case.call, case.max_window)
+    answer = case.answer()
     expected = answer.inside | case.clean_logits
     address = torch.arange(before.numel()).as_strided(out.shape, out.stride(), out.storage_offset())
     cells = torch.zeros(before.numel(), dtype=torch.bool)

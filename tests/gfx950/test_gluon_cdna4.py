@@ -1,14 +1,12 @@
 """The Gluon branch for gfx950, as this lane's Triton compiles it: what it takes, and what its steady loop holds."""
 
-import re
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import pytest
 import torch
-from gfx950.emulator import parse
 from gfx950.mqa import BRANCHES, TARGET, WINDOWS, Branch, Case, execute, prepare, windowed
+from gfx950.steady import check_steady_loop, steady_loop
 
 from capgate.compat import capabilities
 from capgate.kernels.compile_command import vector_per_32_keys
@@ -19,7 +17,6 @@ from capgate.kernels.offline import Job, compile_jobs
 pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
 
 HEADS, DIMS, MODES = (16, 32, 64, 128), (32, 64, 128), ("unclean", "clean", "compressed")
-MOVES_BETWEEN_LANES = re.compile(r"ds_b?permute|ds_swizzle|_dpp|v_permlane(?!32_swap)|v_readlane|v_writelane")
 
 
 @lru_cache
@@ -52,73 +49,16 @@ def test_vector_instructions_of_64_heads(mode: str) -> None:
     assert 48 < vector <= 56
 
 
-def steady_loop(heads: int, dim: int, clean_logits: bool) -> tuple[list[str], Any]:
-    """The instructions that the emulator executed most often, in the order of the code, and its counters."""
-    case = Case(windowed([(0, 2048)] * 4, heads, dim, keys=2048), clean_logits)
-    prepared = prepare(BRANCHES["gluon_cdna4"], case)
-    program = parse(prepared.compiled.asm["amdgcn"])
-    result = execute(prepared, program)
-    of_a_loop = max(
-        times for step, times in zip(program.instructions, result.executed, strict=True) if step.mnemonic.startswith("v_mfma")
-    )
-    texts = [step.text for step, times in zip(program.instructions, result.executed, strict=True) if times >= of_a_loop]
-    return texts, result.counters
-
-
 @pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "skipped"])
 @pytest.mark.parametrize(("heads", "dim"), [(64, 128), (32, 128), (16, 64), (128, 128), (64, 32)])
 def test_steady_loop(heads: int, dim: int, clean_logits: bool) -> None:
-    """No bank conflict, no wait for all memory, no lane exchange but the head sum's, no scratch; relu before packed math."""
-    texts, counters = steady_loop(heads, dim, clean_logits)
+    """No bank conflict, and what :func:`check_steady_loop` asks for."""
+    case = Case(windowed([(0, 2048)] * 4, heads, dim, keys=2048), clean_logits)
+    texts, counters = steady_loop(prepare(BRANCHES["gluon_cdna4"], case))
+    check_steady_loop(texts)
     assert sum(text.startswith("v_mfma") for text in texts) >= 4
     assert counters.lds_cycles == counters.lds_ideal_cycles > 0
-    assert not [text for text in texts if re.match(r"s_waitcnt.*vmcnt\(0\)", text)]
-    assert [text for text in texts if re.match(r"buffer_load_dwordx4.* lds", text)]
-    assert not [text for text in texts if MOVES_BETWEEN_LANES.search(text)]
-    assert not [text for text in texts if text.startswith("scratch_")]
-    check_inline_assembly(texts)
-
-
-def check_inline_assembly(texts: Sequence[str]) -> None:
-    """The compiler puts no wait states between MFMA and inline assembly (v_pk_fma_f32), so that nothing may need them.
-
-    CDNA3 ISA guide, "Manually inserted wait states": a vector instruction must wait before it reads what an MFMA writes,
-    before it writes what an MFMA still reads as C, and before it writes what an MFMA will write.
-    """
-    of_mfma: set[int] = set()  # registers that an MFMA wrote and no vector instruction has read since
-    for text in [*texts, *texts]:  # twice round the loop
-        mnemonic, _, rest = text.partition(" ")
-        operands = [registers(operand) for operand in re.split(r",\s*", rest)]
-        written, read = operands[0], set().union(*operands[1:])
-        if mnemonic.startswith("v_mfma"):
-            assert not operands[3] or operands[3] == written, f"C is neither D nor a constant: {text}"
-            of_mfma |= written
-        elif mnemonic in ("v_pk_fma_f32", "v_pk_mul_f32"):
-            assert not of_mfma & (read | written), f"needs a wait for an MFMA: {text}"
-        elif mnemonic.startswith("v_"):
-            of_mfma -= read | written
     assert any(text.startswith("v_pk_fma_f32") for text in texts)
-
-
-def registers(operand: str) -> set[int]:
-    match = re.match(r"v(?:\[(\d+):(\d+)\]|(\d+))", operand)
-    if not match:
-        return set()
-    first, last, alone = match.groups()
-    return {int(alone)} if alone else set(range(int(first), int(last) + 1))
-
-
-def test_the_check_of_inline_assembly_can_fail() -> None:
-    good = [
-        "v_mfma_f32_32x32x16_fp8_fp8 v[0:15], v[20:21], v[22:23], 0",
-        "v_max_f32 v0, v0, 0",
-        "v_pk_fma_f32 v[40:41], v[0:1]",
-    ]
-    with pytest.raises(AssertionError, match="needs a wait"):
-        check_inline_assembly(good)
-    check_inline_assembly([*good[:2], "v_max_f32 v1, v1, 0", *good[2:]])
-    with pytest.raises(AssertionError, match="neither D nor a constant"):
-        check_inline_assembly(["v_mfma_f32_32x32x16_fp8_fp8 v[0:15], v[20:21], v[22:23], v[40:55]"])
 
 
 @pytest.mark.parametrize("windows", ["neighbours", "past the ends"])

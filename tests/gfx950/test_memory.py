@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from gfx950.bench import Bench, run_small
-from gfx950.emulator import Deadlock, MissingWait, OutOfBounds, Pointer, Race, Uninitialised, UnknownInstruction
+from gfx950.emulator import Deadlock, MissingWait, OutOfBounds, Pieces, Pointer, Race, Uninitialised, UnknownInstruction
 from gfx950.emulator.banks import cycles
 
 WORDS = np.arange(256, dtype=np.uint32) * 0x0102_0305 + 0x80
@@ -149,6 +149,16 @@ def test_newer_copies_stay_in_flight():
         run_small(two + READ.replace("272", "768"), WORDS, out(64))
 
 
+def test_copies_over_what_is_still_being_read():
+    """A wave may be alone, with no barrier that would order the two: its read must have returned."""
+    body = f"{COPY}s_waitcnt vmcnt(0)\nds_read_b32 v2, v1 offset:272\n{{wait}}\ns_mov_b32 m0, {{place}}\n"
+    body += "global_load_lds_dword v1, s[4:5]\ns_waitcnt vmcnt(0) lgkmcnt(0)\nglobal_store_dword v1, v2, s[6:7]"
+    run_small(body.format(wait="s_waitcnt lgkmcnt(0)", place="0x20c"), WORDS, out(64))
+    run_small(body.format(wait="s_waitcnt vmcnt(0)", place="0x210"), WORDS, out(64))
+    with pytest.raises(MissingWait, match="ds_read_b32 v2, v1 offset:272 in flight still needs"):
+        run_small(body.format(wait="s_waitcnt vmcnt(0)", place="0x20c"), WORDS, out(64))
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -253,6 +263,23 @@ def test_bounds(offset):
         )
     with pytest.raises(OutOfBounds):
         run_small(f"{LANE}v_add_u32_e32 v1, 0x1000, v1\nds_write_b32 v1, v0")
+
+
+def test_memory_of_which_only_pieces_exist():
+    far = 5 * 2**30
+    body = f"{LANE}v_mov_b32_e32 v2, s4\nv_mov_b32_e32 v3, s5\nv_add_co_u32_e32 v2, vcc, v2, v1\n"
+    body += "v_addc_co_u32_e32 v3, vcc, {high}, v3, vcc\nv_add_co_u32_e32 v2, vcc, {low:#x}, v2\n"
+    body += "v_addc_co_u32_e32 v3, vcc, 0, v3, vcc\nglobal_load_dword v4, v[2:3], off\ns_waitcnt vmcnt(0)\n"
+    body += "v_add_u32_e32 v4, 1, v4\nglobal_store_dword v[2:3], v4, off"
+    pieces = {0: WORDS[:64].copy(), far: WORDS[64:128].copy()}
+    run_small(body.format(high=far >> 32, low=far & 0xFFFFFFFF), Pieces(pieces), out(1))
+    np.testing.assert_array_equal(pieces[0], WORDS[:64])
+    np.testing.assert_array_equal(pieces[far], WORDS[64:128] + 1)
+    for distance in (far + 4, 2**30, 2**33 - 256):
+        with pytest.raises(OutOfBounds):
+            run_small(body.format(high=distance >> 32, low=distance & 0xFFFFFFFF), Pieces(pieces), out(1))
+    with pytest.raises(ValueError, match="is not behind"):
+        run_small("s_nop 0", Pieces({0: out(1), -4: out(1)}))
 
 
 def test_uninitialised_reads():

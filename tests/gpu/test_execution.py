@@ -1,7 +1,5 @@
 """How calls run on a GPU: graphs, torch.compile, streams, forked children, discovery, and the memory checker."""
 
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -125,38 +123,36 @@ def test_a_devices_own_target_is_what_discovery_finds_without_a_driver(gpu: torc
 SMALL_GRID = """
 import importlib.util, sys
 
-spec = importlib.util.spec_from_file_location("judge", sys.argv[1])
+spec = importlib.util.spec_from_file_location("judge", sys.argv[2])
 judge = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(judge)
 import torch
+from capgate.kernels.mqa_logits.function import describe
 from capgate.kernels.mqa_logits.operation import operation
 
 example = operation.example(torch.device("cuda", 0))
+grids = {
+    "memcheck": [(1, 1), (1, 16), (1, 113), (17, 76), (61, 113)],
+    "racecheck": [(17, 76), (1600, 1600)],  # as many tiles and rows for each program as reuse its shared memory
+}
 calls = 0
-for rows, keys in [(1, 1), (1, 16), (1, 113), (17, 76), (61, 113)]:
-    for heads, dim, windows in [(64, 128, "full"), (64, 128, "extreme"), (3, 32, "full")]:
+for rows, keys in grids[sys.argv[1]]:
+    for heads, dim, windows in [(64, 128, "full"), (64, 128, "extreme" if rows < 100 else "causal"), (3, 32, "full")]:
         call = judge.make_call(rows, keys, heads, dim, windows, dtype=getattr(torch, example.dtype), device="cuda")
         for clean_logits, max_window in [(True, None), (False, None), (False, 50)]:
-            problem = example._replace(heads=heads, dim=dim, clean_logits=clean_logits, compressed=max_window is not None)
+            columns = max_window or keys
             for branch in operation.variants:
+                if sys.argv[1] == "racecheck" and branch == "gluon_hopper":
+                    continue
+                out = torch.zeros(rows, -(-columns // 4) * 4, device="cuda")[:, :columns]
+                problem = describe(call.q, call.k, call.k_scale, call.weights, out, clean_logits, max_window is not None)
                 if operation.explain(problem, variant=branch).variant:
-                    out = torch.zeros(rows, max_window or keys, device="cuda")
                     judge.check(call, branch, clean_logits=clean_logits, max_window=max_window, out=out)
                     calls += 1
 print(calls, "calls")
 """
 
 
-def test_memcheck_finds_nothing_on_the_small_grid() -> None:
-    """Every tensor is an allocation of its own, so that a read or write past its end is seen."""
-    sanitizer = shutil.which("compute-sanitizer")
-    if sanitizer is None:
-        pytest.skip("compute-sanitizer is not on PATH")
-    command = [sanitizer, "--tool", "memcheck", "--padding", "1024", "--error-exitcode", "9"]
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    run = subprocess.run(
-        [*command, sys.executable, "-c", SMALL_GRID, str(JUDGE)], capture_output=True, text=True, timeout=280, env=environment
-    )
-    assert run.returncode == 0, (run.stdout + run.stderr)[-6000:]
-    assert int(run.stdout.partition(" calls")[0].split()[-1]) >= 45  # those of one branch
-    assert "ERROR SUMMARY: 0 errors" in run.stdout + run.stderr
+def test_the_sanitizer_finds_nothing_on_the_small_grid(sanitizer: Any) -> None:
+    """memcheck sees what lies outside of a tensor; racecheck what two warps of a program do to one word of shared memory."""
+    sanitizer.passes(SMALL_GRID, str(JUDGE), calls={"memcheck": 45, "racecheck": 18}[sanitizer.tool])  # those of one branch

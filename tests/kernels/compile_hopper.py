@@ -1,43 +1,59 @@
-"""Compile the gluon_hopper kernel for cuda:90 without a GPU, and print one line of JSON for each kind of call, in order.
+"""Compile gluon_hopper kernels for cuda:90 without a GPU, and print one line of JSON for each kind of call, in order.
 
-    python compile_hopper.py HEADS,DIM,MODE ...     (MODE: clean, unclean or compressed)
+    python compile_hopper.py OPERATION HEADS,DIM,MODE[,BLOCK,NEXT_N] ...
 
-test_offline_hopper.py runs it as a child process.
+OPERATION: mqa_logits or paged_mqa_logits; MODE: a key of its MODES. test_offline_hopper.py runs it as a child process.
 """
 
 import json
 import re
 import sys
+from collections import Counter
 from contextlib import redirect_stdout
+from importlib import import_module
 from io import StringIO
+from typing import Any
 
+import compiled as reading
 import triton
 
 from capgate import compat
-from capgate.kernels.mqa_logits import gluon_hopper
-from capgate.kernels.mqa_logits.operation import example_call, example_problem
-from capgate.kernels.offline_child import set_absent_gpu
+from capgate.kernels.listing import read_sass
+from capgate.kernels.offline_child import describe, disassembled, set_absent_gpu
 
 
-def main(*kinds: str) -> None:
+def main(operation: str, *kinds: str) -> None:
     triton.knobs.compilation.always_compile = True  # a cached result comes without ptxas's log
     triton.knobs.nvidia.dump_ptxas_log = True
-    target = compat.capabilities("cuda:90").target
-    set_absent_gpu(target)
+    set_absent_gpu(compat.capabilities("cuda:90").target)
     for kind in kinds:
-        heads, dim, mode = kind.split(",")
-        call = example_call(example_problem(target, int(heads), int(dim), mode))
-        kernel, grid, arguments, keywords = gluon_hopper.prepare(*call.arguments, **call.keywords)
-        with redirect_stdout(StringIO()) as log:
-            compiled = kernel.warmup(*arguments, grid=grid, **keywords)
-        spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", log.getvalue())
-        result = {
-            "shared": compiled.metadata.shared,
-            "spills": sum(map(int, spills)) if spills else None,
-            "wgmma": sorted(set(re.findall(r"wgmma\.mma_async\S*", compiled.asm["ptx"]))),
-            "serialized": "C7514" in log.getvalue(),
-        }
-        print(json.dumps(result), flush=True)
+        print(json.dumps(compile_kind(operation, kind)), flush=True)
+
+
+def compile_kind(operation: str, kind: str) -> dict[str, Any]:
+    """What the compiler says of one kind of call, and what it made."""
+    target = compat.capabilities("cuda:90").target
+    module = import_module(f"capgate.kernels.{operation}.operation")
+    kernels = import_module(f"capgate.kernels.{operation}.gluon_hopper")
+    heads, dim, mode, *paged = kind.split(",")
+    problem = module.example_problem(target, int(heads), int(dim), mode)
+    if paged:
+        problem = problem._replace(block_size=int(paged[0]), next_n=int(paged[1]))
+    call = module.example_call(problem)
+    kernel, grid, arguments, keywords = kernels.prepare(*call.arguments, **call.keywords)
+    with redirect_stdout(StringIO()) as log:
+        compiled = kernel.warmup(*arguments, grid=grid, **keywords)
+    taken = describe(compiled, target, call, log.getvalue())
+    return {
+        "shared": taken["lds_bytes"],
+        "spills": taken["spills"],
+        "warps": taken["waves_per_simd"] * 4,  # of as many programs as fit on an SM
+        "threads": int(re.search(r"\.reqntid (\d+)", compiled.asm["ptx"])[1]),
+        "wgmma": Counter(re.findall(r"wgmma\.mma_async\S*", compiled.asm["ptx"])),
+        "serialized": "C7514" in log.getvalue(),
+        "loads": reading.loads_in_loops(compiled.asm["ttgir"]),
+        "undefined": reading.undefined_descriptors(read_sass(disassembled(compiled.asm["cubin"]))),
+    }
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ import torch
 
 from capgate import compat
 from capgate.compat import versions
-from capgate.kernels import cli, demo
-from capgate.kernels.bench.ceilings import Ceilings
-from capgate.kernels.bench.peers import PEERS
-from capgate.kernels.bench.workloads import WORKLOADS, causal, compressed_prefill, make, packed, serving
+from capgate.kernels import cli
+from capgate.kernels.bench.plot import plot
+from capgate.kernels.demo import decode, prefill, stacks
 
 
 @pytest.fixture(autouse=True)
@@ -20,12 +19,16 @@ def _no_gpu(monkeypatch):
 
 
 def test_the_demo_agrees_and_explains_every_target(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "ON_CPU", (16, 9))
+    monkeypatch.setattr(prefill, "ON_CPU", (16, 9))
+    monkeypatch.setattr(decode, "ON_CPU", (3, 20))
     assert cli.main(["demo", "--json", str(tmp_path / "demo.json")]) == 0
     said = json.loads((tmp_path / "demo.json").read_text())
-    assert {"reference"} <= {outcome["variant"] for outcome in said["outcomes"]}
+    scored = [(outcome["operation"], outcome["variant"]) for outcome in said["outcomes"]]
+    assert {("fp8_mqa_logits", "reference"), ("fp8_paged_mqa_logits", "reference")} <= set(scored)
     assert all(outcome["difference"] < 5e-6 and outcome["disturbed"] == 0 for outcome in said["outcomes"])
-    assert [row["target"] for row in said["stacks"]] == list(demo.TARGETS)
+    ends = [outcome["end_to_end"] for outcome in said["outcomes"] if outcome["operation"] == "fp8_paged_mqa_logits"]
+    assert all(0 < end < 1e-3 for end in ends), "quantised logits are near those of the activations, and not the same"
+    assert [row["target"] for row in said["stacks"]] == list(stacks.TARGETS)
     assert {row["target"]: row["variant"] for row in said["stacks"]} == {
         "hip:gfx942": "classic",
         "hip:gfx950": "gluon_cdna4" if compat.capabilities("hip:gfx950").gluon_cdna4 else "classic",
@@ -35,34 +38,86 @@ def test_the_demo_agrees_and_explains_every_target(tmp_path, monkeypatch, capsys
     assert "clean_logits=False writes" in capsys.readouterr().out
 
 
-def test_the_demo_fails_when_a_branch_disagrees(monkeypatch, capsys):
-    monkeypatch.setattr(demo, "ON_CPU", (8,))
-    monkeypatch.setattr(demo, "calc_diff", lambda logits, exact: 1e-3)
-    monkeypatch.setattr(demo, "_stacks", lambda folders: [])
+@pytest.fixture
+def _short_demo(monkeypatch):
+    monkeypatch.setattr(prefill, "ON_CPU", (8,))
+    monkeypatch.setattr(decode, "ON_CPU", (2, 20))
+    monkeypatch.setattr(stacks, "collect", lambda folders: [])
+
+
+@pytest.mark.usefixtures("_short_demo")
+@pytest.mark.parametrize(("part", "operation"), [(prefill, "fp8_mqa_logits"), (decode, "fp8_paged_mqa_logits")])
+def test_the_demo_fails_when_a_branch_disagrees(part, operation, monkeypatch, capsys):
+    monkeypatch.setattr(part, "calc_diff", lambda logits, exact: 6e-6)
     assert cli.main(["demo"]) == 1
-    assert "disagreement in" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "disagreement in" in said
+    assert f"reference of {operation}\n" in said
+
+
+@pytest.mark.usefixtures("_short_demo")
+def test_the_demo_fails_when_keys_land_in_wrong_slots(monkeypatch, capsys):
+    """Every branch agrees with float64 on the same cache: only the comparison with the activations can tell."""
+    write = decode.quantize_keys_to_cache
+    monkeypatch.setattr(decode, "quantize_keys_to_cache", lambda k, *rest, **options: write(k.flip(0), *rest, **options))
+    assert cli.main(["demo"]) == 1
+    assert "reference of fp8_paged_mqa_logits" in capsys.readouterr().err
 
 
 def test_bench_writes_medians_with_the_stack_that_they_belong_to(tmp_path, capsys):
     file = tmp_path / "bench.json"
-    arguments = ["bench", "--workload", "f", "--variants", "reference", "--repeats", "2", "--json", str(file)]
+    arguments = ["bench", "--workload", "f,decode-skewed", "--variants", "reference", "--repeats", "3", "--rounds", "2"]
+    arguments += ["--json", str(file)]
     assert cli.main(arguments) == 0
     said = json.loads(file.read_text())
     assert said["stack"]["triton"] == versions.find("triton").text
-    assert [(row["workload"], row["variant"], row["clean_logits"]) for row in said["rows"]] == [
-        ("f", "reference", False),
-        ("f", "reference", True),
+    assert [(row["workload"], row["operation"], row["variant"], row["clean_logits"]) for row in said["rows"]] == [
+        ("f", "fp8_mqa_logits", "reference", False),
+        ("f", "fp8_mqa_logits", "reference", True),
+        ("decode-skewed", "fp8_paged_mqa_logits", "reference", False),
+        ("decode-skewed", "fp8_paged_mqa_logits", "reference", True),
     ]
-    assert all(0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"] for row in said["rows"])
-    assert "these times say nothing about a GPU" in " ".join(capsys.readouterr().out.split())
+    for row in said["rows"]:
+        assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]
+        assert len(row["medians_ms"]) == 2
+        assert min(row["medians_ms"]) <= row["median_ms"] <= max(row["medians_ms"])
+        assert (row["schedule_ms"] is None) == (row["operation"] == "fp8_mqa_logits")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "these times say nothing about a GPU" in shown
+    assert "8x1x92 64 reference no" in shown
+
+
+def test_bench_knows_groups_of_workloads(capsys):
+    assert cli.main(["bench", "--workload", "decode,f", "--variants", "reference", "--repeats", "1", "--json", "-"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert list(dict.fromkeys(row["workload"] for row in rows)) == ["f", "decode-8k", "decode-8k-h32-n2", "decode-skewed"]
 
 
 def test_bench_draws_what_it_timed(tmp_path):
-    assert cli.main(["bench", "--workload", "f,b", "--variants", "reference", "--repeats", "1", "--plot", f"{tmp_path}/p"]) == 0
+    arguments = ["bench", "--workload", "f,b,decode-8k", "--variants", "reference", "--repeats", "1"]
+    assert cli.main([*arguments, "--plot", f"{tmp_path}/p"]) == 0
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     picture = (tmp_path / "p.svg").read_text()
     assert "<svg" in picture
-    assert "clean_logits=True" in picture
+    assert "fp8_paged_mqa_logits, clean_logits=True" in picture
+
+
+def test_a_plot_has_the_ceilings_of_its_run(tmp_path):
+    row = {"flops": 4e12, "least_bytes": 4e9, "median_ms": 4.0, "floor_ms": 3.0, "clean_logits": False, "variant": "classic"}
+    rows = [
+        {**row, "operation": "fp8_mqa_logits", "workload": "a"},
+        {**row, "operation": "fp8_paged_mqa_logits", "workload": "decode-8k"},
+    ]
+    ceilings = {"flops": 1.5e15, "copy": 3.0e12, "read": 3.05e12}
+    plot({"rows": rows, "stack": {"device": "a GPU", "triton": "3.6.0"}, "ceilings": ceilings}, [tmp_path / "p.svg"])
+    picture = (tmp_path / "p.svg").read_text()
+    for words in ("fp8 matmul of 8192", "device read", "roofline of the shape", "TFLOP/s", "GB/s"):
+        assert words in picture
+
+
+def test_bench_draws_kernels_alone(tmp_path, capsys):
+    assert cli.main(["bench", "--workload", "8k1,recall", "--plot", f"{tmp_path}/p.svg"]) == 2
+    assert "--plot: draws kernels" in capsys.readouterr().err
 
 
 def test_bench_refuses_a_picture_of_another_kind(tmp_path, capsys):
@@ -70,24 +125,15 @@ def test_bench_refuses_a_picture_of_another_kind(tmp_path, capsys):
     assert "needs a name that ends in .png or .svg" in capsys.readouterr().err
 
 
-def test_the_floor_is_the_slower_of_operations_and_bytes():
-    batch = make(WORKLOADS["f"]._replace(rows=2, keys=64, windows=causal(2, 64)), torch.device("cpu"), torch.float8_e4m3fn)
-    assert batch.flops == 2 * 64 * 128 * (63 + 64)
-    bytes_ = 2 * 64 * 128 + 64 * 128 + 64 * 4 + 2 * 64 * 4 + 2 * 2 * 4 + 4 * (63 + 64)
-    assert Ceilings(flops=batch.flops, bytes=2 * bytes_).floor_ms(batch, clean_logits=False) == 1000
-    assert Ceilings(flops=4 * batch.flops, bytes=bytes_ / 2).floor_ms(batch, clean_logits=False) == 2000
+def test_bench_says_why_a_named_branch_cannot_run(capsys):
+    assert cli.main(["bench", "--workload", "f", "--variants", "gluon_hopper"]) == 2
+    assert "--variants: gluon_hopper cannot run fp8_mqa_logits here: needs" in capsys.readouterr().err
 
 
-def test_peers_are_called_as_their_libraries_want_it():
-    batch = make(WORKLOADS["f"]._replace(rows=2, keys=64, windows=causal(2, 64)), torch.device("cpu"), torch.float8_e4m3fn)
-
-    def deep_gemm(q, kv, weights, cu_seq_len_k_start, cu_seq_len_k_end, clean_logits=True, max_seqlen_k=0):
-        return q, kv, cu_seq_len_k_end, clean_logits, max_seqlen_k
-
-    q, kv, ends, clean_logits, max_seqlen_k = PEERS["deep_gemm"].bind(deep_gemm, batch, False, 16)()
-    assert (q is batch.q, kv == (batch.k, batch.k_scale), ends is batch.ends) == (True, True, True)
-    assert (clean_logits, max_seqlen_k) == (False, 16)
-    assert PEERS["aiter"].bind(deep_gemm, batch, False, 16) is None
+@pytest.mark.parametrize("number", ["--repeats", "--rounds"])
+def test_bench_needs_something_to_take_a_median_of(number, capsys):
+    assert cli.main(["bench", number, "0"]) == 2
+    assert f"capgate: {number}: got 0, needs 1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--workload", "zz"], ["--variants", "fastest"]])
@@ -100,33 +146,3 @@ def test_commands_that_need_torch_say_so(monkeypatch, capsys):
     monkeypatch.setattr(versions, "find", lambda name: versions.Build(name, None))
     assert cli.main(["demo"]) == 2
     assert "needs torch" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("name", "cells"), [("a", 4096 * 4097 // 2), ("d1", 16 * 1024 * 1025 // 2), ("f", 64 * 8192 - 63 * 32)]
-)
-def test_workloads_have_the_published_number_of_cells(name, cells):
-    starts, ends = WORKLOADS[name].windows()
-    assert int((ends - starts).sum()) == cells
-
-
-def test_packed_requests_stay_among_their_own_keys():
-    starts, ends = packed(3, 2, 5)()
-    assert starts.tolist() == [0, 0, 5, 5, 10, 10]
-    assert ends.tolist() == [4, 5, 9, 10, 14, 15]
-
-
-def test_a_prompt_with_one_key_per_four_tokens():
-    starts, ends = compressed_prefill((6, 9))()
-    assert starts.tolist() == [0] * 6 + [1] * 9
-    assert (ends - starts).tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 2, 2]
-
-
-def test_a_batch_counts_its_work():
-    batch = make(serving((8, 4)), torch.device("cpu"), torch.float8_e4m3fn)
-    cells = 0 + 0 + 0 + 1 + 1 + 1 + 1 + 2 + 0 + 0 + 0 + 1
-    assert batch.cells == cells
-    assert batch.flops == 2 * 64 * 128 * cells
-    operands = 12 * 64 * 128 + 3 * 128 + 3 * 4 + 12 * 64 * 4 + 2 * 12 * 4
-    assert batch.least_bytes(clean_logits=False) == operands + 4 * cells
-    assert batch.least_bytes(clean_logits=True) == operands + 4 * 12 * 3

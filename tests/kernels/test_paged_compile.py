@@ -35,14 +35,24 @@ def test_classic_fits_without_spills_and_uses_the_matrix_units(target: str) -> N
 
 @pytest.mark.parametrize("target", ["cuda:90", "hip:gfx950"])
 def test_the_report_knows_which_branch_a_target_takes(target: str) -> None:
-    trace = operation.explain(operation.example(target))
-    assert trace.variant == "classic", str(trace)
+    """The target's Gluon branch, where this Triton has what it needs; its step says why not otherwise."""
+    trace, caps = operation.explain(operation.example(target)), compat.capabilities(target)
+    gluon = {"cuda:90": "gluon_hopper", "hip:gfx950": "gluon_cdna4"}[target]
+    assert trace.variant == (gluon if caps[gluon] else "classic"), str(trace)
+    step = next(step for step in trace.steps if step.variant == gluon)
+    assert step.accepted == bool(caps[gluon])
+    assert caps[gluon] or step.reason == caps.why(gluon)
 
 
 def test_a_variant_that_cannot_run_there_is_listed_with_its_reason() -> None:
-    (row,) = compile_variants("fp8_paged_mqa_logits", "cuda:80", modes=["unclean"])["variants"]
-    assert row["accepted"] is False
-    assert row["error"] == compat.capabilities("cuda:80").why("fp8_e4m3fn")
+    rows = compile_variants("fp8_paged_mqa_logits", "cuda:80", modes=["unclean"])["variants"]
+    caps = compat.capabilities("cuda:80")
+    assert {row["accepted"] for row in rows} == {False}
+    assert {row["variant"]: row["error"] for row in rows} == {
+        "gluon_cdna4": caps.why("gluon_cdna4"),
+        "gluon_hopper": caps.why("gluon_hopper"),
+        "classic": caps.why("fp8_e4m3fn"),
+    }
 
 
 def test_there_is_no_compressed_output() -> None:

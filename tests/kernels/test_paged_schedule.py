@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from capgate.kernels import paged_mqa_schedule
+from capgate.kernels import fp8_paged_mqa_logits, paged_mqa_schedule, paged_mqa_workers
 from capgate.kernels.paged_mqa_logits.operation import CHUNK_KEYS
 
 BATCHES = {
@@ -69,3 +69,44 @@ def test_lengths_of_any_strides(make) -> None:
 def test_bad_input_is_refused_by_name(arguments: tuple, error: type[Exception], named: str) -> None:
     with pytest.raises(error, match=f"^{named}: got "):
         paged_mqa_schedule(*arguments)
+
+
+# How many workers
+
+
+@pytest.mark.parametrize("next_n", [1, 2, 3, 8])
+@pytest.mark.parametrize("clean_logits", [False, True])
+def test_a_branch_wants_the_workers_that_it_takes_itself(paged, interpreter, monkeypatch, next_n, clean_logits) -> None:
+    from capgate.kernels.paged_mqa_logits import classic
+
+    made = []
+    monkeypatch.setattr(classic, "multiprocessors", lambda device: 5)
+    make_schedule = classic.make_schedule
+    monkeypatch.setattr(classic, "make_schedule", lambda lens, workers: made.append(workers) or make_schedule(lens, workers))
+    call = paged.make_call([5, 130], next_n, 64, 32)
+    fp8_paged_mqa_logits(*call, max_context_len=130, clean_logits=clean_logits, variant="classic")
+    assert made == [paged_mqa_workers(call.q, call.kv_cache, clean_logits=clean_logits, variant="classic")]
+    assert made[0] > 1
+
+
+def test_workers_do_not_depend_on_the_batch(paged, branch: str) -> None:
+    call = paged.make_call([5, 130], 1, 64, 32)
+    workers = paged_mqa_workers(call.q, call.kv_cache, variant=branch)
+    assert workers == paged_mqa_workers(call.q[:0], call.kv_cache[:0], variant=branch) >= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "named"),
+    [
+        ({"q": [1.0]}, TypeError, "q"),
+        ({"q": torch.zeros(2, 16, 32).to(torch.float8_e4m3fn)}, ValueError, "q"),
+        ({"kv_cache": torch.zeros(2, 64, 1, 36)}, TypeError, "kv_cache"),
+        ({"clean_logits": 1}, TypeError, "clean_logits"),
+        ({"variant": 1}, TypeError, "variant"),
+        ({"variant": "fastest"}, ValueError, "variant"),
+    ],
+)
+def test_bad_arguments_of_workers(paged, arguments, error, named) -> None:
+    call = paged.make_call([5, 130], 1, 64, 32)
+    with pytest.raises(error, match=f"^{named}: "):
+        paged_mqa_workers(**{"q": call.q, "kv_cache": call.kv_cache, **arguments})

@@ -47,7 +47,19 @@ def test_no_hard_dependency_can_replace_a_vendors_torch_or_triton():
     assert "torch" in {requirement.name for requirement in requirements}, "the extra [torch] is for those who want it"
 
 
-@pytest.mark.parametrize("operation", ["fp8_mqa_logits", "fp8_paged_mqa_logits"])
+def test_the_changelog_begins_with_this_version():
+    headings = [line for line in (REPOSITORY / "CHANGELOG.md").read_text().splitlines() if line.startswith("## ")]
+    assert headings[0] == f"## {metadata.version('capgate')}"
+
+
+def test_vllm_finds_the_drop_ins_among_its_plugins():
+    from capgate.kernels import dropin
+
+    entries = {entry.name: entry for entry in metadata.entry_points(group="vllm.general_plugins")}
+    assert entries["capgate"].load() is dropin.activate
+
+
+@pytest.mark.parametrize("operation", ["fp8_mqa_logits", "fp8_paged_mqa_logits", "select_keys"])
 def test_the_operation_is_found_through_its_entry_point(operation):
     entries = {entry.name: entry for entry in metadata.entry_points(group="capgate.operations")}
     assert entries[operation].load().name == operation

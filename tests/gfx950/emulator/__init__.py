@@ -29,7 +29,7 @@ from .errors import (
     Uninitialised,
     UnknownInstruction,
 )
-from .launch import Pointer, Result, run
+from .launch import Pieces, Pointer, Result, run
 
 __all__ = [
     "Counters",
@@ -37,6 +37,7 @@ __all__ = [
     "EmulationError",
     "MissingWait",
     "OutOfBounds",
+    "Pieces",
     "Pointer",
     "Program",
     "Race",

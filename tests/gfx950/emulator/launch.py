@@ -42,12 +42,28 @@ class Pointer(NamedTuple):
     offset: int = 0
     initialised: bool = True
 
+    @property
+    def arrays(self) -> dict[int, np.ndarray]:
+        return {0: self.array}
+
+
+class Pieces(NamedTuple):
+    """A pointer argument to memory too large to exist, of which the kernel may touch some pieces.
+
+    arrays : byte offsets from the pointer, ascending from 0, and the memory there; what the kernel stores appears in it
+    initialised : as in Pointer
+    """
+
+    arrays: dict[int, np.ndarray]
+    initialised: bool = True
+    offset = 0
+
 
 @dataclass
 class Result:
     """What a launch did.
 
-    written : for each argument in order, a boolean per byte of its array (None for numbers)
+    written : for each argument in order, a boolean per byte of its array (None for numbers; the first one of Pieces)
     executed : how many waves executed each instruction of the program
     """
 
@@ -131,10 +147,9 @@ def run(
             machine.counters.instructions[step.category] += times
             machine.counters.mnemonics[step.instruction.mnemonic] += times
     written: list[np.ndarray | None] = []
-    for argument, buffer in zip(arguments, buffers, strict=True):
-        written.append(None if buffer is None else buffer.written[: buffer.size])
-        if buffer is not None:
-            array = argument.array if isinstance(argument, Pointer) else argument
+    for argument, found in zip(arguments, buffers, strict=True):
+        written.append(found[0].written[: found[0].size] if found else None)
+        for buffer, array in zip(found, pointer(argument).arrays.values() if found else (), strict=True):
             if buffer.written.any():
                 octets(array)[...] = buffer.bytes[: buffer.size]
     return Result(machine.counters, written, executed, program)
@@ -159,32 +174,37 @@ def octets(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1).view(np.uint8)
 
 
+def pointer(argument: Any) -> "Pointer | Pieces":
+    return argument if isinstance(argument, Pointer | Pieces) else Pointer(argument)
+
+
 def _kernarg_segment(
     program: Program, memory: Memory, shape: tuple[int, int, int], arguments: Sequence[Any]
-) -> tuple[Buffer, list[Buffer | None]]:
+) -> tuple[Buffer, list[list[Buffer]]]:
     """The segment, and the buffers of the arguments. Pointers of the compiler's own behind the given ones are null."""
     segment = np.zeros(int(program.descriptor["kernarg_size"]), np.uint8)
     visible = [argument for argument in program.arguments if not argument.kind.startswith("hidden_")]
     if len(arguments) > len(visible) or any(argument.kind != "global_buffer" for argument in visible[len(arguments) :]):
         raise ValueError(f"{len(arguments)} arguments for a kernel with {[argument.kind for argument in visible]}")
-    buffers: list[Buffer | None] = []
+    buffers: list[list[Buffer]] = []
     known: dict[int, Buffer] = {}
     for place, argument in zip(visible, arguments, strict=False):
-        buffer = None
+        found: list[Buffer] = []
         if place.kind == "global_buffer":
             number = 0
             if argument is not None:
-                pointer = argument if isinstance(argument, Pointer) else Pointer(argument)
-                start = pointer.array.__array_interface__["data"][0]
-                buffer = known.get(start)  # two arguments may share their memory
-                if buffer is None:
-                    buffer = memory.add(f"argument {len(buffers)}", octets(pointer.array), pointer.initialised)
-                    known[start] = buffer
-                number = buffer.address + pointer.offset
+                to = pointer(argument)
+                for distance, array in to.arrays.items():
+                    start = array.__array_interface__["data"][0]
+                    if start not in known:  # two arguments may share their memory
+                        address = found[0].address + distance if found else None
+                        known[start] = memory.add(f"argument {len(buffers)}", octets(array), to.initialised, address)
+                    found.append(known[start])
+                number = found[0].address + to.offset
         else:
             number = _number(argument, place)
         segment[place.offset : place.offset + place.size] = np.frombuffer(number.to_bytes(place.size, "little"), np.uint8)
-        buffers.append(buffer)
+        buffers.append(found)
     hidden = dict(zip(("hidden_block_count_x", "hidden_block_count_y", "hidden_block_count_z"), shape, strict=True))
     hidden |= {"hidden_group_size_x": program.waves * 64, "hidden_group_size_y": 1, "hidden_group_size_z": 1}
     hidden["hidden_grid_dims"] = max(dimension + 1 for dimension in range(3) if dimension == 0 or shape[dimension] > 1)

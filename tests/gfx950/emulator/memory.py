@@ -32,8 +32,12 @@ class Memory:
         self.buffers: list[Buffer] = []
         self.bases = np.zeros(0, np.uint64)
 
-    def add(self, name: str, content: np.ndarray, initialised: bool = True) -> Buffer:
-        address = FIRST_ADDRESS + len(self.buffers) * GUARD
+    def add(self, name: str, content: np.ndarray, initialised: bool = True, address: int | None = None) -> Buffer:
+        """Put a buffer at an address behind all others: by default far away from them."""
+        last = self.buffers[-1].address if self.buffers else FIRST_ADDRESS - GUARD
+        address = (-(-last // GUARD) + 1) * GUARD if address is None else address
+        if address <= last:
+            raise ValueError(f"{name}: address {address:#x} is not behind {last:#x}")
         self.buffers.append(Buffer(name, address, content, initialised))
         self.bases = np.array([buffer.address for buffer in self.buffers], np.uint64)
         return self.buffers[-1]
@@ -110,6 +114,11 @@ class Touch(NamedTuple):
         mine = np.isin(self.owner, workgroup * self.lds.waves + wave)
         copy = None if self.copy is None else self.copy[:, mine]
         return self._replace(units=self.units[:, mine], owner=self.owner[mine], copy=copy)
+
+    def overlaps(self, other: "Touch") -> bool:
+        """Whether both touch one dword."""
+        mine, theirs = (touch.units if touch.dwords else touch.units >> 2 for touch in (self, other))
+        return bool(np.isin(mine, theirs).any())
 
     def finish(self) -> None:
         """The wait that covers the operation."""

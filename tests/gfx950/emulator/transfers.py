@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .assembly import M0, Instruction, Operand
+from .errors import MissingWait
 from .memory import Touch
 from .operands import Array, reader, row
 from .registers import LANES, Pending, Waves, register_bits
@@ -197,6 +198,9 @@ def _copy_to_lds(instruction: Instruction, locate, places: tuple[Operand, ...], 
             g.machine.count_traffic("loaded", addresses[lanes], lanes, size)
         places_in_lds = g.s[:, M0 : M0 + 1] + u32(immediate) + np.arange(LANES, dtype=u32) * u32(width)
         touch = _touch(g, places_in_lds[g.active], g.active, width, True, text)
+        for operation in g.pending:  # LDS instructions of the same wave, which nothing else orders before the copy
+            if any(earlier.copy is None and earlier.overlaps(touch) for earlier in operation.lds):
+                raise MissingWait(f"{text}: LDS bytes that {operation.text} in flight still needs")
         in_flight = g.machine.lds.copy(touch, values[:, g.active], g.machine.early, text)
         g.machine.counters.lds_copied_bytes += touch.owner.size * width
         g.issue(Pending("vmcnt", "vmem", 0, text, in_flight))

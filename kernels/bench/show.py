@@ -1,0 +1,187 @@
+"""A benchmark's results as tables for a terminal."""
+
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+Row = dict[str, Any]
+Results = dict[str, Any]
+
+SERVING_WORDS = (
+    "Not a serving engine: the run's tokens over the GPU time of the indexer's logits alone, in all of its layers; prefill and "
+    "decode steps from a fixed schedule."
+)
+ACCURACY_WORDS = (
+    "The part of float32's top keys that the branch's own top keys hold, and of the attention (softmax of the float32 logits) "
+    "that they carry; synthetic bfloat16 activations, quantised to fp8."
+)
+
+
+def tflops(row: Row) -> float:
+    """TFLOP/s over the cells that a row sees."""
+    return float(row["flops"] / row["median_ms"] / 1e9)
+
+
+def gigabytes(row: Row) -> float:
+    """GB/s of the fewest bytes that the call can move."""
+    return float(row["least_bytes"] / row["median_ms"] / 1e6)
+
+
+class Form(NamedTuple):
+    """How an operation's rows are shown.
+
+    size : heading of the sizes
+    columns : heading and text of each figure that follows the time
+    rate, unit : the figure of a plot's bars
+    ceiling, words : the line above them, from the results' ceilings and in that unit
+    """
+
+    size: str
+    columns: dict[str, Callable[[Row, Results], str]]
+    rate: Callable[[Row], float]
+    unit: str
+    ceiling: Callable[[dict[str, float]], float]
+    words: str
+
+
+def _floors(row: Row, results: Results) -> str:
+    return f"{row['median_ms'] / row['floor_ms']:.2f}" if row["floor_ms"] else ""
+
+
+def _of_read(row: Row, results: Results) -> str:
+    return f"{1e9 * gigabytes(row) / results['ceilings']['read']:.1%}" if results["ceilings"] else ""
+
+
+def _schedule(row: Row, results: Results) -> str:
+    return f"{row['schedule_ms']:.4g}" if row["schedule_ms"] is not None else ""
+
+
+FORMS = {
+    "fp8_mqa_logits": Form(
+        "S x N",
+        {
+            "TFLOP/s": lambda row, results: f"{tflops(row):.3g}",
+            "GB/s": lambda row, results: f"{gigabytes(row):.4g}",
+            "x floor": _floors,
+        },
+        tflops,
+        "TFLOP/s",
+        lambda ceilings: ceilings["flops"] / 1e12,
+        "fp8 matmul of 8192",
+    ),
+    "fp8_paged_mqa_logits": Form(
+        "B x next_n x keys",
+        {
+            "GB/s": lambda row, results: f"{gigabytes(row):.4g}",
+            "of read": _of_read,
+            "schedule ms": _schedule,
+        },
+        gigabytes,
+        "GB/s",
+        lambda ceilings: ceilings["read"] / 1e9,
+        "device read",
+    ),
+}
+
+
+def show(results: Results) -> None:
+    """Print the stack, a table for each operation, and what the figures mean."""
+    from rich.console import Console
+
+    stack = results["stack"]
+    console = Console(highlight=False)
+    console.width = max(console.width, 128)  # what the tables need: a pipe has 80 columns, and would cut figures short
+    console.print(f"{stack['device']} ({stack['target']}), Triton {stack['triton']}, torch {stack['torch']}", soft_wrap=True)
+    if stack["target"] == "cpu":
+        how = "Triton's interpreter" if stack["interpreter"] else "no Triton branch"
+        console.print(
+            f"On the CPU: small sizes, torch reference and {how}; these times say nothing about a GPU.", soft_wrap=True
+        )
+    for operation, form in FORMS.items():
+        rows = [row for row in results["rows"] if row["operation"] == operation]
+        if rows:
+            console.print(_table(operation, form, rows, results))
+    if results["rows"]:
+        _explain(console, results)
+    if results["serving"]:
+        _show_serving(console, results)
+    if results["accuracy"]:
+        _show_accuracy(console, results)
+
+
+def _empty(title: str, columns: Iterable[str]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("shape", "run", "branch") else "right", no_wrap=True)
+    return table
+
+
+def _table(operation: str, form: Form, rows: list[Row], results: Results) -> Any:
+    table = _empty(operation, ("shape", form.size, "H", "branch", "clean", "ms", "noise", *form.columns))
+    for row in rows:
+        table.add_row(
+            row["workload"],
+            row["size"],
+            str(row["heads"]),
+            row["variant"],
+            "yes" if row["clean_logits"] else "no",
+            f"{row['median_ms']:.4g}",
+            f"{(row['high_ms'] - row['low_ms']) / row['median_ms']:.1%}",
+            *(text(row, results) for text in form.columns.values()),
+        )
+    return table
+
+
+def _explain(console: Any, results: Results) -> None:
+    lines = [
+        f"ms: median of {results['repeats']} calls, and of {results['rounds']} such rounds; noise: between the first and third "
+        "quartile; GB/s: the fewest bytes the call can move."
+    ]
+    if any(row["schedule_ms"] is not None for row in results["rows"]):
+        lines.append("Decode is timed with its schedule given, as the layers of a step share one; schedule ms: making it.")
+    if ceilings := results["ceilings"]:
+        flops, copy, read = ceilings["flops"] / 1e12, ceilings["copy"] / 1e12, ceilings["read"] / 1e12
+        lines.append(
+            f"floor: the time at {flops:.4g} TFLOP/s (fp8 matmul of 8192) and {copy:.4g} TB/s (device copy); of read: of "
+            f"{read:.4g} TB/s (device read); all measured in this run."
+        )
+    for line in lines:
+        console.print(f"[dim]{line}[/]", soft_wrap=True)
+
+
+def _show_serving(console: Any, results: Results) -> None:
+    names = list(results["serving"][0]["metrics"])
+    table = _empty("The indexer's share of a serving run", ("run", "branch", "clean", *names, "prefill s", "decode s", "noise"))
+    for row in results["serving"]:
+        totals = [prefill + decode for prefill, decode in zip(row["prefill_s"], row["decode_s"], strict=True)]
+        table.add_row(
+            row["workload"],
+            row["variant"],
+            "yes" if row["clean_logits"] else "no",
+            *(f"{statistics.median(row['metrics'][name]):,.0f}" for name in names),
+            *(f"{statistics.median(row[name]):.4g}" for name in ("prefill_s", "decode_s")),
+            f"{(max(totals) - min(totals)) / statistics.median(totals):.1%}",
+        )
+    console.print(table)
+    for name, facts in results["workloads"].items():
+        if "share" in facts:
+            console.print(
+                f"[dim]{name}: {facts['requests']} requests in flight, {facts['input_tokens']} tokens in and "
+                f"{facts['output_tokens']} out, {facts['layers']} indexer layers, {facts['heads']} heads of {facts['dim']}, "
+                f"one key per {facts['ratio']} tokens, prefill of at most {facts['batch_tokens']} tokens.[/]",
+                soft_wrap=True,
+            )
+    console.print(f"[dim]{SERVING_WORDS} noise: between the fastest and the slowest of {results['rounds']} rounds.[/]")
+
+
+def _show_accuracy(console: Any, results: Results) -> None:
+    names = list(results["accuracy"][0]["metrics"])
+    table = _empty("Top keys, against float32", ("run", "branch", "clean", *names))
+    for row in results["accuracy"]:
+        figures = (f"{statistics.median(row['metrics'][name]):.5f}" for name in names)
+        table.add_row(row["workload"], row["variant"], "yes" if row["clean_logits"] else "no", *figures)
+    console.print(table)
+    console.print(f"[dim]{ACCURACY_WORDS}[/]")

@@ -1,0 +1,1 @@
+"""The indexer's logits of serving-shaped batches, through every branch that runs here."""

@@ -1,0 +1,64 @@
+"""``capgate demo``: prefill and decode through every branch that runs here, and which branch would run on which stack."""
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+from . import stacks
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``capgate demo``."""
+    parser.add_argument(
+        "--stack",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="a folder with another Triton (pip install --no-deps --target FOLDER triton==3.5.1) for the table of stacks",
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the outcomes and the table of stacks")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Score both batches and print what happened; returns 1 when a branch disagrees with float64."""
+    import torch
+    from rich.console import Console
+
+    if not torch.cuda.is_available() and "triton" not in sys.modules:
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when imported: the classic branch runs on the CPU
+    console = Console(highlight=False)
+    outcomes = _score(console)
+    table = stacks.collect(arguments.stack)
+    stacks.show(console, table)
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump({"outcomes": [outcome._asdict() for outcome in outcomes], "stacks": table}, file, indent=2)
+    failed = [f"{outcome.variant} of {outcome.operation}" for outcome in outcomes if outcome.failed]
+    if failed:
+        print(f"capgate: disagreement in {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _score(console: Any) -> list[Any]:
+    import torch
+
+    from capgate import compat
+    from capgate.compat import versions
+
+    from ..bench.timing import this_device
+    from . import decode, prefill
+
+    device = this_device()
+    name = "the CPU" if device.type == "cpu" else f"{torch.cuda.get_device_name(device)} ({compat.capabilities(device).target})"
+    console.print(f"On {name} with Triton {versions.find('triton').found} and torch {torch.__version__}:\n")
+    outcomes = prefill.score(console, device) + decode.score(console, device)
+    console.print(
+        "[dim]diff: DeepGEMM's calc_diff to float64 on the same fp8 operands; from bf16: to float64 on the activations before "
+        "they were quantised; disturbed: cells that a row does not see and that are neither -inf nor, unclean, as they were.[/]"
+    )
+    if device.type == "cpu":
+        console.print("[dim]On the CPU the classic branch runs in Triton's interpreter: its time says nothing of a GPU.[/]")
+    console.print()
+    return outcomes

@@ -1,0 +1,127 @@
+"""DeepGEMM's signatures for the MQA logits (its ``csrc/apis/attention.hpp``), over this package's functions.
+
+SGLang, and vLLM on CUDA, call them so. Errors that this package's functions raise use their own argument names.
+"""
+
+import torch
+
+from .. import mqa_logits, paged_mqa_logits
+from ..key_cache.layout import check_positions
+from ..launch import multiprocessors
+
+ROW_ALIGNMENT = 256  # elements: rows of logits start on 1024-byte boundaries
+KEY_TILE = 256  # DeepGEMM's, by which its rows are longer than the keys are many
+
+_num_sms: int | None = None
+
+
+def fp8_mqa_logits(
+    q: torch.Tensor,
+    kv: tuple[torch.Tensor, torch.Tensor],
+    weights: torch.Tensor,
+    cu_seq_len_k_start: torch.Tensor,
+    cu_seq_len_k_end: torch.Tensor,
+    clean_logits: bool = True,
+    max_seqlen_k: int = 0,
+) -> torch.Tensor:
+    """Score every query against the keys in its window.
+
+    q : [S, H, D], float8_e4m3fn or float8_e4m3fnuz
+    kv : the keys [N, D] in q's dtype and their scales [N] (or [N, 1]), float32
+    weights : [S, H], float32
+    cu_seq_len_k_start, cu_seq_len_k_end : [S], int32
+    clean_logits : True sets the cells outside the window to -inf; False leaves them as the allocation gave them
+    max_seqlen_k : more than 0 for the compressed output of this many columns, where column j of row i means key
+        ``cu_seq_len_k_start[i] + j``; needs ``clean_logits=False``
+
+    Returns float32 logits [S, N] in rows of N + 256 elements, or [S, max_seqlen_k] in rows of max_seqlen_k, each rounded up to
+    a multiple of 256. Raises TypeError or ValueError as :func:`capgate.kernels.fp8_mqa_logits`.
+    """
+    if not isinstance(kv, (tuple, list)) or len(kv) != 2 or not all(isinstance(part, torch.Tensor) for part in kv):
+        raise TypeError(f"kv: got {type(kv).__name__}, needs a pair of tensors: keys and their scales")
+    if not isinstance(q, torch.Tensor):
+        raise TypeError(f"q: got {type(q).__name__}, needs a torch.Tensor")
+    k, k_scale = kv
+    arguments = (q, k, k_scale, weights, cu_seq_len_k_start, cu_seq_len_k_end)
+    if max_seqlen_k:
+        return mqa_logits.fp8_mqa_logits(*arguments, clean_logits=clean_logits, max_window=max_seqlen_k)
+    rows, keys = q.shape[0], k.shape[0]
+    width = (keys + KEY_TILE + ROW_ALIGNMENT - 1) // ROW_ALIGNMENT * ROW_ALIGNMENT
+    out = torch.empty((rows, width), dtype=torch.float32, device=q.device)[:, :keys]
+    return mqa_logits.fp8_mqa_logits(*arguments, clean_logits=clean_logits, out=out)
+
+
+def fp8_paged_mqa_logits(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    schedule_meta: torch.Tensor,
+    max_context_len: int,
+    clean_logits: bool = False,
+    indices: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Score the last queries of every request against its keys in a paged cache.
+
+    q : [B, next_n, H, D], float8_e4m3fn or float8_e4m3fnuz
+    kv_cache : [num_blocks, block, 1, D + 4], uint8, its blocks flat
+    weights : [B * next_n, H], float32
+    context_lens : [B] or [B, next_n], int32, as in :func:`capgate.kernels.fp8_paged_mqa_logits`
+    block_table : [B, max_blocks], int32
+    schedule_meta : what :func:`get_paged_mqa_logits_metadata` of this module returned for these ``context_lens``
+    clean_logits : True sets the cells that a row does not see to -inf; False leaves them as the allocation gave them
+    indices : [B], int32, with next_n of 1: the request that each row belongs to. In DeepGEMM it pairs neighbouring rows of one
+        request; the rows' own lengths and blocks say what they see, so the logits are the same without it.
+
+    Returns float32 logits [B * next_n, max_context_len] in rows of a multiple of 256 elements. Raises TypeError or ValueError
+    as :func:`capgate.kernels.fp8_paged_mqa_logits`.
+    """
+    if indices is not None:
+        _check_indices(indices, q.shape[0], q.shape[1], q.device)
+    return paged_mqa_logits.fp8_paged_mqa_logits(
+        q,
+        kv_cache,
+        weights,
+        context_lens,
+        block_table,
+        max_context_len=max_context_len,
+        clean_logits=clean_logits,
+        schedule=schedule_meta,
+    )
+
+
+def get_paged_mqa_logits_metadata(
+    context_lens: torch.Tensor, block_kv: int, num_sms: int, indices: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The work schedule of :func:`fp8_paged_mqa_logits`: int32 [num_sms + 1, 2], not to be looked into.
+
+    It is what :func:`capgate.kernels.paged_mqa_schedule` makes: DeepGEMM's kernels cannot read it, nor ours DeepGEMM's.
+    """
+    if indices is not None:
+        next_n = context_lens.shape[1] if context_lens.ndim == 2 else 1
+        _check_indices(indices, context_lens.shape[0], next_n, context_lens.device)
+    return paged_mqa_logits.paged_mqa_schedule(context_lens, block_kv, num_sms)
+
+
+def _check_indices(indices: torch.Tensor, rows: int, next_n: int, device: torch.device) -> None:
+    if next_n != 1:
+        raise ValueError(f"indices: got a tensor with {next_n} rows to a request, needs None or next_n of 1")
+    check_positions("indices", indices, (rows,), device)
+
+
+def get_num_sms() -> int:
+    """How many SMs kernels are to use: what :func:`set_num_sms` set, else all of the current GPU; 1 without a GPU."""
+    if _num_sms is not None:
+        return _num_sms
+    if not torch.cuda.is_available():
+        return 1
+    return multiprocessors(torch.device("cuda", torch.cuda.current_device()))
+
+
+def set_num_sms(num_sms: int) -> None:
+    """Set what :func:`get_num_sms` returns, for schedules with fewer workers. Raises ValueError for less than 1."""
+    global _num_sms
+    if num_sms < 1:
+        raise ValueError(f"num_sms: got {num_sms}, needs 1 or more")
+    _num_sms = num_sms

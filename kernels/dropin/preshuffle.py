@@ -1,0 +1,74 @@
+"""Reading the key caches of AMD's engines: wider rows than ours, and key bytes in tiles of 16 keys by 16 bytes.
+
+A preshuffled block holds, for every 16 keys, first bytes 0 to 15 of each of them, then bytes 16 to 31 of each, and so on: byte
+d of key t lies at ``t // 16 * 16 * D + d // 16 * 256 + t % 16 * 16 + d % 16``. The scales behind the keys are in order. (aiter:
+``shuffle_weight`` with layout (16, 16); vLLM: the SHUFFLE layout of ``indexer_k_quant_and_cache_triton``.)
+"""
+
+import torch
+
+from ..key_cache.function import takes_triton
+from ..key_cache.layout import SCALE_BYTES, check_cache, check_positions, keys_of, scale_bytes_of, scales_of
+
+TILE = 16  # keys of a tile, and bytes that it holds of each of them in a row
+
+
+def block_flat(name: str, kv_cache: torch.Tensor, dim: int) -> torch.Tensor:
+    """An engine's cache [num_blocks, block, 1, W] of one-byte elements, as the uint8 cache that our functions take.
+
+    W is D + 4 or more: what it has beyond that is room at the end of each block. ``name`` is what errors call the cache.
+    Raises TypeError or ValueError for what is no such cache.
+    """
+    if not isinstance(kv_cache, torch.Tensor):
+        raise TypeError(f"{name}: got {type(kv_cache).__name__}, needs a torch.Tensor")
+    if kv_cache.element_size() != 1:
+        raise TypeError(f"{name}: got {kv_cache.dtype}, needs torch.uint8 or another type of one byte")
+    octets = kv_cache.view(torch.uint8)
+    width = dim + SCALE_BYTES
+    if octets.ndim == 4 and octets.shape[2] == 1 and octets.shape[3] > width:
+        blocks, block, _, room = octets.shape
+        if octets.stride(3) != 1 or (block > 1 and octets.stride(1) != room):
+            raise ValueError(f"{name}: got strides {tuple(octets.stride())}, needs blocks of adjacent bytes")
+        strides = (octets.stride(0), width, width, 1)
+        octets = octets.as_strided((blocks, block, 1, width), strides, octets.storage_offset())
+    check_cache(octets, (dim,))
+    return octets
+
+
+def unshuffle(
+    kv_cache: torch.Tensor, block_table: torch.Tensor, context_lens: torch.Tensor, max_context_len: int
+) -> torch.Tensor:
+    """A block-flat copy of a preshuffled cache: our kernels read no other.
+
+    kv_cache : as :func:`block_flat` returns it, with a multiple of 16 keys in a block
+    block_table, context_lens, max_context_len : as in :func:`capgate.kernels.fp8_paged_mqa_logits`
+
+    The copy has the memory of the whole cache, but on a GPU only the blocks that the requests use are read and written; the
+    others hold anything. Nothing is read back from the device, so that the call can be captured in a GPU graph. Raises
+    TypeError or ValueError for an argument that is not so.
+    """
+    block = kv_cache.shape[1]
+    if block % TILE:
+        raise ValueError(f"kv_cache: got blocks of {block} keys, needs a multiple of {TILE} in a preshuffled cache")
+    scales_of(kv_cache)  # the check of its address
+    check_positions("block_table", block_table, tuple(block_table.shape), kv_cache.device)
+    check_positions("context_lens", context_lens, tuple(context_lens.shape), kv_cache.device)
+    flat = torch.empty(kv_cache.shape, dtype=torch.uint8, device=kv_cache.device)
+    if flat.numel() == 0 or block_table.numel() == 0:
+        return flat
+    if not takes_triton(kv_cache.device):
+        unshuffle_all(kv_cache, flat)
+        return flat
+    from . import classic
+
+    classic.unshuffle(kv_cache, block_table, context_lens, max_context_len, flat)
+    return flat
+
+
+def unshuffle_all(kv_cache: torch.Tensor, flat: torch.Tensor) -> None:
+    """Fill ``flat`` with every block in plain torch: for machines without a GPU."""
+    keys = keys_of(kv_cache)
+    blocks, block, dim = keys.shape
+    tiles = keys.reshape(blocks, block // TILE, dim // TILE, TILE, TILE)  # tile, piece of the keys, key, byte
+    keys_of(flat).copy_(tiles.transpose(2, 3).reshape(blocks, block, dim))
+    scale_bytes_of(flat).copy_(scale_bytes_of(kv_cache))

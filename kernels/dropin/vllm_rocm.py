@@ -1,0 +1,83 @@
+"""vLLM's signatures for the MQA logits on ROCm, over this package's functions.
+
+vLLM has them in ``vllm.v1.attention.ops.rocm_aiter_mla_sparse``. Errors that this package's functions raise use their own
+argument names.
+"""
+
+import torch
+
+from capgate import compat
+
+from .. import mqa_logits, paged_mqa_logits
+from .preshuffle import block_flat, unshuffle
+
+
+def rocm_fp8_mqa_logits(
+    q: torch.Tensor,
+    kv: tuple[torch.Tensor, torch.Tensor],
+    weights: torch.Tensor,
+    cu_seqlen_ks: torch.Tensor,
+    cu_seqlen_ke: torch.Tensor,
+) -> torch.Tensor:
+    """Score every query against the keys in its window.
+
+    q : [S, H, D], float8_e4m3fn or float8_e4m3fnuz
+    kv : the keys [N, D] in q's dtype and their scales [N, 1] or [N], float32
+    weights : [S, H], float32
+    cu_seqlen_ks, cu_seqlen_ke : [S], int32
+
+    Returns float32 logits [S, N], -inf outside the windows, in rows of a multiple of 256 elements. Raises TypeError or
+    ValueError as :func:`capgate.kernels.fp8_mqa_logits`.
+    """
+    if not isinstance(kv, (tuple, list)) or len(kv) != 2:
+        raise TypeError(f"kv: got {type(kv).__name__}, needs a pair of tensors: keys and their scales")
+    k, k_scale = kv
+    return mqa_logits.fp8_mqa_logits(q, k, k_scale, weights, cu_seqlen_ks, cu_seqlen_ke)
+
+
+def rocm_fp8_paged_mqa_logits(
+    q_fp8: torch.Tensor,
+    kv_cache_fp8: torch.Tensor,
+    weights: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_tables: torch.Tensor,
+    schedule_metadata: torch.Tensor,
+    max_model_len: int,
+    *,
+    compress_ratio: int = 1,
+) -> torch.Tensor:
+    """Score the last queries of every request against its keys in a paged cache.
+
+    q_fp8 : [B, next_n, H, D], float8_e4m3fn or float8_e4m3fnuz
+    kv_cache_fp8 : [num_blocks, block, 1, D + 4], uint8
+    weights : [B * next_n, H], float32
+    context_lens : [B] or [B, next_n], int32, as in :func:`capgate.kernels.fp8_paged_mqa_logits`
+    block_tables : [B, max_blocks], int32
+    schedule_metadata : not looked at, as in vLLM on ROCm
+    compress_ratio : tokens of a key. It says how vLLM laid out the cache: see :func:`holds_tiles`.
+
+    Returns float32 logits [B * next_n, max_model_len], contiguous as vLLM's buffer is, and -inf where a row sees no key as in
+    vLLM's torch version. Raises TypeError or ValueError as :func:`capgate.kernels.fp8_paged_mqa_logits`.
+    """
+    if not isinstance(q_fp8, torch.Tensor) or q_fp8.ndim != 4:
+        found = tuple(q_fp8.shape) if isinstance(q_fp8, torch.Tensor) else type(q_fp8).__name__
+        raise ValueError(f"q_fp8: got {found}, needs a tensor [B, next_n, H, D]")
+    requests, next_n, _, dim = q_fp8.shape
+    cache = block_flat("kv_cache_fp8", kv_cache_fp8, dim)
+    if holds_tiles(compat.capabilities(q_fp8.device), cache.shape[1], compress_ratio):
+        cache = unshuffle(cache, block_tables, context_lens, max_model_len)
+    return paged_mqa_logits.fp8_paged_mqa_logits(
+        q_fp8,
+        cache,
+        weights,
+        context_lens,
+        block_tables,
+        max_context_len=max_model_len,
+        clean_logits=True,
+        out=torch.empty((requests * next_n, max_model_len), dtype=torch.float32, device=q_fp8.device),
+    )
+
+
+def holds_tiles(caps: compat.Capabilities, block: int, compress_ratio: int) -> bool:
+    """Whether vLLM's cache is preshuffled: on gfx942 and gfx950, with more than one key in a block, but for a ratio of 4."""
+    return (caps.gfx942 or caps.gfx950) and block > 1 and compress_ratio != 4

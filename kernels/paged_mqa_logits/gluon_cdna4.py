@@ -1,0 +1,407 @@
+"""Gluon for CDNA4 (gfx950), one source for Triton 3.6.0 to 3.9.0. Compiled and emulated; it has not run on a GPU.
+
+    logits[b, t, j] = scale[b, j] * sum_h weights[b, t, h] * relu(q[b, t, h, :] . key[b, j, :])    for 0 <= j < seen[b, t]
+
+The keys of all requests are shared out among programs by the classic branch's schedule; a tile is scored as in the dense
+kernel, rows x heads on the M side of the MFMA. A request has few rows: where one wave holds them, a program is that wave alone,
+so that waves share no keys and wait for none of each other at a barrier. Where it takes more, each wave of a program has rows
+of its own, and they share the tiles. Programs that share a worker's tiles fill the GPU when a schedule has few workers.
+
+Keys, scales and table entries go from memory straight to LDS, two tiles ahead of the arithmetic. The entries go two tiles
+further ahead: what comes with a tile says where the tile lies whose copy is started then. So one wait in a pass covers all, and
+the table's latency is met once in a request. A tile in one block is copied from a base of 64 bits; tiles that cross blocks from
+offsets of 32 bits, so that small blocks have to lie within 2 GiB. Only buffer instructions copy: the LLVM of Triton 3.7.1
+counts global_load_lds among the LDS instructions, which hardware does not, and then waits too little for LDS reads
+(llvm-project, pull request 179305).
+
+LDS without bank conflicts: as in the dense kernel, chunks are fetched in a permuted order and read under a swizzled layout.
+"""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from capgate import compat
+from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, constexpr_function, gl, gluon, reinterpret
+
+from ..key_cache.layout import keys_of, scales_of
+from ..launch import Launch, multiprocessors
+from ..mqa_logits.gluon_cdna4 import fill, load, logit_layout, score, store
+from ..mqa_logits.operation import padded_heads
+from ..resources import LDS
+from .classic import make_schedule, workers_that_fit
+from .operation import CHUNK_KEYS
+
+
+class Tuning(NamedTuple):
+    """How the work is cut, and what is asked of the compiler."""
+
+    block_keys: int  # keys in a tile
+    rows: int  # query rows of a program; rows * padded heads is the M side of the MFMA
+    num_warps: int
+    num_stages: int  # tiles in LDS
+    resident: int  # programs that one CU holds
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+# padded heads -> block_keys, columns of a wave, most waves of a program, num_stages, options; for every D, block size and
+# output mode alike. Compiled for gfx950 and executed in an emulator, never timed. "VALU" as in the dense kernel's table: vector
+# instructions per 32 keys of a row of 64 heads, D = 128, alike on Triton 3.6.0, 3.7.1, 3.8.0 and 3.9.0 unless said:
+#
+#   as in the table, 64 heads, blocks of 64 or 128 keys: VALU 55, of which 32 relu and 16 packed fma; 168 to 182 VGPRs, no
+#     spills; no barrier in the loop, and one where waves share tiles (from 2 rows of 64 heads on)
+#   blocks of 32 and 16 keys: 62 and 63, of one key 60.5 to 61: every lane adds its blocks' offsets
+#   three tiles in LDS, of 8.5 KiB with scales and entries: two come while one is scored, and a CU holds six such programs, so
+#     that about 100 KiB are under way to it. With four tiles it holds four programs, and as much is under way
+#   tiles of 32 keys: 62, for half of the lanes store nothing; 128 heads have no room for 64
+#   two rows of 64 heads for one wave: 57 to 96 registers spill; with tiles of 32 keys none, 58 to 58.5
+#   v_readfirstlane_b32 left out: 87, for the compiler then loops over the lanes round each copy
+#   weights loaded to registers: their addresses stay in registers all along, and of 127 heads 44 spill on 3.9.0
+#   waves_per_eu unset: 87 on 3.6.0, which then moves accumulators through 64 AGPRs. 3 waves: 57 and a spill on 3.6.0
+#   VGPRS_ONLY unset: 48 AGPRs on 3.8.0 and 3.9.0
+TUNINGS: dict[int, tuple[Any, ...]] = {
+    16: (64, 32, 4, 3, (("waves_per_eu", 2),)),
+    32: (64, 64, 4, 3, (("waves_per_eu", 2),)),
+    64: (64, 64, 4, 3, (("waves_per_eu", 2),)),
+    128: (32, 128, 4, 3, (("waves_per_eu", 2),)),
+}
+WAVES = 8  # of a CU, for which its registers last
+
+
+@cache
+def tuning(target: compat.Target, heads: int, clean_logits: bool, next_n: int = 1, dim: int = 128) -> Tuning:
+    """The table's row for a head count, cut to the rows of a request."""
+    padded = padded_heads(heads)
+    block_keys, columns, most_warps, num_stages, options = TUNINGS[padded]
+    most_warps = min(most_warps, block_keys * dim // 1024)  # no wave without keys to copy: a wave copies 1024 bytes at a time
+    rows = min(max(1 << (next_n - 1).bit_length(), 32 // padded), most_warps * columns // padded)
+    num_warps = max(1, rows * padded // columns)
+    lanes = 64 * num_warps
+    lds_bytes = num_stages * (block_keys * dim + 4 * lanes + 4 * lanes) + 4 * max(rows * padded, lanes)
+    size, granule = LDS["gfx950"]
+    resident = min(WAVES // num_warps, size // (-(-lds_bytes // granule) * granule))
+    return Tuning(block_keys, rows, num_warps, num_stages, resident, options)
+
+
+@constexpr_function
+def in_order(SHAPE, ELEMENTS, NUM_WARPS):
+    """Three dimensions in the order of memory, as copies to LDS write them: ELEMENTS a lane, lane by lane, wave by wave."""
+    lanes, waves, lanes_of, waves_of = 64, NUM_WARPS, [], []
+    for size in (SHAPE[2] // ELEMENTS, SHAPE[1]):
+        lanes_of.append(min(lanes, size))
+        waves_of.append(min(waves, size // lanes_of[-1]))
+        lanes, waves = lanes // lanes_of[-1], waves // waves_of[-1]
+    return gl.BlockedLayout([1, 1, ELEMENTS], [lanes, *lanes_of[::-1]], [waves, *waves_of[::-1]], [2, 1, 0])
+
+
+@gluon.jit
+def seen(lens, request, row, most, stride_lb, stride_ln, NEXT_N: gl.constexpr, ROW_LENS: gl.constexpr):
+    """How many keys a row of a request sees; none if the request has no such row."""
+    near = gl.minimum(row, NEXT_N - 1)
+    if ROW_LENS:
+        length = gl.load(lens + request.to(gl.int64) * stride_lb + near.to(gl.int64) * stride_ln)
+    else:
+        length = gl.maximum(gl.load(lens + request.to(gl.int64) * stride_lb), 0) - (NEXT_N - 1) + near
+    return gl.where(row < NEXT_N, gl.minimum(gl.maximum(length, 0), most), 0)
+
+
+@gluon.jit
+def copy_blocks(
+    tile_blocks, entries, tile, longest, stride_tk, BLOCK: gl.constexpr, BLOCK_KEYS: gl.constexpr, LAYOUT: gl.constexpr
+):
+    """Start the copy of the table's entries for one tile to LDS: a block for each lane, in turn."""
+    first = tile * BLOCK_KEYS // BLOCK
+    number = gl.arange(0, tile_blocks.shape[0], LAYOUT) % max(1, BLOCK_KEYS // BLOCK)
+    if BLOCK < BLOCK_KEYS:
+        number = gl.minimum(number, (longest - 1) // BLOCK - first)  # what the table holds behind that may be garbage
+    async_copy.buffer_load_to_shared(tile_blocks, entries + first.to(gl.int64) * stride_tk, number * stride_tk)
+
+
+@gluon.jit
+def copy_tile(
+    tile_keys, tile_scales, tile_blocks, tile, keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK: gl.constexpr
+):
+    """Start the copy of one tile's keys and scales to LDS, out of the blocks that ``tile_blocks`` names."""
+    BLOCKS: gl.constexpr = tile_keys.shape[0]
+    of_keys: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, key_at.type.layout))
+    of_scales: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, scale_at.type.layout))
+    if BLOCKS == 1:
+        block = gl.max(async_copy.load_shared_relaxed(tile_blocks.slice(0, 1, 0), of_keys), 0)
+        # Every lane has the same, but the compiler would loop over the lanes round each copy.
+        block = gl.inline_asm_elementwise("v_readfirstlane_b32 $0, $1", "=s,v", [block], dtype=gl.int32, is_pure=True, pack=1)
+        block = block.to(gl.int64)
+        first = tile * tile_keys.shape[1] % BLOCK
+        keys += block * stride_keys + first * tile_keys.shape[2]
+        scales += block * stride_scales + first
+    else:
+        blocks = async_copy.load_shared_relaxed(tile_blocks.slice(0, BLOCKS, 0), of_keys)
+        key_at += (blocks * stride_keys)[:, None, None]
+        blocks = async_copy.load_shared_relaxed(tile_blocks.slice(0, BLOCKS, 0), of_scales)
+        scale_at += (blocks * stride_scales)[None, :, None]
+    async_copy.buffer_load_to_shared(tile_keys, keys, key_at)
+    async_copy.buffer_load_to_shared(tile_scales, scales, scale_at)
+
+
+@gluon.jit
+def paged_mqa_logits_kernel(
+    q,  # [B, NEXT_N, H, D] fp8
+    keys,  # [num_blocks, BLOCK, D] fp8
+    scales,  # [num_blocks, BLOCK] float32
+    weights,  # [B * NEXT_N, H] float32
+    lens,  # [B] int32, or [B, NEXT_N] if ROW_LENS
+    table,  # [B, max_blocks] int32
+    schedule,  # [num_workers + 1, 2] int32
+    out,  # [B * NEXT_N, width] float32
+    num_requests,
+    limit,  # keys that a row can see: as many as it has cells, and its row of the table has room for
+    width,
+    strips,  # to fill: those of a row times the rows
+    parts,  # programs that share a worker's tiles, taking turns
+    stride_qb,
+    stride_qn,
+    stride_qh,
+    stride_qd,
+    stride_keys,
+    stride_scales,
+    stride_ws,
+    stride_wh,
+    stride_lb,
+    stride_ln,
+    stride_tb,
+    stride_tk,
+    stride_os,
+    stride_on,
+    NEXT_N: gl.constexpr,
+    HEADS: gl.constexpr,
+    DIM: gl.constexpr,
+    PADDED_HEADS: gl.constexpr,
+    ROWS: gl.constexpr,
+    BLOCK: gl.constexpr,
+    BLOCK_KEYS: gl.constexpr,
+    CHUNK: gl.constexpr,
+    STAGES: gl.constexpr,
+    STRIP: gl.constexpr,
+    CLEAN: gl.constexpr,
+    ROW_LENS: gl.constexpr,
+    INDEX: gl.constexpr,
+):
+    NUM_WARPS: gl.constexpr = gl.num_warps()
+    COLUMNS: gl.constexpr = ROWS * PADDED_HEADS
+    AHEAD: gl.constexpr = STAGES - 1
+    BLOCKS: gl.constexpr = max(1, BLOCK_KEYS // BLOCK)  # of a tile
+    PART_KEYS: gl.constexpr = BLOCK_KEYS // BLOCKS  # of a tile, in one block
+    REPEATS: gl.constexpr = 64 * NUM_WARPS // BLOCK_KEYS  # of a tile's scales: one for every lane, so that no lane is masked
+    INSTRUCTION_DIM: gl.constexpr = 64 if DIM >= 64 else 16  # dims of the f8f6f4 instruction, or of the older fp8 one
+    mfma: gl.constexpr = cdna4.AMDMFMALayout(
+        4, [32, 32, INSTRUCTION_DIM], False, [NUM_WARPS, 1], tiles_per_warp=[COLUMNS // 32 // NUM_WARPS, 1]
+    )
+    operand: gl.constexpr = gl.DotOperandLayout(0, mfma, 16)
+    logits: gl.constexpr = gl.SliceLayout(1, logit_layout(ROWS, BLOCK_KEYS, NUM_WARPS))
+    filled: gl.constexpr = gl.BlockedLayout([1, 4], [1, 64], [1, NUM_WARPS], [1, 0])
+    copied: gl.constexpr = in_order([BLOCKS, PART_KEYS, DIM], 16, NUM_WARPS)
+    scales_copied: gl.constexpr = in_order([REPEATS, BLOCKS, PART_KEYS], 1, NUM_WARPS)
+    line_copied: gl.constexpr = gl.BlockedLayout([1], [64], [NUM_WARPS], [0])
+    plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
+    swizzled: gl.constexpr = gl.SwizzledSharedLayout(16, 256 // DIM, DIM // 16, [1, 0])
+    line: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+
+    worker = gl.program_id(0) // parts
+    part = gl.program_id(0) % parts
+    first_row = gl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
+    first_request = gl.load(schedule + 2 * worker)
+    first_chunk = gl.load(schedule + 2 * worker + 1)
+    last_request = gl.load(schedule + 2 * worker + 2)
+    last_chunk = gl.load(schedule + 2 * worker + 3)
+
+    if CLEAN:  # first, so that the stores drain behind the arithmetic
+        near_strip = gl.arange(0, 1, gl.SliceLayout(1, filled))
+        strip_offset = near_strip.to(INDEX)
+        row_strips = gl.cdiv(width, STRIP)
+        step = gl.num_programs(0) * gl.num_programs(1)
+        for strip in range(gl.program_id(0) * gl.num_programs(1) + gl.program_id(1), strips, step):
+            row = (strip // row_strips).to(gl.int32)
+            base = (strip % row_strips).to(gl.int32) * STRIP
+            end = seen(lens, row // NEXT_N, row % NEXT_N, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
+            rows = out + row.to(gl.int64) * stride_os
+            first = gl.maximum(base, end)
+            last = gl.minimum(base + STRIP, width)
+            if last - first == STRIP:  # no column mask, so stores are 16 bytes wide
+                fill(rows, gl.multiple_of(base, 16), STRIP, strip_offset, near_strip == 0, stride_on, STRIP, filled)
+            elif first < last:
+                fill(rows, first, last - first, strip_offset, near_strip == 0, stride_on, STRIP, filled)
+
+    # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
+    column = gl.arange(0, COLUMNS, gl.SliceLayout(1, operand))
+    column_row = gl.minimum(first_row + column // PADDED_HEADS, NEXT_N - 1).to(INDEX)
+    near_head = gl.minimum(column % PADDED_HEADS, HEADS - 1).to(INDEX)
+    dim = gl.arange(0, DIM, gl.SliceLayout(0, operand)).to(INDEX)
+    query_offset = (column_row * stride_qn + near_head * stride_qh)[:, None] + (dim * stride_qd)[None, :]
+    column = gl.arange(0, max(COLUMNS, 64 * NUM_WARPS), line_copied) % COLUMNS
+    column_row = gl.minimum(first_row + column // PADDED_HEADS, NEXT_N - 1)
+    weight_at = column_row * stride_ws + gl.minimum(column % PADDED_HEADS, HEADS - 1) * stride_wh
+    head = gl.arange(0, COLUMNS, gl.SliceLayout(1, mfma)) % PADDED_HEADS
+
+    lane = gl.arange(0, BLOCK_KEYS, gl.SliceLayout(0, logits))
+    row = gl.arange(0, ROWS, gl.SliceLayout(1, logits))
+    cell = (row.to(INDEX) * stride_os)[:, None] + (lane.to(INDEX) * stride_on)[None, :]
+
+    key = gl.arange(0, PART_KEYS, gl.SliceLayout(0, gl.SliceLayout(2, copied)))
+    byte = gl.arange(0, DIM, gl.SliceLayout(0, gl.SliceLayout(1, copied)))
+    tile_key = gl.arange(0, BLOCKS, gl.SliceLayout(1, gl.SliceLayout(2, copied)))[:, None] * PART_KEYS + key[None, :]
+    chunk = (byte // 16)[None, None, :] ^ (tile_key * DIM // 256 % (DIM // 16))[:, :, None]
+    key_at = (key * DIM)[None, :, None] + chunk * 16 + (byte % 16)[None, None, :]
+    scale_at = gl.arange(0, PART_KEYS, gl.SliceLayout(0, gl.SliceLayout(1, scales_copied)))[None, None, :]
+    scale_at += gl.full([REPEATS, BLOCKS, PART_KEYS], 0, gl.int32, scales_copied)
+
+    tile_keys = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, BLOCKS, PART_KEYS, DIM], plain)
+    keys_read = reinterpret(tile_keys, gl.float8e4nv, [STAGES, BLOCK_KEYS, DIM], swizzled)
+    tile_scales = gl.allocate_shared_memory(gl.float32, [STAGES, REPEATS, BLOCKS, PART_KEYS], plain)
+    scales_read = reinterpret(tile_scales, gl.float32, [STAGES, 64 * NUM_WARPS], line)
+    tile_blocks = gl.allocate_shared_memory(gl.int32, [STAGES, 64 * NUM_WARPS], line)
+    columns_weights = gl.allocate_shared_memory(gl.float32, [max(COLUMNS, 64 * NUM_WARPS)], line)
+
+    turn = part  # of this program, counted from a request's first tile
+    past_request = gl.minimum(gl.where(last_chunk > 0, last_request + 1, last_request), num_requests)
+    for request in range(first_request, past_request):
+        request64 = request.to(gl.int64)
+        longest = 0  # read row by row into a scalar: the compiler would not know a reduction to agree in all lanes
+        for r in gl.static_range(ROWS):
+            row_seen = seen(lens, request, first_row + r, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
+            longest = gl.maximum(longest, row_seen)
+        chunks = gl.cdiv(longest, CHUNK)
+        begin = gl.where(request == first_request, gl.minimum(first_chunk, chunks) * CHUNK, 0)
+        end = gl.where(request == last_request, gl.minimum(gl.minimum(last_chunk, chunks) * CHUNK, longest), longest)
+        past_tile = gl.cdiv(end, BLOCK_KEYS)
+        my_first = begin // BLOCK_KEYS + turn
+        my_last = past_tile - 1 - (past_tile - 1 - my_first) % parts
+        if my_first < past_tile:
+            entries = table + request64 * stride_tb
+            for stage in gl.static_range(AHEAD):
+                tile = gl.minimum(my_first + stage * parts, my_last)
+                copy_blocks(tile_blocks.index(stage + 1), entries, tile, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
+            async_copy.buffer_load_to_shared(columns_weights, weights + request64 * NEXT_N * stride_ws, weight_at)
+            async_copy.commit_group()
+            query = load(q + request64 * stride_qb, query_offset)
+            async_copy.wait_group(0)
+            weight = async_copy.load_shared_relaxed(columns_weights.slice(0, COLUMNS, 0), gl.SliceLayout(1, mfma))
+            weight = gl.where(head < HEADS, weight, 0.0)
+            for stage in gl.static_range(AHEAD):
+                tile = gl.minimum(my_first + stage * parts, my_last)
+                copy_tile(
+                    tile_keys.index(stage), tile_scales.index(stage), tile_blocks.index(stage + 1), tile,
+                    keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK,
+                )  # fmt: skip
+                tile = gl.minimum(my_first + (stage + AHEAD) * parts, my_last)
+                copy_blocks(tile_blocks.index(stage), entries, tile, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
+                async_copy.commit_group()
+
+            length = seen(lens, request, first_row + row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
+            length = length[:, None] - lane[None, :]  # of each lane's key, so that one scalar is compared with both
+            rows = out + (request64 * NEXT_N + first_row) * stride_os
+
+            # A tile's logits are stored when the next one has come, before more copies start: a wait is for all but the
+            # youngest operations, of which Triton 3.6.0 and 3.7.1 count the copies alone. Behind a store among those it would
+            # be for one of the next tile's copies as well.
+            base = limit  # no row sees as many
+            logit = gl.zeros([ROWS, BLOCK_KEYS], gl.float32, logits)
+            slot = 0
+            free = AHEAD
+            for tile in range(my_first, past_tile, parts):
+                async_copy.wait_group(AHEAD - 1)
+                store(rows + base.to(gl.int64) * stride_on, cell, logit, base < length)
+                ahead = gl.minimum(tile + 2 * AHEAD * parts, my_last)
+                copy_blocks(tile_blocks.index(free), entries, ahead, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
+                ahead = gl.minimum(tile + AHEAD * parts, my_last)
+                copy_tile(
+                    tile_keys.index(free), tile_scales.index(free), tile_blocks.index(slot), ahead,
+                    keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK,
+                )  # fmt: skip
+                async_copy.commit_group()
+                base = tile * BLOCK_KEYS
+                scale = async_copy.load_shared_relaxed(
+                    scales_read.index(slot).slice(0, BLOCK_KEYS, 0), gl.SliceLayout(0, logits)
+                )
+                logit = score(query, weight, keys_read.index(slot), ROWS, PADDED_HEADS) * scale[None, :]
+                free = slot
+                slot = gl.where(slot == AHEAD, 0, slot + 1)
+            async_copy.wait_group(0)
+            store(rows + base.to(gl.int64) * stride_on, cell, logit, base < length)
+        turn = (turn - (past_tile - begin // BLOCK_KEYS)) % parts
+        turn = gl.where(turn < 0, turn + parts, turn)
+
+
+def prepare(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    schedule: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    target: compat.Target,
+) -> Launch:
+    """The launch for one call on a target; the tensors may be meta tensors."""
+    requests, next_n, heads, dim = q.shape
+    tune = tuning(target, heads, clean_logits, next_n, dim)
+    keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
+    (blocks, block), width = keys.shape[:2], out.shape[1]
+    limit = min(width, block_table.shape[1] * block) if blocks else 0
+    strip = 16 * 64 * tune.num_warps  # four 16-byte stores a lane
+    workers, groups = schedule.shape[0] - 1, -(-next_n // tune.rows)
+    parts = max(1, multiprocessors(out.device) * tune.resident // (workers * groups))
+    row_lens = context_lens.ndim == 2
+    lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
+    strides = (*q.stride(), keys.stride(0), scales.stride(0), *weights.stride(), *lens_strides, *block_table.stride())
+    farthest = max(  # byte that a program reaches from its base pointers; buffer instructions reach 2 GiB
+        next_n * q.stride(1) + heads * q.stride(2) + dim * q.stride(3),
+        4 * (tune.rows * out.stride(0) + max(strip, tune.block_keys) * out.stride(1)),
+    )
+    counts = (requests, limit, width, requests * next_n * -(-width // strip), parts)
+    arguments = (q, keys, scales, weights, context_lens, block_table, schedule, out, *counts, *strides, *out.stride())
+    keywords = {
+        "NEXT_N": next_n,
+        "HEADS": heads,
+        "DIM": dim,
+        "PADDED_HEADS": padded_heads(heads),
+        "ROWS": tune.rows,
+        "BLOCK": block,
+        "BLOCK_KEYS": tune.block_keys,
+        "CHUNK": CHUNK_KEYS,
+        "STAGES": tune.num_stages,
+        "STRIP": strip,
+        "CLEAN": clean_logits,
+        "ROW_LENS": row_lens,
+        "INDEX": gl.int32 if farthest < 2**31 else gl.int64,
+        "num_warps": tune.num_warps,
+        "enable_fp_fusion": True,
+        **VGPRS_ONLY,
+        **dict(tune.options),
+    }
+    return Launch(paged_mqa_logits_kernel, (workers * parts, groups), arguments, keywords)
+
+
+def num_workers(q: torch.Tensor, kv_cache: torch.Tensor, *, clean_logits: bool) -> int:
+    """As :func:`capgate.kernels.paged_mqa_workers`."""
+    _, next_n, heads, dim = q.shape
+    return workers_that_fit(q.device, tuning(compat.capabilities(q.device).target, heads, clean_logits, next_n, dim), next_n)
+
+
+def launch(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    schedule: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+) -> None:
+    """Write the logits of every key that a row sees into ``out``; with ``clean_logits``, -inf into every other cell."""
+    if schedule is None:
+        schedule = make_schedule(context_lens, num_workers(q, kv_cache, clean_logits=clean_logits))
+    arguments = (q, kv_cache, weights, context_lens, block_table, schedule, out)
+    prepare(*arguments, clean_logits=clean_logits, target=compat.capabilities(q.device).target)()

@@ -1,0 +1,218 @@
+"""The paged Gluon branch for gfx950, as this lane's Triton compiles it: what it takes, and what its steady loop holds."""
+
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gfx950.emulator import Pieces, Pointer, parse, run
+from gfx950.judge import agree
+from gfx950.launching import bound, compile_launch
+from gfx950.mqa import TARGET, Branch, execute, prepare
+from gfx950.paged import formula, make_call
+from gfx950.paged_mqa import BRANCHES, PagedCase
+from gfx950.steady import check_copies_stay_in_flight, check_steady_loop, steady_loop
+
+from capgate.compat import capabilities
+from capgate.kernels.compile_command import vector_per_32_keys
+from capgate.kernels.launch import Launch
+from capgate.kernels.mqa_logits.operation import padded_heads
+from capgate.kernels.offline import Job, compile_jobs
+from capgate.kernels.offline_child import describe
+from capgate.kernels.paged_mqa_logits import reference
+from capgate.kernels.paged_mqa_logits.function import copies_directly
+from capgate.kernels.paged_mqa_logits.operation import CHUNK_KEYS, Problem, example_call, operation
+
+pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
+
+HEADS, DIMS, MODES = (16, 32, 64, 128), (32, 64, 128), ("unclean", "clean")
+
+
+@lru_cache
+def compiled() -> dict[Job, dict[str, Any]]:
+    jobs = [Job("gluon_cdna4", heads, dim, mode) for heads in HEADS for dim in DIMS for mode in MODES]
+    return dict(zip(jobs, compile_jobs("fp8_paged_mqa_logits", TARGET, jobs), strict=True))
+
+
+def keeps_its_limits(row: dict[str, Any], heads: int, dim: int) -> None:
+    assert row["spills"] == row["scratch_bytes"] == row["agprs"] == 0
+    assert row["waves_per_simd"] >= 1.5
+    assert row["tuning"]["resident"] * row["tuning"]["num_warps"] <= row["waves_per_simd"] * 4, "a CU holds fewer programs"
+    assert row["hot_loop"]["keys"] >= 32
+    # Multiply-adds of the loop, in the f8f6f4 form wherever its 64 dims fit.
+    assert row["hot_loop"]["mfma"] * 32 * 32 * (64 if dim >= 64 else 16) == row["hot_loop"]["keys"] * padded_heads(heads) * dim
+    assert set(row["matrix_instructions"]) == {
+        "v_mfma_scale_f32_32x32x64_f8f6f4" if dim >= 64 else "v_mfma_f32_32x32x16_fp8_fp8"
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("heads", HEADS)
+def test_every_tuning_compiles_within_its_limits(heads: int, dim: int, mode: str) -> None:
+    row = compiled()[Job("gluon_cdna4", heads, dim, mode)]
+    assert row["compiled"], row["error"]
+    keeps_its_limits(row, heads, dim)
+    assert CHUNK_KEYS % row["tuning"]["block_keys"] == 0, "two workers would write one tile"
+
+
+@lru_cache
+def compiled_for(heads: int, dim: int, next_n: int, block: int) -> dict[str, Any]:
+    """A row of figures, as ``capgate compile`` gives it for one row of queries and blocks of 64 keys."""
+    call = example_call(Problem(TARGET, heads, dim, "float8_e4m3fn", True, block, next_n))
+    operands = list(call.arguments)
+    blocks, stride = operands[1].shape[0], -(-block * (dim + 4) // 16) * 16
+    operands[1] = torch.empty(blocks, stride, dtype=torch.uint8, device="meta").as_strided(
+        (blocks, block, 1, dim + 4), (stride, dim + 4, dim + 4, 1)
+    )
+    from capgate.kernels.paged_mqa_logits import gluon_cdna4
+
+    code = compile_launch(gluon_cdna4.prepare(*operands, **call.keywords), BRANCHES["gluon_cdna4"].make_source)
+    tuning = gluon_cdna4.tuning(TARGET, heads, True, next_n, dim)._asdict()
+    return {**describe(code, TARGET, call, ""), "heads": heads, "tuning": tuning}
+
+
+@pytest.mark.parametrize(
+    ("heads", "dim", "next_n", "block"),
+    [
+        *((64, 128, next_n, 64) for next_n in (2, 3, 4, 8)),
+        *((64, 128, 1, block) for block in (1, 16, 32, 128)),
+        *((128, 128, next_n, block) for next_n in (1, 2, 8) for block in (16, 64)),
+        *((32, 128, 2, 64), (32, 128, 8, 64), (16, 128, 8, 64), (48, 128, 4, 64), (100, 128, 2, 1)),
+        *((64, 64, 1, 64), (64, 32, 8, 16), (128, 64, 8, 64)),
+    ],
+)
+def test_rows_and_blocks_compile_within_their_limits(heads: int, dim: int, next_n: int, block: int) -> None:
+    row = compiled_for(heads, dim, next_n, block)
+    keeps_its_limits(row, heads, dim)
+    assert row["tuning"]["resident"] * row["tuning"]["num_warps"] == row["waves_per_simd"] * 4, "a CU holds more programs"
+
+
+@pytest.mark.parametrize(("next_n", "block", "most"), [(1, 64, 56), (2, 64, 56), (4, 128, 56), (1, 32, 68), (1, 16, 72)])
+def test_vector_instructions_of_64_heads(next_n: int, block: int, most: float) -> None:
+    """32 keys of a row: 32 relu and 16 packed fma are the floor. Where tiles cross blocks, lanes compute addresses."""
+    vector = vector_per_32_keys(compiled_for(64, 128, next_n, block))
+    assert vector is not None
+    assert 48 < vector <= most
+
+
+@pytest.mark.parametrize(
+    ("heads", "dim", "next_n", "block", "waves"),
+    [
+        *((64, 128, 1, 64, 1), (64, 128, 2, 64, 2), (64, 128, 4, 128, 4), (32, 128, 2, 64, 1), (128, 128, 1, 64, 1)),
+        *((16, 64, 8, 32, 4), (64, 128, 1, 1, 1), (64, 64, 2, 16, 2), (32, 32, 1, 16, 1)),
+    ],
+)
+def test_steady_loop(heads: int, dim: int, next_n: int, block: int, waves: int) -> None:
+    """No bank conflict, no barrier but between the waves of a program, and two tiles in flight whenever one is scored."""
+    call = make_call([2048], next_n, heads, dim, block, gap=12 if block == 1 else 0)
+    prepared = prepare(BRANCHES["gluon_cdna4"], PagedCase(call, 2048, False))
+    texts, counters = steady_loop(prepared)
+    check_steady_loop(texts)
+    check_copies_stay_in_flight(texts)
+    # Before LLVM's pull request 179305 its waits for LDS reads count these copies, which the hardware does not count there.
+    assert "global_load_lds" not in prepared.compiled.asm["amdgcn"]
+    assert prepared.compiled.metadata.num_warps == waves
+    assert sum(text == "s_barrier" for text in texts) == (waves > 1)
+    assert sum(text.startswith("v_mfma") for text in texts) >= 2
+    assert counters.lds_cycles == counters.lds_ideal_cycles > 0
+    assert any(text.startswith("v_pk_fma_f32") for text in texts)
+
+
+@pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "skipped"])
+def test_64_bit_offsets_inside_a_program(clean_logits: bool) -> None:
+    """The kernel of calls whose rows lie further apart than buffer instructions reach, executed on a small one."""
+    branch = BRANCHES["gluon_cdna4"]
+
+    def prepare_wide(*arguments: Any, **options: Any) -> Any:
+        from capgate.compat.gluon import gl
+
+        launch = branch.prepare(*arguments, **options)
+        return launch._replace(keywords={**launch.keywords, "INDEX": gl.int64})
+
+    case = PagedCase(make_call([130, 0, 70], 2, 64, 128), 131, clean_logits)
+    execute(prepare(Branch(prepare_wide, branch.make_source), case))
+
+
+def emulate(launch: Launch, pieces: dict[int, Pieces | Pointer]) -> None:
+    """Execute, with the arguments at these positions in memory that torch does not hold."""
+    arguments: list[Any] = []
+    for number, argument in enumerate(launch.arguments):
+        arguments += [pieces[number]] if number in pieces else bound([argument])
+    code = compile_launch(launch, BRANCHES["gluon_cdna4"].make_source)
+    for landing in ("late", "early"):
+        run(parse(code.asm["amdgcn"]), launch.grid, arguments, lds_bytes=code.metadata.shared, landing=landing)
+
+
+KEYS, SCALES, OUT = 1, 2, 7  # positions of arguments
+
+
+@pytest.mark.parametrize(("block", "apart", "last"), [(64, 1_002_240, 2143), (64, 5 * 2**30, 1), (128, 1_002_240, 2143)])
+def test_blocks_past_2_gib(block: int, apart: int, last: int) -> None:
+    """Block 2143 at a stride of 1,002,240 bytes is the first past 2**31; a stride may pass 32 bits by itself."""
+    call = make_call([block, block], 1, 64, 128, block)
+    answer = formula(call, block)
+    blocks = [call.kv_cache[page].flatten().numpy() for page in call.block_table[:, 0].tolist()]
+    call.block_table[:, 0] = torch.tensor([0, last])
+    shape, strides = (last + 1, *call.kv_cache.shape[1:]), (apart, *call.kv_cache.stride()[1:])
+    cache = torch.empty_strided(shape, strides, dtype=torch.uint8, device="meta")
+    schedule, out = reference.make_schedule(call.context_lens, 2), torch.full((2, block), 7.0)
+    operands = (*call._replace(kv_cache=cache), schedule, out)
+    launch = BRANCHES["gluon_cdna4"].prepare(*operands, clean_logits=False, target=TARGET)
+    emulate(launch, {KEYS: Pieces({0: blocks[0], last * apart: blocks[1]}), SCALES: Pointer(blocks[0], block * 128)})
+    agree(out, answer.logits, answer.magnitude)
+
+
+@pytest.mark.parametrize(("rows", "apart", "clean_logits"), [(514, 2**22, False), (6, 2**29 + 64, True)])
+def test_rows_past_2_gib(rows: int, apart: int, clean_logits: bool) -> None:
+    """The last row lies past 2**31 cells; rows may also lie 2 GiB apart, and -inf is stored in all of them."""
+    call = make_call([70, *[0] * (rows - 2), 130], 1, 16, 32)
+    answer = formula(call, 200)
+    held = {row: np.full(200, 7.0, np.float32) for row in (range(rows) if clean_logits else (0, rows - 1))}
+    out = torch.empty_strided((rows, 200), (apart, 1), device="meta")
+    operands = (*call, reference.make_schedule(call.context_lens, 2), out)
+    launch = BRANCHES["gluon_cdna4"].prepare(*operands, clean_logits=clean_logits, target=TARGET)
+    emulate(launch, {OUT: Pieces({4 * row * apart: cells for row, cells in held.items()})})
+    for row, cells in held.items():
+        cells, inside = torch.from_numpy(cells), answer.inside[row]
+        agree(cells[inside], answer.logits[row, inside], answer.magnitude[row, inside])
+        assert (cells[~inside] == (float("-inf") if clean_logits else 7)).all()
+
+
+def test_chosen_on_gfx950() -> None:
+    problem = operation.example(TARGET)
+    assert operation.select(problem).name == "gluon_cdna4"
+    declined = problem._replace(direct_keys=False)
+    assert operation.select(declined).name == "classic"
+    assert "a multiple of 16 bytes apart" in str(operation.explain(declined))
+    assert operation.select(problem._replace(dtype="float8_e4m3fnuz")).name != "gluon_cdna4"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "block", "apart", "offset", "direct"),
+    [
+        (9, 64, 64 * 132, 0, True),
+        (9, 64, 64 * 132 + 4, 0, False),
+        (9, 64, 64 * 132, 4, False),
+        (9, 1, 132, 0, False),
+        (9, 1, 144, 0, True),
+        (2**24, 1, 144, 0, False),
+        (2**20, 32, 2**16, 0, False),
+        (2**20, 64, 2**16, 0, True),
+    ],
+)
+def test_blocks_that_can_be_copied_directly(blocks: int, block: int, apart: int, offset: int, direct: bool) -> None:
+    cache = torch.empty_strided((blocks, block, 1, 132), (apart, 132, 132, 1), dtype=torch.uint8, device="meta")
+    assert cache.data_ptr() == 0
+    held = SimpleNamespace(shape=cache.shape, stride=cache.stride, data_ptr=lambda: offset)
+    assert copies_directly(held, torch.empty(1, 64), torch.empty(1, 4)) == direct
+
+
+def test_weights_and_table_entries_that_can_be_copied_directly() -> None:
+    cache, near = torch.empty(9, 64, 1, 132, dtype=torch.uint8), torch.empty(2, 2)
+    far = torch.empty(2, 2, device="meta").as_strided((2, 2), (2**28, 2**24))
+    assert copies_directly(cache, near, near)
+    assert not copies_directly(cache, far, near)
+    assert not copies_directly(cache, near, far)

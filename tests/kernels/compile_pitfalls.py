@@ -1,0 +1,40 @@
+"""Compile the kernels of pitfalls.py for cuda:90 without a GPU, and print what became of them as one object of JSON.
+
+test_offline_pitfalls.py runs it as a child process.
+"""
+
+import json
+from typing import Any
+
+import compiled as reading
+import pitfalls
+import torch
+
+from capgate import compat
+from capgate.kernels.listing import read_sass
+from capgate.kernels.offline_child import disassembled, set_absent_gpu
+
+
+def meta(dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(64, dtype=dtype, device="meta")
+
+
+def loads(kernel: Any) -> int:
+    integers = meta(torch.int32)
+    compiled = kernel.warmup(integers, integers, integers, 9, WIDTH=16, grid=(1,), num_warps=1)
+    return reading.loads_in_loops(compiled.asm["ttgir"])
+
+
+def main() -> None:
+    set_absent_gpu(compat.capabilities("cuda:90").target)
+    found: dict[str, Any] = {"loads": {"carried_bounds": loads(pitfalls.carried_bounds)}}
+    if compat.capabilities().gluon:
+        found["loads"]["gluon_carried_bounds"] = loads(pitfalls.gluon_carried_bounds)
+        operands = (meta(torch.float8_e4m3fn), meta(torch.float8_e4m3fn), meta(torch.float32), meta(torch.int32), 9)
+        product = pitfalls.product_after_loop.warmup(*operands, TILES=4, ITEMS=2, DIM=128, grid=(1,), num_warps=4)
+        found["undefined"] = reading.undefined_descriptors(read_sass(disassembled(product.asm["cubin"])))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Which calls gluon_hopper takes, by their operands: what a tensor map cannot describe goes to classic, and says so."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from capgate import compat
+from capgate.kernels.mqa_logits import function as dense
+from capgate.kernels.mqa_logits.operation import operation as dense_operation
+from capgate.kernels.paged_mqa_logits import function as paged
+from capgate.kernels.paged_mqa_logits.operation import operation as paged_operation
+
+MAPS = "needs operands that tensor maps describe: 16-byte aligned lines of adjacent elements, "
+
+
+def zeros(*shape: int, stride: tuple[int, ...] | None = None, offset: int = 0, dtype: torch.dtype) -> torch.Tensor:
+    """Aligned memory seen with these strides (adjacent ones otherwise), ``offset`` elements from its start."""
+    stride = stride or torch.empty(shape, device="meta").stride()
+    size = offset + 1 + sum((length - 1) * step for length, step in zip(shape, stride, strict=True) if length)
+    memory = torch.zeros(size, dtype=dtype)
+    assert memory.data_ptr() % 16 == 0
+    return memory.as_strided(shape, stride, offset)
+
+
+def fp8(*shape: int, **where: Any) -> torch.Tensor:
+    return zeros(*shape, **where, dtype=torch.float8_e4m3fn)
+
+
+def floats(*shape: int, **where: Any) -> torch.Tensor:
+    return zeros(*shape, **where, dtype=torch.float32)
+
+
+def octets(*shape: int, **where: Any) -> torch.Tensor:
+    return zeros(*shape, **where, dtype=torch.uint8)
+
+
+def reason(operation: compat.Operation, problem: Any) -> str:
+    """Why gluon_hopper does not take a problem on an H100; "" where it does."""
+    caps = compat.capabilities("cuda:90")
+    if not caps.gluon_hopper:
+        pytest.skip(caps.why("gluon_hopper"))
+    trace = operation.explain(problem._replace(device="cuda:90"))
+    step = next(step for step in trace.steps if step.variant == "gluon_hopper")
+    assert (trace.variant == "gluon_hopper") == step.accepted
+    return "" if step.accepted else step.reason
+
+
+# --- fp8_mqa_logits -------------------------------------------------------------------------------------------------------
+
+
+def dense_problem(clean_logits: bool = False, compressed: bool = False, **changed: torch.Tensor) -> Any:
+    """Of 8 rows, 64 heads, 128 dims and 256 keys but for the operands given."""
+    usual = {"q": fp8(8, 64, 128), "k": fp8(256, 128), "k_scale": floats(256), "weights": floats(8, 64), "out": floats(8, 256)}
+    return dense.describe(**usual | changed, clean_logits=clean_logits, compressed=compressed)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({}, id="usual"),
+        pytest.param({"q": fp8(8, 64, 128, stride=(128, 1024, 1))}, id="q: heads outside"),
+        pytest.param({"q": fp8(8, 64, 128, stride=(64 * 144, 144, 1), offset=16)}, id="q: padded rows"),
+        pytest.param({"q": fp8(1, 64, 128, stride=(3, 128, 1)), "weights": floats(1, 64)}, id="q: one row has no step"),
+        pytest.param({"k": fp8(256, 128, stride=(144, 1), offset=16)}, id="k: padded"),
+        pytest.param({"weights": floats(8, 64, stride=(68, 1), offset=4)}, id="weights: padded"),
+        pytest.param({"out": floats(8, 256, stride=(257, 1), offset=1)}, id="out: anyhow, if not cleaned"),
+    ],
+)
+def test_dense_operands_that_tensor_maps_describe(changed: dict[str, torch.Tensor]) -> None:
+    problem = dense_problem(**changed)
+    assert problem.tensor_maps
+    assert reason(dense_operation, problem) == ""
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({"q": fp8(8, 64, 128, offset=8)}, id="q: address"),
+        pytest.param({"q": fp8(8, 64, 128, stride=(64 * 136, 136, 1))}, id="q: step of heads"),
+        pytest.param({"q": fp8(8, 64, 128, stride=(64 * 128 + 8, 128, 1))}, id="q: step of rows"),
+        pytest.param({"q": fp8(8, 64, 128, stride=(64 * 256, 256, 2))}, id="q: step of elements"),
+        pytest.param({"q": fp8(1, 64, 128).expand(8, 64, 128)}, id="q: one row for all"),
+        pytest.param({"k": fp8(256, 128, offset=4)}, id="k: address"),
+        pytest.param({"k": fp8(256, 128, stride=(132, 1))}, id="k: step"),
+        pytest.param({"k": fp8(256, 128, stride=(1, 256))}, id="k: transposed"),
+        pytest.param({"k": fp8(0, 128), "k_scale": floats(0), "out": floats(8, 50)}, id="k: none"),
+        pytest.param({"k_scale": floats(256, offset=1)}, id="k_scale: address"),
+        pytest.param({"k_scale": floats(256, stride=(2,))}, id="k_scale: step"),
+        pytest.param({"weights": floats(8, 64, offset=2)}, id="weights: address"),
+        pytest.param({"weights": floats(8, 64, stride=(66, 1))}, id="weights: step of rows"),
+        pytest.param({"weights": floats(8, 64, stride=(1, 8))}, id="weights: transposed"),
+    ],
+)
+@pytest.mark.parametrize("mode", [(True, False), (False, False), (False, True)], ids=["clean", "unclean", "compressed"])
+def test_dense_operands_that_no_tensor_map_describes(changed: dict[str, torch.Tensor], mode: tuple[bool, bool]) -> None:
+    problem = dense_problem(*mode, **changed)
+    assert not problem.tensor_maps
+    assert reason(dense_operation, problem) == MAPS + "one key at least"
+
+
+@pytest.mark.parametrize(
+    ("out", "maps"),
+    [
+        pytest.param(floats(8, 256, stride=(260, 1), offset=4), True, id="aligned"),
+        pytest.param(floats(8, 113, stride=(116, 1)), True, id="width that is no multiple of 4"),
+        pytest.param(floats(8, 4), True, id="one line of 16 bytes"),
+        pytest.param(floats(8, 256, offset=1), False, id="address"),
+        pytest.param(floats(8, 113), False, id="step of rows"),
+        pytest.param(floats(8, 256, stride=(1, 8)), False, id="transposed"),
+        pytest.param(floats(8, 3, stride=(4, 1)), False, id="less than 16 bytes"),
+    ],
+)
+def test_the_copy_engine_fills_what_is_cleaned(out: torch.Tensor, maps: bool) -> None:
+    """Without cleaning the output may lie anyhow: only plain stores write it."""
+    keys = {"k": fp8(out.shape[1], 128), "k_scale": floats(out.shape[1]), "out": out}
+    assert dense_problem(clean_logits=False, **keys).tensor_maps
+    problem = dense_problem(clean_logits=True, **keys)
+    assert problem.tensor_maps == maps
+    assert reason(dense_operation, problem) == ("" if maps else MAPS + "one key at least")
+
+
+# --- fp8_paged_mqa_logits -------------------------------------------------------------------------------------------------
+
+
+def cache(block: int = 64, dim: int = 128, gap: int = 0, offset: int = 0) -> torch.Tensor:
+    """Nine blocks, ``gap`` bytes between them."""
+    return octets(9, block, 1, dim + 4, stride=(block * (dim + 4) + gap, dim + 4, dim + 4, 1), offset=offset)
+
+
+def paged_problem(clean_logits: bool = False, **changed: torch.Tensor) -> Any:
+    """Of 5 requests, 2 rows of each, 64 heads and 128 dims but for the operands given."""
+    usual = {"q": fp8(5, 2, 64, 128), "kv_cache": cache(), "weights": floats(10, 64)}
+    return paged.describe(**usual | changed, block_table=None, clean_logits=clean_logits)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({}, id="usual"),
+        pytest.param({"q": fp8(5, 2, 64, 128, stride=(256, 128, 1280, 1))}, id="q: heads outside"),
+        pytest.param({"q": fp8(5, 2, 64, 128, stride=(64 * 288, 64 * 144, 144, 1), offset=16)}, id="q: padded rows"),
+        pytest.param({"q": fp8(5, 1, 64, 128, stride=(10000, 7, 128, 1)), "weights": floats(5, 64)}, id="q: one row each"),
+        pytest.param({"q": fp8(1, 2, 64, 128, stride=(7, 8192, 128, 1)), "weights": floats(2, 64)}, id="q: one request"),
+        pytest.param({"kv_cache": cache(gap=16, offset=16)}, id="cache: blocks apart"),
+        pytest.param({"kv_cache": cache(block=32)}, id="cache: blocks of 32"),
+        pytest.param({"kv_cache": cache(block=128)}, id="cache: blocks of 128"),
+        pytest.param({"weights": floats(10, 64, stride=(68, 1), offset=4)}, id="weights: padded"),
+    ],
+)
+@pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "unclean"])
+def test_paged_operands_that_tensor_maps_describe(changed: dict[str, torch.Tensor], clean_logits: bool) -> None:
+    problem = paged_problem(clean_logits, **changed)
+    assert problem.tensor_maps
+    assert reason(paged_operation, problem) == ""
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({"q": fp8(5, 2, 64, 128, offset=8)}, id="q: address"),
+        pytest.param({"q": fp8(5, 2, 64, 128, stride=(128 * 136, 64 * 136, 136, 1))}, id="q: step of heads"),
+        pytest.param({"q": fp8(5, 2, 64, 128, stride=(3 * 8192, 8192, 128, 1))}, id="q: gaps between requests"),
+        pytest.param({"q": fp8(5, 2, 64, 128, stride=(8192, 5 * 8192, 128, 1))}, id="q: rows outside"),
+        pytest.param({"kv_cache": cache(offset=4)}, id="cache: address"),
+        pytest.param({"kv_cache": cache(gap=4)}, id="cache: step of blocks"),
+        pytest.param({"kv_cache": cache()[:0]}, id="cache: no block"),
+        pytest.param({"weights": floats(10, 64, offset=1)}, id="weights: address"),
+        pytest.param({"weights": floats(10, 64, stride=(65, 1))}, id="weights: step of rows"),
+    ],
+)
+@pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "unclean"])
+def test_paged_operands_that_no_tensor_map_describes(changed: dict[str, torch.Tensor], clean_logits: bool) -> None:
+    problem = paged_problem(clean_logits, **changed)
+    assert not problem.tensor_maps
+    words = "requests at equal distances, blocks a multiple of 16 bytes apart"
+    assert reason(paged_operation, problem) == MAPS + words
+
+
+@pytest.mark.parametrize("block", [1, 16])
+def test_paged_blocks_that_are_too_small(block: int) -> None:
+    words = f"needs blocks of 32 keys or more, whose scales fill 128 bytes: found {block}"
+    assert reason(paged_operation, paged_problem(kv_cache=cache(block))) == words
+
+
+# --- both -----------------------------------------------------------------------------------------------------------------
+
+
+def both(heads: int, dtype: torch.dtype) -> list[tuple[compat.Operation, Any]]:
+    q, k, weights = fp8(8, heads, 128).view(dtype), fp8(256, 128).view(dtype), floats(8, heads, stride=(128, 1))
+    problems: list[tuple[compat.Operation, Callable[..., Any], dict[str, torch.Tensor]]] = [
+        (dense_operation, dense_problem, {"q": q, "k": k, "weights": weights}),
+        (paged_operation, paged_problem, {"q": q.unflatten(0, (4, 2)), "weights": weights}),
+    ]
+    return [(operation, make(**operands)) for operation, make, operands in problems]
+
+
+@pytest.mark.parametrize("heads", [1, 63, 66, 127])
+def test_heads_that_are_no_multiple_of_4(heads: int) -> None:
+    for operation, problem in both(heads, torch.float8_e4m3fn):
+        assert reason(operation, problem) == f"needs a multiple of 4 heads: found {heads}"
+
+
+@pytest.mark.parametrize("heads", [4, 12, 100, 128])
+def test_heads_that_are_a_multiple_of_4(heads: int) -> None:
+    for operation, problem in both(heads, torch.float8_e4m3fn):
+        assert problem.tensor_maps
+        assert reason(operation, problem) == ""
+
+
+def test_the_other_fp8_format() -> None:
+    for operation, problem in both(64, torch.float8_e4m3fnuz):
+        assert reason(operation, problem) == compat.capabilities("cuda:90").why("fp8_e4m3fnuz")

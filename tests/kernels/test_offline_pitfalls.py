@@ -1,0 +1,38 @@
+"""What this lane's Triton makes of the kernels of pitfalls.py, read in compiled code, is what two capabilities say."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capgate import compat
+
+
+@lru_cache
+def compile_all() -> dict[str, Any]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(Path(__file__).with_name("compile_pitfalls.py"))]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert child.returncode == 0, child.stderr[-4000:]
+    return json.loads(child.stdout)
+
+
+@pytest.mark.parametrize("kernel", ["carried_bounds", "gluon_carried_bounds"])
+def test_the_bounds_that_a_loop_carries_stay_in_it_where_the_capability_holds(kernel: str) -> None:
+    caps = compat.capabilities("cuda:90")
+    if kernel.startswith("gluon") and not caps.gluon:
+        pytest.skip(caps.why("gluon"))
+    # Both loads of the next row's bounds, or none: the inner loop then has the first row's in every row.
+    assert compile_all()["loads"][kernel] == (2 if caps.carried_loop_bounds else 0), caps.why("carried_loop_bounds")
+
+
+def test_a_wgmma_behind_a_loop_has_its_descriptor_on_every_way_where_the_capability_holds() -> None:
+    caps = compat.capabilities("cuda:90")
+    if not caps.gluon:
+        pytest.skip(caps.why("gluon"))
+    assert (compile_all()["undefined"] == []) == caps.wgmma_after_zero_trip_loop, caps.why("wgmma_after_zero_trip_loop")
