@@ -52,10 +52,10 @@ def test_equal_unordered_and_distant_logits(selection: ModuleType, branch: str, 
 @pytest.mark.parametrize("layout", [{"gap": 8}, {"gap": 7, "offset": 16}], ids=["whole-vectors", "single-cells"])
 @pytest.mark.usefixtures("short_blocks")
 def test_rows_that_are_cut(selection: ModuleType, branch: str, kind: str, top_k: int, layout: dict[str, Any]) -> None:
-    """Up to three launches; windows that end at a cut, or begin or end a few keys away from it."""
-    logits = selection.judge.laid_out(selection.make_logits(kind, 5, 1800), **layout)
-    starts = torch.tensor([0, 3, 7, 1000, 4], dtype=torch.int32)
-    ends = torch.tensor([1800, 1799, 1031, 1512, 515], dtype=torch.int32)
+    """Up to three launches; windows that end at a cut, or begin or end a few keys away from it, and one of few keys."""
+    logits = selection.judge.laid_out(selection.make_logits(kind, 6, 1800), **layout)
+    starts = torch.tensor([0, 3, 7, 1000, 4, 1003], dtype=torch.int32)
+    ends = torch.tensor([1800, 1799, 1031, 1512, 515, 1040], dtype=torch.int32)
     selection.check(logits, starts, ends, top_k, branch)
 
 
