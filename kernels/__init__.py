@@ -1,6 +1,6 @@
 """Operations written once, with branches for what each Triton and GPU can do.
 
-    from capgate.kernels import fp8_mqa_logits, fp8_paged_mqa_logits
+    from capgate.kernels import fp8_mqa_logits, fp8_paged_mqa_logits, select_keys
 
 An operation's module is imported when it is first used, because it needs torch and this package does not.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .key_cache import gather_keys, quantize_keys_to_cache
+    from .key_selection import select_from_logits, select_keys, select_paged_keys
     from .mqa_logits import fp8_mqa_logits
     from .paged_mqa_logits import fp8_paged_mqa_logits, paged_mqa_schedule, paged_mqa_workers
 
@@ -20,15 +21,24 @@ __all__ = [
     "paged_mqa_schedule",
     "paged_mqa_workers",
     "quantize_keys_to_cache",
+    "select_from_logits",
+    "select_keys",
+    "select_paged_keys",
 ]
 
-_HOMES = {"fp8_mqa_logits": ".mqa_logits", "fp8_paged_mqa_logits": ".paged_mqa_logits"}  # of operations
+_HOMES = {  # of operations
+    "fp8_mqa_logits": ".mqa_logits",
+    "fp8_paged_mqa_logits": ".paged_mqa_logits",
+    "select_keys": ".key_selection",
+}
 _FUNCTIONS = {
     **_HOMES,
     "gather_keys": ".key_cache",
     "paged_mqa_schedule": ".paged_mqa_logits",
     "paged_mqa_workers": ".paged_mqa_logits",
     "quantize_keys_to_cache": ".key_cache",
+    "select_from_logits": ".key_selection",
+    "select_paged_keys": ".key_selection",
 }
 
 

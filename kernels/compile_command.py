@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float8_e4m3fn", "float8_e4m3fnuz"), help="what the target's matrix instructions read otherwise"
     )
     parser.add_argument(
-        "--modes", default=",".join(MODES), help=f"outputs, of unclean, clean and compressed ({','.join(MODES)})"
+        "--modes",
+        help=f"outputs: of logits unclean, clean and compressed ({','.join(MODES)}), of others what the operation has",
     )
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help=f"seconds that one compile may take ({TIMEOUT:g})")
     parser.add_argument("--save", metavar="DIR", help="keep each assembly, TTGIR and argument order there")
@@ -72,7 +73,7 @@ def _compile(arguments: argparse.Namespace) -> Result:
             heads=arguments.heads,
             dim=arguments.dim,
             dtype=arguments.dtype,
-            modes=arguments.modes.split(","),
+            modes=arguments.modes.split(",") if arguments.modes else None,
             timeout=arguments.timeout,
             save=arguments.save,
             started=started,
@@ -147,9 +148,13 @@ def show(result: Result) -> None:
             table.add_column(f"{row['variant']}\n{row['mode']}", justify="right", overflow="fold")
         lines = [dict(_lines(row, result["target"])) for row in rows]
         for label in lines[0]:
-            table.add_row(label, *(line[label] for line in lines))
+            if any(line[label] != _figure(None) for line in lines):
+                table.add_row(label, *(line[label] for line in lines))
         console.print(table)
-        console.print(Text("Hot loop: a wave's instructions in one pass. / 32 keys: of one row, scaled to 64 heads.", "dim"))
+        if any(row["hot_loop"] for row in rows):
+            console.print(
+                Text("Hot loop: a wave's instructions in one pass. / 32 keys: of one row, scaled to 64 heads.", "dim")
+            )
     for row in result["variants"]:
         if not row["compiled"]:
             what, style = ("cannot run there", "") if row["accepted"] is False else ("does not compile", "red")
@@ -161,7 +166,7 @@ def show(result: Result) -> None:
 def _lines(row: Result, target: str) -> Iterator[tuple[str, str]]:
     """The figures of a row, each with its label."""
     cuda = target.startswith("cuda")
-    yield "heads x dims", f"{row['heads']} x {row['dim']}"
+    yield "heads x dims", f"{row['heads']} x {row['dim']}" if row["heads"] else _figure(None)
     yield "tuning", "\n".join(f"{name} {value}" for name, value in (row["tuning"] or {}).items() if value not in ([], None))
     yield ("registers" if cuda else "VGPRs + AGPRs"), _registers(row)
     if not cuda:

@@ -9,8 +9,8 @@ Nothing is executed: figures are the compiler's own and counts of instructions. 
 limit, because Triton can abort or hang.
 
 An operation can be compiled when its module offers ``operation``, ``example_problem(device, heads, dim, mode, dtype)`` (with
-the attributes ``heads``, ``dtype``, ``clean_logits``) and ``example_call(problem)``, which returns a
-:class:`capgate.kernels.launch.ExampleCall`, and when a variant's module offers ``prepare``, which returns a
+the attributes ``dtype`` and, where queries are scored, ``heads``, ``dim`` and ``clean_logits``) and ``example_call(problem)``,
+which returns a :class:`capgate.kernels.launch.ExampleCall`, and when a variant's module offers ``prepare``, which returns a
 :class:`capgate.kernels.launch.Launch`, and, if it has any, ``tuning(target, heads, clean_logits)``, a NamedTuple.
 """
 
@@ -67,7 +67,7 @@ def compile_variants(
     heads: int = 64,
     dim: int = 128,
     dtype: str | None = None,
-    modes: Sequence[str] = MODES,
+    modes: Sequence[str] | None = None,
     timeout: float = TIMEOUT,
     save: str | Path | None = None,
     started: Callable[[Job], None] = lambda job: None,
@@ -78,7 +78,8 @@ def compile_variants(
     target : a Target or its text (``"hip:gfx950"``, ``"cuda:90"``)
     variant : this one alone; then one that the target cannot take is an error, and not a row that says so
     heads, dim, dtype : of a row of queries; dtype None is what the target's matrix instructions read
-    modes : output modes: "unclean" (cells outside the windows untouched), "clean" (set to -inf), "compressed"
+    modes : output modes, None for those that the operation's module names as COMPILED_MODES, or MODES: of logits "unclean"
+        (cells outside the windows untouched), "clean" (set to -inf), "compressed"
     timeout : seconds for one compile
     save : folder for each compile's assembly, TTGIR and argument order
     started : called with each compile before it begins
@@ -99,7 +100,8 @@ def compile_variants(
     known = module.operation.variants
     if variant is not None and variant not in known:
         raise ValueError(f"variant: {operation} has no variant {variant!r}; {nearest(variant, known)}")
-    jobs = [Job(name, heads, dim, mode, dtype) for name in ([variant] if variant else known) for mode in modes]
+    asked: Sequence[str] = getattr(module, "COMPILED_MODES", MODES) if modes is None else modes
+    jobs = [Job(name, heads, dim, mode, dtype) for name in ([variant] if variant else known) for mode in asked]
     rows = compile_jobs(operation, aim, jobs, timeout=timeout, save=save, started=started)
     for row in rows:
         if variant is not None and (row["accepted"] is False or not row.get("kernel", True)):
@@ -140,7 +142,9 @@ def compile_jobs(
         with _Child({**request, "jobs": [job._asdict() for job in jobs[len(rows) :]]}) as child:
             for job in jobs[len(rows) :]:
                 started(job)
-                asked = {**job._asdict(), "dtype": problems[len(rows)].dtype}
+                problem = problems[len(rows)]
+                asked = {**job._asdict(), "dtype": problem.dtype}
+                asked |= {size: getattr(problem, size, None) for size in ("heads", "dim")}  # None where there are no queries
                 rows.append({**dict.fromkeys(KEYS), **asked, **child.answer(timeout)})
                 if child.gone:
                     break

@@ -108,10 +108,15 @@ def classic_accepts(problem: Problem) -> str | None:
 
 
 def _interpreter_accepts(problem: Problem, caps: compat.Capabilities) -> str | None:
-    import numpy
-
     if problem.dtype == "float8_e4m3fnuz" and not caps.interpreter_fp8_fnuz:
         return caps.why("interpreter_fp8_fnuz")
+    return interpreter_accepts(caps)
+
+
+def interpreter_accepts(caps: compat.Capabilities) -> str | None:
+    """None, or why Triton's interpreter cannot run a kernel with loops."""
+    import numpy
+
     if numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0" and not caps.interpreter_numpy_24:
         return f"{caps.why('interpreter_numpy_24')} with numpy {numpy.__version__}; numpy<2.4 serves"
     return None

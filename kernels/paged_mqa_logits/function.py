@@ -76,8 +76,8 @@ def fp8_paged_mqa_logits(
     capgate.compat.CapabilityError
         The branch that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
-    _check_inputs(q, kv_cache, weights, context_lens, block_table)
-    _check_options(max_context_len, clean_logits, variant)
+    check_inputs(q, kv_cache, weights, context_lens, block_table)
+    check_options(max_context_len, clean_logits, variant)
     if schedule is not None:
         _check_schedule(schedule, q.device)
     check_output(out, (q.shape[0] * q.shape[1], max_context_len), q.device)
@@ -159,7 +159,7 @@ def paged_mqa_workers(
         The branch that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
     _check_queries(q, kv_cache)
-    _check_options(0, clean_logits, variant)
+    check_options(0, clean_logits, variant)
     chosen = operation.select(describe(q, kv_cache, None, None, clean_logits), variant)
     workers: int = import_module(chosen.load().__module__).num_workers(q, kv_cache, clean_logits=clean_logits)
     return workers
@@ -181,13 +181,14 @@ def _check_queries(q: torch.Tensor, kv_cache: torch.Tensor) -> None:
         raise ValueError(f"kv_cache: got device {kv_cache.device}, needs q's {q.device}")
 
 
-def _check_inputs(
+def check_inputs(
     q: torch.Tensor,
     kv_cache: torch.Tensor,
     weights: torch.Tensor,
     context_lens: torch.Tensor,
     block_table: torch.Tensor,
 ) -> None:
+    """Raise TypeError or ValueError for operands that are not as :func:`fp8_paged_mqa_logits` says."""
     for name, tensor in {"weights": weights, "context_lens": context_lens, "block_table": block_table}.items():
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name}: got {type(tensor).__name__}, needs a torch.Tensor")
@@ -211,7 +212,8 @@ def _check_inputs(
     check_positions("block_table", block_table, tuple(block_table.shape), q.device)
 
 
-def _check_options(max_context_len: int, clean_logits: bool, variant: str | None) -> None:
+def check_options(max_context_len: int, clean_logits: bool, variant: str | None) -> None:
+    """Raise TypeError or ValueError for options that are not as :func:`fp8_paged_mqa_logits` says."""
     if not isinstance(max_context_len, (int, torch.SymInt)) or isinstance(max_context_len, bool):
         raise TypeError(f"max_context_len: got {type(max_context_len).__name__}, needs an int")
     if not 0 <= max_context_len <= MAX_CONTEXT:

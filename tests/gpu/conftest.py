@@ -67,6 +67,12 @@ def pitfalls() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def selection() -> ModuleType:
+    """tests/kernels/selection.py, loaded by its path."""
+    return _load(JUDGE.with_name("selection.py"))
+
+
+@pytest.fixture(scope="session")
 def fp8(gpu: torch.device) -> torch.dtype:
     """The fp8 format that the GPU's matrix instructions read."""
     return getattr(torch, operation.example(gpu).dtype)

@@ -31,6 +31,12 @@ def paged() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def selection() -> ModuleType:
+    """selection.py, loaded as judge.py is."""
+    return _load("selection")
+
+
+@pytest.fixture(scope="session")
 def interpreter() -> None:
     """Skips the test where Triton kernels cannot run on CPU tensors."""
     if os.environ.get("TRITON_INTERPRET") != "1":

@@ -59,7 +59,7 @@ def test_vllm_finds_the_drop_ins_among_its_plugins():
     assert entries["capgate"].load() is dropin.activate
 
 
-@pytest.mark.parametrize("operation", ["fp8_mqa_logits", "fp8_paged_mqa_logits"])
+@pytest.mark.parametrize("operation", ["fp8_mqa_logits", "fp8_paged_mqa_logits", "select_keys"])
 def test_the_operation_is_found_through_its_entry_point(operation):
     entries = {entry.name: entry for entry in metadata.entry_points(group="capgate.operations")}
     assert entries[operation].load().name == operation

@@ -1,0 +1,408 @@
+"""The public functions: checks, chunks within a memory budget, and operators that torch.compile and GPU graphs understand."""
+
+from typing import TypeAlias
+
+import torch
+
+from capgate import compat
+
+from ..mqa_logits import function as dense
+from ..paged_mqa_logits import function as paged
+from . import plan
+from .operation import Problem, operation
+
+MAX_COLUMNS = 2**29  # so that the end of a block is 32 bits wide, and a grid's second dimension 16
+LOGITS_BUDGET = 2**31  # bytes, as in ROCm's ATOM
+
+Selected: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+
+
+def select_keys(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    k_scale: torch.Tensor,
+    weights: torch.Tensor,
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+    *,
+    top_k: int,
+    logits_budget_bytes: int = LOGITS_BUDGET,
+    max_window: int | None = None,
+    relative: bool = False,
+    return_scores: bool = False,
+    variant: str | None = None,
+    logits_variant: str | None = None,
+) -> Selected:
+    """Score every query against the keys in its window, as :func:`fp8_mqa_logits`, and return the keys of the largest logits.
+
+    Parameters
+    ----------
+    q, k, k_scale, weights, starts, ends : torch.Tensor
+        As in :func:`fp8_mqa_logits`: (S, H, D), (N, D), (N,) or (N, 1), (S, H), (S,) and (S,). Row i sees the keys from
+        ``max(starts[i], 0)`` to ``min(ends[i], N)``.
+    top_k : int
+        How many keys to select for each row, 1 or more.
+    logits_budget_bytes : int
+        The most memory to hold at a time for logits, and for candidates between the launches of a selection from long rows.
+        Query rows that do not fit are taken in turn, a multiple of 128 at a time or a power of two below it, into the same
+        buffer. The operands, the result and what the logits' branch needs for itself (``classic`` and the Gluon branches:
+        nothing) come on top.
+    max_window : int, optional
+        No window is wider than this. Then a row of the buffer needs no more columns; keys past that many are left out.
+    relative : bool
+        Count indices from the first key of the row's window, ``max(starts[i], 0)``, and not from the first of ``k``.
+    return_scores : bool
+        Return the selected keys' logits too.
+    variant : str, optional
+        Take this branch of the selection ("classic", "reference") or raise.
+    logits_variant : str, optional
+        Take this branch of ``fp8_mqa_logits`` or raise.
+
+    Nothing is read back from the device, so that the call can be captured in a GPU graph.
+
+    Returns
+    -------
+    torch.Tensor, or a tuple of two
+        Indices, shape (S, top_k), int32: each row's in ascending order, followed by -1 where the window has fewer keys. With
+        ``return_scores`` also the logits, float32 of the same shape, -inf beside a -1.
+
+        Selected are the keys of the largest logits, and of equal ones those with the lower index. NaN is larger than inf, and
+        0 and -0 are equal. Results of repeated calls are bitwise equal.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not as above, or the budget has no room for one row.
+    capgate.compat.CapabilityError
+        The branch that ``variant``, ``logits_variant`` or CAPGATE_VARIANT names cannot run here.
+    """
+    dense.check_inputs(q, k, k_scale, weights, starts, ends)
+    _check_options(top_k=top_k, logits_budget_bytes=logits_budget_bytes, relative=relative, return_scores=return_scores)
+    _check_texts(variant=variant, logits_variant=logits_variant)
+    if max_window is None:
+        _check_columns("k", k.shape[0])
+    else:
+        _check_count("max_window", max_window, 0)
+        _check_columns("max_window", max_window)
+    k_scale = k_scale[:, 0] if k_scale.ndim == 2 else k_scale
+    indices, scores = torch.ops.capgate.select_keys(
+        *(q, k, k_scale, weights, starts, ends, top_k, logits_budget_bytes, max_window),
+        *(relative, return_scores, variant, logits_variant),
+    )
+    return (indices, scores) if return_scores else indices
+
+
+def select_paged_keys(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    *,
+    max_context_len: int,
+    top_k: int,
+    logits_budget_bytes: int = LOGITS_BUDGET,
+    return_scores: bool = False,
+    variant: str | None = None,
+    logits_variant: str | None = None,
+) -> Selected:
+    """As :func:`select_keys` for queries and keys of :func:`fp8_paged_mqa_logits`.
+
+    Parameters
+    ----------
+    q, kv_cache, weights, context_lens, block_table : torch.Tensor
+        As in :func:`fp8_paged_mqa_logits`: (B, next_n, H, D), (num_blocks, block, 1, D + 4), (B * next_n, H), (B,) or
+        (B, next_n), and (B, max_blocks).
+    max_context_len : int
+        Row t of request b sees as many keys as ``context_lens`` says, and no more than this or than the table has room for.
+    top_k, logits_budget_bytes, return_scores, variant : as in :func:`select_keys`; requests are taken in turn, not rows
+    logits_variant : str, optional
+        Take this branch of ``fp8_paged_mqa_logits`` or raise.
+
+    Returns
+    -------
+    torch.Tensor, or a tuple of two
+        As :func:`select_keys`, of shape (B * next_n, top_k); indices are positions in the request.
+
+    Raises
+    ------
+    TypeError, ValueError, capgate.compat.CapabilityError
+        As :func:`select_keys`.
+    """
+    paged.check_inputs(q, kv_cache, weights, context_lens, block_table)
+    paged.check_options(max_context_len, False, variant)
+    _check_options(top_k=top_k, logits_budget_bytes=logits_budget_bytes, return_scores=return_scores)
+    _check_texts(logits_variant=logits_variant)
+    _check_columns("max_context_len", max_context_len)
+    indices, scores = torch.ops.capgate.select_paged_keys(
+        *(q, kv_cache, weights, context_lens, block_table, max_context_len, top_k, logits_budget_bytes),
+        *(return_scores, variant, logits_variant),
+    )
+    return (indices, scores) if return_scores else indices
+
+
+def select_from_logits(
+    logits: torch.Tensor,
+    starts: torch.Tensor | None,
+    ends: torch.Tensor,
+    *,
+    top_k: int,
+    num_keys: int | None = None,
+    relative: bool = False,
+    return_scores: bool = False,
+    variant: str | None = None,
+) -> Selected:
+    """Return the keys of each row's largest logits: the second half of :func:`select_keys`.
+
+    Parameters
+    ----------
+    logits : torch.Tensor, shape (S, N), float32
+        Only cells inside the windows are looked at. Any strides; rows of adjacent elements that begin on 64-byte boundaries
+        are read fastest.
+    starts : torch.Tensor, shape (S,), int32, or None
+        The first key that a row sees; None is 0 for every row.
+    ends : torch.Tensor, shape (S,), int32
+        One more than the last key that a row sees. Windows that are empty, inverted or reach past the keys are fine.
+    top_k, relative, return_scores, variant : as in :func:`select_keys`
+    num_keys : int, optional
+        How many keys there are, where the logits are compressed: column j of row i means key ``starts[i] + j``. Otherwise
+        column j means key j.
+
+    Returns
+    -------
+    torch.Tensor, or a tuple of two
+        As :func:`select_keys`.
+
+    Raises
+    ------
+    TypeError, ValueError, capgate.compat.CapabilityError
+        As :func:`select_keys`.
+    """
+    _check_logits(logits, starts, ends)
+    _check_options(top_k=top_k, relative=relative, return_scores=return_scores)
+    _check_texts(variant=variant)
+    if num_keys is not None:
+        _check_count("num_keys", num_keys, 0)
+        if num_keys >= 2**31:
+            raise ValueError(f"num_keys: got {num_keys}, needs less than 2**31")
+        if starts is None:
+            raise ValueError("num_keys: needs starts, which say what key a row's first column means")
+    indices, scores = torch.ops.capgate.select_from_logits(
+        logits, starts, ends, top_k, num_keys, relative, return_scores, variant
+    )
+    return (indices, scores) if return_scores else indices
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------------
+
+
+def _check_logits(logits: torch.Tensor, starts: torch.Tensor | None, ends: torch.Tensor) -> None:
+    for name, value in (("logits", logits), ("ends", ends), ("starts", ends if starts is None else starts)):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name}: got {type(value).__name__}, needs a torch.Tensor")
+    if logits.ndim != 2:
+        raise ValueError(f"logits: got shape {tuple(logits.shape)}, needs [S, N]")
+    if logits.dtype != torch.float32:
+        raise TypeError(f"logits: got {logits.dtype}, needs torch.float32")
+    _check_columns("logits", logits.shape[1])
+    if logits.requires_grad and torch.is_grad_enabled():
+        raise ValueError("logits: requires grad, which the selection does not have; detach it or use torch.no_grad()")
+    for name, tensor in (("starts", starts), ("ends", ends)):
+        if tensor is None:
+            continue
+        if tensor.shape != (logits.shape[0],):
+            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, needs {[logits.shape[0]]} to match logits")
+        if tensor.dtype != torch.int32:
+            raise TypeError(f"{name}: got {tensor.dtype}, needs torch.int32")
+        if tensor.device != logits.device:
+            raise ValueError(f"{name}: got device {tensor.device}, needs that of logits, {logits.device}")
+
+
+def _check_options(*, top_k: int, logits_budget_bytes: int = LOGITS_BUDGET, **switches: bool) -> None:
+    _check_count("top_k", top_k, 1)
+    _check_count("logits_budget_bytes", logits_budget_bytes, 0)
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}: got {type(value).__name__}, needs a bool")
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+        raise TypeError(f"{name}: got {type(value).__name__}, needs an int")
+    if value < least:
+        raise ValueError(f"{name}: got {value}, needs {least} or more")
+
+
+def _check_texts(**texts: str | None) -> None:
+    for name, value in texts.items():
+        if not isinstance(value, (str, type(None))):
+            raise TypeError(f"{name}: got {type(value).__name__}, needs a str or None")
+
+
+def _check_columns(name: str, columns: int) -> None:
+    if columns > MAX_COLUMNS:
+        raise ValueError(f"{name}: got {columns} columns, needs {MAX_COLUMNS} at most")
+
+
+# --- operators ------------------------------------------------------------------------------------------------------------
+
+
+def _empty(rows: int, top_k: int, return_scores: bool, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """New results; scores that are not wanted have no columns."""
+    indices = torch.empty((rows, top_k), dtype=torch.int32, device=device)
+    return indices, torch.empty((rows, top_k if return_scores else 0), dtype=torch.float32, device=device)
+
+
+def _select_into(
+    logits: torch.Tensor,
+    starts: torch.Tensor | None,
+    ends: torch.Tensor,
+    indices: torch.Tensor,
+    scores: torch.Tensor,
+    num_keys: int | None,
+    relative: bool,
+    variant: str | None,
+) -> None:
+    """Run the chosen branch, unless there is no row."""
+    problem = Problem(logits.device, indices.shape[1])
+    if len(indices) == 0:
+        operation.select(problem, variant)  # a branch that cannot run is an error for empty calls too
+        return
+    wanted = scores if scores.shape[1] else None
+    operation(problem, logits, starts, ends, indices, wanted, variant=variant, num_keys=num_keys, relative=relative)
+
+
+def _select_from_logits(
+    logits: torch.Tensor,
+    starts: torch.Tensor | None,
+    ends: torch.Tensor,
+    top_k: int,
+    num_keys: int | None,
+    relative: bool,
+    return_scores: bool,
+    variant: str | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Operator ``capgate::select_from_logits``."""
+    indices, scores = _empty(logits.shape[0], top_k, return_scores, logits.device)
+    _select_into(logits, starts, ends, indices, scores, num_keys, relative, variant)
+    return indices, scores
+
+
+def _select_keys(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    k_scale: torch.Tensor,
+    weights: torch.Tensor,
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+    top_k: int,
+    logits_budget_bytes: int,
+    max_window: int | None,
+    relative: bool,
+    return_scores: bool,
+    variant: str | None,
+    logits_variant: str | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Operator ``capgate::select_keys``."""
+    rows, keys, compressed = q.shape[0], k.shape[0], max_window is not None
+    columns = keys if max_window is None else max_window
+    indices, scores = _empty(rows, top_k, return_scores, q.device)
+    buffer = _logits_buffer(rows, 1, columns, top_k, logits_budget_bytes, q.device)
+    for first in range(0, max(rows, 1), max(len(buffer), 1)):
+        chunk = slice(first, first + len(buffer))
+        logits = buffer[: len(q[chunk]), :columns]
+        window = starts[chunk], ends[chunk]
+        torch.ops.capgate.fp8_mqa_logits_out(
+            q[chunk], k, k_scale, weights[chunk], *window, logits, False, compressed, logits_variant
+        )
+        _select_into(logits, *window, indices[chunk], scores[chunk], keys if compressed else None, relative, variant)
+    return indices, scores
+
+
+def _select_paged_keys(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    max_context_len: int,
+    top_k: int,
+    logits_budget_bytes: int,
+    return_scores: bool,
+    variant: str | None,
+    logits_variant: str | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Operator ``capgate::select_paged_keys``."""
+    requests, next_n = q.shape[:2]
+    columns = min(max_context_len, block_table.shape[1] * kv_cache.shape[1] if len(kv_cache) else 0)
+    indices, scores = _empty(requests * next_n, top_k, return_scores, q.device)
+    ends = _row_ends(context_lens, next_n)
+    buffer = _logits_buffer(requests, next_n, columns, top_k, logits_budget_bytes, q.device)
+    step = len(buffer) // next_n
+    for first in range(0, max(requests, 1), max(step, 1)):
+        batch, chunk = slice(first, first + step), slice(first * next_n, (first + step) * next_n)
+        logits = buffer[: len(ends[chunk]), :columns]
+        operands = (q[batch], kv_cache, weights[chunk], context_lens[batch], block_table[batch], None)
+        torch.ops.capgate.fp8_paged_mqa_logits_out(*operands, logits, False, logits_variant)
+        _select_into(logits, None, ends[chunk], indices[chunk], scores[chunk], None, False, variant)
+    return indices, scores
+
+
+def _row_ends(context_lens: torch.Tensor, next_n: int) -> torch.Tensor:
+    """How many keys each row sees, int32 [B * next_n]; 0 or less for none."""
+    if context_lens.ndim == 2 or next_n == 1:
+        return context_lens.reshape(-1)
+    back = torch.arange(1 - next_n, 1, dtype=torch.int32, device=context_lens.device)
+    return (context_lens.clamp(min=0)[:, None] + back).flatten()
+
+
+def _logits_buffer(groups: int, rows: int, columns: int, top_k: int, budget: int, device: torch.device) -> torch.Tensor:
+    """A buffer for the logits of as many groups of ``rows`` rows as the budget has room for, of ``groups``; rows are padded."""
+    target = compat.capabilities(device).target
+    padded = -(-columns // dense.ROW_ALIGNMENT) * dense.ROW_ALIGNMENT
+    group_bytes = rows * (4 * padded + plan.scratch_bytes(target, columns, top_k))
+    taken = plan.rows_within(budget, group_bytes, groups)
+    if taken == 0 < groups:
+        what = "row" if rows == 1 else "request"
+        raise ValueError(f"logits_budget_bytes: got {budget}, needs at least {group_bytes} for a {what} of {columns} keys")
+    return torch.empty((taken * rows, padded), dtype=torch.float32, device=device)
+
+
+# Operators hide chunks and the choice of branches from torch.compile, as fp8_mqa_logits' do.
+_library = torch.library.Library("capgate", "FRAGMENT")
+_DENSE = "Tensor q, Tensor k, Tensor k_scale, Tensor weights, Tensor starts, Tensor ends"
+_PAGED = "Tensor q, Tensor kv_cache, Tensor weights, Tensor context_lens, Tensor block_table, SymInt max_context_len"
+_CHUNKS = "SymInt top_k, SymInt logits_budget_bytes"
+_VARIANTS = "str? variant, str? logits_variant"
+_library.define(
+    f"select_keys({_DENSE}, {_CHUNKS}, SymInt? max_window, bool relative, bool return_scores, {_VARIANTS}) -> (Tensor, Tensor)"
+)
+_library.define(f"select_paged_keys({_PAGED}, {_CHUNKS}, bool return_scores, {_VARIANTS}) -> (Tensor, Tensor)")
+_library.define(
+    "select_from_logits(Tensor logits, Tensor? starts, Tensor ends, SymInt top_k, SymInt? num_keys, bool relative, "
+    "bool return_scores, str? variant) -> (Tensor, Tensor)"
+)
+_library.impl("select_keys", _select_keys, "CompositeExplicitAutograd")
+_library.impl("select_paged_keys", _select_paged_keys, "CompositeExplicitAutograd")
+_library.impl("select_from_logits", _select_from_logits, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "capgate::select_keys",
+    lambda q, k, k_scale, weights, starts, ends, top_k, budget, max_window, relative, return_scores, *variants: _empty(
+        q.shape[0], top_k, return_scores, q.device
+    ),
+    lib=_library,
+)
+torch.library.register_fake(
+    "capgate::select_paged_keys",
+    lambda q, kv_cache, weights, context_lens, block_table, max_context_len, top_k, budget, return_scores, *variants: _empty(
+        q.shape[0] * q.shape[1], top_k, return_scores, q.device
+    ),
+    lib=_library,
+)
+torch.library.register_fake(
+    "capgate::select_from_logits",
+    lambda logits, starts, ends, top_k, num_keys, relative, return_scores, variant: _empty(
+        logits.shape[0], top_k, return_scores, logits.device
+    ),
+    lib=_library,
+)

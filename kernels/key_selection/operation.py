@@ -1,0 +1,96 @@
+"""The variants of select_keys, in the order in which they are tried, and the problems each of them takes."""
+
+from typing import Any, NamedTuple
+
+from capgate import compat
+
+from ..launch import ExampleCall
+from ..mqa_logits.operation import interpreter_accepts
+from .plan import max_top_k
+
+# Columns, whether scores are returned, and which of the launches: a row of 65536 logits takes two.
+MODES = {"indices": (8192, False, 0), "scores": (8192, True, 0), "cut": (65536, False, 0), "candidates": (65536, False, 1)}
+COMPILED_MODES = tuple(MODES)
+
+
+class Problem(NamedTuple):
+    """One class of calls.
+
+    device : a ``torch.device``, or a target to ask about (``"hip:gfx950"``)
+    mode : what an offline compile takes of it, a key of MODES; no matter to a call
+    dtype : of the logits
+    """
+
+    device: Any
+    top_k: int
+    mode: str = "indices"
+    dtype: str = "float32"
+
+
+def example(device: Any) -> Problem:
+    """DeepSeek-V3.2's selection of 2048 keys."""
+    return Problem(device, 2048)
+
+
+def example_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | None = None) -> Problem:
+    """As :func:`example`, with what a mode (a key of MODES) names; ValueError for what does not exist.
+
+    heads, dim : of the queries that were scored; no matter here
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode: got {mode!r}, needs one of {', '.join(MODES)}")
+    if dtype not in (None, "float32"):
+        raise ValueError(f"dtype: got {dtype!r}, needs float32: selected from are logits")
+    return example(device)._replace(mode=mode)
+
+
+def example_call(problem: Problem) -> ExampleCall:
+    """A call with 4096 rows, for an offline compile."""
+    import torch
+
+    def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    columns, scores, number = MODES[problem.mode]
+    rows, window = 4096, meta(4096, dtype=torch.int32)
+    selected = (meta(rows, problem.top_k, dtype=torch.int32), meta(rows, problem.top_k) if scores else None)
+    return ExampleCall(
+        (meta(rows, columns), window, window, *selected),
+        {
+            "num_keys": None,
+            "relative": False,
+            "number": number,
+            "target": compat.capabilities(problem.device).target,
+        },
+        1,
+    )
+
+
+def _classic_accepts(problem: Problem) -> str | None:
+    caps = compat.capabilities(problem.device)
+    most = max_top_k(caps.target)
+    if problem.top_k > most:
+        return f"needs top_k of at most {most}: found {problem.top_k}"
+    if caps.interpreter:
+        return interpreter_accepts(caps)
+    if not caps.gpu:
+        return f"{caps.why('gpu')}; on the CPU {caps.why('interpreter')}"
+    return caps.why("knows_gfx1250") if caps.gfx1250 and not caps.knows_gfx1250 else None
+
+
+def _classic_unless_named(problem: Problem) -> str | None:
+    on_gpu = compat.capabilities(problem.device).gpu
+    return None if on_gpu else "would run in Triton's interpreter, which is slow; name it to use it"
+
+
+operation = compat.Operation("select_keys", example=example)
+operation.add(
+    compat.Variant(
+        "classic",
+        f"{__package__}.classic:launch",
+        requires=("triton", "torch"),
+        accepts=_classic_accepts,
+        unless_named=_classic_unless_named,
+    )
+)
+operation.add(compat.Variant("reference", f"{__package__}.reference:launch", requires=("torch",), last_resort=True))

@@ -1,0 +1,69 @@
+"""The selection in plain torch: the branch for machines without a GPU, and the judge of the others."""
+
+import torch
+
+CELLS = 2**20  # logits of the rows that are looked at together; they need about 40 bytes each
+
+
+def launch(
+    logits: torch.Tensor,
+    starts: torch.Tensor | None,
+    ends: torch.Tensor,
+    indices: torch.Tensor,
+    scores: torch.Tensor | None,
+    *,
+    num_keys: int | None,
+    relative: bool,
+) -> None:
+    """Fill ``indices`` and ``scores`` as :func:`capgate.kernels.select_from_logits` says; the arguments have been checked.
+
+    torch.topk does not say which of several equal logits it takes, so that only its smallest value is used: all that are
+    larger are selected, and of those that equal it the first ones. Nothing is read back from the device.
+    """
+    rows, columns = logits.shape
+    row_tile = max(1, CELLS // max(columns, 1))
+    for row in range(0, rows, row_tile):
+        block = slice(row, row + row_tile)
+        first = torch.zeros_like(ends[block]) if starts is None else starts[block]
+        _select(
+            logits[block],
+            first[:, None].long(),
+            ends[block, None].long(),
+            indices[block],
+            None if scores is None else scores[block],
+            num_keys,
+            relative,
+        )
+
+
+def _select(
+    logits: torch.Tensor,
+    start: torch.Tensor,
+    end: torch.Tensor,
+    indices: torch.Tensor,
+    scores: torch.Tensor | None,
+    num_keys: int | None,
+    relative: bool,
+) -> None:
+    (rows, columns), top_k = logits.shape, indices.shape[1]
+    column = torch.arange(columns, device=logits.device)
+    key = column if num_keys is None else column + start
+    begin = start.clamp(min=0)
+    inside = (key >= begin) & (key < end.clamp(max=columns if num_keys is None else num_keys))
+    seen = torch.where(inside, logits, float("-inf"))
+    if columns <= top_k:
+        selected = inside
+    else:
+        threshold = seen.topk(top_k).values[:, -1:]
+        nan = seen.isnan()
+        larger = (seen > threshold) | (nan & ~threshold.isnan())
+        equal = ((seen == threshold) | (nan & threshold.isnan())) & inside
+        spare = top_k - larger.sum(1, keepdim=True)
+        selected = larger | (equal & (equal.cumsum(1) <= spare))
+    position = torch.where(selected, selected.cumsum(1) - 1, top_k)  # column top_k takes what is not selected
+    wanted = torch.full((rows, top_k + 1), -1, dtype=torch.int64, device=logits.device)
+    wanted.scatter_(1, position, (key - begin if relative else key).expand(rows, columns))
+    indices.copy_(wanted[:, :top_k])
+    if scores is not None:
+        found = torch.full((rows, top_k + 1), float("-inf"), device=logits.device)
+        scores.copy_(found.scatter_(1, position, logits)[:, :top_k])

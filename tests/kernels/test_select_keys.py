@@ -1,0 +1,168 @@
+"""Scores and selection together: the selected keys are those of the logits, whatever the budget makes of the rows."""
+
+from itertools import pairwise
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capgate import compat
+from capgate.kernels import fp8_mqa_logits, fp8_paged_mqa_logits, select_keys, select_paged_keys
+from capgate.kernels.key_selection import plan
+from capgate.kernels.key_selection.plan import Tuning
+
+pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
+CPU = compat.capabilities(torch.device("cpu")).target
+
+
+class Buffers:
+    """Records the bytes of every tensor that torch.empty makes."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.bytes: list[int] = []
+        empty = torch.empty
+
+        def record(*arguments: Any, **keywords: Any) -> torch.Tensor:
+            tensor = empty(*arguments, **keywords)
+            self.bytes.append(tensor.numel() * tensor.itemsize)
+            return tensor
+
+        patch.setattr(torch, "empty", record)
+
+
+@pytest.mark.parametrize("windows", ["full", "causal", "packed", "ragged", "extreme", "empty"])
+@pytest.mark.parametrize("budget", [1024, 5 * 1024, 2**31])
+def test_dense(selection: ModuleType, branch: str, windows: str, budget: int) -> None:
+    """One row, four rows and all of them at a time."""
+    call = selection.judge.make_call(7, 100, 16, 32, windows)
+    logits = fp8_mqa_logits(*call, clean_logits=False, variant=branch)
+    keywords = {"top_k": 20, "logits_budget_bytes": budget, "variant": branch, "logits_variant": branch}
+    for relative in (False, True):
+        right, right_scores = selection.expected(logits, call.starts, call.ends, 20, None, relative)
+        indices, scores = select_keys(*call, **keywords, relative=relative, return_scores=True)
+        assert torch.equal(indices, right)
+        assert selection.same(scores, right_scores)
+        assert torch.equal(select_keys(*call, **keywords, relative=relative), right)
+
+
+@pytest.mark.parametrize("max_window", [0, 1, 33, 100])
+def test_a_known_width_of_the_windows_saves_memory(
+    selection: ModuleType, branch: str, max_window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = selection.judge.make_call(9, 1000, 16, 32, "packed")
+    call = call._replace(ends=torch.minimum(call.ends, call.starts + max_window))
+    expected = select_keys(*call, top_k=20, variant=branch, logits_variant=branch)
+    buffers = Buffers(monkeypatch)
+    narrow = select_keys(*call, top_k=20, max_window=max_window, variant=branch, logits_variant=branch)
+    assert torch.equal(narrow, expected)
+    assert max(buffers.bytes) <= 9 * 1024  # rows of 256 columns
+
+
+def test_a_scale_may_be_a_column(judge: ModuleType, branch: str) -> None:
+    call = judge.make_call(5, 90, 16, 32)
+    column = call._replace(k_scale=call.k_scale[:, None])
+    assert torch.equal(*(select_keys(*one, top_k=9, variant=branch, logits_variant=branch) for one in (call, column)))
+
+
+@pytest.mark.parametrize(
+    ("lens", "next_n"),
+    [([70, 0, 5, 130], 1), ([70, 0, 5, 130], 3), ([[70, 3], [0, 9], [130, 131]], 2), ([-(2**31), 90], 8)],
+    ids=["one-row", "drafts", "row-lengths", "extreme"],
+)
+@pytest.mark.parametrize("budget", [8 * 1024, 2**31])
+def test_paged(selection: ModuleType, paged: ModuleType, branch: str, lens: Any, next_n: int, budget: int) -> None:
+    call = paged.make_call(lens, next_n)
+    columns = 100  # fewer than the longest request has
+    logits = fp8_paged_mqa_logits(*call, max_context_len=columns, variant=branch)
+    ends = call.seen.clamp(-9, columns).flatten().int()
+    right, right_scores = selection.expected(logits, None, ends, 30)
+    keywords = {"max_context_len": columns, "top_k": 30, "logits_budget_bytes": budget}
+    keywords |= {"variant": branch, "logits_variant": branch}
+    indices, scores = select_paged_keys(*call, **keywords, return_scores=True)
+    assert torch.equal(indices, right)
+    assert selection.same(scores, right_scores)
+    assert torch.equal(select_paged_keys(*call, **keywords), right)
+
+
+def test_paged_rows_see_no_more_than_their_table_has_room_for(paged: ModuleType, branch: str) -> None:
+    call = paged.make_call([64, 30], spare_entries=0)
+    call = call._replace(context_lens=torch.tensor([500, 30], dtype=torch.int32))
+    keywords = {"top_k": 70, "variant": branch, "logits_variant": branch}
+    wide, exact = (select_paged_keys(*call, max_context_len=columns, **keywords) for columns in (1000, 64))
+    assert torch.equal(wide, exact)
+    assert wide.max() == 63
+
+
+@pytest.mark.parametrize(("rows", "keys"), [(0, 5), (0, 0), (3, 0)], ids=str)
+def test_bug_7_nothing_to_score(judge: ModuleType, branch: str, rows: int, keys: int) -> None:
+    call = judge.make_call(rows, keys, 16, 32)
+    indices, scores = select_keys(*call, top_k=4, return_scores=True, variant=branch, logits_variant=branch)
+    assert torch.equal(indices, torch.full((rows, 4), -1, dtype=torch.int32))
+    assert torch.equal(scores, torch.full((rows, 4), float("-inf")))
+
+
+def test_nothing_in_the_cache(paged: ModuleType, branch: str) -> None:
+    for lens in ([], [0, 0]):
+        call = paged.make_call(lens)
+        indices = select_paged_keys(*call, max_context_len=9, top_k=4, variant=branch, logits_variant=branch)
+        assert torch.equal(indices, torch.full((len(lens), 4), -1, dtype=torch.int32))
+
+
+# --- the budget -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [3 * 4096, 40_000, 10**6])
+def test_buffers_stay_within_the_budget_and_are_reused(
+    judge: ModuleType, branch: str, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of 600 columns are padded to 768 and cut into blocks of 512, which leaves 160 candidates of 8 bytes."""
+    monkeypatch.setitem(plan.TUNINGS, "", Tuning(512, 2048, 16))
+    call = judge.make_call(11, 600, 16, 32, "full")
+    keywords = {"top_k": 80, "variant": branch, "logits_variant": "reference"}
+    expected = select_keys(*call, **keywords)
+    row_bytes = 4 * 768 + 8 * 160
+    assert plan.scratch_bytes(CPU, 600, 80) == 8 * 160
+    rows = plan.rows_within(budget, row_bytes, 11)
+    buffers = Buffers(monkeypatch)
+    assert torch.equal(select_keys(*call, **keywords, logits_budget_bytes=budget), expected)
+    assert rows * row_bytes <= budget
+    logits = [size for size in buffers.bytes if size == rows * 4 * 768]
+    assert len(logits) == 1, "one buffer serves all chunks"
+    assert max(buffers.bytes) <= rows * row_bytes
+
+
+@given(budget=st.integers(0, 2**40), row_bytes=st.integers(1, 2**24), rows=st.integers(0, 2**20))
+def test_rows_are_cut_as_engines_cut_them(budget: int, row_bytes: int, rows: int) -> None:
+    """All of them, a multiple of 128, or a power of two below it: as many as there is room for."""
+    taken = plan.rows_within(budget, row_bytes, rows)
+    assert taken * row_bytes <= budget
+    if taken < rows:
+        larger = taken + 128 if taken >= 128 else 2 * taken if taken else 1
+        assert larger * row_bytes > budget
+        assert taken % 128 == 0 if taken > 128 else taken & (taken - 1) == 0
+
+
+@given(columns=st.integers(0, 2**29), top_k=st.integers(1, 8192))
+def test_every_launch_leaves_fewer_candidates_and_the_last_one_a_block(columns: int, top_k: int) -> None:
+    for label in plan.TUNINGS:
+        block = min(plan.TUNINGS[label].block, 16384)
+        left = plan.rooms(columns, top_k, block)
+        sizes = [columns, *left]
+        assert all(after < before for before, after in pairwise(sizes))
+        assert sizes[-1] <= block
+        assert all(size > block for size in sizes[:-1])
+        assert plan.max_top_k(compat.capabilities("cuda:90").target) * 2 <= block
+
+
+def test_the_budget_must_have_room_for_one_row(judge: ModuleType, paged: ModuleType) -> None:
+    call = judge.make_call(3, 300, 16, 32)
+    with pytest.raises(ValueError, match=r"^logits_budget_bytes: got 2047, needs at least 2048 for a row of 300 keys"):
+        select_keys(*call, top_k=4, logits_budget_bytes=2047)
+    select_keys(*call, top_k=4, logits_budget_bytes=2048)
+    request = paged.make_call([300], 3)
+    with pytest.raises(ValueError, match=r"^logits_budget_bytes: got 6143, needs at least 6144 for a request of 300 keys"):
+        select_paged_keys(*request, max_context_len=300, top_k=4, logits_budget_bytes=6143)
+    select_paged_keys(*request, max_context_len=300, top_k=4, logits_budget_bytes=6144)

@@ -1,0 +1,48 @@
+"""The selection compiled for GPUs that are not here, by this lane's Triton: it fits, and nothing spills."""
+
+import pytest
+
+from capgate.kernels.key_selection.operation import COMPILED_MODES, MODES, operation
+from capgate.kernels.offline import Job, compile_jobs, compile_variants
+
+TARGETS = {"cuda:90": 227 * 1024, "hip:gfx950": 160 * 1024, "hip:gfx942": 64 * 1024}  # and their shared memory
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_classic_fits_without_spills(target: str) -> None:
+    """3: Shared-memory overflow on parts with 64 KiB. A spill would hit every count of the search."""
+    for row in compile_jobs("select_keys", target, [Job("classic", mode=mode) for mode in MODES]):
+        assert row["compiled"], row["error"]
+        assert row["lds_bytes"] <= TARGETS[target]
+        assert (row["spills"], row["scratch_bytes"]) == (0, 0), row["mode"]
+        assert row["waves_per_simd"] >= 2, "not even one program of eight waves fits"
+        assert (row["heads"], row["dim"], row["dtype"]) == (None, None, "float32")
+
+
+def test_five_programs_share_an_sm() -> None:
+    (row,) = compile_jobs("select_keys", "cuda:90", [Job("classic", mode="indices")])
+    assert row["waves_per_simd"] == 5
+
+
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "hip:gfx950"])
+def test_the_report_knows_which_branch_a_target_takes(target: str) -> None:
+    """It needs no fp8: any GPU that Triton compiles for will do."""
+    trace = operation.explain(operation.example(target))
+    assert trace.variant == "classic", str(trace)
+
+
+def test_all_modes_are_compiled_unless_some_are_named() -> None:
+    rows = compile_variants("select_keys", "cuda:90", timeout=200)["variants"]
+    assert [(row["variant"], row["mode"]) for row in rows] == [("classic", mode) for mode in COMPILED_MODES]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"modes": ["clean"]}, "mode: got 'clean', needs one of indices, scores, cut, candidates"),
+        ({"dtype": "float8_e4m3fn"}, "dtype: got 'float8_e4m3fn', needs float32"),
+    ],
+)
+def test_what_does_not_exist_is_named(arguments: dict[str, object], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        compile_variants("select_keys", "cuda:90", **arguments)
