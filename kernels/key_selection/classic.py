@@ -23,6 +23,8 @@ from . import plan
 
 LOWEST = tl.constexpr(0x007FFFFF)  # the key of -inf
 PAST_LARGEST = tl.constexpr(0xFF800001)  # one more than the key of inf: only NaN is not less than its value, a NaN
+# Two bits for each pattern of four: where its first bit is set, its second and so on.
+NTH_BIT = tl.constexpr((0x12131210, 0x6B7C6840, -0x433F8000, -0x40000000))
 STEPS = tl.constexpr(8)  # of so many in the search for a threshold one draws the bracket in
 
 
@@ -193,19 +195,71 @@ def select_block(
     threshold, reached, exceeded, below = find_threshold(logits, skip, size, top_k, GROUPS, PLANES)
     if reached == top_k:
         selected = PLANES - below.to(tl.int32)
-        position = tl.cumsum(selected, 0) - selected
-        offset = tl.arange(0, GROUPS) * PLANES
-        for quad in tl.static_range(0, PLANES, 4):
-            if places is not None:
-                four = load_four(places, offset + quad, size, 1, True, INDEX)
-            for plane in tl.static_range(quad, quad + 4):
-                index = first_index + offset + plane if places is None else four[plane - quad]
-                reaches = ~(logits[plane] < threshold)
-                tl.store(indices + position, index, mask=reaches)
-                if values is not None:
-                    tl.store(values + position, logits[plane], mask=reaches)
-                position += reaches.to(tl.int32)
+        before = tl.cumsum(selected, 0) - selected
+        if values is None:
+            bits = tl.zeros((GROUPS,), tl.int32)
+            for plane in tl.static_range(PLANES):
+                bits += tl.where(logits[plane] < threshold, 0, 1 << plane)
+            write_indices(bits, before, places, first_index, indices, GROUPS, PLANES)
+        else:
+            write_both(logits, threshold, before, size, places, first_index, indices, values, GROUPS, PLANES, INDEX)
     return threshold, reached, exceeded
+
+
+@triton.jit
+def write_indices(bits, before, places, first_index, indices, GROUPS: tl.constexpr, PLANES: tl.constexpr):
+    """Write the indices of the elements whose bits are set.
+
+    bits, before : [GROUPS]: of each group's PLANES elements those that are selected, and how many are in the groups before
+
+    A lane writes for four elements, and its neighbour for the next four, so that what a warp stores lies close together: the L2
+    cache takes a store's 32-byte sectors one by one. On an H100, 8192 x 8192 logits and 2048 keys, 189 us; 229 us where each
+    lane writes for its own PLANES elements.
+    """
+    # Each four of a group's elements have four bits: how many are selected of them, and of those of the group before.
+    counts = bits - ((bits >> 1) & 0x5555)
+    counts = (counts & 0x3333) + ((counts >> 2) & 0x3333)
+    fours = ((counts << 16) | ((counts * 0x1110) & 0xFFFF))[:, None]
+    packed = ((before << 16) | bits)[:, None]
+
+    shift = tl.arange(0, PLANES // 4)[None, :] * 4
+    position = ((packed >> 16) & 0xFFFF) + ((fours >> shift) & 15)
+    count = (fours >> (shift + 16)) & 15
+    pattern = ((packed >> shift) & 15) * 2
+    element = tl.arange(0, GROUPS)[:, None] * PLANES + shift
+
+    for number in tl.static_range(4):
+        selected = element + ((NTH_BIT[number] >> pattern) & 3)
+        index = first_index + selected if places is None else tl.load(places + selected, mask=number < count)
+        tl.store(indices + position + number, index, mask=number < count)
+
+
+@triton.jit
+def write_both(
+    logits,
+    threshold,
+    before,
+    size,
+    places,
+    first_index,
+    indices,
+    values,
+    GROUPS: tl.constexpr,
+    PLANES: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """Write the indices and values of the logits that are not less than ``threshold``: each lane those of its own planes."""
+    position = before
+    offset = tl.arange(0, GROUPS) * PLANES
+    for quad in tl.static_range(0, PLANES, 4):
+        if places is not None:
+            four = load_four(places, offset + quad, size, 1, True, INDEX)
+        for plane in tl.static_range(quad, quad + 4):
+            index = first_index + offset + plane if places is None else four[plane - quad]
+            reaches = ~(logits[plane] < threshold)
+            tl.store(indices + position, index, mask=reaches)
+            tl.store(values + position, logits[plane], mask=reaches)
+            position += reaches.to(tl.int32)
 
 
 @triton.jit

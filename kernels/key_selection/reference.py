@@ -3,6 +3,7 @@
 import torch
 
 CELLS = 2**20  # logits of the rows that are looked at together; they need about 40 bytes each
+NAN, OUTSIDE = 2**31 - 1, -(2**31)  # in the order of integers
 
 
 def launch(
@@ -18,7 +19,8 @@ def launch(
     """Fill ``indices`` and ``scores`` as :func:`capgate.kernels.select_from_logits` says; the arguments have been checked.
 
     torch.topk does not say which of several equal logits it takes, so that only its smallest value is used: all that are
-    larger are selected, and of those that equal it the first ones. Nothing is read back from the device.
+    larger are selected, and of those that equal it the first ones. It looks at integers in the order of the logits, because
+    on an H100 with torch 2.11 its smallest of floats with NaN among them was too large. Nothing is read back from the device.
     """
     rows, columns = logits.shape
     row_tile = max(1, CELLS // max(columns, 1))
@@ -50,14 +52,13 @@ def _select(
     key = column if num_keys is None else column + start
     begin = start.clamp(min=0)
     inside = (key >= begin) & (key < end.clamp(max=columns if num_keys is None else num_keys))
-    seen = torch.where(inside, logits, float("-inf"))
     if columns <= top_k:
         selected = inside
     else:
-        threshold = seen.topk(top_k).values[:, -1:]
-        nan = seen.isnan()
-        larger = (seen > threshold) | (nan & ~threshold.isnan())
-        equal = ((seen == threshold) | (nan & threshold.isnan())) & inside
+        order = torch.where(inside, _order(logits), OUTSIDE)
+        threshold = order.topk(top_k).values[:, -1:]
+        larger = order > threshold
+        equal = (order == threshold) & inside
         spare = top_k - larger.sum(1, keepdim=True)
         selected = larger | (equal & (equal.cumsum(1) <= spare))
     position = torch.where(selected, selected.cumsum(1) - 1, top_k)  # column top_k takes what is not selected
@@ -67,3 +68,9 @@ def _select(
     if scores is not None:
         found = torch.full((rows, top_k + 1), float("-inf"), device=logits.device)
         scores.copy_(found.scatter_(1, position, logits)[:, :top_k])
+
+
+def _order(logits: torch.Tensor) -> torch.Tensor:
+    """Integers in the order of the logits, int32: 0 and -0 are equal, and NaN is larger than inf."""
+    bits = logits.view(torch.int32)
+    return torch.where(logits.isnan(), NAN, torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits))
