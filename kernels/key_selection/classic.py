@@ -196,18 +196,18 @@ def select_block(
     if reached == top_k:
         selected = PLANES - below.to(tl.int32)
         before = tl.cumsum(selected, 0) - selected
-        if values is None:
+        if values is None and places is None:
             bits = tl.zeros((GROUPS,), tl.int32)
             for plane in tl.static_range(PLANES):
                 bits += tl.where(logits[plane] < threshold, 0, 1 << plane)
-            write_indices(bits, before, places, first_index, indices, GROUPS, PLANES)
+            write_indices(bits, before, first_index, indices, GROUPS, PLANES)
         else:
-            write_both(logits, threshold, before, size, places, first_index, indices, values, GROUPS, PLANES, INDEX)
+            write_by_planes(logits, threshold, before, size, places, first_index, indices, values, GROUPS, PLANES, INDEX)
     return threshold, reached, exceeded
 
 
 @triton.jit
-def write_indices(bits, before, places, first_index, indices, GROUPS: tl.constexpr, PLANES: tl.constexpr):
+def write_indices(bits, before, first_index, indices, GROUPS: tl.constexpr, PLANES: tl.constexpr):
     """Write the indices of the elements whose bits are set.
 
     bits, before : [GROUPS]: of each group's PLANES elements those that are selected, and how many are in the groups before
@@ -230,12 +230,11 @@ def write_indices(bits, before, places, first_index, indices, GROUPS: tl.constex
 
     for number in tl.static_range(4):
         selected = element + ((NTH_BIT[number] >> pattern) & 3)
-        index = first_index + selected if places is None else tl.load(places + selected, mask=number < count)
-        tl.store(indices + position + number, index, mask=number < count)
+        tl.store(indices + position + number, first_index + selected, mask=number < count)
 
 
 @triton.jit
-def write_both(
+def write_by_planes(
     logits,
     threshold,
     before,
@@ -248,7 +247,8 @@ def write_both(
     PLANES: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    """Write the indices and values of the logits that are not less than ``threshold``: each lane those of its own planes."""
+    """Write indices and values of the logits that are not less than ``threshold``: each lane those of its own planes, because
+    with logits, places and positions at hand the way of :func:`write_indices` would spill."""
     position = before
     offset = tl.arange(0, GROUPS) * PLANES
     for quad in tl.static_range(0, PLANES, 4):
@@ -258,7 +258,8 @@ def write_both(
             index = first_index + offset + plane if places is None else four[plane - quad]
             reaches = ~(logits[plane] < threshold)
             tl.store(indices + position, index, mask=reaches)
-            tl.store(values + position, logits[plane], mask=reaches)
+            if values is not None:
+                tl.store(values + position, logits[plane], mask=reaches)
             position += reaches.to(tl.int32)
 
 
