@@ -13,11 +13,11 @@ class Tuning(NamedTuple):
 
     block: int  # most logits that one program selects from: a power of two
     warp_logits: int  # of them, those of one warp or wave
-    planes: int  # of those, adjacent ones of one thread
+    planes: int  # of those, adjacent ones of one thread: 16 at most, which have a bit each in a word
     options: tuple[tuple[str, Any], ...] = ()  # for the launch on logits; one backend alone knows them
 
 
-# arch -> the tuning, for every top_k and number of columns alike. sm90's was the fastest of 8 on an H100.
+# arch -> the tuning, for every top_k and number of columns alike. sm90's was the fastest of five on an H100.
 TUNINGS: dict[str, Tuning] = {
     # With 96 registers five programs of 8192 logits share an SM. On candidates a few bytes would spill on Triton 3.9.
     "sm90": Tuning(16384, 2048, 16, (("maxnreg", 96),)),
