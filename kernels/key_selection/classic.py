@@ -197,10 +197,11 @@ def select_block(
         selected = PLANES - below.to(tl.int32)
         before = tl.cumsum(selected, 0) - selected
         if values is None and places is None:
-            bits = tl.zeros((GROUPS,), tl.int32)
-            for plane in tl.static_range(PLANES):
-                bits += tl.where(logits[plane] < threshold, 0, 1 << plane)
-            write_indices(bits, before, first_index, indices, GROUPS, PLANES)
+            # As a float, like the counts: an integer takes another instruction for each logit, and Triton 3.8 local memory.
+            bits = tl.zeros((GROUPS,), tl.float32)
+            for plane in tl.static_range(PLANES - 1, -1, -1):
+                bits = tl.fma(bits, 2.0, tl.where(logits[plane] < threshold, 0.0, 1.0))
+            write_indices(bits.to(tl.int32), before, first_index, indices, GROUPS, PLANES)
         else:
             write_by_planes(logits, threshold, before, size, places, first_index, indices, values, GROUPS, PLANES, INDEX)
     return threshold, reached, exceeded
@@ -210,28 +211,26 @@ def select_block(
 def write_indices(bits, before, first_index, indices, GROUPS: tl.constexpr, PLANES: tl.constexpr):
     """Write the indices of the elements whose bits are set.
 
-    bits, before : [GROUPS]: of each group's PLANES elements, 16 at most, those that are selected, and how many are in the
-        groups before, less than 2**16
+    bits, before : [GROUPS] int32: of each group's PLANES elements, 16 at most, those that are selected, and how many are in the
+        groups before
 
-    A lane writes for four elements, and its neighbour for the next four, so that what a warp stores lies close together: the L2
-    cache takes a store's 32-byte sectors one by one. On an H100, 8192 x 8192 logits and 2048 keys, 189 us; 229 us where each
-    lane writes for its own PLANES elements.
+    Elements are taken in fours: a store takes the first that is selected of each four, the next one the second, and few fours
+    have more. With a store for each plane more of the L2 cache's 32-byte sectors would be touched, which take a store one by
+    one: on an H100, 8192 x 8192 logits and 2048 keys, 189 us for such stores (before the pointers were kept), 229 us for those.
     """
     # Each four of a group's elements have four bits: how many are selected of them, and of those of the group before.
     counts = bits - ((bits >> 1) & 0x5555)
     counts = (counts & 0x3333) + ((counts >> 2) & 0x3333)
-    fours = ((counts << 16) | ((counts * 0x1110) & 0xFFFF))[:, None]
-    packed = ((before << 16) | bits)[:, None]
-
-    shift = tl.arange(0, PLANES // 4)[None, :] * 4
-    position = ((packed >> 16) & 0xFFFF) + ((fours >> shift) & 15)
-    count = (fours >> (shift + 16)) & 15
-    pattern = ((packed >> shift) & 15) * 2
-    element = tl.arange(0, GROUPS)[:, None] * PLANES + shift
-
+    earlier = counts * 0x1110
+    cells = ()
+    for plane in tl.static_range(0, PLANES, 4):
+        cells += (indices + before + ((earlier >> plane) & 15),)
     for number in tl.static_range(4):
-        selected = element + ((NTH_BIT[number] >> pattern) & 3)
-        tl.store(indices + position + number, first_index + selected, mask=number < count)
+        for plane in tl.static_range(0, PLANES, 4):
+            pattern = (bits >> plane) & 15
+            nth = (NTH_BIT[number] >> (2 * pattern)) & 3
+            index = first_index + tl.arange(0, GROUPS) * PLANES + plane + nth
+            tl.store(cells[plane // 4] + number, index, mask=number < ((counts >> plane) & 15))
 
 
 @triton.jit
@@ -250,8 +249,7 @@ def write_by_planes(
 ):
     """Write indices and values of the logits that are not less than ``threshold``: each lane those of its own planes.
 
-    The way of :func:`write_indices` spills 52 bytes for sm90 (Triton 3.6) where values are written, too. For candidates, which
-    have ``places``, the two ways have not been timed against each other.
+    Values and places are in registers, from which no number that is computed can pick, as :func:`write_indices` does.
     """
     position = before
     offset = tl.arange(0, GROUPS) * PLANES
