@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workload",
         default="all",
-        help="names separated by commas (a, d1, decode-8k, 1k1k, recall, ...), or groups: prefill, decode, serving, all",
+        help="names separated by commas (a, decode-8k, top512, 1k1k, ...), or groups: prefill, decode, selection, serving, all",
     )
     parser.add_argument(
         "--variants",
@@ -79,8 +79,9 @@ def _measure(
     from ..mqa_logits.operation import example
     from .accuracy import Accuracy
     from .ceilings import measure
-    from .measure import Plan, accuracy_rows, kernel_rows, serving_rows
+    from .measure import Plan, accuracy_rows, kernel_rows, selection_rows, serving_rows
     from .peers import installed
+    from .selection import Selection
     from .serving import Serving
     from .stack import describe
     from .timing import Timer
@@ -90,9 +91,10 @@ def _measure(
     plan = Plan(timer, getattr(torch, example(device).dtype), variants, cleans, arguments.rounds)
     runs = [workload for workload in workloads if isinstance(workload, Serving)]
     accuracies = [workload for workload in workloads if isinstance(workload, Accuracy)]
-    kernels = [workload for workload in workloads if not isinstance(workload, (Serving, Accuracy))]
+    selections = [workload for workload in workloads if isinstance(workload, Selection)]
+    kernels = [workload for workload in workloads if not isinstance(workload, (Serving, Accuracy, Selection))]
     _say_what_is_left_out(plan, [*runs, *accuracies])
-    ceilings = measure(timer, plan.dtype) if kernels else None
+    ceilings = measure(timer, plan.dtype) if kernels or selections else None
     return {
         "stack": {**describe(device), **(installed() if device.type == "cuda" else {})},
         "repeats": arguments.repeats,
@@ -101,6 +103,7 @@ def _measure(
         "workloads": {workload.name: workload.facts() for workload in workloads},
         "ceilings": ceilings._asdict() if ceilings else None,
         "rows": kernel_rows(plan, ceilings, kernels),
+        "selection": selection_rows(plan, ceilings, selections),
         "serving": serving_rows(plan, runs),
         "accuracy": accuracy_rows(plan, accuracies),
     }

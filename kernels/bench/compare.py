@@ -160,8 +160,8 @@ def _figures(results: Results) -> Iterable[tuple[Stack, Metric, list[float]]]:
         form = FORMS[row["operation"]]
         rates = [form.rate({**row, "median_ms": median}) for median in row["medians_ms"]]
         yield Stack(triton, row["variant"], row["clean_logits"]), Metric(row["workload"], form.unit), rates
-    for kind in ("serving", "accuracy"):
-        for row in results[kind]:
+    for kind in ("selection", "serving", "accuracy"):
+        for row in results.get(kind, []):
             stack = Stack(triton, row["variant"], row["clean_logits"])
             for name, values in row["metrics"].items():
                 yield stack, Metric(row["workload"], name, is_part=kind == "accuracy"), values

@@ -11,6 +11,7 @@ from .accuracy import Accuracy
 from .batch import Batch, Call, Workload
 from .ceilings import Ceilings
 from .peers import PEERS
+from .selection import Selection
 from .serving import Sample, Serving, Share
 from .timing import Timer, Timing
 
@@ -98,6 +99,36 @@ def kernel_rows(plan: Plan, ceilings: Ceilings | None, workloads: Sequence[Workl
                 }
             )
         del batch, taken
+    return rows
+
+
+def selection_rows(plan: Plan, ceilings: Ceilings | None, workloads: Sequence[Selection]) -> list[Row]:
+    """A row for each workload and branch: ``NAME_ms`` are the medians of what :meth:`SelectionBatch.calls` names, one for each
+    round; ``read_ms`` is the time of a read of the logits, and ``peak_bytes`` memory besides operands and result."""
+    rows = []
+    for workload in _track(workloads, "timing selections"):
+        batch = workload.make(plan.timer.device, plan.dtype)
+        calls = {variant: batch.calls(variant) for variant in plan.variants_of(workload.operations)}
+        medians: dict[str, dict[str, list[float]]] = {variant: {name: [] for name in named} for variant, named in calls.items()}
+        for _ in range(plan.rounds):
+            for variant, named in calls.items():
+                for name, call in named.items():
+                    medians[variant][name].append(plan.timer(call).median)
+        for variant, by_name in medians.items():
+            rows.append(
+                {
+                    "workload": workload.name,
+                    "variant": variant,
+                    "clean_logits": False,
+                    "size": workload.size,
+                    **workload.facts(),
+                    **{f"{name}_ms": values for name, values in by_name.items()},
+                    "read_ms": ceilings.floor_ms(0, batch.least_bytes, "read") if ceilings else None,
+                    "peak_bytes": batch.peak_bytes(variant),
+                    "metrics": {"select_keys, rows/s": [1e3 * workload.prefill.rows / median for median in by_name["whole"]]},
+                }
+            )
+        del batch, calls
     return rows
 
 

@@ -64,6 +64,7 @@ PEERS: dict[str, dict[str, Peer]] = {
         "tilelang": Peer(("fp8_lighting_indexer",), "mqa_attn_return_logits_interface", _tilelang),
     },
     "fp8_paged_mqa_logits": {"deep_gemm": Peer(("deep_gemm",), "fp8_paged_mqa_logits", _deep_gemm_paged)},
+    "select_keys": {},
 }
 NAMES = tuple(dict.fromkeys(name for peers in PEERS.values() for name in peers))
 

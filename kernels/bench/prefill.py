@@ -118,6 +118,15 @@ def causal(rows: int, keys: int) -> Windows:
     return windows
 
 
+def whole(rows: int, keys: int) -> Windows:
+    """Every row sees every key."""
+
+    def windows() -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(rows, dtype=torch.int32), torch.full((rows,), keys, dtype=torch.int32)
+
+    return windows
+
+
 def packed(requests: int, rows: int, keys: int) -> Windows:
     """``requests`` sequences side by side, each with its last ``rows`` positions as queries and ``keys`` keys of its own."""
 

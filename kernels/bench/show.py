@@ -27,6 +27,13 @@ def gigabytes(row: Row) -> float:
     return float(row["least_bytes"] / row["median_ms"] / 1e6)
 
 
+SELECTION_WORDS = (
+    "logits: of all rows at once; selection: the keys from those; x read: of a device read of the logits in the windows; topk: "
+    "torch.topk of the same logits; whole: select_keys within the budget; peak: its memory besides operands and result, as a "
+    "part of the budget."
+)
+
+
 class Form(NamedTuple):
     """How an operation's rows are shown.
 
@@ -103,6 +110,8 @@ def show(results: Results) -> None:
             console.print(_table(operation, form, rows, results))
     if results["rows"]:
         _explain(console, results)
+    if results["selection"]:
+        _show_selection(console, results)
     if results["serving"]:
         _show_serving(console, results)
     if results["accuracy"]:
@@ -150,6 +159,34 @@ def _explain(console: Any, results: Results) -> None:
         )
     for line in lines:
         console.print(f"[dim]{line}[/]", soft_wrap=True)
+
+
+def _show_selection(console: Any, results: Results) -> None:
+    columns = ("logits", "selection", "x read", "topk", "whole", "x logits", "noise", "peak")
+    table = _empty("Selecting the keys: ms", ("shape", "S x N", "top", "branch", *columns))
+    for row in results["selection"]:
+        logits, selection, topk, whole = (
+            statistics.median(row[f"{name}_ms"]) for name in ("logits", "selection", "topk", "whole")
+        )
+        table.add_row(
+            row["workload"],
+            row["size"],
+            str(row["top_k"]),
+            row["variant"],
+            f"{logits:.4g}",
+            f"{selection:.4g}",
+            f"{selection / row['read_ms']:.2f}" if row["read_ms"] else "",
+            f"{topk:.4g}",
+            f"{whole:.4g}",
+            f"{whole / logits:.2f}",
+            f"{(max(row['whole_ms']) - min(row['whole_ms'])) / whole:.1%}",
+            f"{row['peak_bytes'] / row['budget']:.2f}" if row["peak_bytes"] is not None else "",
+        )
+    console.print(table)
+    console.print(
+        f"[dim]{SELECTION_WORDS} Medians of {results['repeats']} calls and {results['rounds']} rounds; noise: "
+        "of the whole, between the fastest and the slowest round.[/]"
+    )
 
 
 def _show_serving(console: Any, results: Results) -> None:

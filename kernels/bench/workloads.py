@@ -4,7 +4,8 @@ from typing import Any
 
 from .accuracy import Accuracy
 from .decode import Decode, around, given
-from .prefill import Prefill, causal, packed
+from .prefill import Prefill, causal, packed, whole
+from .selection import Selection
 from .serving import Serving
 
 
@@ -51,6 +52,13 @@ SERVING = (
     Serving("1k1k", "1024 tokens in, 1024 out", 1024, 1024),
     Serving("8k1", "8192 tokens in, 1 out", 8192, 1),
 )
+# DeepSeek-V3.2 selects 2048 keys and V4-Flash 512.
+SELECTION = (
+    Selection("top2048", "causal", Prefill("", "", 8192, 8192, 64, 128, causal(8192, 8192)), 2048),
+    Selection("top512", "causal", Prefill("", "", 8192, 8192, 64, 128, causal(8192, 8192)), 512),
+    Selection("top2048-full", "every row sees every key", Prefill("", "", 8192, 8192, 64, 128, whole(8192, 8192)), 2048),
+    Selection("top2048-64k", "last rows of 65536", Prefill("", "", 4096, 65536, 64, 128, causal(4096, 65536)), 2048),
+)
 ACCURACY = (Accuracy("recall", "top 512 keys of an 8192-token prompt and of 32768-token contexts, against float32"),)
 
 SMALL_PREFILL = (
@@ -69,6 +77,10 @@ SMALL_SERVING = (
     Serving("1k1k", "64 tokens in, 16 out, small", 64, 16, requests=4, batch_tokens=128, layers=2, bucket=2),
     Serving("8k1", "128 tokens in, 1 out, small", 128, 1, requests=2, batch_tokens=128, layers=2),
 )
+SMALL_SELECTION = (
+    Selection("top2048", "top 32, small", Prefill("", "", 128, 256, 64, 128, causal(128, 256)), 32, budget=2**16),
+    Selection("top2048-full", "top 32, small", Prefill("", "", 32, 256, 64, 128, whole(32, 256)), 32),
+)
 SMALL_ACCURACY = (Accuracy("recall", "top 32 keys, small", 512, 2, rows=8, requests=2, context_tokens=512, top_k=32),)
 
 
@@ -76,9 +88,15 @@ def _by_name(workloads: tuple[Any, ...]) -> dict[str, Any]:
     return {workload.name: workload for workload in workloads}
 
 
-WORKLOADS = _by_name(PREFILL + DECODE + SERVING + ACCURACY)
-SMALL = _by_name(SMALL_PREFILL + SMALL_DECODE + SMALL_SERVING + SMALL_ACCURACY)
-GROUPS = {"all": (object,), "prefill": (Prefill,), "decode": (Decode,), "serving": (Serving, Accuracy)}
+WORKLOADS = _by_name(PREFILL + DECODE + SELECTION + SERVING + ACCURACY)
+SMALL = _by_name(SMALL_PREFILL + SMALL_DECODE + SMALL_SELECTION + SMALL_SERVING + SMALL_ACCURACY)
+GROUPS = {
+    "all": (object,),
+    "prefill": (Prefill,),
+    "decode": (Decode,),
+    "selection": (Selection,),
+    "serving": (Serving, Accuracy),
+}
 
 
 def select(names: list[str], known: dict[str, Any]) -> list[Any]:
