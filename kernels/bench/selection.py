@@ -34,8 +34,8 @@ class SelectionBatch(NamedTuple):
         topk : torch.topk of the same, whose indices are int64 and in no promised order
         whole : select_keys within the budget
         """
-        operands, keywords = self.prefill.operands, {"top_k": self.top_k, "variant": variant}
-        columns = self.logits.shape[1]
+        operands, columns = self.prefill.operands, self.logits.shape[1]
+        keywords: dict[str, Any] = {"top_k": self.top_k, "variant": variant}
         return {
             "logits": partial(fp8_mqa_logits, *operands, clean_logits=False, out=self.logits),
             "selection": partial(select_from_logits, self.logits, self.prefill.starts, self.prefill.ends, **keywords),
@@ -51,7 +51,7 @@ class SelectionBatch(NamedTuple):
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         indices: Any = self.calls(variant)["whole"]()
-        return torch.cuda.max_memory_allocated(device) - before - int(indices.nbytes)
+        return int(torch.cuda.max_memory_allocated(device) - before - indices.nbytes)
 
 
 @dataclass(frozen=True)
