@@ -12,7 +12,7 @@ if "gfx950" not in sys.modules:
     package.__path__ = [str(FOLDER)]
     sys.modules["gfx950"] = package
     # The formulas and the calls that all tests of the operations share.
-    for name in ("judge", "paged"):
+    for name in ("judge", "paged", "selection"):
         spec = importlib.util.spec_from_file_location(f"gfx950.{name}", FOLDER.parent / "kernels" / f"{name}.py")
         assert spec is not None
         assert spec.loader is not None

@@ -28,7 +28,7 @@ def compile_kernel(
 ) -> Any:
     """Compile as the JIT would: that an argument is aligned, small, divisible by 16 or equal to 1 is known to the compiler.
 
-    arguments : in the kernel's order, tensors (also meta tensors), integers and floats
+    arguments : in the kernel's order, tensors (also meta tensors), integers, floats and None
     """
     names = [parameter.name for parameter in kernel.params]
     signature, known, attributes = {}, {(names.index(name),): value for name, value in constants.items()}, {}
@@ -42,8 +42,8 @@ def compile_kernel(
                 attribute.append(["tt.pointer_range", 32])
         elif isinstance(argument, float):
             signature[name] = "fp32"
-        elif argument == 1:
-            known[(position,)] = 1
+        elif argument is None or argument == 1:
+            known[(position,)] = argument
         else:
             signature[name] = "i32" if -(2**31) <= argument < 2**31 else "i64"
             if argument % 16 == 0:
@@ -77,7 +77,7 @@ def bound(arguments: Sequence[Any], unwritten: Sequence[torch.Tensor] = ()) -> l
             storage = torch.empty(0, dtype=torch.uint8).set_(argument.untyped_storage()).numpy()
             offset = argument.storage_offset() * argument.element_size()
             result.append(Pointer(storage, offset, all(argument is not tensor for tensor in unwritten)))
-        elif isinstance(argument, float) or argument != 1:
+        elif argument is not None and (isinstance(argument, float) or argument != 1):
             result.append(argument)
     return result
 

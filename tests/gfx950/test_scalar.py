@@ -22,6 +22,8 @@ BINARY = {
     "s_sub_u32": lambda a, b: (a - b, b > a),
     "s_add_i32": lambda a, b: (a + b, overflows(signed(a) + signed(b))),
     "s_sub_i32": lambda a, b: (a - b, overflows(signed(a) - signed(b))),
+    # Of the difference as 32 bits: the guide's D = 2**31 - 1, -1 gives 2**31.
+    "s_absdiff_i32": lambda a, b: (abs(signed((a - b) % WORD)), (a - b) % WORD != 0),
     "s_mul_i32": lambda a, b: (a * b, None),
     "s_mul_hi_u32": lambda a, b: (a * b >> 32, None),
     "s_mul_hi_i32": lambda a, b: (signed(a) * signed(b) >> 32, None),

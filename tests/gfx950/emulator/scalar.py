@@ -137,6 +137,7 @@ OPERATIONS: dict[str, tuple[str, Callable[..., Array], Scc]] = {
     "s_sub_u32": ("uuu", lambda a, b: a - b, lambda r, a, b: b > a),
     "s_add_i32": ("iii", lambda a, b: a + b, lambda r, a, b: signed_overflow(r, a.astype(i64) + b)),
     "s_sub_i32": ("iii", lambda a, b: a - b, lambda r, a, b: signed_overflow(r, a.astype(i64) - b)),
+    "s_absdiff_i32": ("iii", lambda a, b: np.abs(a - b), nonzero),
     "s_add_u64": ("qqq", lambda a, b: a + b, None),
     "s_mul_i32": ("iii", lambda a, b: a * b, None),
     "s_mul_hi_u32": ("uuu", lambda a, b: ((a.astype(u64) * b) >> u64(32)).astype(u32), None),

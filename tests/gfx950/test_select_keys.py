@@ -1,0 +1,83 @@
+"""The compiled gfx950 code of the selection, executed instruction by instruction, returns what sorting does, key for key."""
+
+from typing import Any
+
+import pytest
+import torch
+from gfx950.emulator import parse, run
+from gfx950.judge import laid_out, sentinels
+from gfx950.launching import bound, compile_launch
+from gfx950.mqa import TARGET
+from gfx950.selection import KINDS, expected, make_logits, same
+
+from capgate.kernels.key_selection import classic
+
+pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
+
+# Windows of rows of 500 or more: a whole block, a half and a quarter of it, and as few keys as are selected.
+STARTS = torch.tensor([0, 3, 130, 7, 499], dtype=torch.int32)
+ENDS = torch.tensor([500, 258, 250, 67, 10], dtype=torch.int32)
+
+
+def agrees(
+    logits: torch.Tensor,
+    starts: torch.Tensor | None,
+    ends: torch.Tensor,
+    top_k: int,
+    *,
+    scores: bool,
+    num_keys: int | None = None,
+    relative: bool = False,
+) -> int:
+    """Run the launches of one call and hold what they leave against the expectation; returns how many there were."""
+    indices = torch.empty((len(logits), top_k), dtype=torch.int32)
+    values = torch.empty((len(logits), top_k)) if scores else None
+    options: dict[str, Any] = {"num_keys": num_keys, "relative": relative}
+    launches = classic.launches(logits, starts, ends, indices, values, target=TARGET, **options)
+    for launch in launches:
+        written = [tensor for tensor in launch.arguments[4:6] if tensor is not None]
+        for tensor in written:  # with candidates that would be selected first, should the next launch take them for its own
+            tensor.fill_(float("nan") if tensor.is_floating_point() else -7)
+        compiled = compile_launch(launch)
+        arguments = bound(launch.arguments, unwritten=written)
+        run(parse(compiled.asm["amdgcn"]), launch.grid, arguments, lds_bytes=compiled.metadata.shared)
+    right, right_values = expected(logits, starts, ends, top_k, **options)
+    assert torch.equal(indices, right)
+    assert values is None or same(values, right_values)
+    return len(launches)
+
+
+@pytest.mark.parametrize("scores", [False, True], ids=["indices", "scores"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_unordered_and_distant_logits(kind: str, scores: bool) -> None:
+    agrees(make_logits(kind, 5, 512), STARTS, ENDS, 60, scores=scores)
+
+
+@pytest.mark.parametrize(("columns", "top_k"), [(8192, 2048), (8192, 512), (16384, 2048)], ids=str)
+def test_what_the_models_select(columns: int, top_k: int) -> None:
+    ends = torch.tensor([columns, columns - 1, columns // 3, columns // 5], dtype=torch.int32)
+    assert agrees(make_logits("skewed", 4, columns), None, ends, top_k, scores=False) == 1
+
+
+@pytest.mark.parametrize("layout", [{"gap": 16}, {"gap": 7, "offset": 16}], ids=["whole-vectors", "single-cells"])
+@pytest.mark.parametrize("kind", ["normal", "few-values", "nans"])
+def test_rows_that_are_cut(kind: str, layout: dict[str, int]) -> None:
+    """Windows that end at a cut, or begin or end a few keys away from it, and one of few keys."""
+    starts = torch.tensor([0, 3, 7, 16384], dtype=torch.int32)
+    ends = torch.tensor([40000, 39999, 16390, 16500], dtype=torch.int32)
+    assert agrees(laid_out(make_logits(kind, 4, 40000), **layout), starts, ends, 700, scores=True) == 2
+
+
+@pytest.mark.parametrize(
+    "layout", [{"gap": 7, "offset": 9}, {"order": (1, 0), "gap": 3, "offset": 1}], ids=["padded", "turned"]
+)
+def test_layouts(layout: dict[str, Any]) -> None:
+    """What lies between the rows is NaN: it would be selected first."""
+    agrees(sentinels(5, 500, **layout).copy_(make_logits("normal", 5, 500)), STARTS, ENDS, 60, scores=False)
+
+
+@pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
+def test_compressed_logits(relative: bool) -> None:
+    starts = torch.tensor([-4, 0, 30, 150, 90], dtype=torch.int32)
+    ends = torch.tensor([60, 200, 110, 300, 90], dtype=torch.int32)
+    agrees(make_logits("normal", 5, 77), starts, ends, 30, scores=False, num_keys=200, relative=relative)
