@@ -79,8 +79,10 @@ def _measure(
     from ..mqa_logits.operation import example
     from .accuracy import Accuracy
     from .ceilings import measure
+    from .decode import Decode
     from .measure import Plan, accuracy_rows, kernel_rows, selection_rows, serving_rows
     from .peers import installed
+    from .prefill import Prefill
     from .selection import Selection
     from .serving import Serving
     from .stack import describe
@@ -89,10 +91,10 @@ def _measure(
     timer = Timer(device, repeats=arguments.repeats, flush_bytes=int(arguments.flush_gb * 1e9))
     cleans = {"both": (False, True), "on": (True,), "off": (False,)}[arguments.clean]
     plan = Plan(timer, getattr(torch, example(device).dtype), variants, cleans, arguments.rounds)
+    kernels = [workload for workload in workloads if isinstance(workload, (Prefill, Decode))]
+    selections = [workload for workload in workloads if isinstance(workload, Selection)]
     runs = [workload for workload in workloads if isinstance(workload, Serving)]
     accuracies = [workload for workload in workloads if isinstance(workload, Accuracy)]
-    selections = [workload for workload in workloads if isinstance(workload, Selection)]
-    kernels = [workload for workload in workloads if not isinstance(workload, (Serving, Accuracy, Selection))]
     _say_what_is_left_out(plan, [*runs, *accuracies])
     ceilings = measure(timer, plan.dtype) if kernels or selections else None
     return {

@@ -2,7 +2,7 @@
 
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -51,13 +51,22 @@ def take(plan: Plan, workload: Workload, variants: list[str]) -> tuple[Batch, di
     out = batch.output()
     calls = {(clean, name): call for clean in plan.cleans for name, call in _calls(batch, peers, variants, clean, out)}
     shared = {key: None if key[1] in peers else batch.prepare(key[1], key[0]) for key in calls}
-    taken = {key: Taken([], []) for key in calls}
+    turns: dict[Any, Call] = {}
+    for key, call in calls.items():
+        turns[key, "call"] = call
+        if once := shared[key]:
+            turns[key, "shared"] = once
+    timings = _in_turns(plan, turns)
+    return batch, {key: Taken(timings[key, "call"], timings.get((key, "shared"), [])) for key in calls}
+
+
+def _in_turns(plan: Plan, calls: Mapping[Any, Call]) -> dict[Any, list[Timing]]:
+    """The timings of each call, a round each."""
+    timings: dict[Any, list[Timing]] = {key: [] for key in calls}
     for _ in range(plan.rounds):
         for key, call in calls.items():
-            taken[key].call.append(plan.timer(call))
-            if once := shared[key]:
-                taken[key].shared.append(plan.timer(once))
-    return batch, taken
+            timings[key].append(plan.timer(call))
+    return timings
 
 
 def _calls(
@@ -109,12 +118,9 @@ def selection_rows(plan: Plan, ceilings: Ceilings | None, workloads: Sequence[Se
     for workload in _track(workloads, "timing selections"):
         batch = workload.make(plan.timer.device, plan.dtype)
         calls = {variant: batch.calls(variant) for variant in plan.variants_of(workload.operations)}
-        medians: dict[str, dict[str, list[float]]] = {variant: {name: [] for name in named} for variant, named in calls.items()}
-        for _ in range(plan.rounds):
-            for variant, named in calls.items():
-                for name, call in named.items():
-                    medians[variant][name].append(plan.timer(call).median)
-        for variant, by_name in medians.items():
+        timings = _in_turns(plan, {(variant, name): call for variant, named in calls.items() for name, call in named.items()})
+        for variant in calls:
+            medians = {name: [timing.median for timing in timings[variant, name]] for name in calls[variant]}
             rows.append(
                 {
                     "workload": workload.name,
@@ -122,10 +128,10 @@ def selection_rows(plan: Plan, ceilings: Ceilings | None, workloads: Sequence[Se
                     "clean_logits": False,
                     "size": workload.size,
                     **workload.facts(),
-                    **{f"{name}_ms": values for name, values in by_name.items()},
+                    **{f"{name}_ms": values for name, values in medians.items()},
                     "read_ms": ceilings.floor_ms(0, batch.least_bytes, "read") if ceilings else None,
                     "peak_bytes": batch.peak_bytes(variant),
-                    "metrics": {"select_keys, rows/s": [1e3 * workload.prefill.rows / median for median in by_name["whole"]]},
+                    "metrics": {"select_keys, rows/s": [1e3 * workload.prefill.rows / median for median in medians["whole"]]},
                 }
             )
         del batch, calls

@@ -118,7 +118,7 @@ def causal(rows: int, keys: int) -> Windows:
     return windows
 
 
-def whole(rows: int, keys: int) -> Windows:
+def full(rows: int, keys: int) -> Windows:
     """Every row sees every key."""
 
     def windows() -> tuple[torch.Tensor, torch.Tensor]:

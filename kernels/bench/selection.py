@@ -56,15 +56,17 @@ class SelectionBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """The ``top_k`` keys of every row of a prefill, within ``budget`` bytes for logits."""
+    """The ``top_k`` keys of every row of a prefill, within ``budget`` bytes for logits; it has the prefill's name."""
 
-    name: str
-    words: str
     prefill: Prefill
     top_k: int
     budget: int = 2**28
 
     operations: ClassVar = (operation,)
+
+    @property
+    def name(self) -> str:
+        return self.prefill.name
 
     @property
     def size(self) -> str:

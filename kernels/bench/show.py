@@ -7,6 +7,11 @@ from typing import Any, NamedTuple
 Row = dict[str, Any]
 Results = dict[str, Any]
 
+SELECTION_WORDS = (
+    "logits: of all rows at once; selection: the keys from those; x read: of a device read of the logits in the windows; topk: "
+    "torch.topk of the same logits; whole: select_keys within the budget; peak: its memory besides operands and result, as a "
+    "part of the budget."
+)
 SERVING_WORDS = (
     "Not a serving engine: the run's tokens over the GPU time of the indexer's logits alone, in all of its layers; prefill and "
     "decode steps from a fixed schedule."
@@ -25,13 +30,6 @@ def tflops(row: Row) -> float:
 def gigabytes(row: Row) -> float:
     """GB/s of the fewest bytes that the call can move."""
     return float(row["least_bytes"] / row["median_ms"] / 1e6)
-
-
-SELECTION_WORDS = (
-    "logits: of all rows at once; selection: the keys from those; x read: of a device read of the logits in the windows; topk: "
-    "torch.topk of the same logits; whole: select_keys within the budget; peak: its memory besides operands and result, as a "
-    "part of the budget."
-)
 
 
 class Form(NamedTuple):
@@ -161,6 +159,11 @@ def _explain(console: Any, results: Results) -> None:
         console.print(f"[dim]{line}[/]", soft_wrap=True)
 
 
+def _range(rounds: list[float]) -> str:
+    """From the fastest to the slowest round, as a part of their median."""
+    return f"{(max(rounds) - min(rounds)) / statistics.median(rounds):.1%}"
+
+
 def _show_selection(console: Any, results: Results) -> None:
     columns = ("logits", "selection", "x read", "topk", "whole", "x logits", "noise", "peak")
     table = _empty("Selecting the keys: ms", ("shape", "S x N", "top", "branch", *columns))
@@ -179,7 +182,7 @@ def _show_selection(console: Any, results: Results) -> None:
             f"{topk:.4g}",
             f"{whole:.4g}",
             f"{whole / logits:.2f}",
-            f"{(max(row['whole_ms']) - min(row['whole_ms'])) / whole:.1%}",
+            _range(row["whole_ms"]),
             f"{row['peak_bytes'] / row['budget']:.2f}" if row["peak_bytes"] is not None else "",
         )
     console.print(table)
@@ -200,7 +203,7 @@ def _show_serving(console: Any, results: Results) -> None:
             "yes" if row["clean_logits"] else "no",
             *(f"{statistics.median(row['metrics'][name]):,.0f}" for name in names),
             *(f"{statistics.median(row[name]):.4g}" for name in ("prefill_s", "decode_s")),
-            f"{(max(totals) - min(totals)) / statistics.median(totals):.1%}",
+            _range(totals),
         )
     console.print(table)
     for name, facts in results["workloads"].items():

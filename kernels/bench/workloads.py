@@ -4,7 +4,7 @@ from typing import Any
 
 from .accuracy import Accuracy
 from .decode import Decode, around, given
-from .prefill import Prefill, causal, packed, whole
+from .prefill import Prefill, causal, full, packed
 from .selection import Selection
 from .serving import Serving
 
@@ -54,10 +54,10 @@ SERVING = (
 )
 # DeepSeek-V3.2 selects 2048 keys and V4-Flash 512.
 SELECTION = (
-    Selection("top2048", "causal", Prefill("", "", 8192, 8192, 64, 128, causal(8192, 8192)), 2048),
-    Selection("top512", "causal", Prefill("", "", 8192, 8192, 64, 128, causal(8192, 8192)), 512),
-    Selection("top2048-full", "every row sees every key", Prefill("", "", 8192, 8192, 64, 128, whole(8192, 8192)), 2048),
-    Selection("top2048-64k", "last rows of 65536", Prefill("", "", 4096, 65536, 64, 128, causal(4096, 65536)), 2048),
+    Selection(Prefill("top2048", "causal", 8192, 8192, 64, 128, causal(8192, 8192)), 2048),
+    Selection(Prefill("top512", "causal", 8192, 8192, 64, 128, causal(8192, 8192)), 512),
+    Selection(Prefill("top2048-full", "every row sees every key", 8192, 8192, 64, 128, full(8192, 8192)), 2048),
+    Selection(Prefill("top2048-64k", "last rows of 65536", 4096, 65536, 64, 128, causal(4096, 65536)), 2048),
 )
 ACCURACY = (Accuracy("recall", "top 512 keys of an 8192-token prompt and of 32768-token contexts, against float32"),)
 
@@ -78,8 +78,8 @@ SMALL_SERVING = (
     Serving("8k1", "128 tokens in, 1 out, small", 128, 1, requests=2, batch_tokens=128, layers=2),
 )
 SMALL_SELECTION = (
-    Selection("top2048", "top 32, small", Prefill("", "", 128, 256, 64, 128, causal(128, 256)), 32, budget=2**16),
-    Selection("top2048-full", "top 32, small", Prefill("", "", 32, 256, 64, 128, whole(32, 256)), 32),
+    Selection(Prefill("top2048", "top 32, small", 128, 256, 64, 128, causal(128, 256)), 32, budget=2**16),
+    Selection(Prefill("top2048-full", "top 32, small", 32, 256, 64, 128, full(32, 256)), 32),
 )
 SMALL_ACCURACY = (Accuracy("recall", "top 32 keys, small", 512, 2, rows=8, requests=2, context_tokens=512, top_k=32),)
 

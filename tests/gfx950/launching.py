@@ -8,7 +8,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .emulator import Pointer, Result, run
+from capgate.kernels.launch import Launch
+
+from .emulator import Pointer, Result, parse, run
 
 GFX950 = GPUTarget("hip", "gfx950", 64)
 POINTERS = {
@@ -42,7 +44,7 @@ def compile_kernel(
                 attribute.append(["tt.pointer_range", 32])
         elif isinstance(argument, float):
             signature[name] = "fp32"
-        elif argument is None or argument == 1:
+        elif _is_constant(argument):
             known[(position,)] = argument
         else:
             signature[name] = "i32" if -(2**31) <= argument < 2**31 else "i64"
@@ -66,6 +68,11 @@ def compile_launch(launch: Any, make_source: Callable[..., Any] = ASTSource) -> 
     return compile_kernel(launch.kernel, launch.arguments, constants, make_source, **options)
 
 
+def _is_constant(argument: Any) -> bool:
+    """Whether a compiled kernel has no such argument any more."""
+    return argument is None or (isinstance(argument, int) and argument == 1)
+
+
 def bound(arguments: Sequence[Any], unwritten: Sequence[torch.Tensor] = ()) -> list[Any]:
     """The arguments that the compiled kernel still has, as the emulator takes them.
 
@@ -77,9 +84,19 @@ def bound(arguments: Sequence[Any], unwritten: Sequence[torch.Tensor] = ()) -> l
             storage = torch.empty(0, dtype=torch.uint8).set_(argument.untyped_storage()).numpy()
             offset = argument.storage_offset() * argument.element_size()
             result.append(Pointer(storage, offset, all(argument is not tensor for tensor in unwritten)))
-        elif argument is not None and (isinstance(argument, float) or argument != 1):
+        elif not _is_constant(argument):
             result.append(argument)
     return result
+
+
+def emulate(launch: Launch, written: Sequence[torch.Tensor]) -> Result:
+    """Compile and execute what a branch's ``prepare`` returns; what it stores appears in the tensors.
+
+    written : those whose content counts as uninitialised
+    """
+    compiled = compile_launch(launch)
+    program, arguments = parse(compiled.asm["amdgcn"]), bound(launch.arguments, unwritten=written)
+    return run(program, launch.grid, arguments, lds_bytes=compiled.metadata.shared)
 
 
 def launch(

@@ -1,11 +1,8 @@
 """The compiled gfx950 code of the paged kernels, executed instruction by instruction, agrees with float64 and with torch."""
 
-from typing import Any
-
 import pytest
 import torch
-from gfx950.emulator import parse, run
-from gfx950.launching import bound, compile_launch
+from gfx950.launching import emulate
 from gfx950.mqa import Branch, execute, prepare
 from gfx950.paged import make_call
 from gfx950.paged_mqa import BRANCHES, PagedCase
@@ -14,7 +11,6 @@ from capgate.kernels.dropin import classic as dropin_classic
 from capgate.kernels.dropin.preshuffle import unshuffle_all
 from capgate.kernels.key_cache import classic as cache_classic
 from capgate.kernels.key_cache import reference as cache_reference
-from capgate.kernels.launch import Launch
 from capgate.kernels.paged_mqa_logits import classic, reference
 
 # Landing of direct-to-LDS copies, and where the kernel is entered.
@@ -81,13 +77,6 @@ def test_workers(branch: Branch, workers: int) -> None:
 def test_widths(branch: Branch, columns: int) -> None:
     """Rows that end inside the keys, and rows with room for whole strips of -inf behind them."""
     agrees(branch, PagedCase(make_call([200, 64, 1200], 1, 32, 64), columns, True))
-
-
-def emulate(launch: Launch, written: list[torch.Tensor]) -> Any:
-    """What is stored appears in the tensors. Returns the emulator's result."""
-    compiled = compile_launch(launch)
-    arguments = bound(launch.arguments, unwritten=written)
-    return run(parse(compiled.asm["amdgcn"]), launch.grid, arguments, lds_bytes=compiled.metadata.shared)
 
 
 def test_schedule() -> None:

@@ -43,6 +43,12 @@ def interpreter() -> None:
         pytest.skip("runs a Triton kernel on CPU tensors: needs TRITON_INTERPRET=1 in the environment")
 
 
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands take the CPU and its small sizes, also where a GPU is at hand."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """The tensors are too small to share out: on two busy cores the threads would mostly wait for each other."""

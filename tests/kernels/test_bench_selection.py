@@ -8,19 +8,17 @@ import torch
 from capgate.kernels import cli
 from capgate.kernels.bench.ceilings import Ceilings
 from capgate.kernels.bench.measure import Plan, selection_rows
-from capgate.kernels.bench.prefill import Prefill, causal, whole
+from capgate.kernels.bench.prefill import Prefill, causal, full
 from capgate.kernels.bench.selection import Selection
 from capgate.kernels.bench.timing import Timing
 from capgate.kernels.bench.workloads import SMALL, WORKLOADS
 
 CPU, FN = torch.device("cpu"), torch.float8_e4m3fn
-TINY = Selection("tiny", "", Prefill("", "", 20, 40, 4, 32, causal(20, 40)), 8, budget=8 * 64 * 4)
-PLAN = {"select_keys": ["reference"]}
+TINY = Selection(Prefill("tiny", "", 20, 40, 4, 32, causal(20, 40)), 8, budget=8 * 64 * 4)
+VARIANTS = {"select_keys": ["reference"]}
 
 
-@pytest.fixture(autouse=True)
-def _no_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+pytestmark = pytest.mark.usefixtures("no_gpu")
 
 
 def test_what_is_timed_selects_the_same_keys(branch):
@@ -54,7 +52,7 @@ class FixedTimes:
 
 
 def test_a_row_has_the_medians_of_every_round():
-    (row,) = selection_rows(Plan(FixedTimes(), FN, PLAN, (False, True), 2), Ceilings(1.0, 1.0, 1e6), [TINY])
+    (row,) = selection_rows(Plan(FixedTimes(), FN, VARIANTS, (False, True), 2), Ceilings(1.0, 1.0, 1e6), [TINY])
     timed = {name: row[f"{name}_ms"] for name in ("logits", "selection", "topk", "whole")}
     assert timed == {"logits": [4, 5], "selection": [1, 2], "topk": [8, 9], "whole": [5, 6]}
     assert row["read_ms"] == pytest.approx(1e3 * 4 * sum(range(21, 41)) / 1e6)
@@ -71,7 +69,7 @@ def test_the_workloads_are_those_of_the_models():
         "top2048-full": (8192, 8192, 2048),
         "top2048-64k": (4096, 65536, 2048),
     }
-    starts, ends = whole(3, 5)()
+    starts, ends = full(3, 5)()
     assert (starts.tolist(), ends.tolist()) == ([0, 0, 0], [5, 5, 5])
 
 

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 
 from capgate import compat
 from capgate.compat import versions
@@ -11,11 +10,7 @@ from capgate.kernels import cli
 from capgate.kernels.bench.plot import plot
 from capgate.kernels.demo import decode, prefill, stacks
 
-
-@pytest.fixture(autouse=True)
-def _no_gpu(monkeypatch):
-    """Small sizes on the CPU, also where a GPU is at hand."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+pytestmark = pytest.mark.usefixtures("no_gpu")
 
 
 def test_the_demo_agrees_and_explains_every_target(tmp_path, monkeypatch, capsys):

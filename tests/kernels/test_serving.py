@@ -19,9 +19,7 @@ TINY = Serving("tiny", "", 8, 5, requests=3, batch_tokens=20, layers=2, heads=4,
 TINY_RECALL = Accuracy("recall", "", 64, 2, rows=3, requests=2, context_tokens=48, top_k=4, heads=8, dim=32)
 
 
-@pytest.fixture(autouse=True)
-def _no_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+pytestmark = pytest.mark.usefixtures("no_gpu")
 
 
 def test_prompts_come_first_packed_whole_and_then_all_requests_decode_in_step():
