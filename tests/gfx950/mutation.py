@@ -157,7 +157,7 @@ class State:
         lds = g.machine.lds
         self.arrays = [g.s, g.v, g.scc, lds.bytes, lds.valid, lds.flying, lds.changer, lds.reads, lds.writes, lds.own]
         for buffer in g.machine.memory.buffers:
-            self.arrays += [buffer.bytes, buffer.written, *([] if buffer.valid is None else [buffer.valid])]
+            self.arrays += [buffer.bytes, buffer.written, buffer.storer, *([] if buffer.valid is None else [buffer.valid])]
         self.copies = [array.copy() for array in self.arrays]
         self.pending, self.pending_registers, self.saturate = list(g.pending), g.pending_registers, g.saturate_fp8
 

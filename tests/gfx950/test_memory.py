@@ -217,6 +217,35 @@ def test_races(missing):
         run_small(SHARE.format(**{"wait": WAIT, **missing}), out(128), waves=2)
 
 
+EXCHANGE = """
+    v_lshlrev_b32_e32 v1, 2, v0
+    global_store_dword v1, v0, s[4:5]
+    {barrier}
+    v_xor_b32_e32 v2, {other}, v1
+    global_load_dword v3, v2, s[4:5]
+    s_waitcnt vmcnt(0)
+    global_store_dword v1, v3, s[6:7]
+"""
+
+
+@pytest.mark.parametrize("grid", [1, 3])
+def test_waves_exchange_through_global_memory(grid):
+    result = out(128)
+    run_small(EXCHANGE.format(barrier="s_barrier", other=0x100), out(128), result, waves=2, grid=grid)
+    assert result.tolist() == [*range(64, 128), *range(64)]
+
+
+def test_a_wave_may_load_what_it_stored_itself():
+    result = out(128)
+    run_small(EXCHANGE.format(barrier="", other=4), out(128), result, waves=2)
+    assert result.tolist() == [lane ^ 1 for lane in range(128)]
+
+
+def test_a_load_of_what_another_wave_stored_needs_a_barrier():
+    with pytest.raises(Race, match=r"reads what wave \d stored in argument 0, with no barrier between"):
+        run_small(EXCHANGE.format(barrier="", other=0x100), out(128), out(128), waves=2)
+
+
 def test_a_write_still_in_flight_at_the_barrier_races():
     with pytest.raises(Race):
         run_small(SHARE.format(wait="", barrier="s_barrier", again="s_barrier"), out(128), waves=2)

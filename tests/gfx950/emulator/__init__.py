@@ -3,10 +3,10 @@
     compiled = triton.compile(source, target=GPUTarget("hip", "gfx950", 64))
     result = run(compiled, grid=(4, 2), arguments=[array, array, 17])
 
-It finds what hardware hides: a register or LDS bytes used before the s_waitcnt that covers them, races on LDS, reads of memory
-that nothing has written, accesses outside every buffer. It counts instructions, LDS cycles and memory lines. It does not
-model hazards between matrix and vector instructions, the order in which matrix instructions round, denormal modes, caches,
-or the order of workgroups; and it says nothing about time.
+It finds what hardware hides: a register or LDS bytes used before the s_waitcnt that covers them, races on LDS, loads of what
+another wave stored with no barrier between, reads of memory that nothing has written, accesses outside every buffer. It counts
+instructions, LDS cycles and memory lines. It does not model hazards between matrix and vector instructions, the order in which
+matrix instructions round, denormal modes, caches, or the order of workgroups; and it says nothing about time.
 
     assembly     text -> program
     registers    waves, their registers and operations in flight

@@ -14,7 +14,8 @@ class MissingWait(EmulationError):  # noqa: N818
 
 
 class Race(EmulationError):  # noqa: N818
-    """Two waves of a workgroup touch a byte of LDS, one of them changing it, with no barrier between."""
+    """With no barrier between, two waves of a workgroup touch a byte of LDS, one of them changing it, or one of them loads what
+    the other one stored in global memory."""
 
 
 class OutOfBounds(EmulationError):  # noqa: N818

@@ -78,7 +78,7 @@ class Machine:
 
     def __init__(self, program: Program, workgroups: int, lds_bytes: int, early: bool, measure: bool) -> None:
         self.program, self.early, self.measure = program, early, measure
-        self.memory, self.counters = Memory(), Counters()
+        self.memory, self.counters = Memory(program.waves), Counters()
         self.lds = Lds(workgroups, program.waves, lds_bytes)
 
     def count_traffic(self, direction: str, addresses: np.ndarray, lanes: np.ndarray, size: int) -> None:
@@ -299,6 +299,7 @@ def _execute(
             break
         if not runnable and waiting:
             lds.barrier()
+            waves.machine.memory.barrier()
             runnable, waiting = _merged(waiting), []
             for g in runnable:
                 for operation in g.pending:

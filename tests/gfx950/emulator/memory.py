@@ -15,7 +15,8 @@ LINE = 128  # bytes of a line of the L2 cache
 
 
 class Buffer:
-    """One allocation: its bytes (padded to whole dwords), which of them hold something, and which the kernel wrote."""
+    """One allocation: its bytes (padded to whole dwords), which of them hold something, which the kernel wrote, and for each
+    dword the wave that has stored it since the last barrier, plus 1 (0: none)."""
 
     def __init__(self, name: str, address: int, content: np.ndarray, initialised: bool) -> None:
         self.name, self.address, self.size = name, address, content.size
@@ -23,12 +24,19 @@ class Buffer:
         self.bytes[: content.size] = content
         self.valid = None if initialised else np.zeros(self.bytes.size, bool)
         self.written = np.zeros(self.bytes.size, bool)
+        self.storer = np.zeros(self.bytes.size // 4, np.int32)
 
 
 class Memory:
-    """All buffers of a launch."""
+    """All buffers of a launch.
 
-    def __init__(self) -> None:
+    waves : of a workgroup. Only a barrier orders what one of them stores before what another one loads. No s_waitcnt is needed:
+        they share an L1 cache, which serves them in order (LLVM's memory model of AMDGPU, GFX940).
+    """
+
+    def __init__(self, waves: int) -> None:
+        self.waves = waves
+        self.stored: list[tuple[Buffer, np.ndarray]] = []  # dwords, since the last barrier
         self.buffers: list[Buffer] = []
         self.bases = np.zeros(0, np.uint64)
 
@@ -64,21 +72,46 @@ class Memory:
                 )
             yield buffer, positions, offsets
 
-    def load(self, addresses: np.ndarray, size: int, text: str) -> np.ndarray:
-        """uint32 [dwords, addresses]; a byte or a half as a zero-extended dword."""
+    def load(self, addresses: np.ndarray, size: int, text: str, owners: np.ndarray | None = None) -> np.ndarray:
+        """uint32 [dwords, addresses]; a byte or a half as a zero-extended dword.
+
+        owners : workgroup * waves + wave of each address; None for an atomic operation
+        """
         result = np.zeros((max(1, size // 4), addresses.size), np.uint32)
         for buffer, positions, offsets in self._each_buffer(addresses, size, text):
             if buffer.valid is not None and not buffer.valid[offsets[:, None] + np.arange(size)].all():
                 raise Uninitialised(f"{text}: reads cells of {buffer.name} that nothing has written")
+            if owners is not None and self.stored:
+                storer = buffer.storer[_dwords_of(offsets, size)] - 1
+                mine = owners[positions][:, None]
+                foreign = (storer >= 0) & (storer != mine) & (storer // self.waves == mine // self.waves)
+                if foreign.any():
+                    wave = int(storer[foreign][0]) % self.waves
+                    raise Race(f"{text}: reads what wave {wave} stored in {buffer.name}, with no barrier between")
             result[:, positions] = gather(buffer.bytes, offsets, size)
         return result
 
-    def store(self, addresses: np.ndarray, values: np.ndarray, size: int, text: str) -> None:
+    def store(self, addresses: np.ndarray, values: np.ndarray, size: int, text: str, owners: np.ndarray | None = None) -> None:
         for buffer, positions, offsets in self._each_buffer(addresses, size, text):
+            if owners is not None and size >= 4:  # of narrower ones a dword would have several owners
+                dwords = _dwords_of(offsets, size)
+                buffer.storer[dwords] = owners[positions][:, None] + 1
+                self.stored.append((buffer, dwords))
             scatter(buffer.bytes, offsets, values[:, positions], size)
             for flags in (buffer.written, buffer.valid):
                 if flags is not None:
                     flags[offsets[:, None] + np.arange(size)] = True
+
+    def barrier(self) -> None:
+        """All waves have arrived: what was stored before may be loaded."""
+        for buffer, dwords in self.stored:
+            buffer.storer[dwords] = 0
+        self.stored.clear()
+
+
+def _dwords_of(offsets: np.ndarray, size: int) -> np.ndarray:
+    """Indices [offsets, dwords] of the dwords that accesses at byte offsets begin in and go on to."""
+    return (offsets[:, None] >> 2) + np.arange(max(1, size // 4))
 
 
 def gather(content: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:

@@ -69,13 +69,19 @@ def _scalar_load(instruction: Instruction, accum_offset: int) -> Step:
         if offset.kind == "s":
             addresses = addresses + g.s[:, offset.index]
         addresses = addresses & ~u64(3)
-        g.s[:, destination.index : destination.index + count] = g.machine.memory.load(addresses, 4 * count, instruction.text).T
+        values = g.machine.memory.load(addresses, 4 * count, instruction.text, g.workgroup * g.machine.memory.waves + g.wave)
+        g.s[:, destination.index : destination.index + count] = values.T
         g.issue(Pending("lgkmcnt", "scalar", registers, instruction.text))
 
     return Step(instruction, execute, bits_of(operands[1:], accum_offset), registers, "smem", "scalar")
 
 
 # Vector memory
+
+
+def _owners(g: Waves, lanes: Array) -> Array:
+    """workgroup * waves + wave of each of the lanes [waves, 64] that are set."""
+    return (g.workgroup * g.machine.memory.waves + g.wave)[np.nonzero(lanes)[0]]
 
 
 def _address(instruction: Instruction, operands: tuple[Operand, ...], space: str, accum_offset: int):  # type: ignore[no-untyped-def]
@@ -151,7 +157,7 @@ def _vector_access(instruction: Instruction, match: re.Match[str], accum_offset:
             addresses, lanes, _ = lanes_and_addresses(g)
             if addresses.size:
                 values = g.v[index : index + count][:, lanes] >> shift
-                g.machine.memory.store(addresses, values, size, text)
+                g.machine.memory.store(addresses, values, size, text, _owners(g, lanes))
                 g.machine.count_traffic("stored", addresses, lanes, size)
             g.issue(Pending(counter, "vmem", 0, text))
 
@@ -162,7 +168,7 @@ def _vector_access(instruction: Instruction, match: re.Match[str], accum_offset:
         addresses, lanes, _ = lanes_and_addresses(g)
         values = np.zeros((count, *lanes.shape), u32)  # buffers give 0 out of range
         if addresses.size:
-            values[:, lanes] = g.machine.memory.load(addresses, size, text)
+            values[:, lanes] = g.machine.memory.load(addresses, size, text, _owners(g, lanes))
             g.machine.count_traffic("loaded", addresses, lanes, size)
         if extend is not None:
             values = extend(values)
@@ -194,7 +200,7 @@ def _copy_to_lds(instruction: Instruction, locate, places: tuple[Operand, ...], 
         lanes = g.active if in_range is None else g.active & in_range
         values = np.zeros((width // 4, *lanes.shape), u32)
         if lanes.any():
-            values[:, lanes] = g.machine.memory.load(addresses[lanes], size, text)
+            values[:, lanes] = g.machine.memory.load(addresses[lanes], size, text, _owners(g, lanes))
             g.machine.count_traffic("loaded", addresses[lanes], lanes, size)
         places_in_lds = g.s[:, M0 : M0 + 1] + u32(immediate) + np.arange(LANES, dtype=u32) * u32(width)
         touch = _touch(g, places_in_lds[g.active], g.active, width, True, text)
@@ -282,10 +288,9 @@ def _vector_atomic(instruction: Instruction, match: re.Match[str], accum_offset:
 
 def _touch(g: Waves, addresses: Array, lanes: Array, size: int, writes: bool, text: str) -> Touch:
     lds = g.machine.lds
-    wave_of_lane = np.nonzero(lanes)[0]
-    workgroup = g.workgroup[wave_of_lane]
-    units, dwords = lds.locate(addresses, workgroup, size, text)
-    return Touch(lds, units, workgroup * lds.waves + g.wave[wave_of_lane], dwords, writes)
+    owner = _owners(g, lanes)
+    units, dwords = lds.locate(addresses, owner // lds.waves, size, text)
+    return Touch(lds, units, owner, dwords, writes)
 
 
 def _data_share(instruction: Instruction, accum_offset: int) -> Step:
