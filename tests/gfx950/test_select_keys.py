@@ -54,6 +54,12 @@ def test_what_the_models_select(columns: int, top_k: int) -> None:
     assert agrees(make_logits("skewed", 4, columns), None, ends, top_k, scores=False) == 1
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 7, 61, 255])
+def test_numbers_of_keys(top_k: int) -> None:
+    """Rows of indices that end inside a quad, which Triton stores one by one, and a number that it makes a constant."""
+    agrees(make_logits("normal", 5, 512), STARTS, ENDS, top_k, scores=True)
+
+
 @pytest.mark.parametrize("layout", [{"gap": 16}, {"gap": 7, "offset": 16}], ids=["whole-vectors", "single-cells"])
 @pytest.mark.parametrize("kind", ["normal", "few-values", "nans"])
 def test_rows_that_are_cut(kind: str, layout: dict[str, int]) -> None:
