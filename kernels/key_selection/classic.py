@@ -24,7 +24,7 @@ from . import plan
 LOWEST = tl.constexpr(0x007FFFFF)  # the key of -inf
 PAST_LARGEST = tl.constexpr(0xFF800001)  # one more than the key of inf: only NaN is not less than its value, a NaN
 COUNT_BIT = tl.constexpr(17)  # of a tally: from here up it counts, and below it has a bit for each plane
-COUNT_ONE = tl.constexpr(2.0**17)  # what counts one
+COUNT_ONE = tl.constexpr(2.0**COUNT_BIT.value)  # what counts one
 SMALLEST_SLOTS = 128  # a store of 16 bytes of each thread of a warp
 STEPS = tl.constexpr(8)  # of so many in the search for a threshold one draws the bracket in
 
@@ -231,23 +231,23 @@ def select_block(
     if reached == top_k:
         slot = (tl.arange(0, SLOTS // 4) * 4)[:, None] + tl.arange(0, 4)[None, :]
         cells = indices + slot
+        exists = slot < top_k
         # Not every cell gets a word, but all are read: without zeros L2 would have to fetch what nobody wrote.
-        tl.store(cells, tl.zeros((SLOTS // 4, 4), tl.int32), mask=slot < top_k)
+        tl.store(cells, 0, mask=exists)
         tl.debug_barrier()
         leave_words(tally & 0xFFFF, tally >> COUNT_BIT, indices, GROUPS, PLANES)
         # It orders global memory, too, among the threads of a program. On CDNA no wave waits for its stores: those of a
         # workgroup share one L1, which serves them in order (LLVM's memory model of AMDGPU, GFX940).
         tl.debug_barrier()
-        first, second, third, fourth = split_quads(tl.load(cells, mask=slot < top_k, other=0))
+        first, second, third, fourth = split_quads(tl.load(cells, mask=exists, other=0))
         second = word_after(first, second)
         third = word_after(second, third)
         fourth = word_after(third, fourth)
-        place = join_quads(place_of(first, PLANES), place_of(second, PLANES), place_of(third, PLANES), place_of(fourth, PLANES))
-        index = first_index + place if places is None else tl.load(places + place, mask=slot < top_k)
-        tl.store(cells, index, mask=slot < top_k)
+        place = place_of(join_quads(first, second, third, fourth), PLANES)
+        index = first_index + place if places is None else tl.load(places + place, mask=exists)
+        tl.store(cells, index, mask=exists)
         if values is not None:
-            value = tl.load(source + place.to(INDEX) * stride, mask=slot < top_k)
-            tl.store(values + slot, value, mask=slot < top_k)
+            tl.store(values + slot, tl.load(source + place.to(INDEX) * stride, mask=exists), mask=exists)
     return threshold, reached, exceeded
 
 
@@ -416,11 +416,14 @@ def select_keys_kernel(
         source += row * stride_source + (aligned + first).to(tl.int64) * stride
         if places is not None:
             places += row * stride_places + first
-        # Of the last launch's one block the compiler would not know that its slots are aligned.
-        indices += row * stride_indices + (0 if LAST else block * top_k)
+        # The last launch has one block, and the compiler can then know that its slots are aligned.
+        before = 0 if LAST else block * top_k
+        indices += row * stride_indices + before
         if values is not None:
-            values += row * stride_values + (0 if LAST else block * top_k)
+            values += row * stride_values + before
         groups: tl.constexpr = BLOCK // PLANES
+        half: tl.constexpr = PLANES // 2
+        fourth: tl.constexpr = PLANES // 4
         if size - skip <= top_k:
             room = top_k if LAST else size - skip
             source += skip * stride
@@ -428,37 +431,11 @@ def select_keys_kernel(
         else:
             if size <= BLOCK // 4:
                 threshold, reached, exceeded = select_block(
-                    source,
-                    skip,
-                    size,
-                    stride,
-                    top_k,
-                    places,
-                    first_index,
-                    indices,
-                    values,
-                    groups,
-                    PLANES // 4,
-                    SLOTS,
-                    QUADS,
-                    INDEX,
+                    source, skip, size, stride, top_k, places, first_index, indices, values, groups, fourth, SLOTS, QUADS, INDEX
                 )
             elif size <= BLOCK // 2:
                 threshold, reached, exceeded = select_block(
-                    source,
-                    skip,
-                    size,
-                    stride,
-                    top_k,
-                    places,
-                    first_index,
-                    indices,
-                    values,
-                    groups,
-                    PLANES // 2,
-                    SLOTS,
-                    QUADS,
-                    INDEX,
+                    source, skip, size, stride, top_k, places, first_index, indices, values, groups, half, SLOTS, QUADS, INDEX
                 )
             else:
                 threshold, reached, exceeded = select_block(

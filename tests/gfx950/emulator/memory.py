@@ -75,7 +75,7 @@ class Memory:
     def load(self, addresses: np.ndarray, size: int, text: str, owners: np.ndarray | None = None) -> np.ndarray:
         """uint32 [dwords, addresses]; a byte or a half as a zero-extended dword.
 
-        owners : workgroup * waves + wave of each address; None for an atomic operation
+        owners : the wave of each address, as Waves.owner numbers them; None for an atomic operation
         """
         result = np.zeros((max(1, size // 4), addresses.size), np.uint32)
         for buffer, positions, offsets in self._each_buffer(addresses, size, text):
@@ -83,7 +83,7 @@ class Memory:
                 raise Uninitialised(f"{text}: reads cells of {buffer.name} that nothing has written")
             if owners is not None and self.stored:
                 storer = buffer.storer[_dwords_of(offsets, size)] - 1
-                mine = owners[positions][:, None]
+                mine = owners[positions]
                 foreign = (storer >= 0) & (storer != mine) & (storer // self.waves == mine // self.waves)
                 if foreign.any():
                     wave = int(storer[foreign][0]) % self.waves
@@ -95,7 +95,7 @@ class Memory:
         for buffer, positions, offsets in self._each_buffer(addresses, size, text):
             if owners is not None and size >= 4:  # of narrower ones a dword would have several owners
                 dwords = _dwords_of(offsets, size)
-                buffer.storer[dwords] = owners[positions][:, None] + 1
+                buffer.storer[dwords] = owners[positions] + 1
                 self.stored.append((buffer, dwords))
             scatter(buffer.bytes, offsets, values[:, positions], size)
             for flags in (buffer.written, buffer.valid):
@@ -110,14 +110,14 @@ class Memory:
 
 
 def _dwords_of(offsets: np.ndarray, size: int) -> np.ndarray:
-    """Indices [offsets, dwords] of the dwords that accesses at byte offsets begin in and go on to."""
-    return (offsets[:, None] >> 2) + np.arange(max(1, size // 4))
+    """Indices [dwords, offsets] of the dwords that accesses at byte offsets begin in and go on to."""
+    return (offsets >> 2) + np.arange(max(1, size // 4))[:, None]
 
 
 def gather(content: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:
     """Values of ``size`` bytes at byte offsets, as uint32 [dwords, offsets]."""
     if size >= 4 and not (np.bitwise_or.reduce(offsets) & 3):
-        return content.view(np.uint32)[(offsets >> 2) + np.arange(size // 4)[:, None]]
+        return content.view(np.uint32)[_dwords_of(offsets, size)]
     octets = content[offsets[:, None] + np.arange(size)]
     if size < 4:
         octets = np.concatenate([octets, np.zeros((len(offsets), 4 - size), np.uint8)], axis=1)
@@ -127,7 +127,7 @@ def gather(content: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:
 def scatter(content: np.ndarray, offsets: np.ndarray, values: np.ndarray, size: int) -> None:
     """The inverse of ``gather``."""
     if size >= 4 and not (np.bitwise_or.reduce(offsets) & 3):
-        content.view(np.uint32)[(offsets >> 2) + np.arange(size // 4)[:, None]] = values
+        content.view(np.uint32)[_dwords_of(offsets, size)] = values
     else:
         octets = np.ascontiguousarray(values.T).view(np.uint8).reshape(len(offsets), -1)[:, :size]
         content[offsets[:, None] + np.arange(size)] = octets
@@ -143,8 +143,8 @@ class Touch(NamedTuple):
     writes: bool
     copy: np.ndarray | None = None  # values of a direct-to-LDS copy, which land when it is waited for
 
-    def part(self, wave: np.ndarray, workgroup: np.ndarray) -> "Touch":
-        mine = np.isin(self.owner, workgroup * self.lds.waves + wave)
+    def part(self, owner: np.ndarray) -> "Touch":
+        mine = np.isin(self.owner, owner)
         copy = None if self.copy is None else self.copy[:, mine]
         return self._replace(units=self.units[:, mine], owner=self.owner[mine], copy=copy)
 

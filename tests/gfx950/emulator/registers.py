@@ -60,6 +60,11 @@ class Waves:
     def count(self) -> int:
         return len(self.wave)
 
+    @property
+    def owner(self) -> np.ndarray:
+        """A number for each wave of the launch: workgroup * waves + wave."""
+        return self.workgroup * self.machine.program.waves + self.wave
+
     def exec_changed(self) -> None:
         """Keep exec as lanes: ``active`` [waves, 64], and whether all of them are."""
         self.active = lanes_of(self.s64[:, EXEC // 2])
@@ -118,7 +123,7 @@ class Waves:
 
 
 def _part_of(operation: Pending, part: Waves) -> Pending:
-    lds = (touch.part(part.wave, part.workgroup) for touch in operation.lds)
+    lds = (touch.part(part.owner) for touch in operation.lds)
     return Pending(operation.counter, operation.kind, operation.registers, operation.text, *lds)
 
 

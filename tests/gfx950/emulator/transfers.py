@@ -69,7 +69,7 @@ def _scalar_load(instruction: Instruction, accum_offset: int) -> Step:
         if offset.kind == "s":
             addresses = addresses + g.s[:, offset.index]
         addresses = addresses & ~u64(3)
-        values = g.machine.memory.load(addresses, 4 * count, instruction.text, g.workgroup * g.machine.memory.waves + g.wave)
+        values = g.machine.memory.load(addresses, 4 * count, instruction.text, g.owner)
         g.s[:, destination.index : destination.index + count] = values.T
         g.issue(Pending("lgkmcnt", "scalar", registers, instruction.text))
 
@@ -80,8 +80,8 @@ def _scalar_load(instruction: Instruction, accum_offset: int) -> Step:
 
 
 def _owners(g: Waves, lanes: Array) -> Array:
-    """workgroup * waves + wave of each of the lanes [waves, 64] that are set."""
-    return (g.workgroup * g.machine.memory.waves + g.wave)[np.nonzero(lanes)[0]]
+    """The wave of each of the lanes [waves, 64] that are set, as :attr:`Waves.owner` numbers them."""
+    return g.owner[np.nonzero(lanes)[0]]
 
 
 def _address(instruction: Instruction, operands: tuple[Operand, ...], space: str, accum_offset: int):  # type: ignore[no-untyped-def]
