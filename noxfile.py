@@ -28,6 +28,7 @@ LANES = {
 }
 GATES = ("3.5.1", "3.6.0")
 SYSTEM_TORCH = "--system-torch"
+WORKERS = ("-n", "auto", "--dist", "worksteal")  # the tests of a lane side by side, one worker a core
 
 
 def group(name: str) -> list[str]:
@@ -70,7 +71,8 @@ def measured(session: nox.Session) -> Path:
 def tests(session: nox.Session, triton: str) -> None:
     """Run the tests on one Triton; ``-- --system-torch`` keeps the machine's own torch and overlays only Triton."""
     arguments = [argument for argument in session.posargs if argument != SYSTEM_TORCH]
-    environment = {"OPENBLAS_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(Path(session.create_tmp()) / "triton-cache")}
+    environment = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environment["TRITON_CACHE_DIR"] = str(Path(session.create_tmp()) / "triton-cache")
     if SYSTEM_TORCH in session.posargs:
         python, folder = overlay(session, triton, *group("test"))
         environment["PYTHONPATH"] = folder
@@ -84,8 +86,8 @@ def tests(session: nox.Session, triton: str) -> None:
         session.run(*pytest, *arguments, env=environment, external=True)
         return
     # Triton decides at import whether it interprets: the kernels' tests run on the CPU, the others as in production.
-    session.run(*pytest, "--ignore=tests/kernels", env=environment, external=True)
-    session.run(*pytest, "tests/kernels", env={**environment, "TRITON_INTERPRET": "1"}, external=True)
+    session.run(*pytest, *WORKERS, "--ignore=tests/kernels", env=environment, external=True)
+    session.run(*pytest, *WORKERS, "tests/kernels", env={**environment, "TRITON_INTERPRET": "1"}, external=True)
 
 
 @nox.session
@@ -164,7 +166,7 @@ def minimums(session: nox.Session) -> None:
     oldest = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
     session.install(wheel(session), *oldest, *group("test"))
     session.run("capgate", "report", "--target", "hip:gfx950")
-    session.run("pytest", "tests/compat")
+    session.run("pytest", *WORKERS, "tests/compat")
 
 
 @nox.session(default=False)
