@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from . import visibility
@@ -204,16 +205,18 @@ def _nvml_gpu(index: int) -> Gpu:
     """GPU ``index`` of NVML, with a note for what the driver refuses to say of it."""
     import pynvml
 
+    arch = uuid = note = ""
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        try:
+            shown = pynvml.nvmlDeviceGetUUID(handle)
+            uuid = shown.decode() if isinstance(shown, bytes) else shown
+        except pynvml.NVMLError as error:
+            note = f"NVIDIA: GPU {index} shows no UUID: {error}"
         arch = _capability(handle)
     except pynvml.NVMLError as error:
-        return Gpu("", "", f"NVIDIA: GPU {index} could not be read: {error}")
-    try:
-        uuid = pynvml.nvmlDeviceGetUUID(handle)
-    except pynvml.NVMLError as error:
-        return Gpu(arch, "", f"NVIDIA: GPU {index} shows no UUID: {error}")
-    return Gpu(arch, uuid.decode() if isinstance(uuid, bytes) else uuid)
+        note = f"NVIDIA: GPU {index} could not be read: {error}"
+    return Gpu(arch, uuid, note)
 
 
 def _capability(handle: Any) -> str:
@@ -227,7 +230,10 @@ def _mig(setting: str, gpus: Sequence[Gpu]) -> list[Gpu]:
     """The MIG instance that CUDA_VISIBLE_DEVICES names; CUDA lists one at most (CUDA programming guide, the same section)."""
     import pynvml
 
-    entry = setting.split(",")[0]
+    entries = list(takewhile(lambda entry: entry.startswith("MIG-"), setting.split(",")))
+    entry = entries[0]
+    if len(set(entries)) < len(entries):
+        return []  # torch/cuda/__init__.py, _parse_visible_devices
     if older := re.fullmatch(r"MIG-(GPU-[^/]+)/[0-9]+/[0-9]+", entry):  # MIG-<GPU-UUID>/<GPU instance>/<compute instance>
         return [gpu for gpu in gpus if gpu.uuid == older[1]]
     with suppress(pynvml.NVMLError):  # no such instance

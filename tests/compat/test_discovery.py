@@ -208,6 +208,12 @@ def test_a_lost_nvidia_gpu_keeps_its_index(machine, monkeypatch, function: str, 
     assert nvml.calls.count("nvmlInit") == nvml.calls.count("nvmlShutdown")
 
 
+def test_a_lost_nvidia_gpu_that_still_shows_its_uuid_keeps_its_place_among_uuids(machine, monkeypatch) -> None:
+    machine.nvidia(NVIDIA, fails_in={("nvmlDeviceGetCudaComputeCapability", 1): "GPU is lost"})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-cccc,GPU-bbbb,GPU-aaaa")
+    assert targets.discover().targets == (SM100, UNREAD_NVIDIA, SM80)
+
+
 def test_nvidia_gpus_without_uuids_are_known_by_index(machine, monkeypatch) -> None:
     machine.nvidia(NVIDIA, fails_in={"nvmlDeviceGetUUID": "Not Supported"})
     assert targets.discover().targets == (SM80, SM90, SM100)
