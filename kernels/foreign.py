@@ -43,6 +43,10 @@ def object_with(**properties: Schema) -> Schema:
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
+class NoNumber(str):
+    """What stands where a number is expected, and which JSON does not have or no float can hold: NaN, 1e999."""
+
+
 class Document:
     """A kind of file.
 
@@ -86,6 +90,8 @@ def shown(value: Any) -> str:
         return "an object"
     if isinstance(value, list):
         return f"a list of {len(value)}"
+    if isinstance(value, NoNumber):
+        return clipped(value)
     return clipped(json.dumps(value, ensure_ascii=False))
 
 
@@ -108,11 +114,11 @@ def _bytes(file: str) -> bytes:
 
 
 def _parse(text: bytes) -> Any:
-    """The JSON value; what JSON does not have, or no float can hold, as the text that stands there, for the schema to find."""
+    """The JSON value, with a NoNumber for the schema to find where there is one."""
     if not text.strip():
         raise ValueError("it is empty")
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=str, parse_float=_float, parse_int=_int)
+        return json.loads(text, object_pairs_hook=_object, parse_constant=NoNumber, parse_float=_float, parse_int=_int)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
     except UnicodeDecodeError as error:
@@ -128,19 +134,19 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _float(text: str) -> float | str:
+def _float(text: str) -> float | NoNumber:
     value = float(text)
-    return value if math.isfinite(value) else text
+    return value if math.isfinite(value) else NoNumber(text)
 
 
-def _int(text: str) -> int | str:
-    return int(text) if len(text) < 300 else text  # a float has 309 digits before its point
+def _int(text: str) -> int | NoNumber:
+    return int(text) if len(text) < 300 else NoNumber(text)  # a float has 309 digits before its point
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
     if depth > DEEPEST:
         raise ValueError(TOO_DEEP)
-    if isinstance(value, str):
+    if isinstance(value, str) and not isinstance(value, NoNumber):
         return plain(value)
     if isinstance(value, list):
         return [_plain(item, depth + 1) for item in value]
