@@ -77,8 +77,7 @@ def conclude(command: Callable[[], int], *, ends_process: bool) -> int:
             raise
         return _refuse(in_words(error))
     finally:
-        _give_up_output()
-        if ends_process:
+        if not _give_up_output() and ends_process:
             with suppress(OSError):
                 os.dup2(2, 1)
 
@@ -129,13 +128,15 @@ def _refuse(*lines: str, status: int = REFUSED) -> int:
     return status
 
 
-def _give_up_output() -> None:
-    """Throw away what standard output does not take, or the interpreter would fail on it again at its end."""
+def _give_up_output() -> bool:
+    """Throw away what standard output does not take, or the interpreter would fail on it again; whether there is any."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
         _point(sys.stdout.fileno(), at=None)
+        return True
+    return False
 
 
 def _point(descriptor: int, *, at: int | None) -> None:
