@@ -34,8 +34,8 @@ def list_of(items: Schema) -> Schema:
 
 
 def map_of(values: Schema) -> Schema:
-    """Objects whose keys are names, and all of whose values are of a kind."""
-    return {"type": "object", "propertyNames": TEXT, "additionalProperties": values}
+    """Objects with any keys, and values that are all of a kind."""
+    return {"type": "object", "additionalProperties": values}
 
 
 def object_with(**properties: Schema) -> Schema:
@@ -151,6 +151,8 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list):
         return [_plain(item, depth + 1) for item in value]
     if isinstance(value, dict):
+        if too_long := [key for key in value if len(key) > LONGEST]:
+            raise ValueError(f"the key {shown(too_long[0])} has more than {LONGEST} characters")
         return {plain(key): _plain(item, depth + 1) for key, item in value.items()}
     return value
 

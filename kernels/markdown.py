@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 # What CommonMark and GitHub's tables give a meaning to inside a line, wherever it stands: escapes, code, emphasis, links, HTML,
-# cells, strikethrough, entities, formulas, addresses. An underscore inside a word and a lone colon have none.
-_ACTIVE = re.compile(r"[\\`*\[\]<>|~&$@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", re.IGNORECASE | re.ASCII)
+# cells, strikethrough, entities, formulas, addresses. An underscore between letters and a lone colon have none.
+_ACTIVE = re.compile(r"[\\`*\[\]<>|~&$@]|(?<![a-z0-9])_|_(?![a-z0-9])|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
 def escape(text: str) -> str:

@@ -121,7 +121,7 @@ def show(results: Results) -> None:
 
 
 def _unmeasured(results: Results) -> list[Row]:
-    return [remark for remark in results["remarks"] if not remark["measured"]]
+    return [remark for remark in results.get("remarks", []) if not remark["measured"]]
 
 
 def _empty(title: str, columns: Iterable[str]) -> Any:
@@ -178,7 +178,7 @@ def _note(console: Any, line: str) -> None:
 def _show_remarks(console: Any, results: Results) -> None:
     """Why there is no time, and whose logits are others; each reason once, with the workloads that it is of."""
     places: dict[tuple[str, ...], list[str]] = {}
-    for remark in results["remarks"]:
+    for remark in results.get("remarks", []):
         clean = "" if not remark["operation"] else ", clean" if remark["clean_logits"] else ", unclean"
         what = "timed, but" if remark["measured"] else "not timed:"
         named = places.setdefault((f"{remark['variant']}{clean}", what, remark["words"]), [])
