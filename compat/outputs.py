@@ -7,16 +7,18 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from .command import CommandError, in_words, printing
 
 R = TypeVar("R")
 
 
-class _Output(NamedTuple, Generic[R]):
+@dataclass(frozen=True)
+class _Output(Generic[R]):
     option: str
     file: str
     make: Callable[[R], str | bytes]

@@ -239,7 +239,8 @@ def markdown(results: list[Result]) -> str:
     ]
     cells = [[row["triton"], row["variant"], *(str(row[key]) for key in varying), *_cells(row)] for row in rows]
     table = markdown_table(header, ["---"] * len(header), ([escape(str(cell)) for cell in line] for line in cells))
-    return f"{table}\n\n{escape(same[:1].upper() + same[1:])}. {_caveat(rows)}"
+    shared = f"{escape(same[:1].upper() + same[1:])}. " if same else ""
+    return f"{table}\n\n{shared}{_caveat(rows)}"
 
 
 def _cells(row: Result) -> list[str]:

@@ -81,7 +81,7 @@ class Document:
     def _validate(self) -> Any:
         from fastjsonschema import compile as compile_schema
 
-        return compile_schema(self.schema, use_default=False, use_formats=False)
+        return compile_schema(self.schema)
 
 
 def shown(value: Any) -> str:
