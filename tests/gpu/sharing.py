@@ -1,9 +1,9 @@
-"""One of several processes that share a GPU: it scores the same keys and looks at every cell, or keeps the GPU busy.
+"""One of several processes that share a GPU: it scores the same keys and looks at every cell, or is what it shares it with.
 
-    python sharing.py clean|others|busy DEVICE SECONDS
+    python sharing.py clean|others|busy|passing DEVICE SECONDS
 
-test_shared_gpu.py starts it. It ends after so many seconds of calls ("busy" does not), at the first wrong cell, and with the
-process that holds the other end of its standard input.
+test_shared_gpu.py starts it. It ends after so many seconds of calls ("busy" does not, "passing" after some kernels), at the
+first wrong cell, and with the process that holds the other end of its standard input.
 """
 
 import importlib.util
@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,10 +140,10 @@ def score(kind: str, device: str, seconds: float) -> None:
     print(calls, "calls")
 
 
-def keep_busy(device: str) -> None:
-    """Long kernels, several of them waiting at any time."""
+def keep_busy(device: str, rounds: int | None = None) -> None:
+    """Long kernels, several of them waiting at any time; for so many rounds, or for ever."""
     matrix = torch.rand(16384 if device != "cpu" else 256, 16384 if device != "cpu" else 256, device=device).bfloat16()
-    while True:
+    for _ in count() if rounds is None else range(rounds):
         for _ in range(4):
             matrix @ matrix
         if device != "cpu":
@@ -158,6 +159,7 @@ def end_with_the_parent() -> None:
 if __name__ == "__main__":
     threading.Thread(target=end_with_the_parent, daemon=True).start()
     what, where, limit = sys.argv[1:]
-    if what == "busy":
-        keep_busy(where)
-    score(what, where, float(limit))
+    if what in ("busy", "passing"):
+        keep_busy(where, rounds=1 if what == "passing" else None)
+    else:
+        score(what, where, float(limit))
