@@ -7,8 +7,17 @@ d of key t lies at ``t // 16 * 16 * D + d // 16 * 256 + t % 16 * 16 + d % 16``. 
 
 import torch
 
+from ..common.checks import check_operands, check_strided
 from ..key_cache.function import takes_triton
-from ..key_cache.layout import SCALE_BYTES, check_address, check_cache, check_positions, keys_of, scale_bytes_of
+from ..key_cache.layout import (
+    CACHE,
+    check_address,
+    check_blocks,
+    keys_of,
+    scale_bytes_of,
+    with_scale,
+)
+from ..paged_mqa_logits.function import LENGTHS, TABLE
 
 TILE = 16  # keys of a tile, and bytes that it holds of each of them in a row
 
@@ -19,19 +28,19 @@ def block_flat(name: str, kv_cache: torch.Tensor, dim: int) -> torch.Tensor:
     W is D + 4 or more: what it has beyond that is room at the end of each block. ``name`` is what errors call the cache.
     Raises TypeError or ValueError for what is no such cache.
     """
-    if not isinstance(kv_cache, torch.Tensor):
-        raise TypeError(f"{name}: got {type(kv_cache).__name__}, needs a torch.Tensor")
+    check_strided(name, kv_cache)
     if kv_cache.element_size() != 1:
         raise TypeError(f"{name}: got {kv_cache.dtype}, needs torch.uint8 or another type of one byte")
     octets = kv_cache.view(torch.uint8)
-    width = dim + SCALE_BYTES
+    width = with_scale(dim)
     if octets.ndim == 4 and octets.shape[2] == 1 and octets.shape[3] > width:
         blocks, block, _, room = octets.shape
         if octets.stride(3) != 1 or (block > 1 and octets.stride(1) != room):
             raise ValueError(f"{name}: got strides {tuple(octets.stride())}, needs blocks of adjacent bytes")
         strides = (octets.stride(0), width, width, 1)
         octets = octets.as_strided((blocks, block, 1, width), strides, octets.storage_offset())
-    check_cache(octets, (dim,))
+    check_operands((CACHE._replace(name=name, limits=(*CACHE.limits, ("D + 4", (width,)))),), (octets,))
+    check_blocks(octets)
     return octets
 
 
@@ -51,8 +60,7 @@ def unshuffle(
     if block % TILE:
         raise ValueError(f"kv_cache: got blocks of {block} keys, needs a multiple of {TILE} in a preshuffled cache")
     check_address(kv_cache)
-    check_positions("block_table", block_table, tuple(block_table.shape), kv_cache.device)
-    check_positions("context_lens", context_lens, tuple(context_lens.shape), kv_cache.device)
+    check_operands((CACHE, TABLE, LENGTHS), (kv_cache, block_table, context_lens))
     flat = torch.empty(kv_cache.shape, dtype=torch.uint8, device=kv_cache.device)
     if flat.numel() == 0 or block_table.numel() == 0:
         return flat

@@ -54,7 +54,7 @@ CHUNKED: dict[str, tuple[dict[str, Callable[[], Any]], type[Exception], str]] = 
     "logits_budget_bytes-small": ({"logits_budget_bytes": lambda: 1023}, ValueError, "logits_budget_bytes"),
     "logits_budget_bytes-negative": ({"logits_budget_bytes": lambda: -1}, ValueError, "logits_budget_bytes"),
     "logits_budget_bytes-fraction": ({"logits_budget_bytes": lambda: 1e9}, TypeError, "logits_budget_bytes"),
-    "logits_variant-unknown": ({"logits_variant": lambda: "clasic"}, ValueError, "variant"),
+    "logits_variant-unknown": ({"logits_variant": lambda: "clasic"}, ValueError, "logits_variant"),
     "logits_variant-number": ({"logits_variant": lambda: 3}, TypeError, "logits_variant"),
 }
 DENSE = {
