@@ -106,8 +106,8 @@ def override(
     target : a Target or its text (``"hip:gfx950"``); the meaning of :func:`capgate.compat.capabilities` without a device
     strict : True raises where a branch does not compile
 
-    It holds for the current thread or task, from entry to exit. Raises TypeError for values of other types, SwitchError for names
-    that do not exist.
+    It holds for the current thread or task, from entry to exit. Raises TypeError for values of other types, SwitchError for
+    names that do not exist.
     """
     _typed("disable", disable, Iterable, "capability names")
     names = _split(disable) if isinstance(disable, str) else list(disable)

@@ -7,7 +7,7 @@ is here and in the kernel of :func:`capgate.kernels.quantize_keys_to_cache`, for
 
 import torch
 
-from .common.checks import Between, Operand, check_choice, check_operands
+from .common.checks import Limit, Operand, Operands, check_choice
 
 # Largest magnitude that a quantised value takes: e4m3fn's 448 and e4m3fnuz's 240.
 FP8_MAX = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0}
@@ -15,11 +15,11 @@ SCALE_FORMATS = ("fp32", "ue8m0")
 AMAX_FLOOR = 1e-4  # of a row's largest magnitude, as the serving engines do: a row of zeros gets a finite scale
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_WIDTH = (("D", Between(1)),)
-KEYS = (Operand("k", (("N", "D"),), _FLOATS, _WIDTH),)
-_QUERIES = Operand("q", (("S", "H", "D"), ("B", "next_n", "H", "D")), _FLOATS, (("H", Between(1)), *_WIDTH))
-PREFILL = (_QUERIES, Operand("weights", (("S", "H"),), _FLOATS))
-DECODE = (_QUERIES, Operand("weights", (("B", "next_n", "H"),), _FLOATS))
+_WIDTH = Limit("D", 1)
+KEYS = Operands(Operand("k", (("N", "D"),), _FLOATS, (_WIDTH,)))
+_QUERIES = Operand("q", (("S", "H", "D"), ("B", "next_n", "H", "D")), _FLOATS, (Limit("H", 1), _WIDTH))
+PREFILL = Operands(_QUERIES, Operand("weights", (("S", "H"),), _FLOATS))
+DECODE = Operands(_QUERIES, Operand("weights", (("B", "next_n", "H"),), _FLOATS))
 
 
 def quantize_keys(
@@ -34,7 +34,7 @@ def quantize_keys(
     Returns the keys [N, D] in ``dtype`` and their scales [N] in float32, so that ``k8 * scale[:, None]`` is about ``k``.
     Raises TypeError or ValueError for arguments that are not so.
     """
-    check_operands(KEYS, (k,))
+    KEYS.check((k,))
     check_choice("dtype", dtype, tuple(FP8_MAX))
     check_choice("scale_format", scale_format, SCALE_FORMATS)
     return _quantize(k, dtype, power_of_two=scale_format == "ue8m0")
@@ -51,7 +51,7 @@ def quantize_queries(
     Returns the queries in ``dtype`` and the weights in float32, in the shapes of theirs, multiplied by the query's scale and by
     ``D ** -0.5 * H ** -0.5``. Raises TypeError or ValueError for arguments that are not so.
     """
-    check_operands(DECODE if isinstance(q, torch.Tensor) and q.ndim == 4 else PREFILL, (q, weights))
+    (DECODE if isinstance(q, torch.Tensor) and q.ndim == 4 else PREFILL).check((q, weights))
     check_choice("dtype", dtype, tuple(FP8_MAX))
     heads, dim = q.shape[-2:]
     quantized, scale = _quantize(q, dtype, power_of_two=False)

@@ -1,12 +1,14 @@
 """Checks of what the public functions are given: a TypeError or ValueError names the argument, what it got and what it needs.
 
-The tensors of a function are declared as a table of :class:`Operand`. These are plain comparisons, which torch.compile can
-follow; only :func:`check_apart` looks at addresses and so belongs inside an operator. An integer is an ``int`` or another
+The tensors of a function are declared as a table, :class:`Operands`. torch.compile can follow everything but
+:func:`check_apart`, which looks at addresses and so belongs inside an operator. An integer is an ``int`` or another
 ``numbers.Integral`` such as NumPy's, never a bool; a flag is a ``bool`` and nothing else.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain, product
 from numbers import Integral
+from operator import itemgetter
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import torch
@@ -18,17 +20,37 @@ from capgate.compat.capabilities import nearest
 _functorch = torch._C._functorch  # of torch.func's transforms; torch has no public question for them
 
 Dim: TypeAlias = str | int
-Sizes: TypeAlias = dict[Dim, int]
+Tensors: TypeAlias = Sequence[torch.Tensor]
 
 
-class Between(NamedTuple):
-    """Sizes from ``low`` to ``high``; to any, if that is None."""
+class Limit(NamedTuple):
+    """The sizes that a named dimension may have: those from ``low`` to ``high``, or only some of them."""
 
+    name: str
     low: int
-    high: int | None = None
+    high: int = 2**63 - 1
+    among: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.low} or more" if self.high is None else f"from {self.low} to {self.high}"
+        if self.among:
+            return f"{self.name} in {self.among}"
+        return f"{self.name} {self.low} or more" if self.high == 2**63 - 1 else f"{self.name} from {self.low} to {self.high}"
+
+    def allows(self, size: int) -> bool:
+        return bool(self.low <= size <= self.high and (not self.among or size in self.among))
+
+
+def among(name: str, sizes: tuple[int, ...]) -> Limit:
+    """The limit of a dimension that has only these sizes."""
+    return Limit(name, min(sizes), max(sizes), sizes)
+
+
+class Derived(NamedTuple):
+    """A size that other dimensions' sizes make: ``name`` is ``size`` of those of ``names``."""
+
+    name: str
+    size: Callable[..., int]
+    names: tuple[str, ...]
 
 
 class Operand(NamedTuple):
@@ -37,61 +59,126 @@ class Operand(NamedTuple):
     shapes : those it may have, no two of one length. A dimension is 1, 2 or a name, which stands for one size in all operands
         of a call.
     dtypes : those it may have; none means that of the call's first operand
-    limits : for names of dimensions, the sizes they may have
-    derived : more names, and their sizes worked out of those before them
-    optional : whether it may be None
+    limits : of named dimensions
+    derived : more names, for the operands that follow
     """
 
     name: str
     shapes: tuple[tuple[Dim, ...], ...]
     dtypes: tuple[torch.dtype, ...] = ()
-    limits: tuple[tuple[str, Between | tuple[int, ...]], ...] = ()
-    derived: tuple[tuple[str, Callable[[Sizes], int]], ...] = ()
-    optional: bool = False
+    limits: tuple[Limit, ...] = ()
+    derived: tuple[Derived, ...] = ()
 
 
-def check_operands(operands: tuple[Operand, ...], tensors: Sequence[torch.Tensor | None], result: str | None = None) -> Sizes:
-    """Raise TypeError or ValueError for tensors that are not as declared, or not on one device; return the named sizes.
+class _Line(NamedTuple):
+    """What holds of the sizes of operands with certain ranks, put in one line and followed by 1, 2 and the derived ones."""
 
-    result : what the function makes and has no gradients, as in ``"the logits"``; with None it has them
+    same: Callable[[Sequence[int]], tuple[int, ...]]  # of a line: for each place what must stand there
+    limits: tuple[tuple[int, Limit], ...]  # and the places they are for
+    derived: tuple[tuple[Callable[..., int], tuple[int, ...]], ...]  # and the places they are made of
+
+
+class Operands:
+    """The tensors of a function in order, and the check of a call.
+
+    A call is first held against what was worked out of the table, in the time that asking each tensor for its attributes takes.
+    Only when that says no, and under torch.compile, the tensors are gone through one by one for the words.
     """
-    sizes: Sizes = {1: 1, 2: 2}
-    device = dtype = None
-    grad, transformed = (False, False) if result is None else (torch.is_grad_enabled(), _transformed())
-    for operand, tensor in zip(operands, tensors, strict=True):
-        name, shapes, dtypes, limits, derived, optional = operand
-        if tensor is None and optional:
-            continue
-        tensor = check_strided(name, tensor)
-        shape = tensor.shape
-        for dims in shapes:
-            if len(dims) == len(shape):
-                break
-        else:
-            _refuse_shape(operands, operand, shape, sizes)
-        for dim, size in zip(dims, shape, strict=True):
-            if dim not in sizes:
-                sizes[dim] = size
-            elif sizes[dim] != size:
-                _refuse_shape(operands, operand, shape, sizes)
-        for limited, allowed in limits:
-            if limited in sizes and not _within(sizes[limited], allowed):
-                _refuse_shape(operands, operand, shape, sizes)
-        for more, size_of in derived:
-            sizes[more] = size_of(sizes)
-        found, where = tensor.dtype, tensor.device
-        if device is None:
-            device, dtype = where, found
-        if found not in dtypes and (dtypes or found != dtype):
-            needed = _either(dtypes) if dtypes else f"{dtype}, as {operands[0].name}"
-            raise TypeError(f"{name}: got {found}, needs {needed}")
-        if where != device:
-            raise ValueError(f"{name}: got device {where}, needs {operands[0].name}'s {device}")
-        if grad and tensor.requires_grad:
-            raise ValueError(f"{name}: requires grad, which does not reach {result}; detach it or use torch.no_grad()")
-        if transformed and _differentiated(tensor):
-            raise ValueError(f"{name}: is differentiated by torch.func or forward AD, which does not reach {result}; detach it")
-    return sizes
+
+    def __init__(self, *operands: Operand) -> None:
+        self.operands = operands
+        choices = product(*(operand.dtypes or operands[0].dtypes for operand in operands))
+        same = [place for place, operand in enumerate(operands) if not operand.dtypes]
+        self._dtypes = {dtypes for dtypes in choices if all(dtypes[place] == dtypes[0] for place in same)}
+        ranks = product(*([len(dims) for dims in operand.shapes] for operand in operands))
+        self._lines = {lengths: _line(operands, lengths) for lengths in ranks}
+
+    def check(self, tensors: Tensors, result: str | None = None) -> None:
+        """Raise TypeError or ValueError for tensors that are not as declared, or not on one device.
+
+        result : what the function makes and has no gradients, as in ``"the logits"``; with None it has them
+        """
+        if torch.compiler.is_dynamo_compiling() or not self._fit(tensors, result is not None):
+            self._go_through(tensors, result)
+
+    def _fit(self, tensors: Tensors, constant: bool) -> bool:
+        """Whether all is well, which :meth:`_go_through` would find too."""
+        try:
+            shapes = [tensor.shape for tensor in tensors]
+            if (line := self._lines.get(tuple(map(len, shapes)))) is None:
+                return False
+            if tuple([tensor.dtype for tensor in tensors]) not in self._dtypes:
+                return False
+        except (AttributeError, RuntimeError):  # of what is no tensor, or a nested one
+            return False
+        device, grad = tensors[0].device, constant and torch.is_grad_enabled()
+        for tensor in tensors:
+            if tensor.layout is not torch.strided or tensor.device != device or (grad and tensor.requires_grad):
+                return False
+        sizes = (*chain.from_iterable(shapes), 1, 2)
+        if line.derived:
+            sizes += tuple([size(*[sizes[place] for place in places]) for size, places in line.derived])
+        for place, (_, low, high, some) in line.limits:  # Limit.allows, without a call
+            if not low <= sizes[place] <= high or (some and sizes[place] not in some):
+                return False
+        return line.same(sizes) == sizes and not (constant and _transformed())
+
+    def _go_through(self, tensors: Tensors, result: str | None) -> None:
+        sizes: dict[Dim, int] = {1: 1, 2: 2}
+        first = self.operands[0].name
+        device = dtype = None
+        grad, transformed = (False, False) if result is None else (torch.is_grad_enabled(), _transformed())
+        for operand, tensor in zip(self.operands, tensors, strict=True):
+            name = operand.name
+            shape = check_strided(name, tensor).shape
+            for dims in operand.shapes:
+                if len(dims) == len(shape):
+                    break
+            else:
+                self._refuse_shape(operand, shape, sizes)
+            for dim, size in zip(dims, shape, strict=True):
+                if dim not in sizes:
+                    sizes[dim] = size
+                elif sizes[dim] != size:
+                    self._refuse_shape(operand, shape, sizes)
+            for limit in operand.limits:
+                if limit.name in sizes and not limit.allows(sizes[limit.name]):
+                    self._refuse_shape(operand, shape, sizes)
+            for more in operand.derived:
+                sizes[more.name] = more.size(*[sizes[of] for of in more.names])
+            if device is None:
+                device, dtype = tensor.device, tensor.dtype
+            if tensor.dtype not in operand.dtypes and (operand.dtypes or tensor.dtype != dtype):
+                needed = _either(operand.dtypes) if operand.dtypes else f"{dtype}, as {first}"
+                raise TypeError(f"{name}: got {tensor.dtype}, needs {needed}")
+            if tensor.device != device:
+                raise ValueError(f"{name}: got device {tensor.device}, needs {first}'s {device}")
+            if grad and tensor.requires_grad:
+                raise ValueError(f"{name}: requires grad, which does not reach {result}; detach it or use torch.no_grad()")
+            if transformed and _differentiated(tensor):
+                raise ValueError(f"{name}: torch.func or forward AD differentiates by it, but not {result}; detach it")
+
+    def _refuse_shape(self, operand: Operand, shape: torch.Size, sizes: dict[Dim, int]) -> NoReturn:
+        before = self.operands[: self.operands.index(operand)]
+        origin = {dim: one.name for one in reversed(before) for dim in (*chain.from_iterable(one.shapes),)}
+        origin |= {more.name: one.name for one in before for more in one.derived}
+        named = [dim for dim in chain.from_iterable(operand.shapes) if isinstance(dim, str) and dim in origin and dim in sizes]
+        wanted = [f"[{', '.join(str(sizes[dim] if dim in named else dim) for dim in dims)}]" for dims in operand.shapes]
+        match = f" to match {origin[named[0]]}" if named else ""
+        limits = f" with {' and '.join(map(str, operand.limits))}" if operand.limits else ""
+        raise ValueError(f"{operand.name}: got shape {tuple(shape)}, needs {' or '.join(wanted)}{match}{limits}")
+
+
+def _line(operands: tuple[Operand, ...], ranks: tuple[int, ...]) -> _Line:
+    shapes = [next(dims for dims in operand.shapes if len(dims) == rank) for operand, rank in zip(operands, ranks, strict=True)]
+    derived = [more for operand in operands for more in operand.derived]
+    line: list[Dim] = [*chain.from_iterable(shapes), 1, 2, *(more.name for more in derived)]
+    place = {name: line.index(name) for name in line}
+    place |= {more.name: len(line) - len(derived) + number for number, more in enumerate(derived)}
+    place |= {1: len(line) - len(derived) - 2, 2: len(line) - len(derived) - 1}
+    limits = [(place[limit.name], limit) for operand in operands for limit in operand.limits if limit.name in place]
+    made = [(more.size, tuple(place[name] for name in more.names)) for more in derived]
+    return _Line(itemgetter(*(place[name] for name in line)), tuple(limits), tuple(made))
 
 
 def check_strided(name: str, tensor: Any) -> torch.Tensor:
@@ -111,26 +198,6 @@ def pair_of(name: str, value: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return check_strided(f"{name}[0]", value[0]), check_strided(f"{name}[1]", value[1])
 
 
-def _within(size: int, allowed: Between | tuple[int, ...]) -> bool:
-    if not isinstance(allowed, Between):
-        return size in allowed
-    return bool(allowed.low <= size and (allowed.high is None or size <= allowed.high))
-
-
-def _refuse_shape(operands: tuple[Operand, ...], operand: Operand, shape: torch.Size, sizes: Sizes) -> NoReturn:
-    before = operands[: operands.index(operand)]
-    origin = {dim: one.name for one in reversed(before) for dims in one.shapes for dim in dims if isinstance(dim, str)}
-    origin |= {name: one.name for one in reversed(before) for name, _ in one.derived}
-    named = [dim for dims in operand.shapes for dim in dims if dim in origin and dim in sizes]
-    wanted = [f"[{', '.join(str(sizes[dim] if dim in named else dim) for dim in dims)}]" for dims in operand.shapes]
-    limits = [f"{dim} {allowed if isinstance(allowed, Between) else f'in {allowed}'}" for dim, allowed in operand.limits]
-    match = f" to match {origin[named[0]]}" if named else ""
-    raise ValueError(
-        f"{operand.name}: got shape {tuple(shape)}, needs {' or '.join(wanted)}{match}"
-        f"{' with ' if limits else ''}{' and '.join(limits)}"
-    )
-
-
 def _either(values: Sequence[object]) -> str:
     *others, last = map(str, values)
     return f"{', '.join(others)} or {last}" if others else last
@@ -141,7 +208,7 @@ def _either(values: Sequence[object]) -> str:
 
 def _transformed() -> bool:
     """Whether forward AD or one of torch.func's transforms is under way, so that a look at each tensor is worth its time."""
-    return forward_ad._current_level >= 0 or _functorch.peek_interpreter_stack() is not None
+    return forward_ad._current_level >= 0 or _functorch.maybe_current_level() is not None
 
 
 def _differentiated(tensor: torch.Tensor) -> bool:
@@ -213,8 +280,6 @@ def check_output(out: torch.Tensor, shape: tuple[int, int], device: torch.device
         raise ValueError(f"out: got device {out.device}, needs q's {device}")
     if _overlaps(out):
         raise ValueError(f"out: got strides {tuple(out.stride())} for shape {list(shape)}, needs cells that do not overlap")
-    if out.is_neg() or out._is_zerotensor():
-        raise ValueError("out: got a view that torch negates or takes for zeros when it is read, needs plain memory")
     if (out.requires_grad and torch.is_grad_enabled()) or (_transformed() and _differentiated(out)):
         raise ValueError("out: requires grad, which the logits do not have")
 
@@ -229,9 +294,7 @@ def _overlaps(out: torch.Tensor) -> bool:
     return bool(row_step <= column_step * (columns - 1) and column_step <= row_step * (rows - 1))
 
 
-def check_apart(
-    name: str, written: torch.Tensor, operands: tuple[Operand, ...], tensors: Sequence[torch.Tensor | None]
-) -> None:
+def check_apart(name: str, written: torch.Tensor, operands: Sequence[Operand], tensors: Sequence[torch.Tensor | None]) -> None:
     """Raise ValueError where an operand, all of which are read, shares memory with what is written.
 
     Views of one buffer that interleave and do not touch, such as neighbouring columns, are fine where strides show it.
@@ -251,9 +314,8 @@ def check_apart(
 def _extent(tensor: torch.Tensor) -> int:
     """Bytes from the first element to the end of the last one."""
     if tensor.is_contiguous() or tensor.numel() == 0:
-        return tensor.nbytes
-    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return (last + 1) * tensor.itemsize
+        return int(tensor.nbytes)
+    return int(tensor.itemsize * (1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))))
 
 
 def _interleave(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -268,4 +330,4 @@ def _interleave(one: torch.Tensor, other: torch.Tensor) -> bool:
 def _arc(tensor: torch.Tensor, step: int) -> int:
     """Bytes that elements take up, their addresses being counted modulo ``step``."""
     lines = zip(tensor.shape, tensor.stride(), strict=True)
-    return tensor.itemsize * (1 + sum((size - 1) * line for size, line in lines if line * tensor.itemsize % step))
+    return int(tensor.itemsize * (1 + sum((size - 1) * line for size, line in lines if line * tensor.itemsize % step)))

@@ -6,10 +6,11 @@ ATOM, and vLLM and SGLang on ROCm, call them so. Errors that this package's func
 import torch
 
 from .. import mqa_logits, paged_mqa_logits
-from ..common.checks import check_apart, check_integer, check_operands, check_strided
+from ..common.checks import check_apart, check_integer, check_strided
 from ..key_cache.layout import CACHE
-from ..paged_mqa_logits.function import QUERIES
-from .preshuffle import block_flat, unshuffle
+from .preshuffle import block_flat, named, unshuffle
+
+_OPERANDS = named("q_fp8", "kv_cache")
 
 
 def fp8_mqa_logits(
@@ -69,9 +70,9 @@ def deepgemm_fp8_paged_mqa_logits(
     are. Returns None; aiter's return value, the name of a compiled kernel in Triton's cache, has no counterpart. Raises
     TypeError or ValueError for other arguments.
     """
-    sizes = check_operands((QUERIES._replace(name="q_fp8"),), (q_fp8,))
-    rows, next_n = sizes["B * next_n"], sizes["next_n"]
-    cache = block_flat("kv_cache", kv_cache, sizes["D"])
+    cache = block_flat(_OPERANDS, q_fp8, kv_cache)
+    next_n = q_fp8.shape[1]
+    rows = q_fp8.shape[0] * next_n
     max_model_len = check_integer("max_model_len", max_model_len, 0)
     if check_integer("KVBlockSize", KVBlockSize, 1) != cache.shape[1]:
         raise ValueError(f"KVBlockSize: got {KVBlockSize}, needs kv_cache's {cache.shape[1]}")

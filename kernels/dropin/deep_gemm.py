@@ -6,14 +6,15 @@ SGLang, and vLLM on CUDA, call them so. Errors that this package's functions rai
 import torch
 
 from .. import mqa_logits, paged_mqa_logits
-from ..common.checks import Operand, check_integer, check_operands, check_strided, pair_of
+from ..common.checks import Operand, Operands, check_integer, check_strided, pair_of
 from ..launch import multiprocessors
 from ..paged_mqa_logits.function import LENGTHS, QUERIES
 
 ROW_ALIGNMENT = 256  # elements: rows of logits start on 1024-byte boundaries
 KEY_TILE = 256  # DeepGEMM's, by which its rows are longer than the keys are many
 
-INDICES = Operand("indices", (("B",),), (torch.int32,))
+_INDICES = Operand("indices", (("B",),), (torch.int32,))
+_OF_ROWS, _OF_LENGTHS = Operands(QUERIES, _INDICES), Operands(LENGTHS, _INDICES)
 
 _num_sms: int | None = None
 
@@ -79,8 +80,8 @@ def fp8_paged_mqa_logits(
     as :func:`capgate.kernels.fp8_paged_mqa_logits`.
     """
     if indices is not None:
-        sizes = check_operands((QUERIES, INDICES), (q, indices), "the logits")
-        _check_single(sizes["next_n"])
+        _OF_ROWS.check((q, indices))
+        _check_single(q.shape[1])
     return paged_mqa_logits.fp8_paged_mqa_logits(
         q,
         kv_cache,
@@ -101,8 +102,8 @@ def get_paged_mqa_logits_metadata(
     It is what :func:`capgate.kernels.paged_mqa_schedule` makes: DeepGEMM's kernels cannot read it, nor ours DeepGEMM's.
     """
     if indices is not None:
-        sizes = check_operands((LENGTHS, INDICES), (context_lens, indices), "the schedule")
-        _check_single(sizes.get("next_n", 1))
+        _OF_LENGTHS.check((context_lens, indices))
+        _check_single(context_lens.shape[1] if context_lens.ndim == 2 else 1)
     return paged_mqa_logits.paged_mqa_schedule(context_lens, block_kv, num_sms)
 
 

@@ -9,9 +9,10 @@ import torch
 from capgate import compat
 
 from .. import mqa_logits, paged_mqa_logits
-from ..common.checks import check_integer, check_operands, pair_of
-from ..paged_mqa_logits.function import QUERIES
-from .preshuffle import block_flat, unshuffle
+from ..common.checks import check_integer, pair_of
+from .preshuffle import block_flat, named, unshuffle
+
+_OPERANDS = named("q_fp8", "kv_cache_fp8")
 
 
 def rocm_fp8_mqa_logits(
@@ -59,10 +60,9 @@ def rocm_fp8_paged_mqa_logits(
     Returns float32 logits [B * next_n, max_model_len], contiguous as vLLM's buffer is, and -inf where a row sees no key as in
     vLLM's torch version. Raises TypeError or ValueError as :func:`capgate.kernels.fp8_paged_mqa_logits`.
     """
-    sizes = check_operands((QUERIES._replace(name="q_fp8"),), (q_fp8,))
     max_model_len = check_integer("max_model_len", max_model_len, 0)
     compress_ratio = check_integer("compress_ratio", compress_ratio, 1)
-    cache = block_flat("kv_cache_fp8", kv_cache_fp8, sizes["D"])
+    cache = block_flat(_OPERANDS, q_fp8, kv_cache_fp8)
     if holds_tiles(compat.capabilities(q_fp8.device), cache.shape[1], compress_ratio):
         cache = unshuffle(cache, block_tables, context_lens, max_model_len)
     return paged_mqa_logits.fp8_paged_mqa_logits(
@@ -73,7 +73,7 @@ def rocm_fp8_paged_mqa_logits(
         block_tables,
         max_context_len=max_model_len,
         clean_logits=True,
-        out=torch.empty((sizes["B * next_n"], max_model_len), dtype=torch.float32, device=q_fp8.device),
+        out=torch.empty((q_fp8.shape[0] * q_fp8.shape[1], max_model_len), dtype=torch.float32, device=q_fp8.device),
     )
 
 

@@ -4,22 +4,22 @@ import torch
 
 from capgate import compat
 
-from ..common.checks import Operand, check_apart, check_choice, check_integer, check_operands
+from ..common.checks import Derived, Operand, Operands, among, check_apart, check_choice, check_integer
 from ..mqa_logits.operation import DIMS
 from ..quantize import FP8_MAX, SCALE_FORMATS
 from . import reference
 from .layout import CACHE, SCALE_BYTES, check_address, check_blocks, with_scale
 
 _CACHE = CACHE._replace(
-    limits=(*CACHE.limits, ("D + 4", tuple(map(with_scale, DIMS)))),
-    derived=(("D", lambda sizes: sizes["D + 4"] - SCALE_BYTES),),
+    limits=(*CACHE.limits, among("D + 4", tuple(map(with_scale, DIMS)))),
+    derived=(Derived("D", lambda width: width - SCALE_BYTES, ("D + 4",)),),
 )
-WRITTEN = (
+WRITTEN = Operands(
     _CACHE,
     Operand("k", (("T", "D"),), (torch.float32, torch.bfloat16, torch.float16)),
     Operand("slot_mapping", (("T",),), (torch.int32, torch.int64)),
 )
-GATHERED = (
+GATHERED = Operands(
     _CACHE,
     Operand("block_table", (("B", "max_blocks"),), (torch.int32,)),
     Operand("lens", (("B",),), (torch.int32,)),
@@ -59,7 +59,7 @@ def quantize_keys_to_cache(
     TypeError, ValueError
         An argument is not as above; nothing has been written.
     """
-    check_operands(WRITTEN, (kv_cache, k, slot_mapping), "the cache")
+    WRITTEN.check((kv_cache, k, slot_mapping), "the cache")
     check_blocks(kv_cache)
     check_choice("dtype", dtype, tuple(FP8_MAX))
     check_choice("scale_format", scale_format, SCALE_FORMATS)
@@ -101,7 +101,7 @@ def gather_keys(
     TypeError, ValueError
         An argument is not as above.
     """
-    check_operands(GATHERED, (kv_cache, block_table, lens), "the keys")
+    GATHERED.check((kv_cache, block_table, lens), "the keys")
     check_blocks(kv_cache)
     total = check_integer("total", total, 0)
     check_choice("dtype", dtype, tuple(FP8_MAX))
@@ -118,7 +118,7 @@ def takes_triton(device: torch.device) -> bool:
 def _write(k: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor, dtype: torch.dtype, scale_format: str) -> None:
     """Operator ``capgate::quantize_keys_to_cache``."""
     check_address(kv_cache)
-    check_apart("kv_cache", kv_cache, WRITTEN[1:], (k, slot_mapping))
+    check_apart("kv_cache", kv_cache, WRITTEN.operands[1:], (k, slot_mapping))
     if takes_triton(k.device):
         from . import classic
 

@@ -6,14 +6,14 @@ of float32 scales. Blocks may lie further apart than they are long.
 
 import torch
 
-from ..common.checks import Operand
+from ..common.checks import Operand, among
 
 BLOCK_SIZES = (1, 16, 32, 64, 128)
 SCALE_BYTES = 4
 
 
 # A dimension "D + 4" is a key's bytes with those of its scale.
-CACHE = Operand("kv_cache", (("num_blocks", "block", 1, "D + 4"),), (torch.uint8,), (("block", BLOCK_SIZES),))
+CACHE = Operand("kv_cache", (("num_blocks", "block", 1, "D + 4"),), (torch.uint8,), (among("block", BLOCK_SIZES),))
 
 
 def with_scale(dim: int) -> int:

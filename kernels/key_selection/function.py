@@ -6,21 +6,21 @@ import torch
 
 from capgate import compat
 
-from ..common.checks import Operand, check_flag, check_integer, check_operands, check_variant
+from ..common.checks import Operand, Operands, check_flag, check_integer, check_variant
 from ..key_cache.layout import check_blocks
 from ..mqa_logits import function as dense
+from ..mqa_logits.operation import operation as dense_operation
 from ..paged_mqa_logits import function as paged
+from ..paged_mqa_logits.operation import operation as paged_operation
 from . import plan
 from .operation import Problem, operation
 
 MAX_COLUMNS = 2**29  # so that the end of a block is 32 bits wide, and a grid's second dimension 16
 LOGITS_BUDGET = 2**31  # bytes, as in ROCm's ATOM
 
-LOGITS = (
-    Operand("logits", (("S", "N"),), (torch.float32,)),
-    Operand("starts", (("S",),), (torch.int32,), optional=True),
-    Operand("ends", (("S",),), (torch.int32,)),
-)
+_LOGITS = Operand("logits", (("S", "N"),), (torch.float32,))
+_STARTS, _ENDS = (Operand(name, (("S",),), (torch.int32,)) for name in ("starts", "ends"))
+WINDOWED, FROM_ZERO = Operands(_LOGITS, _STARTS, _ENDS), Operands(_LOGITS, _ENDS)
 
 Selected: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
@@ -84,7 +84,7 @@ def select_keys(
     capgate.compat.CapabilityError
         The branch that ``variant``, ``logits_variant`` or CAPGATE_VARIANT names cannot run here.
     """
-    check_operands(dense.OPERANDS, (q, k, k_scale, weights, starts, ends), "the selection")
+    dense.OPERANDS.check((q, k, k_scale, weights, starts, ends), "the selection")
     top_k, logits_budget_bytes = _check_sizes(top_k, logits_budget_bytes)
     if max_window is None:
         _check_columns("k", k.shape[0])
@@ -94,7 +94,7 @@ def select_keys(
     check_flag("relative", relative)
     check_flag("return_scores", return_scores)
     check_variant("variant", variant, operation)
-    check_variant("logits_variant", logits_variant, dense.operation)
+    check_variant("logits_variant", logits_variant, dense_operation)
     k_scale = k_scale[:, 0] if k_scale.ndim == 2 else k_scale
     indices, scores = torch.ops.capgate.select_keys(
         *(q, k, k_scale, weights, starts, ends, top_k, logits_budget_bytes, max_window),
@@ -140,14 +140,14 @@ def select_paged_keys(
     TypeError, ValueError, capgate.compat.CapabilityError
         As :func:`select_keys`.
     """
-    check_operands(paged.OPERANDS, (q, kv_cache, weights, context_lens, block_table), "the selection")
+    paged.OPERANDS.check((q, kv_cache, weights, context_lens, block_table), "the selection")
     check_blocks(kv_cache)
     top_k, logits_budget_bytes = _check_sizes(top_k, logits_budget_bytes)
     max_context_len = check_integer("max_context_len", max_context_len, 0)
     _check_columns("max_context_len", max_context_len)
     check_flag("return_scores", return_scores)
     check_variant("variant", variant, operation)
-    check_variant("logits_variant", logits_variant, paged.operation)
+    check_variant("logits_variant", logits_variant, paged_operation)
     indices, scores = torch.ops.capgate.select_paged_keys(
         *(q, kv_cache, weights, context_lens, block_table, max_context_len, top_k, logits_budget_bytes),
         *(return_scores, variant, logits_variant),
@@ -192,7 +192,10 @@ def select_from_logits(
     TypeError, ValueError, capgate.compat.CapabilityError
         As :func:`select_keys`.
     """
-    check_operands(LOGITS, (logits, starts, ends), "the selection")
+    if starts is None:
+        FROM_ZERO.check((logits, ends), "the selection")
+    else:
+        WINDOWED.check((logits, starts, ends), "the selection")
     _check_columns("logits", logits.shape[1])
     top_k = check_integer("top_k", top_k, 1)
     check_flag("relative", relative)

@@ -3,12 +3,13 @@
 import torch
 
 from ..common.checks import (
-    Between,
+    Limit,
     Operand,
+    Operands,
+    among,
     check_apart,
     check_flag,
     check_integer,
-    check_operands,
     check_output,
     check_variant,
 )
@@ -18,8 +19,8 @@ from .operation import DIMS, MAX_HEADS, MIN_HEADS, Problem, operation
 ROW_ALIGNMENT = 256
 
 FP8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e4m3fnuz: "float8_e4m3fnuz"}
-QUERY_SIZES = (("H", Between(MIN_HEADS, MAX_HEADS)), ("D", DIMS))
-OPERANDS = (
+QUERY_SIZES = (Limit("H", MIN_HEADS, MAX_HEADS), among("D", DIMS))
+OPERANDS = Operands(
     Operand("q", (("S", "H", "D"),), tuple(FP8), QUERY_SIZES),
     Operand("k", (("N", "D"),)),
     Operand("k_scale", (("N",), ("N", 1)), (torch.float32,)),
@@ -86,7 +87,7 @@ def fp8_mqa_logits(
     capgate.compat.CapabilityError
         The branch that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
-    check_operands(OPERANDS, (q, k, k_scale, weights, starts, ends), "the logits")
+    OPERANDS.check((q, k, k_scale, weights, starts, ends), "the logits")
     check_flag("clean_logits", clean_logits)
     if max_window is not None:
         max_window = check_integer("max_window", max_window, 0)
@@ -151,7 +152,7 @@ def _launch_into(
     variant: str | None,
 ) -> None:
     """Operator ``capgate::fp8_mqa_logits_out``: as :func:`_launch`, ``out`` being the caller's."""
-    check_apart("out", out, OPERANDS, (q, k, k_scale, weights, starts, ends))
+    check_apart("out", out, OPERANDS.operands, (q, k, k_scale, weights, starts, ends))
     _launch(q, k, k_scale, weights, starts, ends, out, clean_logits, compressed, variant)
 
 

@@ -1,16 +1,18 @@
 """The public functions: checks, allocation, and dispatch through operators that torch.compile and GPU graphs understand."""
 
 from importlib import import_module
+from operator import mul
 
 import torch
 
 from ..common.checks import (
-    Between,
+    Derived,
+    Limit,
     Operand,
+    Operands,
     check_apart,
     check_flag,
     check_integer,
-    check_operands,
     check_output,
     check_variant,
 )
@@ -23,19 +25,20 @@ from .operation import MAX_NEXT, Problem, operation
 
 MAX_CONTEXT = 2**30  # so that a position and the end of its tile are 32 bits wide
 
-_NEXT = ("next_n", Between(1, MAX_NEXT))
+_NEXT = Limit("next_n", 1, MAX_NEXT)
 QUERIES = Operand(
     "q",
     (("B", "next_n", "H", "D"),),
     tuple(FP8),
     (_NEXT, *QUERY_SIZES),
-    (("B * next_n", lambda sizes: sizes["B"] * sizes["next_n"]), ("D + 4", lambda sizes: with_scale(sizes["D"]))),
+    (Derived("B * next_n", mul, ("B", "next_n")), Derived("D + 4", with_scale, ("D",))),
 )
 LENGTHS = Operand("context_lens", (("B",), ("B", "next_n")), (torch.int32,), (_NEXT,))
 TABLE = Operand("block_table", (("B", "max_blocks"),), (torch.int32,))
-OPERANDS = (QUERIES, CACHE, Operand("weights", (("B * next_n", "H"),), (torch.float32,)), LENGTHS, TABLE)
-SCHEDULE = Operand("schedule", (("num_workers + 1", 2),), (torch.int32,), (("num_workers + 1", Between(2)),), optional=True)
-SCHEDULED = (*OPERANDS, SCHEDULE)
+WORKERS = "num_workers + 1"
+OPERANDS = Operands(QUERIES, CACHE, Operand("weights", (("B * next_n", "H"),), (torch.float32,)), LENGTHS, TABLE)
+SCHEDULED = Operands(*OPERANDS.operands, Operand("schedule", ((WORKERS, 2),), (torch.int32,), (Limit(WORKERS, 2),)))
+_OF_WORKERS, _OF_SCHEDULE = Operands(QUERIES, CACHE), Operands(LENGTHS)
 
 
 def fp8_paged_mqa_logits(
@@ -101,8 +104,11 @@ def fp8_paged_mqa_logits(
     capgate.compat.CapabilityError
         The branch that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
-    inputs = (q, kv_cache, weights, context_lens, block_table, schedule)
-    sizes = check_operands(SCHEDULED, inputs, "the logits")
+    tensors = (q, kv_cache, weights, context_lens, block_table)
+    if schedule is None:
+        OPERANDS.check(tensors, "the logits")
+    else:
+        SCHEDULED.check((*tensors, schedule), "the logits")
     check_blocks(kv_cache)
     if schedule is not None and not schedule.is_contiguous():
         raise ValueError(f"schedule: got strides {tuple(schedule.stride())}, needs it contiguous, as it was made")
@@ -110,11 +116,13 @@ def fp8_paged_mqa_logits(
     check_flag("clean_logits", clean_logits)
     check_variant("variant", variant, operation)
     if out is not None:
-        check_output(out, (sizes["B * next_n"], max_context_len), q.device)
+        check_output(out, (q.shape[0] * q.shape[1], max_context_len), q.device)
     if out is None:
-        logits: torch.Tensor = torch.ops.capgate.fp8_paged_mqa_logits(*inputs, max_context_len, clean_logits, variant)
+        logits: torch.Tensor = torch.ops.capgate.fp8_paged_mqa_logits(
+            *tensors, schedule, max_context_len, clean_logits, variant
+        )
         return logits
-    torch.ops.capgate.fp8_paged_mqa_logits_out(*inputs, out, clean_logits, variant)
+    torch.ops.capgate.fp8_paged_mqa_logits_out(*tensors, schedule, out, clean_logits, variant)
     return out
 
 
@@ -144,7 +152,7 @@ def paged_mqa_schedule(context_lens: torch.Tensor, block_size: int, num_workers:
     TypeError, ValueError
         An argument is not as above.
     """
-    check_operands((LENGTHS,), (context_lens,), "the schedule")
+    _OF_SCHEDULE.check((context_lens,), "the schedule")
     if check_integer("block_size", block_size, 1) not in BLOCK_SIZES:
         raise ValueError(f"block_size: got {block_size}, needs one of {', '.join(map(str, BLOCK_SIZES))}")
     num_workers = check_integer("num_workers", num_workers, 1)
@@ -178,7 +186,7 @@ def paged_mqa_workers(
     capgate.compat.CapabilityError
         The branch that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
-    check_operands((QUERIES, CACHE), (q, kv_cache), "the logits")
+    _OF_WORKERS.check((q, kv_cache), "the logits")
     check_blocks(kv_cache)
     check_flag("clean_logits", clean_logits)
     check_variant("variant", variant, operation)
@@ -230,7 +238,7 @@ def _launch_into(
     variant: str | None,
 ) -> None:
     """Operator ``capgate::fp8_paged_mqa_logits_out``: as :func:`_launch`, ``out`` being the caller's."""
-    check_apart("out", out, SCHEDULED, (q, kv_cache, weights, context_lens, block_table, schedule))
+    check_apart("out", out, SCHEDULED.operands, (q, kv_cache, weights, context_lens, block_table, schedule))
     _launch(q, kv_cache, weights, context_lens, block_table, schedule, out, clean_logits, variant)
 
 
