@@ -193,9 +193,9 @@ def check_strided(name: str, tensor: Any) -> torch.Tensor:
 
 def pair_of(name: str, value: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and their scales, as DeepGEMM and vLLM pass them; TypeError for what is no pair of tensors."""
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(isinstance(part, torch.Tensor) for part in value):
         raise TypeError(f"{name}: got {type(value).__name__}, needs a pair of tensors: keys and their scales")
-    return check_strided(f"{name}[0]", value[0]), check_strided(f"{name}[1]", value[1])
+    return check_strided(name, value[0]), check_strided(name, value[1])
 
 
 def _either(values: Sequence[object]) -> str:
