@@ -217,7 +217,7 @@ def test_what_vllms_paged_function_does_not_take(decode: "upstream.Decode", chan
         ({"q": torch.zeros(()).to(FN)}, r"q: got shape \(\), needs \[S, H, D\]"),
         ({"kv": (torch.zeros(()).to(FN), torch.zeros(4))}, r"k: got shape \(\), needs \[N, 32\] to match q"),
         ({"kv": (torch.zeros(4, 32).to(FN), 1.0)}, "kv: got tuple, needs a pair of tensors"),
-        ({"kv": (torch.zeros(4, 32).to(FN).to_sparse(), torch.zeros(4))}, "kv: got a tensor of layout torch.sparse_coo"),
+        ({"kv": (torch.zeros(4, 32).to(FN), torch.zeros(4).to_sparse())}, "kv: got a tensor of layout torch.sparse_coo"),
         ({"max_seqlen_k": True}, "max_seqlen_k: got bool, needs an int"),
         ({"max_seqlen_k": -4}, "max_seqlen_k: got -4, needs 0 or more"),
         ({"clean_logits": 4}, "clean_logits: got int, needs a bool"),  # what a newer DeepGEMM has in this place
