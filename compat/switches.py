@@ -172,8 +172,9 @@ def _check_variants(variants: Mapping[str, str], argument: str) -> None:
         known = _registered if name in _registered else operations()
         if name not in known:
             raise SwitchError(f"{argument}: no operation {name!r}; {nearest(name, known)}")
-        if variant not in known[name].variants:
-            raise SwitchError(f"{argument}: {name} has no variant {variant!r}; {nearest(variant, known[name].variants)}")
+        variants_of_it = known[name].variants  # none, where they are added later
+        if variants_of_it and variant not in variants_of_it:
+            raise SwitchError(f"{argument}: {name} has no variant {variant!r}; {nearest(variant, variants_of_it)}")
 
 
 def _target(text: str, argument: str) -> Target | None:
