@@ -99,12 +99,17 @@ def write_kernel(
     cell = k + row[:, None] * stride_kt + (dim.to(tl.int64) * stride_kd)[None, :]
     value = tl.load(cell, mask=kept[:, None], other=0.0).to(tl.float32)
 
-    scale = tl.div_rn(tl.maximum(tl.max(tl.abs(value), axis=1), FLOOR), tl.full([ROWS], LARGEST, tl.float32))
+    # Magnitudes order as their bits do, those that are not finite last.
+    largest = tl.max(value.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
+    amax = tl.maximum(largest.to(tl.float32, bitcast=True), FLOOR)
+    scale = tl.div_rn(amax, tl.full([ROWS], LARGEST, tl.float32))
     if POWER_OF_TWO:  # round up: carry every fraction bit into the exponent
         bits = scale.to(tl.int32, bitcast=True)
         scale = ((bits + 0x7FFFFF) & ~0x7FFFFF).to(tl.float32, bitcast=True)
-    scale = tl.where(tl.max((value != value).to(tl.int32), axis=1) > 0, float("nan"), scale)
+    whole = largest < 0x7F800000
+    scale = tl.where(whole, scale, float("nan"))
     value = tl.div_rn(value, tl.broadcast_to(scale[:, None], [ROWS, DIM]))
+    value = tl.where(whole[:, None], value, float("nan"))
     value = tl.where(value > LARGEST, LARGEST, value)  # comparisons keep NaN
     value = tl.where(value < -LARGEST, -LARGEST, value)
 

@@ -139,6 +139,7 @@ def test_write_and_gather(dtype: torch.dtype) -> None:
     call = make_call([70, 5])
     slots = torch.arange(20) * 5 - 3
     k = torch.randn(20, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
+    k[3, 5], k[4, 6], k[5, 7] = float("nan"), float("inf"), float("-inf")
     caches = [call.kv_cache.contiguous().clone() for _ in range(2)]
     cache_reference.write(k, caches[0], slots, dtype=dtype, scale_format="ue8m0")
     emulate(cache_classic.prepare_write(k, caches[1], slots, dtype=dtype, scale_format="ue8m0"), [])
