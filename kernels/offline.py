@@ -37,6 +37,7 @@ from capgate.compat.current import target_of
 from capgate.compat.operation import ENTRY_POINTS
 
 from . import _HOMES
+from .children import Child
 
 TIMEOUT = 120.0  # seconds for one compile, and for a process to start
 MODES = ("unclean", "clean")
@@ -170,21 +171,23 @@ class _Child:
         self.gone = False
         self._heard = 0  # bytes of its standard error that belong to earlier jobs
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - __exit__ closes it
-        self._process = subprocess.Popen(
+        self._process = Child(
             [sys.executable, "-m", f"{__package__}.offline_child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            text=True,
             env=_environment(),
-            start_new_session=True,  # so that what it starts (ptxas) can be killed with it
         )
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError), self._process.stdin as stdin:  # it may have died at once; answer() says of what
-            json.dump(request, stdin)
+        try:
+            assert self._process.stdin is not None
+            with suppress(BrokenPipeError), self._process.stdin as stdin:  # it may have died at once; answer() says of what
+                json.dump(request, stdin)
+        except BaseException:  # such as Ctrl-C: nobody else will end it
+            self._kill()
+            raise
 
     def __enter__(self) -> "_Child":
         return self
@@ -232,10 +235,8 @@ class _Child:
 
     def _kill(self) -> None:
         self.gone = True
-        if self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._process.kill()
+        self._process.wait()
 
 
 def _environment() -> dict[str, str]:

@@ -1,14 +1,19 @@
 """Compilers that abort, hang, exit or complain: one row says so, and the next job gets a new process."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from capgate.kernels.children import Child
 from capgate.kernels.offline import Job, compile_jobs, compile_variants
 
 OPERATION = """
@@ -42,11 +47,12 @@ def prepare(heads):
     os.abort()
 """,
     "hangs": """
-import subprocess, sys
+import os, subprocess, sys
 def prepare(heads):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    with open("pid", "w") as file:
-        file.write(str(child.pid))
+    with open("pids.part", "w") as file:
+        file.write(f"{os.getpid()} {child.pid}")
+    os.rename("pids.part", "pids")
     child.wait()
 """,
     "exits": """
@@ -120,15 +126,68 @@ def test_each_failure_takes_one_job_with_it(toy: Path) -> None:
     assert fitted["seconds"] > 0
 
 
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    """Long enough for a machine that does much else; it ends as soon as it can."""
+    end = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+def running(pid: str) -> bool:
+    """Whether a process still runs; one that nobody has asked for its status yet does not."""
+    try:
+        return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_a_hanging_compiler_is_stopped_with_what_it_started(toy: Path) -> None:
     (row,) = rows(["hangs"], timeout=1)
     assert (row["accepted"], row["compiled"], row["error"]) == (True, False, "no result within 1 s")
-    state = Path("/proc", (toy / "pid").read_text(), "stat")
-    for _ in range(100):
-        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
-            return
-        time.sleep(0.05)
-    pytest.fail("what the compiler had started still runs")
+    for pid in (toy / "pids").read_text().split():
+        wait_until(lambda pid=pid: not running(pid), f"process {pid} still runs")
+
+
+COMMAND = [sys.executable, "-c", "import sys; from capgate.kernels.cli import main; sys.exit(main())", "compile", "toy"]
+
+
+def test_no_signal_to_the_command_leaves_a_compiler_behind(toy: Path) -> None:
+    """SIGKILL runs no handler, and SIGTERM and SIGHUP run none either unless somebody installs one."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
+    folders = [toy / number.name for number in numbers]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with ExitStack() as stack:
+        commands = []
+        for folder in folders:
+            folder.mkdir()
+            command = subprocess.Popen(
+                [*COMMAND, "--variant", "hangs", "--target", "hip:gfx950"],
+                env=environment,
+                cwd=folder,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            commands.append(stack.enter_context(command))
+            stack.callback(command.kill)
+        for folder, command, number in zip(folders, commands, numbers, strict=True):
+            wait_until(lambda folder=folder: (folder / "pids").exists(), "it never began to compile")
+            pids = (folder / "pids").read_text().split()
+            assert [running(pid) for pid in pids] == [True, True]
+            command.send_signal(number)
+            assert command.wait(120) != 0
+            for pid in pids:
+                wait_until(lambda pid=pid: not running(pid), f"{number.name}: process {pid} still runs")
+
+
+def test_what_a_compiler_that_died_had_started_is_ended(tmp_path: Path) -> None:
+    script = "import os, subprocess; print(subprocess.Popen(['sleep', '600'], stdout=2).pid, flush=True); os._exit(3)"
+    with Child([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+        pid = child.stdout.readline().strip()
+        assert child.wait(120) == 3
+        assert running(pid)
+        child.kill()
+        wait_until(lambda: not running(pid), f"process {pid} still runs")
 
 
 def test_a_named_variant_that_breaks_the_compiler_is_a_row(toy: Path) -> None:
