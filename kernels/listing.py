@@ -62,7 +62,8 @@ _AMDGCN = re.compile(r"\s+([a-z]+_\w+)\s*(.*)")
 _ENCODING = re.compile(r"_(e32|e64|dpp8?|sdwa|e64_dpp8?)$")
 _SASS = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+\{?\s*(@!?U?P\w+)?\s*([A-Z]\w*(?:\.\w+)*)\s*(.*?)\s*;")
 _ADDRESS = re.compile(r"\s*/\*[0-9a-f]{4,}\*/")
-_LABEL = re.compile(r"([.$\w]+):")
+_SYMBOL = re.compile(r"[.$\w]+")
+_LABEL = re.compile(rf"({_SYMBOL.pattern}):")
 
 
 def read_amdgcn(text: str) -> Listing:
@@ -102,6 +103,19 @@ def _read(lines: Iterable[str], instruction: Callable[[str], Instruction | None]
         else:
             unread.append(line.strip())
     return Listing(tuple(instructions), labels, sass, tuple(unread))
+
+
+def normal_form(listing: Listing) -> list[str]:
+    """A line for each instruction, in which labels, the kernel's own name among them, are places: what two programs share that
+    differ in names alone."""
+
+    def place(name: re.Match[str]) -> str:
+        return f"<{listing.labels[name[0]]}>" if name[0] in listing.labels else name[0]
+
+    return [
+        " ".join(part for part in (step.predicate, step.mnemonic, _SYMBOL.sub(place, step.operands)) if part)
+        for step in listing.instructions
+    ]
 
 
 def matrix_instructions(listing: Listing) -> dict[str, int]:
@@ -157,7 +171,7 @@ def _after_sass(step: Instruction, labels: dict[str, int]) -> Flow:
 
 
 def _targets(step: Instruction, labels: dict[str, int]) -> Sequence[int]:
-    return [labels[name] for name in re.findall(r"[.$\w]+", step.operands) if name in labels]
+    return [labels[name] for name in _SYMBOL.findall(step.operands) if name in labels]
 
 
 # --- what an instruction is -----------------------------------------------------------------------------------------------
