@@ -28,9 +28,10 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.command == "compare":
         return comparing.compare(arguments.before, arguments.after)
-    import saving  # with torch and Triton
+    import calls  # these need torch and Triton
+    import saving
 
-    return saving.save(arguments.folder, arguments.target or saving.TARGETS, arguments.workers, arguments.only)
+    return saving.save(arguments.folder, arguments.target or calls.TARGETS, arguments.workers, arguments.only)
 
 
 if __name__ == "__main__":

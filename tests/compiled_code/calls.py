@@ -83,7 +83,10 @@ def paged(target: compat.Target) -> Iterator[Call]:
     kinds += [(64, 128, "clean", native, 64, 2, True), (100, 128, "clean", native, 64, 1, False)]
     for variant in SCORING:
         for heads, dim, mode, dtype, block, next_n, row_lens in kinds:
-            problem = operation.example_problem(target, heads, dim, mode, dtype)._replace(block_size=block, next_n=next_n)
+            aligned = block * (dim + 4) % 16 == 0  # what direct copies and tensor maps need of blocks
+            problem = operation.example_problem(target, heads, dim, mode, dtype)._replace(
+                block_size=block, next_n=next_n, direct_keys=aligned, tensor_maps=aligned
+            )
             blocks = 65536 // block
             operands = (
                 meta(256, next_n, heads, dim, dtype=getattr(torch, dtype)),

@@ -15,7 +15,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
-from calls import TARGETS, calls, launches
+sys.path.append(str(Path(__file__).parents[1] / "kernels"))
+import mbarriers
+from calls import calls, launches
 
 from capgate import compat
 from capgate.compat import versions
@@ -24,10 +26,8 @@ from capgate.kernels.launch import Launch
 from capgate.kernels.listing import normal_form
 from capgate.kernels.offline_child import machine_code, set_absent_gpu, summary
 
-__all__ = ["TARGETS", "save"]
-
-TIMEOUT = 300  # seconds in which no call is compiled, after which a compiler hangs
-FAILED = "; does not compile: "
+TIMEOUT = 300  # seconds without a file more, after which a compiler hangs
+FAILED, FAULT = "; does not compile: ", "; mbarrier: "
 
 
 def save(folder: Path, targets: Sequence[str], workers: int, only: str) -> int:
@@ -43,11 +43,12 @@ def save(folder: Path, targets: Sequence[str], workers: int, only: str) -> int:
         place.mkdir(parents=True)
         names = chosen(compat.capabilities(target).target, only)
         files += compile_target(target, place, names, workers, only)
-    failed = [file for file in files if file.read_text().startswith(FAILED)]
-    for file in failed:
-        print(f"{file.stem}: {file.read_text().strip()[2:]}")
-    print(f"{home}: {len(files)} calls, {len(failed)} of them do not compile; {time.monotonic() - began:.0f} s")
-    return 1 if failed else 0
+    wrong = [(file, line) for file in files for line in file.read_text().splitlines() if line.startswith((FAILED, FAULT))]
+    for file, line in wrong:
+        print(f"{file.stem}: {line[2:]}")
+    count = len({file for file, _ in wrong})
+    print(f"{home}: {len(files)} calls, {count} of them not in order; {time.monotonic() - began:.0f} s")
+    return 1 if wrong else 0
 
 
 def chosen(target: compat.Target, only: str) -> list[str]:
@@ -124,6 +125,9 @@ def text_of(launch: Launch, target: compat.Target) -> str:
     head = [f"arguments {kinds}", f"grid {launch.grid}"]
     head += [f"warps {compiled.metadata.num_warps}, shared memory {compiled.metadata.shared} bytes"]
     head += [" ".join(line.split()) for line in re.findall(DIRECTIVES[target.backend], assembly, re.MULTILINE)]
+    if "mbarrier.init" in compiled.asm["llir"]:
+        boxes = mbarriers.boxes_of(list(compiled.src.signature.values()))
+        head += [f"{FAULT[2:]}{words}" for words in mbarriers.faults(compiled.asm["llir"], boxes)]
     code = normal_form(machine_code(compiled, target))
     return "".join(f"; {line}\n" for line in head) + "".join(f"{line}\n" for line in code)
 
