@@ -37,7 +37,7 @@ def compile_all(operation: str) -> tuple[list[dict[str, Any]], str]:
     kinds = [kind for home, kind in KINDS if home == operation]
     command = [sys.executable, str(Path(__file__).with_name("compile_hopper.py")), operation, *kinds]
     try:
-        child = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+        child = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     except subprocess.TimeoutExpired as hung:
         return [json.loads(line) for line in (hung.stdout or b"").splitlines()], f"it hung: {hung}"
     return [json.loads(line) for line in child.stdout.splitlines()], child.stderr[-4000:]
