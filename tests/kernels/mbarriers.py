@@ -17,10 +17,10 @@ BYTES = 8  # of an mbarrier
 class Access(NamedTuple):
     """An instruction that touches shared memory.
 
-    address : as written
+    kind : "write", "read", "init" or "inval", "barrier" for any other operation of an mbarrier, "unknown"
+    address : as written; for an unknown kind the instruction
     size : bytes from each address on
     guard : the condition under which it does so, as written; "" for always
-    kind : "write", "read", "init", "inval" or "barrier", any other operation of an mbarrier
     """
 
     index: int
@@ -65,7 +65,7 @@ def faults(text: str, boxes: Sequence[int]) -> list[str]:
         if numbers.base != "@global_smem":
             found.append(f"a write whose address has no bounds: {function.instructions[access.index].text[:200]}")
             continue
-        ranges = [(low, low) for low in numbers.few] if numbers.few is not None else [(numbers.first, numbers.last)]
+        ranges = [(low, low) for low in sorted(numbers.few)] if numbers.few is not None else [(numbers.first, numbers.last)]
         for address, life in sorted(lives.items()):
             overlaps = any(low < address + BYTES and address < high + access.size for low, high in ranges)
             if overlaps and access.index in life:
