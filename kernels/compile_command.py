@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compile and print what the parsed ``arguments`` ask for.
 
-    Returns 1 when a branch that the target could take does not compile, 2 when nothing could be asked.
+    Returns 1 when a variant that the target could take does not compile, or cannot be saved, 2 when nothing could be asked.
     """
     with asking(), prints_to_stderr():
         if arguments.save is not None:
@@ -99,7 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             for result in results:
                 show(result)
-    failed = [row for result in results for row in result["variants"] if row["accepted"] is not False and not row["compiled"]]
+    rows = [row for result in results for row in result["variants"]]
+    failed = [row for row in rows if row["accepted"] is not False and (row["error"] or not row["compiled"])]
     return 1 if failed else 0
 
 
@@ -156,7 +157,7 @@ def _registers(row: Result) -> str:
 
 
 def _figure(value: Any) -> str:
-    return "unknown" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 # --- a terminal -----------------------------------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ def show(result: Result) -> None:
             table.add_column(f"{row['variant']}\n{row['mode']}", justify="right", overflow="fold")
         lines = [dict(_lines(row, result["target"])) for row in rows]
         for label in lines[0]:
-            if any(line[label] != _figure(None) for line in lines):
+            if any(line[label] != _figure(None) for line in lines) or any(row.get("unread") for row in rows):
                 table.add_row(label, *(line[label] for line in lines))
         console.print(table)
         if any(row["hot_loop"] for row in rows):
@@ -190,6 +191,11 @@ def show(result: Result) -> None:
         if not row["compiled"]:
             what, style = ("cannot run there", "") if row["accepted"] is False else ("does not compile", "red")
             console.print(Text(f"{row['variant']}, {row['mode']}: {what}: {row['error']}", style))
+        elif row["error"]:
+            console.print(Text(f"{row['variant']}, {row['mode']}: {row['error']}", "red"))
+    for row in rows:
+        for words in row.get("unread") or ():
+            console.print(Text(f"{row['variant']}, {row['mode']}: not read, {words}"))
     for file in (file for row in rows for file in row.get("files", ())):
         console.print(Text(f"saved {file}", "dim"))
 
@@ -212,10 +218,9 @@ def _lines(row: Result, target: str) -> Iterator[tuple[str, str]]:
         yield label if key == "total" else f"  {label}", _figure(loop.get(key))
     yield "  keys", _figure(loop.get("keys"))
     yield "  vector / 32 keys", _figure(vector_per_32_keys(row))
-    yield (
-        "matrix instructions",
-        "\n".join(f"{count} {name}" for name, count in (row["matrix_instructions"] or {}).items()) or "none",
-    )
+    matrix = row["matrix_instructions"]
+    counts = "\n".join(f"{count} {name}" for name, count in (matrix or {}).items())
+    yield "matrix instructions", _figure(None) if matrix is None else counts or "none"
     yield "code, bytes", _figure(row["code_bytes"])
     yield "compile, seconds", _figure(row["seconds"])
 
@@ -265,4 +270,9 @@ def _caveat(rows: list[Result]) -> str:
             " LDS cycles and the worst error, as a part of the sum of magnitudes, are those of an emulator that executed the "
             "compiled code."
         )
+    unread = [
+        f"{row['variant']}, {row['mode']}, Triton {row['triton']}: {why}" for row in rows for why in row.get("unread") or ()
+    ]
+    if unread:
+        words += f" Not read: {'; '.join(unread)}."
     return words

@@ -27,6 +27,7 @@ ROW = {
         "accepted",
         "matrix_instructions",
         "code_bytes",
+        "unread",
     ),
 }
 LOOP = {"total", "valu", "salu", "mfma", "lds", "vmem", "keys"}
@@ -70,6 +71,7 @@ def test_the_keys_of_the_json_are_stable(fresh: Fresh) -> None:
         assert set(row["hot_loop"]) == LOOP
         assert row["compiled"] is True
         assert row["error"] is None
+        assert row["unread"] == []
         assert (row["heads"], row["dim"], row["dtype"]) == (64, 128, "float8_e4m3fn")
         assert row["seconds"] > 0
 
@@ -177,6 +179,29 @@ def test_a_branch_that_should_compile_and_does_not_fails_the_command(
     broken = row(compiled=False, error="the compiler died of SIGABRT", hot_loop=None)
     assert cli.main(["compile", "--from", write(tmp_path, "3.6.0", row(), broken)]) == 1
     assert "classic, unclean: does not compile: the compiler died of SIGABRT" in " ".join(capsys.readouterr().out.split())
+
+
+UNREAD = "machine code: nvdisasm cannot read it: no such architecture"
+
+
+def test_a_figure_that_cannot_be_read_is_a_dash_and_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path, "3.6.0", row(hot_loop=None, unread=[UNREAD]))
+    assert cli.main(["compile", "--from", file]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["matrix", "instructions", "-"] in lines
+    assert f"classic, unclean: not read, {UNREAD}" in " ".join(word for line in lines for word in line)
+    assert cli.main(["compile", "--from", file, "--markdown"]) == 0
+    said = capsys.readouterr().out
+    assert "| 3.6.0 | classic | yes | - | not emulated | 128 + 44 | 2 | 0 | not emulated |" in said
+    assert f"Not read: classic, unclean, Triton 3.6.0: {UNREAD}." in said
+
+
+def test_what_could_not_be_saved_fails_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full = row(error="compiled, and not saved: OSError: [Errno 28] No space left on device")
+    assert cli.main(["compile", "--from", write(tmp_path, "3.6.0", full)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "fp8_mqa_logits compiled for hip:gfx950" in said
+    assert "classic, unclean: compiled, and not saved: OSError: [Errno 28] No space left on device" in said
 
 
 @pytest.mark.parametrize(
