@@ -280,19 +280,25 @@ class Capabilities:
         return Verdict(finding.holds, f"{'' if finding.holds else f'needs {row.needs}: '}found {finding.found}"), finding.lasts
 
     def _judge_all(self, row: Capability) -> tuple[Verdict, bool]:
-        failing = [need for need in row.all_of if TABLE[need].kind != "both" and not self[need]]
-        if not failing:  # a compiler is asked about what it may know only
-            failing = [need for need in row.all_of if not self[need]]
-        found = failing or [need for need in row.all_of if TABLE[need].kind != "both"]
-        return Verdict(not failing, self.joined(found)), all(need in self._verdicts for need in failing)
+        verdicts = {need: self[need] for need in row.all_of if TABLE[need].kind != "both"}
+        if all(verdicts.values()):  # a compiler is asked about what it may know only
+            verdicts |= {need: self[need] for need in row.all_of if TABLE[need].kind == "both"}
+        failing = [need for need, verdict in verdicts.items() if not verdict]
+        lasts = all(need in self._verdicts for need in failing)
+        said = failing or [need for need in verdicts if TABLE[need].kind != "both"]
+        return Verdict(not failing, self._join({need: verdicts[need].reason for need in said})), lasts
 
     def joined(self, names: Iterable[str]) -> str:
         """The reasons of several capabilities in one line: the first of each kind, since the others follow from it."""
+        return self._join({name: self.why(name) for name in names})
+
+    def _join(self, reasons: Mapping[str, str]) -> str:
         first: dict[str, str] = {}
-        for name in names:
+        for name in reasons:
             first.setdefault(TABLE[name].kind, name)
-        reasons = {name: self.why(name) for name in first.values()}
-        return "; ".join(f"needs {name}: {why}" if name in self._disabled else why for name, why in reasons.items())
+        return "; ".join(
+            f"needs {name}: {reasons[name]}" if name in self._disabled else reasons[name] for name in first.values()
+        )
 
 
 def _base(label: str) -> str:

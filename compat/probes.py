@@ -182,6 +182,8 @@ def ptxas_for(arch: int) -> Any:
     Its own, or that of TRITON_PTXAS_PATH or TRITON_PTXAS_BLACKWELL_PATH; which of the two, depends on the Triton.
     """
     choose = resolve("triton.backends.nvidia.compiler:get_ptxas")
+    if choose is None:
+        return None
     try:
         return choose(arch) if _parameters(choose) else choose()
     except RuntimeError:  # none of its own, and none where the variable points

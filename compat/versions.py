@@ -126,7 +126,11 @@ def _of_files(name: str, origin: str, own: str | None) -> Build | None:
     rivals = [claim for claim in claims if claim is not owner and claim.lists_files]
     if rivals:
         others = " and ".join(f"{claim.distribution} {claim.version}" for claim in rivals)
-        text = f"{text} (of {owner.distribution}; {others} lists the same files)" if owner else f"{text} ({others} lists its files)"
+        text = (
+            f"{text} (of {owner.distribution}; {others} lists the same files)"
+            if owner
+            else f"{text} ({others} lists its files)"
+        )
     return _build(name, str(text), source if owner is None else "metadata")
 
 
