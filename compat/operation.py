@@ -24,7 +24,8 @@ from functools import partial
 from importlib import import_module
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
-from . import switches
+from . import probes, switches
+from ._errors import of_the_machine, summary
 from .capabilities import TABLE, CapabilityError, nearest
 from .current import capabilities, target_of
 from .thirdparty import Raised, ask
@@ -113,7 +114,7 @@ class Operation(Generic[P]):
         self.name = name
         self.example = example
         self.variants: dict[str, Variant[P]] = {}
-        self._set_aside: dict[tuple[str, P | None], str] = {}
+        self._set_aside: dict[tuple[str, P | None, str], str] = {}
         self._module = sys._getframe(1).f_globals.get("__name__")
         if name in _registered and _registered[name]._module != self._module:
             raise ValueError(f"name: operation {name!r} is defined by {_registered[name]._module} already")
@@ -138,19 +139,27 @@ class Operation(Generic[P]):
         """Run the chosen variant with ``arguments``.
 
         A variant that cannot be loaded or compiled is set aside for this problem, with one warning, and the next one runs;
-        under CAPGATE_STRICT=1, or where the variant was named, the error is raised. Errors of a launched kernel always are.
+        under CAPGATE_STRICT=1, or where the variant was named, the error is raised. Errors of a launched kernel always are,
+        and so are those of the machine (memory, disk, files, a killed compiler), which say nothing of the variant: the next
+        call tries it again.
         """
+        handled = sys.exc_info()[1]  # by the caller: no part of what may fail here
         while True:
             chosen = self.select(problem, variant)
             try:
                 implementation = chosen.load()
-            except Exception as error:  # a module may fail to import in any way on a build it was not written for
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a module may fail to import in any way on a build it was not written for
+                if of_the_machine(error, handled):
+                    raise
                 self._fall_back(chosen, problem, variant, "does not load", error)
                 continue
             try:
                 return implementation(*arguments, **keywords)
             except Exception as error:
-                if not _in_compiler(error):
+                # A compiler does not speak of kernels through OSError, whatever it says.
+                if not _in_compiler(error) or isinstance(error, OSError) or of_the_machine(error, handled):
                     raise
                 self._fall_back(chosen, problem, variant, "does not compile", error)
 
@@ -160,14 +169,17 @@ class Operation(Generic[P]):
         variant : take this one; else the one that a switch names; else the first that accepts. Raises ValueError for a name
             that the operation does not have, CapabilityError with the reasons when the named variant, or every one, cannot.
         """
-        memo = switches.current().memo
+        device = getattr(problem, "device", None)
+        if device is None:  # a machine's default target may appear later
+            return self._choose(problem, variant)
+        memo, caps = switches.current().memo, capabilities(device)
         key = (self, problem, variant)
-        chosen: Variant[P] | None = memo.get(key)
-        if chosen is None or (self._set_aside and (chosen.name, problem) in self._set_aside):
+        asked, chosen = memo.get(key, (None, None))
+        # Another snapshot: the driver has said which GPU this is, or Triton or its settings have changed.
+        if chosen is None or asked is not caps or self._why_aside(chosen, problem):
             chosen = self._choose(problem, variant)
-            if getattr(problem, "device", None) is not None:  # a machine's default target may appear later
-                memo[key] = chosen
-        return chosen
+            memo[key] = caps, chosen
+        return cast(Variant[P], chosen)
 
     def explain(self, problem: P | None = None, variant: str | None = None, *, device: Any = None) -> Trace:
         """The full trace of the choice. Without a problem only capabilities and switches are asked, for ``device``."""
@@ -189,14 +201,20 @@ class Operation(Generic[P]):
         failing = [name for name in candidate.requires if not caps[name]]
         if failing:
             return str(caps.joined(failing))
-        if (candidate.name, problem) in self._set_aside:
-            return self._set_aside[candidate.name, problem]
+        if aside := self._why_aside(candidate, problem):
+            return aside
         if problem is None:
             return None
         reason = candidate.accepts(problem) if candidate.accepts else None
         if reason is None and candidate.unless_named and not named:
             reason = candidate.unless_named(problem)
         return reason
+
+    def _why_aside(self, candidate: Variant[P], problem: P | None) -> str | None:
+        """Why ``candidate`` was set aside for ``problem``; strict switches and other settings of Triton try it again."""
+        if not self._set_aside or switches.current().strict:
+            return None
+        return self._set_aside.get((candidate.name, problem, probes.settings()))
 
     def _named_by_switch(self) -> str | None:
         named = switches.current().variants
@@ -219,12 +237,12 @@ class Operation(Generic[P]):
         LOG.log(logging.WARNING if unexpected else logging.DEBUG, "%s takes %s; %s", self.name, chosen.name, trace)
         return chosen
 
-    def _fall_back(self, failed: Variant[P], problem: P, variant: str | None, what: str, error: Exception) -> None:
+    def _fall_back(self, failed: Variant[P], problem: P, variant: str | None, what: str, error: BaseException) -> None:
         """Set ``failed`` aside for ``problem`` and say so once, or raise ``error`` where falling back is not wanted."""
         if switches.current().strict or failed.name in (variant, self._named_by_switch()):
             raise error
-        reason = f"set aside: {what}: {_summary(error)}"
-        if self._set_aside.setdefault((failed.name, problem), reason) is reason:
+        reason = f"set aside: {what}: {summary(error)}"
+        if self._set_aside.setdefault((failed.name, problem, probes.settings()), reason) is reason:
             LOG.warning("%s: %s %s for %s; CAPGATE_STRICT=1 raises instead", self.name, failed.name, reason, problem)
 
 
@@ -297,9 +315,3 @@ def _in_compiler(error: Exception) -> bool:
             return True
         step = step.tb_next
     return False
-
-
-def _summary(error: BaseException) -> str:
-    """An error's type and last line: compilers put the source before the cause."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

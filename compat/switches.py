@@ -47,7 +47,7 @@ class Switches:
     target : what a question without a device means, None for this machine's first GPU
     strict : whether a branch that does not compile raises instead of falling back
     memo : answers that hold under these switches, forgotten with them
-    key : text that is the same for switches that disable the same in the same words
+    key : text that is the same for switches under which the same capabilities hold, in the same words
     """
 
     def __init__(
@@ -62,17 +62,31 @@ class Switches:
         self.target = target
         self.strict = strict
         self.memo: dict[Any, Any] = {}
-        self.key = repr(sorted(self.disabled.items()))
+        self.key = f"{target} {sorted(self.disabled.items())}"
 
 
-_overriding: ContextVar[Switches | None] = ContextVar("capgate_switches", default=None)
+_overriding: ContextVar[Switches | None] = ContextVar("capgate_switches")
+
+
+class _Context:
+    """The switches in force, as torch.compile can watch them: it cannot call a context variable, but it reads attributes.
+
+    in_force : those of the innermost override(); where there is none, this object, in the place of the environment's
+    key : as the environment's, which are read once and so never change
+    """
+
+    key = "environment"
+    in_force = property(_overriding.get)  # get(default) with this object for the default
+
+
+CONTEXT = _Context()
 _from_environment: Switches | None = None
 
 
 def current() -> Switches:
     """The switches in force here: those of the innermost override(), else the environment's."""
     global _from_environment
-    switches = _overriding.get() or _from_environment
+    switches = _overriding.get(None) or _from_environment
     if switches is None:
         switches = _from_environment = read(os.environ)
     return switches
@@ -106,8 +120,8 @@ def override(
     target : a Target or its text (``"hip:gfx950"``); the meaning of :func:`capgate.compat.capabilities` without a device
     strict : True raises where a branch does not compile
 
-    It holds for the current thread or task, from entry to exit. Raises TypeError for values of other types, SwitchError for
-    names that do not exist.
+    It holds for the current thread or task, from entry to exit, for functions that torch.compile has compiled before, too: they
+    are compiled anew for it. Raises TypeError for values of other types, SwitchError for names that do not exist.
     """
     _typed("disable", disable, Iterable, "capability names")
     names = _split(disable) if isinstance(disable, str) else list(disable)

@@ -79,11 +79,11 @@ def parse(text: str) -> Target:
         return CPU
     if backend.startswith("gfx"):
         backend, arch = "hip", name
-    if re.fullmatch(r"sm_?\d{2,3}a?", backend) and not arch:
+    if re.fullmatch(r"sm_?\d{2,3}[af]?", backend) and not arch:
         backend, arch = "cuda", backend
     if backend == "hip" and arch.startswith("gfx"):
         return _known_hip(arch)
-    if backend == "cuda" and (number := re.fullmatch(r"(?:sm_?)?(\d{2,3})a?", arch)):
+    if backend == "cuda" and (number := re.fullmatch(r"(?:sm_?)?(\d{2,3})[af]?", arch)):
         return cuda(number[1])
     raise ValueError(
         f"target: got {text!r}, needs 'hip:gfx950', 'cuda:90' or 'cpu' (a device such as cuda:0 is passed as torch.device)"

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from rocm_bootstrap import _platform as rocm_platform
 
-from capgate.compat import current, discovery, operation, probes, switches, targets
+from capgate.compat import current, discovery, distributions, operation, probes, switches, targets
 
 LANES = ("3.5.1", "3.6.0", "3.7.1", "3.8.0", "3.9.0")
 
@@ -23,7 +22,8 @@ def _is_setting(name: str) -> bool:
         name.startswith(("CAPGATE_", "ROCM_BOOTSTRAP_", "HSA_OVERRIDE_GFX_VERSION"))
         or name.endswith("_VISIBLE_DEVICES")
         or name in ("CUDA_DEVICE_ORDER", "GPU_DEVICE_ORDINAL")
-        or name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "PYTHONWARNINGS", "TRITON_PTXAS_PATH", "TTY_COMPATIBLE")
+        or name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "PYTHONWARNINGS", "TTY_COMPATIBLE")
+        or name in ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH")
     )
 
 
@@ -144,6 +144,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     for name in filter(_is_setting, list(os.environ)):
         monkeypatch.delenv(name)
     monkeypatch.setattr(probes, "_findings", {})
+    distributions._claims.cache_clear()
     monkeypatch.setattr(current, "_snapshots", {})
     monkeypatch.setattr(switches, "_from_environment", None)
     monkeypatch.setattr(targets, "_of_started_device", {})
@@ -177,14 +178,13 @@ def warned(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 
 class Site:
-    """A folder of packages in front of all others, and the only place where distributions are looked for."""
+    """A folder of packages in front of all others."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self._monkeypatch, self.folder = monkeypatch, folder
         self.packages: set[str] = set()
         folder.mkdir()
         monkeypatch.syspath_prepend(str(folder))
-        monkeypatch.setattr(metadata, "version", self._version)
 
     def package(self, name: str, source: str = "") -> None:
         """A package in the place of the real one of that name, which counts as not imported yet."""
@@ -194,17 +194,15 @@ class Site:
         for module in [module for module in sys.modules if module.partition(".")[0] == name]:
             self._monkeypatch.delitem(sys.modules, module)
 
-    def distribution(self, name: str, version: str, entry_points: str = "") -> None:
-        """A distribution's metadata, without files."""
+    def distribution(self, name: str, version: str, entry_points: str = "", record: str | None = None) -> Path:
+        """A distribution's metadata, in a folder that it returns; ``record`` lists files: path,hash,size."""
         info = self.folder / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         (info / "entry_points.txt").write_text(entry_points)
-
-    def _version(self, name: str) -> str:
-        for distribution in metadata.distributions(name=name, path=[str(self.folder)]):
-            return distribution.version
-        raise metadata.PackageNotFoundError(name)
+        if record is not None:
+            (info / "RECORD").write_text(record)
+        return info
 
 
 @pytest.fixture
