@@ -65,7 +65,7 @@ def _interpreters_own_warning() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["reference", "classic"])
+@pytest.fixture(params=[pytest.param("reference", marks=pytest.mark.any_triton), "classic"])
 def branch(request: pytest.FixtureRequest) -> str:
     """Every branch that can run on CPU tensors."""
     if request.param == "classic":
