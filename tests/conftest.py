@@ -1,7 +1,7 @@
 """Which tests run where. Most depend on the Triton under test, and run on each; what checks no Triton runs in one lane.
 
-The noxfile runs ``--only=each-triton`` in every lane, and ``--only=any-triton`` in one of its default lanes, with Triton hidden:
-a test that is wrongly declared to need none fails there. Without ``--only`` all of them run.
+The noxfile runs ``--only=each-triton`` in every lane and ``--only=any-triton`` in one of its default lanes, with Triton hidden, so
+that a test that is wrongly declared to need none fails there. Without ``--only`` all of them run.
 """
 
 import sys
