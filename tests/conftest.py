@@ -1,14 +1,20 @@
-"""Which tests run where. Most depend on the Triton under test, and run on each; what checks no Triton runs in one lane.
+"""What all tests share: results that take long, and which of the tests run where.
 
-The noxfile runs ``--only=each-triton`` in every lane and ``--only=any-triton`` in one of its default lanes, with Triton hidden, so
-that a test that is wrongly declared to need none fails there. Without ``--only`` all of them run.
+Most tests depend on the Triton under test, and run on each; what checks no Triton runs in one lane. The noxfile
+runs ``--only=each-triton`` in every lane and ``--only=any-triton`` in one of its default lanes, with Triton hidden, so that a
+test that is wrongly declared to need none fails there. Without ``--only`` all of them run.
 """
 
+import hashlib
+import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 FOLDER = Path(__file__).parent
 
@@ -33,6 +39,9 @@ ANY_TRITON = {
     )
 }
 MARKED = FOLDER / "kernels"  # the folder where tests are marked one by one; it can be imported without Triton
+
+
+NO_LIMIT = 1200.0  # seconds, for what a test waits for and expects to end
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -74,3 +83,33 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if without_triton(item.config) and report.skipped and "triton" in str(report.longrepr).lower():
         report.outcome, report.longrepr = "failed", f"declared to need no Triton, but skipped: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Callable[[], Any]], Any]:
+    """``once(key, make)`` is what ``make`` returned for an equal key, of JSON types, in whichever of pytest's workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all workers of this run
+
+    def shared(key: Any, make: Callable[[], Any]) -> Any:
+        file = folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.json"
+        with FileLock(f"{file}.lock"):
+            if not file.exists():
+                file.write_text(json.dumps(make()))
+        return json.loads(file.read_text())
+
+    return shared
+
+
+@pytest.fixture(scope="session")
+def compile_once(once: Callable[..., Any]) -> Callable[..., list[dict[str, Any]]]:
+    """``compile_once(operation, target, jobs)``: as capgate's compile_jobs, without its limit of time; a row of one worker
+    serves the others. Ask for all jobs that tests share: the first to ask has them compiled in one process.
+    """
+    from capgate.kernels.offline import compile_jobs
+
+    def rows(operation: str, target: str, jobs: Sequence[Any]) -> list[dict[str, Any]]:
+        return once((operation, target, jobs), lambda: compile_jobs(operation, target, jobs, timeout=NO_LIMIT))
+
+    return rows
