@@ -73,7 +73,8 @@ def measured(session: nox.Session) -> Path:
 def tests(session: nox.Session, triton: str) -> None:
     """Run the tests on one Triton; ``-- --system-torch`` keeps the machine's own torch and overlays only Triton."""
     arguments = [argument for argument in session.posargs if argument != SYSTEM_TORCH]
-    environment = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    # Byte code is kept wherever the session runs: without it every worker would compile all tests, and pytest's rewriting of them.
+    environment = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
     environment["TRITON_CACHE_DIR"] = str(Path(session.create_tmp()) / "triton-cache")
     if SYSTEM_TORCH in session.posargs:
         python, folder = overlay(session, triton, *group("test"))

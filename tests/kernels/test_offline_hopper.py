@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from capgate import compat
-from capgate.kernels.offline import Job, compile_jobs
 from capgate.kernels.resources import MULTIPROCESSORS, RESERVED_SHARED_BYTES
 
 # Kinds of call as compile_hopper.py takes them: heads, dims, output; then keys of a block and next_n.
@@ -90,12 +89,12 @@ def test_no_load_left_the_producers_loops(result: dict[str, Any], operation: str
         assert result["loads"] == 1 + max(1, 64 // int(paged[0])) + clean
 
 
-@pytest.mark.parametrize(("operation", "keys"), [("fp8_mqa_logits", 128 * 2), ("fp8_paged_mqa_logits", 64)])
-def test_capgate_compile_shows_the_pass_over_the_keys(operation: str, keys: int) -> None:
+@pytest.mark.parametrize(
+    ("operation", "kind", "keys"), [("mqa_logits", "64,128,unclean", 128 * 2), ("paged_mqa_logits", "64,128,unclean,64,1", 64)]
+)
+def test_capgate_compile_shows_the_pass_over_the_keys(result: dict[str, Any], keys: int) -> None:
     """Its hot loop is a tile's: keys of a tile for each of a warpgroup's rows, shared out among four warps."""
-    (row,) = compile_jobs(operation, "cuda:90", [Job("gluon_hopper")])
-    assert row["compiled"], row["error"]
-    assert row["hot_loop"]["keys"] == keys / 4
-    assert row["hot_loop"]["mfma"] == {128 * 2: 8, 64: 4}[keys]
-    assert min(row["hot_loop"][kind] for kind in ("valu", "salu", "lds", "vmem")) > 0
-    assert (row["spills"], row["scratch_bytes"]) == (0, 0)
+    assert result["hot_loop"]["keys"] == keys / 4
+    assert result["hot_loop"]["mfma"] == {128 * 2: 8, 64: 4}[keys]
+    assert min(result["hot_loop"][kind] for kind in ("valu", "salu", "lds", "vmem")) > 0
+    assert (result["spills"], result["scratch"]) == (0, 0)
