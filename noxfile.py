@@ -73,7 +73,7 @@ def measured(session: nox.Session) -> Path:
 def tests(session: nox.Session, triton: str) -> None:
     """Run the tests on one Triton; ``-- --system-torch`` keeps the machine's own torch and overlays only Triton."""
     arguments = [argument for argument in session.posargs if argument != SYSTEM_TORCH]
-    # Byte code is kept wherever the session runs: without it every worker would compile all tests, and pytest's rewriting of them.
+    # Byte code is kept wherever this runs: without it every worker would compile the tests again, as pytest rewrites them.
     environment = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
     environment["TRITON_CACHE_DIR"] = str(Path(session.create_tmp()) / "triton-cache")
     if SYSTEM_TORCH in session.posargs:
