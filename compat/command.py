@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 
+from ._errors import summary
 from .capabilities import CapabilityError
 from .terminal import plain
-from .thirdparty import said
 
 # As a shell gives them for a process that died of the signal.
 INTERRUPTED = 128 + signal.SIGINT
@@ -111,7 +111,7 @@ def in_words(error: BaseException) -> str:
         return error.strerror
     if distribution := _distribution(error):
         return f"needs {distribution}, which is not installed: pip install {distribution} brings it"
-    return said(error)
+    return summary(error)
 
 
 def _distribution(error: BaseException) -> str | None:

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-T = TypeVar("T")
+from ._errors import summary
 
-LONGEST = 500  # characters of an error's own words: a failed compile may write 200 KB
+T = TypeVar("T")
 
 
 class Raised(NamedTuple):
@@ -21,14 +21,4 @@ def ask(function: Callable[[], T]) -> T | Raised:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # somebody else's: it is reported, and what else there is to say is said
-        return Raised(said(error))
-
-
-def said(error: BaseException) -> str:
-    """An error's type and its own words on one line."""
-    try:
-        words = " ".join(str(error).split())
-    except Exception:  # an error that cannot even say what it is
-        words = ""
-    name = type(error).__name__
-    return f"{name}: {words[:LONGEST]}" if words else f"{name}, without a message"
+        return Raised(summary(error))

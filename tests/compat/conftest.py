@@ -225,7 +225,7 @@ def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         folder = tmp_path / "cwd"
         folder.mkdir(exist_ok=True)
         return subprocess.run(
-            [sys.executable, *arguments], env=environment | variables, cwd=folder, capture_output=True, text=True, timeout=120
+            [sys.executable, *arguments], env=environment | variables, cwd=folder, capture_output=True, text=True, timeout=1200
         )
 
     return run

@@ -26,11 +26,13 @@ def branch(request: pytest.FixtureRequest) -> Branch:
 def agrees(branch: Branch, case: PagedCase) -> None:
     prepared = prepare(branch, case)
     for switches in SWITCHES:
-        execute(prepared, **switches)
+        execute(prepared, measure=False, **switches)
 
 
-@pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "skipped"])
-@pytest.mark.parametrize(("block", "gap"), [(1, 12), (16, 0), (32, 1600), (64, 0), (128, 16)])
+@pytest.mark.parametrize(
+    ("block", "gap", "clean_logits"),
+    [(1, 12, True), (16, 0, False), (32, 1600, True), (64, 0, True), (64, 0, False), (128, 16, False)],
+)
 def test_blocks(branch: Branch, block: int, gap: int, clean_logits: bool) -> None:
     """Scattered blocks, some with gaps between them; table entries past a request's keys are garbage."""
     agrees(branch, PagedCase(make_call([150, 0, 64, 1, 129], 1, 64, 128, block, gap=gap), 150, clean_logits))
@@ -90,10 +92,8 @@ def test_blocks_that_are_not_aligned() -> None:
 @pytest.mark.parametrize(
     ("heads", "dim", "next_n", "block"),
     [
-        (64, 128, 2, 64),
         (64, 32, 8, 128),
         (32, 128, 1, 64),
-        (32, 64, 4, 32),
         (16, 32, 3, 16),
         (20, 64, 8, 64),
         (100, 128, 2, 64),
@@ -121,7 +121,7 @@ def test_workers(branch: Branch, workers: int) -> None:
     agrees(branch, PagedCase(make_call([5, 0, 130, 260, 64, 700], 1, 32, 64, spare_entries=0), 700, False, workers))
 
 
-@pytest.mark.parametrize("columns", [1, 64, 200, 1500])
+@pytest.mark.parametrize("columns", [1, 64, 1500])
 def test_widths(branch: Branch, columns: int) -> None:
     """Rows that end inside the keys, and rows with room for whole strips of -inf behind them."""
     agrees(branch, PagedCase(make_call([200, 64, 1200], 1, 32, 64), columns, True))

@@ -53,6 +53,8 @@ def compile_kind(operation: str, kind: str) -> dict[str, Any]:
     return {
         "shared": taken["lds_bytes"],
         "spills": taken["spills"],
+        "scratch": taken["scratch_bytes"],
+        "hot_loop": taken["hot_loop"],
         "warps": taken["waves_per_simd"] * 4,  # of as many programs as fit on an SM
         "threads": int(re.search(r"\.reqntid (\d+)", compiled.asm["ptx"])[1]),
         "wgmma": Counter(re.findall(r"wgmma\.mma_async\S*", compiled.asm["ptx"])),

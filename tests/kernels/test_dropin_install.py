@@ -507,7 +507,7 @@ from {ROCM} import rocm_fp8_mqa_logits
 print("torch" in loaded(), "aiter" in loaded(), rocm_fp8_mqa_logits.__module__)
 """
     environment = {"PATH": "/usr/bin", "CAPGATE_DROPIN": "vllm_rocm,aiter", "PYTHONPATH": f"{engines}:{':'.join(sys.path)}"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first == "[]"

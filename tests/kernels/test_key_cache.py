@@ -14,7 +14,7 @@ DTYPES = pytest.mark.parametrize("dtype", list(FP8_MAX), ids=str)
 BLOCKS = pytest.mark.parametrize("block", [1, 16, 64])
 
 
-@pytest.fixture(params=["reference", "classic"])
+@pytest.fixture(params=[pytest.param("reference", marks=pytest.mark.any_triton), "classic"])
 def cache_branch(request: pytest.FixtureRequest) -> Any:
     """The module that writes and gathers."""
     if request.param == "reference":

@@ -18,7 +18,7 @@ from capgate import compat
 def compile_all() -> dict[str, Any]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, str(Path(__file__).with_name("compile_pitfalls.py"))]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    child = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment)
     assert child.returncode == 0, child.stderr[-4000:]
     return json.loads(child.stdout)
 
