@@ -26,7 +26,7 @@ def collect(target: Target | str | None = None) -> dict[str, Any]:
     target : as ``device`` of :func:`capgate.compat.capabilities`
 
     Keys: ``triton``, ``triton_kernels``, ``torch`` (version texts or None), ``target`` (the one asked about), ``targets`` (the
-    GPUs found), ``notes`` (why a vendor has none), ``capabilities.<name>.available|reason``,
+    GPUs found), ``notes`` (why a vendor has none, or one could not be read), ``capabilities.<name>.available|reason``,
     ``operations.<name>.variant|trace`` with ``variant|accepted|reason`` for each step of the trace.
     """
     caps, found = capabilities(target), targets.discover()

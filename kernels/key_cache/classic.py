@@ -124,6 +124,7 @@ def gather_kernel(
     out_keys,  # [total, D] uint8
     out_scales,  # [total] float32
     num_requests,
+    num_blocks,
     limit,
     total,
     stride_keys,
@@ -141,6 +142,7 @@ def gather_kernel(
     held = request < num_requests
     wanted = position < total
     page = tl.load(table + request.to(tl.int64) * stride_tb + offset // BLOCK * stride_tk, mask=held & wanted, other=0)
+    held &= (page >= 0) & (page < num_blocks)
     page = page.to(tl.int64)
     inside = offset % BLOCK
     dim = tl.arange(0, DIM)
@@ -188,7 +190,19 @@ def prepare_gather(
     (blocks, block, dim), total = held_keys.shape, keys.shape[0]
     limit = block_table.shape[1] * block if blocks else 0
     strides = (held_keys.stride(0), held_scales.stride(0), *block_table.stride(), lens.stride(0))
-    arguments = (held_keys, held_scales, block_table, lens, keys.view(torch.uint8), scales, len(lens), limit, total, *strides)
+    arguments = (
+        held_keys,
+        held_scales,
+        block_table,
+        lens,
+        keys.view(torch.uint8),
+        scales,
+        len(lens),
+        blocks,
+        limit,
+        total,
+        *strides,
+    )
     keywords = {"DIM": dim, "BLOCK": block, "POSITIONS": POSITIONS, "REQUESTS": REQUESTS, "num_warps": 4}
     return Launch(gather_kernel, (-(-total // POSITIONS),), arguments, keywords)
 

@@ -51,6 +51,11 @@ def keys_of(kv_cache: torch.Tensor) -> torch.Tensor:
     return kv_cache.as_strided((blocks, block, dim), (kv_cache.stride(0), dim, 1), kv_cache.storage_offset())
 
 
+def readable(kv_cache: torch.Tensor) -> torch.Tensor:
+    """A checked cache, or where it has no block one of any contents: there is something to read in place of missing keys."""
+    return kv_cache if kv_cache.shape[0] else kv_cache.new_empty((1, *kv_cache.shape[1:]))
+
+
 def scale_bytes_of(kv_cache: torch.Tensor) -> torch.Tensor:
     """The bytes of the scales of a checked cache: a view of shape [num_blocks, block, 4]."""
     blocks, block, _, width = kv_cache.shape

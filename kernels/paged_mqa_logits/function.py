@@ -47,13 +47,15 @@ def fp8_paged_mqa_logits(
         ``context_lens[b] - next_n + t + 1``. Rows that see 0 keys or less are empty; more than ``max_context_len``, or than
         the table has room for, is cut.
     block_table : torch.Tensor, shape (B, max_blocks), int32
-        Each request's blocks in order. What lies past the keys that a request's rows see is not looked at.
+        Each request's blocks in order. What lies past the keys that a request's rows see is not looked at. A block that the
+        cache does not have (below 0, or num_blocks and more) is never read: the logits of its keys are -inf.
     max_context_len : int
         Columns of the output, 0 to 2**30.
     clean_logits : bool
         True sets every cell that a row does not see to -inf. False leaves those cells as they are, which saves writing them.
     schedule : torch.Tensor, shape (num_workers + 1, 2), int32, optional
-        What :func:`paged_mqa_schedule` returned for the same ``context_lens``; made by the call otherwise.
+        What :func:`paged_mqa_schedule` returned for the same ``context_lens``; made by the call otherwise. With other contents
+        some cells may stay unwritten or be written more than once, never with anything else than their logits.
     out : torch.Tensor, shape (B * next_n, max_context_len), float32, optional
         Where to write. A new one is allocated otherwise, with rows padded to 256 elements: ``stride(0)`` need not be
         ``max_context_len``.

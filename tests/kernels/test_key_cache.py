@@ -130,6 +130,21 @@ def test_gathered_keys_lie_side_by_side(paged: ModuleType, cache_branch: Any, bl
         assert not gathered[len(expected) :].double().any()
 
 
+def test_gather_gives_zeros_for_blocks_that_the_cache_lacks(paged: ModuleType, cache_branch: Any) -> None:
+    """Such keys keep their places, so that the others keep theirs."""
+    call = paged.make_call([40, 3, 33], block=16, spare_entries=0)
+    lacking = paged.without_blocks(call)
+    keys, scales = torch.ones(76, 32).to(torch.float8_e4m3fn), torch.ones(76)
+    cache_branch.gather(call.kv_cache, call.block_table, call.context_lens, keys, scales)
+    held = (lacking.block_table == call.block_table).repeat_interleave(16, 1)
+    held = torch.cat([row[:count] for row, count in zip(held, call.context_lens, strict=True)])
+    assert 0 < held.sum() < len(held)
+    some_keys, some_scales = torch.ones(76, 32).to(torch.float8_e4m3fn), torch.ones(76)
+    cache_branch.gather(call.kv_cache, lacking.block_table, call.context_lens, some_keys, some_scales)
+    assert torch.equal(some_keys.float(), keys.float() * held[:, None])
+    assert torch.equal(some_scales, scales * held)
+
+
 def test_gather_needs_no_cache_for_no_keys(paged: ModuleType, cache_branch: Any) -> None:
     call = paged.make_call([0, 0], spare_entries=0)
     for cache in (call.kv_cache, call.kv_cache[:0]):
