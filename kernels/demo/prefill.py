@@ -11,7 +11,7 @@ from ..mqa_logits import fp8_mqa_logits, reference
 from ..mqa_logits.operation import example, operation
 from .outcomes import SENTINEL, Outcome, calc_diff, count_disturbed, mebibytes, runnable, show, timer_of
 
-ON_GPU = (1024,) * 16  # 16384 tokens: what the seed's serving stack puts into one prefill batch at most
+ON_GPU = (1024,) * 16  # 16384 tokens: what such a serving stack puts into one prefill batch at most
 ON_CPU = (512, 256, 128, 128)
 CHUNK_ROWS = 64  # of a call on the CPU, so that a progress bar can move
 

@@ -19,7 +19,7 @@ _spec.loader.exec_module(upstream)
 
 FN = torch.float8_e4m3fn
 
-# As in the libraries' sources. The contract writes q, kv_cache, block_tables for some of these names.
+# As in the libraries' sources. Callers write q, kv_cache, block_tables for some of these names.
 SIGNATURES = {
     aiter.fp8_mqa_logits: "(Q, KV, kv_scales, weights, cu_starts, cu_ends, clean_logits=True)",
     aiter.deepgemm_fp8_paged_mqa_logits: (
