@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2025.2.9"
 nox.options.sessions = ["lint", "typecheck", "tests(triton-3.5.1)", "tests(triton-3.6.0)"]
@@ -28,7 +29,8 @@ LANES = {
 }
 GATES = ("3.5.1", "3.6.0")
 SYSTEM_TORCH = "--system-torch"
-WORKERS = ("-n", "auto", "--dist", "worksteal")  # the tests of a lane side by side, one worker a core
+WORKERS = ("-n", "auto", "--dist", "worksteal", "--durations=10")  # side by side, one worker a core; then what took longest
+WHOLE = "3.6.0"  # the lane that also runs what checks no Triton: tests/conftest.py says which tests those are
 
 
 def group(name: str) -> list[str]:
@@ -71,7 +73,8 @@ def measured(session: nox.Session) -> Path:
 def tests(session: nox.Session, triton: str) -> None:
     """Run the tests on one Triton; ``-- --system-torch`` keeps the machine's own torch and overlays only Triton."""
     arguments = [argument for argument in session.posargs if argument != SYSTEM_TORCH]
-    environment = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    # Byte code is kept wherever this runs: without it every worker would compile the tests again, as pytest rewrites them.
+    environment = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
     environment["TRITON_CACHE_DIR"] = str(Path(session.create_tmp()) / "triton-cache")
     if SYSTEM_TORCH in session.posargs:
         python, folder = overlay(session, triton, *group("test"))
@@ -86,8 +89,20 @@ def tests(session: nox.Session, triton: str) -> None:
         session.run(*pytest, *arguments, env=environment, external=True)
         return
     # Triton decides at import whether it interprets: the kernels' tests run on the CPU, the others as in production.
-    session.run(*pytest, *WORKERS, "--ignore=tests/kernels", env=environment, external=True)
-    session.run(*pytest, *WORKERS, "tests/kernels", env={**environment, "TRITON_INTERPRET": "1"}, external=True)
+    parts: dict[str, tuple[list[str], dict[str, str]]] = {
+        "as in production": (["--only=each-triton", "--ignore=tests/kernels"], {}),
+        "in the interpreter": (["--only=each-triton", "tests/kernels"], {"TRITON_INTERPRET": "1"}),
+    }
+    if triton == WHOLE:
+        parts["without Triton"] = (["--only=any-triton"], {})
+    failed = []
+    for part, (options, switches) in parts.items():  # all of them, whatever the first one says
+        try:
+            session.run(*pytest, *WORKERS, *options, env={**environment, **switches}, external=True)
+        except CommandFailed:
+            failed.append(part)
+    if failed:
+        session.error(f"tests failed: {', '.join(failed)}")
 
 
 @nox.session

@@ -20,6 +20,7 @@ at (device, dtypes, head sizes) and not what changes from call to call.
 import logging
 import sys
 from collections.abc import Callable, Hashable, Iterable
+from functools import partial
 from importlib import import_module
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -27,6 +28,7 @@ from . import probes, switches
 from ._errors import of_the_machine, summary
 from .capabilities import TABLE, CapabilityError, nearest
 from .current import capabilities, target_of
+from .thirdparty import Raised, ask
 
 LOG = logging.getLogger("capgate")
 
@@ -253,23 +255,53 @@ def operations() -> dict[str, Operation[Any]]:
     An entry point of group ``capgate.operations`` is ``name = "package.module:operation"``; one that does not import is
     left out with a warning.
     """
-    from importlib.metadata import entry_points
+    found, failed = find_operations()
+    for words in failed.values():
+        LOG.warning("%s", words)
+    return found
 
-    for entry in entry_points(group=ENTRY_POINTS):
+
+def find_operations() -> tuple[dict[str, Operation[Any]], dict[str, str]]:
+    """As :func:`operations`, and for each entry point that gives no operation of its name why not, in words."""
+    failed: dict[str, str] = {}
+    for entry in _entry_points(failed):
         if entry.name in _registered:
             continue
-        try:
-            operation = entry.load()
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # somebody else's package: its failure is reported and must not be this one's
-            LOG.warning("operation %s (%s) does not load: %s", entry.name, entry.value, summary(error))
-            continue
-        if isinstance(operation, Operation) and operation.name == entry.name:
+        operation = ask(entry.load)
+        if isinstance(operation, Raised):
+            failed[entry.name] = f"operation {entry.name} ({entry.value}) does not load: {operation.words}"
+        elif isinstance(operation, Operation) and operation.name == entry.name:
             _registered[entry.name] = operation
         else:
-            LOG.warning("operation %s (%s) is not an operation of that name", entry.name, entry.value)
-    return dict(_registered)
+            failed[entry.name] = f"operation {entry.name} ({entry.value}) is not an operation of that name"
+    return dict(_registered), failed
+
+
+def _entry_points(failed: dict[str, str]) -> list[Any]:
+    """Those of ENTRY_POINTS; a distribution whose entry points cannot be read goes into ``failed`` and hides no other."""
+    from importlib import metadata
+
+    every = ask(lambda: list(metadata.entry_points(group=ENTRY_POINTS)))
+    if not isinstance(every, Raised):
+        return every
+    found = []
+    for distribution in metadata.distributions():
+        own = ask(partial(_entry_points_of, distribution))
+        if isinstance(own, Raised):
+            named = ask(partial(_name_of, distribution))
+            name = "without a name" if isinstance(named, Raised) else named
+            failed[name] = f"distribution {name}: its entry points cannot be read: {own.words}"
+        else:
+            found += own
+    return found
+
+
+def _entry_points_of(distribution: Any) -> list[Any]:
+    return list(distribution.entry_points.select(group=ENTRY_POINTS))
+
+
+def _name_of(distribution: Any) -> str:
+    return str(distribution.metadata["Name"])
 
 
 def _in_compiler(error: Exception) -> bool:

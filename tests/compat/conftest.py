@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rocm_bootstrap import _platform as rocm_platform
 
-from capgate.compat import current, distributions, operation, probes, switches, targets
+from capgate.compat import current, discovery, distributions, operation, probes, switches, targets
 
 LANES = ("3.5.1", "3.6.0", "3.7.1", "3.8.0", "3.9.0")
 
@@ -19,15 +19,19 @@ LANES = ("3.5.1", "3.6.0", "3.7.1", "3.8.0", "3.9.0")
 def _is_setting(name: str) -> bool:
     """Whether an environment variable changes what capgate answers, or what it prints."""
     return (
-        name.startswith(("CAPGATE_", "ROCM_BOOTSTRAP_"))
+        name.startswith(("CAPGATE_", "ROCM_BOOTSTRAP_", "HSA_OVERRIDE_GFX_VERSION"))
         or name.endswith("_VISIBLE_DEVICES")
+        or name in ("CUDA_DEVICE_ORDER", "GPU_DEVICE_ORDINAL")
         or name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "PYTHONWARNINGS", "TTY_COMPATIBLE")
         or name in ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH")
     )
 
 
 class Nvml(ModuleType):
-    """As much of pynvml as discovery uses. ``gpus`` and ``mig`` map UUIDs to compute capabilities."""
+    """As much of pynvml as discovery uses. ``gpus`` and ``mig`` map UUIDs to compute capabilities.
+
+    fails_in : a function of NVML, or a function and the index of the GPU that it fails for, to its error's text
+    """
 
     class NVMLError(Exception):
         pass
@@ -36,7 +40,7 @@ class Nvml(ModuleType):
         self,
         gpus: Mapping[str | bytes, tuple[int, int]],
         mig: Mapping[str, tuple[int, int]],
-        fails_in: Mapping[str, str],
+        fails_in: Mapping[str | tuple[str, int], str],
     ) -> None:
         super().__init__("pynvml")
         self.gpus, self.mig, self.fails_in = list(gpus.items()), mig, fails_in
@@ -48,8 +52,10 @@ class Nvml(ModuleType):
 
         def call(*arguments: Any) -> Any:
             self.calls.append(name)
-            if name in self.fails_in:
-                raise self.NVMLError(self.fails_in[name])
+            index = self.gpus.index(arguments[0]) if arguments and arguments[0] in self.gpus else (*arguments, None)[0]
+            for failing in (name, (name, index)):
+                if failing in self.fails_in:
+                    raise self.NVMLError(self.fails_in[failing])
             return getattr(self, f"_{name}")(*arguments)
 
         return call
@@ -85,29 +91,48 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self._monkeypatch, self._kfd = monkeypatch, folder / "kfd"
         monkeypatch.setattr(targets, "KFD", str(self._kfd))
+        monkeypatch.setattr(discovery, "DRI", str(folder / "dri"))
+        monkeypatch.setattr(rocm_platform, "run_clinfo", lambda: pytest.fail("discovery starts another program"))
         self.nvidia({}, fails_in={"nvmlInit": "NVML Shared Library Not Found"})
 
     def amd(self, *archs: str) -> None:
         """AMD GPUs of these architectures, in this order."""
         self._monkeypatch.setenv("ROCM_BOOTSTRAP_FORCE_GFX_ARCH", ",".join(archs))
 
-    def kfd(self, nodes: Mapping[int, int]) -> None:
-        """What AMD's kernel driver shows: node number to ``gfx_target_version``, 0 for a CPU's node."""
+    def kfd(
+        self,
+        nodes: Mapping[int, int],
+        properties: Mapping[int, Mapping[str, int]] | None = None,
+        refused: Mapping[int, Exception] | None = None,
+    ) -> None:
+        """What AMD's kernel driver shows: node number to ``gfx_target_version``, 0 for a CPU's node.
+
+        properties : further properties of a node
+        refused : what reading a node raises
+        """
         topology = self._kfd / "kfd" / "topology" / "nodes"
         for number, version in nodes.items():
             node = topology / str(number)
             node.mkdir(parents=True)
-            (node / "properties").write_text(f"simd_count {version and 1024}\ngfx_target_version {version}\n")
+            shown = {"simd_count": version and 1024, "gfx_target_version": version, **(properties or {}).get(number, {})}
+            (node / "properties").write_text("".join(f"{name} {value}\n" for name, value in shown.items()))
+        read = rocm_platform.read_kfd_properties
+
+        def read_or_refuse(node: Path) -> str:
+            if error := (refused or {}).get(int(node.name)):
+                raise error
+            return read(node)
+
+        self._monkeypatch.setattr(rocm_platform, "read_kfd_properties", read_or_refuse)
         self._monkeypatch.setattr(rocm_platform, "KFD_TOPOLOGY", topology)
-        self._monkeypatch.setattr(rocm_platform, "run_clinfo", str)
 
     def nvidia(
         self,
         gpus: Mapping[str | bytes, tuple[int, int]],
         mig: Mapping[str, tuple[int, int]] | None = None,
-        fails_in: Mapping[str, str] | None = None,
+        fails_in: Mapping[str | tuple[str, int], str] | None = None,
     ) -> Nvml:
-        """NVIDIA GPUs in this order; ``fails_in`` maps a function of NVML to its error's text."""
+        """NVIDIA GPUs in this order; ``fails_in`` as :class:`Nvml` has it."""
         nvml = Nvml(gpus, mig or {}, fails_in or {})
         self._monkeypatch.setitem(sys.modules, "pynvml", nvml)
         return nvml
@@ -123,6 +148,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     monkeypatch.setattr(current, "_snapshots", {})
     monkeypatch.setattr(switches, "_from_environment", None)
     monkeypatch.setattr(targets, "_of_started_device", {})
+    if "torch" in sys.modules:  # other tests may have started the driver of the machine that these run on
+        monkeypatch.setattr(sys.modules["torch"].cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(operation, "_registered", dict(operation._registered))
     return Machine(monkeypatch, tmp_path)
 
@@ -198,7 +225,7 @@ def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         folder = tmp_path / "cwd"
         folder.mkdir(exist_ok=True)
         return subprocess.run(
-            [sys.executable, *arguments], env=environment | variables, cwd=folder, capture_output=True, text=True, timeout=120
+            [sys.executable, *arguments], env=environment | variables, cwd=folder, capture_output=True, text=True, timeout=1200
         )
 
     return run

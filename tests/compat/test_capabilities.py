@@ -136,7 +136,7 @@ def test_named_architectures_exist(name: str) -> None:
         assert targets.parse(arch).label == arch
 
 
-def test_the_design_s_names_are_there() -> None:
+def test_the_names_that_others_go_by_are_there() -> None:
     named = "triton triton_ge_36 gluon gluon_linear_async_copy gluon_padded_layout constexpr_tuple_permute gfx950 gfx942 sm90 "
     named += "fp8_e4m3fn fp8_e4m3fnuz scaled_mfma tma wgmma gluon_cdna4 gluon_hopper"
     assert set(named.split()) <= TABLE.keys()

@@ -96,7 +96,7 @@ def emulate(launch: Launch, written: Sequence[torch.Tensor]) -> Result:
     """
     compiled = compile_launch(launch)
     program, arguments = parse(compiled.asm["amdgcn"]), bound(launch.arguments, unwritten=written)
-    return run(program, launch.grid, arguments, lds_bytes=compiled.metadata.shared)
+    return run(program, launch.grid, arguments, lds_bytes=compiled.metadata.shared, measure=False)
 
 
 def launch(

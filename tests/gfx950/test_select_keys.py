@@ -42,31 +42,29 @@ def agrees(
     return len(launches)
 
 
-@pytest.mark.parametrize("scores", [False, True], ids=["indices", "scores"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_unordered_and_distant_logits(kind: str, scores: bool) -> None:
-    agrees(make_logits(kind, 5, 512), STARTS, ENDS, 60, scores=scores)
+def test_equal_unordered_and_distant_logits(kind: str) -> None:
+    agrees(make_logits(kind, 5, 512), STARTS, ENDS, 60, scores=True)
 
 
-@pytest.mark.parametrize(("columns", "top_k"), [(8192, 2048), (8192, 512), (16384, 2048)], ids=str)
+@pytest.mark.parametrize(("columns", "top_k"), [(8192, 2048), (8192, 512)], ids=str)
 def test_what_the_models_select(columns: int, top_k: int) -> None:
     ends = torch.tensor([columns, columns - 1, columns // 3, columns // 5], dtype=torch.int32)
     assert agrees(make_logits("skewed", 4, columns), None, ends, top_k, scores=False) == 1
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 7, 61, 255])
+@pytest.mark.parametrize("top_k", [1, 7, 61, 255])
 def test_numbers_of_keys(top_k: int) -> None:
     """Rows of indices that end inside a quad, which Triton stores one by one, and a number that it makes a constant."""
     agrees(make_logits("normal", 5, 512), STARTS, ENDS, top_k, scores=True)
 
 
-@pytest.mark.parametrize("layout", [{"gap": 16}, {"gap": 7, "offset": 16}], ids=["whole-vectors", "single-cells"])
 @pytest.mark.parametrize("kind", ["normal", "few-values", "nans"])
-def test_rows_that_are_cut(kind: str, layout: dict[str, int]) -> None:
+def test_rows_that_are_cut(kind: str) -> None:
     """Windows that end at a cut, or begin or end a few keys away from it, and one of few keys."""
     starts = torch.tensor([0, 3, 7, 16384], dtype=torch.int32)
     ends = torch.tensor([40000, 39999, 16390, 16500], dtype=torch.int32)
-    assert agrees(laid_out(make_logits(kind, 4, 40000), **layout), starts, ends, 700, scores=True) == 2
+    assert agrees(laid_out(make_logits(kind, 4, 40000), gap=16), starts, ends, 700, scores=True) == 2
 
 
 @pytest.mark.parametrize(
@@ -77,8 +75,7 @@ def test_layouts(layout: dict[str, Any]) -> None:
     agrees(sentinels(5, 500, **layout).copy_(make_logits("normal", 5, 500)), STARTS, ENDS, 60, scores=False)
 
 
-@pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
-def test_compressed_logits(relative: bool) -> None:
+def test_compressed_logits() -> None:
     starts = torch.tensor([-4, 0, 30, 150, 90], dtype=torch.int32)
     ends = torch.tensor([60, 200, 110, 300, 90], dtype=torch.int32)
-    agrees(make_logits("normal", 5, 77), starts, ends, 30, scores=False, num_keys=200, relative=relative)
+    agrees(make_logits("normal", 5, 77), starts, ends, 30, scores=False, num_keys=200, relative=True)

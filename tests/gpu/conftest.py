@@ -150,7 +150,7 @@ class Sanitizer:
             [*command, sys.executable, "-c", code, self.tool, *arguments],
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=1200,
             env=os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         )
         said = run.stdout + run.stderr

@@ -107,7 +107,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 @pytest.mark.parametrize("order", ["capgate first", "torch first"])
 def test_a_child_forked_after_every_capability_was_read_can_use_the_gpu(order: str) -> None:
-    run = subprocess.run([sys.executable, "-c", FORK, order], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", FORK, order], capture_output=True, text=True, timeout=1200)
     assert run.returncode == 0, run.stderr
 
 

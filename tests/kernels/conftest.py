@@ -2,10 +2,12 @@
 
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +57,36 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _language_is_patched_once_a_launch() -> Iterator[None]:
+    """Triton's interpreter puts its functions into triton.language, and does so anew at every call of a device function, which
+    is a quarter of its time: what a launch has patched stays so until it ends."""
+    if os.environ.get("TRITON_INTERPRET") != "1" or sys.modules.get("triton", ...) is None:
+        yield
+        return
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    patch, call = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    patched: set[frozenset[int]] = set()  # the modules that a function names triton.language, or its core
+
+    def patch_once(function: Any) -> Any:
+        modules = frozenset(id(value) for value in function.__globals__.values() if value is tl or value is tl.core)
+        if modules in patched:
+            return None
+        patched.add(modules)
+        return patch(function)
+
+    def launch(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        patched.clear()
+        return call(self, *arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as replaced:
+        replaced.setattr(interpreter, "_patch_lang", patch_once)
+        replaced.setattr(interpreter.GridExecutor, "__call__", launch)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _interpreters_own_warning() -> Iterator[None]:
     """The interpreters of Triton 3.5 and 3.6 use what numpy 2.4 took away, and numpy 2.3 warns of it at every loop."""
@@ -65,7 +97,7 @@ def _interpreters_own_warning() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["reference", "classic"])
+@pytest.fixture(params=[pytest.param("reference", marks=pytest.mark.any_triton), "classic"])
 def branch(request: pytest.FixtureRequest) -> str:
     """Every branch that can run on CPU tensors."""
     if request.param == "classic":

@@ -88,17 +88,27 @@ def same(scores: torch.Tensor, others: torch.Tensor) -> bool:
 
 
 def check(
-    logits: torch.Tensor, starts: torch.Tensor | None, ends: torch.Tensor, top_k: int, variant: str | None, **options: Any
+    logits: torch.Tensor,
+    starts: torch.Tensor | None,
+    ends: torch.Tensor,
+    top_k: int,
+    variant: str | None,
+    *,
+    alone: bool = True,
+    **options: Any,
 ) -> torch.Tensor:
-    """Select with ``variant``, with and without scores, hold both against the expectation, and return the indices."""
+    """Select with ``variant``, with scores and, if ``alone``, once more without; hold it against the expectation, and return
+    the indices."""
     operands = [tensor for tensor in (logits, starts, ends) if tensor is not None]
     before = [judge.storage_of(tensor, torch.uint8).clone() for tensor in operands]
     indices, scores = select_from_logits(logits, starts, ends, top_k=top_k, return_scores=True, variant=variant, **options)
-    alone = select_from_logits(logits, starts, ends, top_k=top_k, variant=variant, **options)
+    every = [indices]
+    if alone:
+        every.append(select_from_logits(logits, starts, ends, top_k=top_k, variant=variant, **options))
     for tensor, octets in zip(operands, before, strict=True):
         assert torch.equal(judge.storage_of(tensor, torch.uint8), octets), "an operand changed"
     right, right_scores = expected(logits, starts, ends, top_k, **options)
-    for found in (indices, alone):
+    for found in every:
         assert found.dtype == torch.int32
         assert found.shape == right.shape
         wrong = (found != right).any(1).nonzero().flatten().tolist()

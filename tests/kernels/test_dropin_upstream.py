@@ -14,8 +14,8 @@ upstream = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(upstream)
 
 FN = torch.float8_e4m3fn
-# Upstream's small grid, the sizes that the interpreter does in seconds.
-SIZES = pytest.mark.parametrize(("rows", "keys"), [(1, 1), (1, 16), (1, 113), (17, 76), (61, 113)], ids=str)
+# Of upstream's small grid; all of it is asked of the functions themselves.
+SIZES = pytest.mark.parametrize(("rows", "keys"), [(1, 1), (1, 113), (17, 76)], ids=str)
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def test_deep_gemm_prefill(rows: int, keys: int) -> None:
     upstream.deep_gemm_mqa_logits(prefill(rows, keys), compressed=False)
 
 
-@pytest.mark.parametrize(("rows", "keys"), [(1, 16), (17, 76), (61, 113)], ids=str)
+@pytest.mark.parametrize(("rows", "keys"), [(1, 16), (17, 76)], ids=str)
 def test_deep_gemm_prefill_compressed(rows: int, keys: int) -> None:
     upstream.deep_gemm_mqa_logits(prefill(rows, keys, heads=32), compressed=True)
 

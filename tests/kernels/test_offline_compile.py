@@ -1,6 +1,6 @@
 """Kernels compiled for GPUs that are not here, by this lane's Triton: they fit, and they use the matrix units."""
 
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,13 +29,10 @@ targets = pytest.mark.parametrize(("target", "fp8"), TARGETS.values(), ids=TARGE
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
-@lru_cache
-def compile_all(target: str, fp8: str) -> list[dict[str, Any]]:
-    return compile_jobs("fp8_mqa_logits", target, [Job("classic", *kind, fp8) for kind in KINDS.values()])
-
-
-def compiled(target: str, fp8: str, kind: str) -> dict[str, Any]:
-    row = compile_all(target, fp8)[list(KINDS).index(kind)]
+@pytest.fixture
+def row(compile_once: Callable[..., Any], target: str, fp8: str, kind: str) -> dict[str, Any]:
+    jobs = [Job("classic", *each, fp8) for each in KINDS.values()]
+    row = compile_once("fp8_mqa_logits", target, jobs)[list(KINDS).index(kind)]
     assert (row["heads"], row["dim"], row["mode"], row["dtype"]) == (*KINDS[kind], fp8)
     assert row["compiled"], row["error"]
     return row
@@ -43,34 +40,31 @@ def compiled(target: str, fp8: str, kind: str) -> dict[str, Any]:
 
 @targets
 @kinds
-def test_bug_3_shared_memory_fits_the_part(target: str, fp8: str, kind: str) -> None:
+def test_bug_3_shared_memory_fits_the_part(row: dict[str, Any], target: str) -> None:
     """3: Shared-memory overflow at H = 64, D = 128 on parts with 64 KiB (gfx942)."""
-    row = compiled(target, fp8, kind)
     assert 0 < row["lds_bytes"] <= SHARED_MEMORY[target]
     assert row["waves_per_simd"] * 4 >= row["tuning"]["num_warps"], "not even one workgroup fits"
 
 
 @targets
 @kinds
-def test_bug_12_every_architecture_gets_its_own_fp8_matrix_instruction(target: str, fp8: str, kind: str) -> None:
+def test_bug_12_every_architecture_gets_its_own_fp8_matrix_instruction(row: dict[str, Any], target: str) -> None:
     """12: The matrix-instruction version was hard-coded for one architecture."""
-    instructions = compiled(target, fp8, kind)["matrix_instructions"]
+    instructions = row["matrix_instructions"]
     assert instructions
     assert all(MATRIX_INSTRUCTION[target] in name for name in instructions), instructions
 
 
 @targets
 @kinds
-def test_registers_suffice_without_spills(target: str, fp8: str, kind: str) -> None:
-    row = compiled(target, fp8, kind)
+def test_registers_suffice_without_spills(row: dict[str, Any]) -> None:
     assert (row["spills"], row["scratch_bytes"]) == (0, 0)
 
 
 @targets
 @kinds
-def test_the_hot_loop_is_the_walk_over_the_key_tiles(target: str, fp8: str, kind: str) -> None:
+def test_the_hot_loop_is_the_walk_over_the_key_tiles(row: dict[str, Any]) -> None:
     """A pass scores one tile for all rows of the program, shared out among its waves: no other loop has as many products."""
-    row = compiled(target, fp8, kind)
     tuning, loop = row["tuning"], row["hot_loop"]
     assert loop["keys"] == tuning["block_keys"] * tuning["rows"] / tuning["num_warps"]
     assert 0 < loop["mfma"] < sum(row["matrix_instructions"].values()) + 1

@@ -1,7 +1,8 @@
-"""What this lane's Triton makes of the kernels of pitfalls.py, read in compiled code, is what two capabilities say."""
+"""What this lane's Triton makes of the kernels of pitfalls.py, read in compiled code."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import lru_cache
@@ -17,7 +18,7 @@ from capgate import compat
 def compile_all() -> dict[str, Any]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, str(Path(__file__).with_name("compile_pitfalls.py"))]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    child = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment)
     assert child.returncode == 0, child.stderr[-4000:]
     return json.loads(child.stdout)
 
@@ -36,3 +37,14 @@ def test_a_wgmma_behind_a_loop_has_its_descriptor_on_every_way_where_the_capabil
     if not caps.gluon:
         pytest.skip(caps.why("gluon"))
     assert (compile_all()["undefined"] == []) == caps.wgmma_after_zero_trip_loop, caps.why("wgmma_after_zero_trip_loop")
+
+
+def test_an_mbarrier_that_nobody_uses_shares_its_memory_and_is_found_out() -> None:
+    """Every Triton's allocator gives it to the tile behind it; what invalidates the barrier first is in order."""
+    caps = compat.capabilities("cuda:90")
+    if not caps.gluon:
+        pytest.skip(caps.why("gluon"))
+    unused, invalidated = compile_all()["faults"]
+    assert len(unused) == 1
+    assert re.fullmatch(r"the mbarrier at \d+ is valid while store .* writes \d+ to \d+", unused[0])
+    assert invalidated == []

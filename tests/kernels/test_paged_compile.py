@@ -1,9 +1,12 @@
 """The paged kernels compiled for GPUs that are not here, by this lane's Triton: they fit, and they use the matrix units."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from capgate import compat
-from capgate.kernels.offline import Job, compile_jobs, compile_variants
+from capgate.kernels.offline import Job, compile_variants
 from capgate.kernels.paged_mqa_logits.operation import CHUNK_KEYS, operation
 
 # Target: its shared memory, a part of its fp8 matrix instructions' names, and the formats that the kernel takes there.
@@ -16,11 +19,11 @@ KINDS = [(64, 128, "unclean"), (32, 128, "clean"), (100, 64, "unclean")]
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_classic_fits_without_spills_and_uses_the_matrix_units(target: str) -> None:
+def test_classic_fits_without_spills_and_uses_the_matrix_units(compile_once: Callable[..., Any], target: str) -> None:
     """3: Shared-memory overflow on parts with 64 KiB. 12: The matrix instruction was hard-coded for one architecture."""
     shared_memory, instruction, formats = TARGETS[target]
     jobs = [Job("classic", *kind, fp8) for kind in KINDS for fp8 in formats]
-    for row in compile_jobs("fp8_paged_mqa_logits", target, jobs):
+    for row in compile_once("fp8_paged_mqa_logits", target, jobs):
         assert row["compiled"], row["error"]
         assert 0 < row["lds_bytes"] <= shared_memory
         assert row["waves_per_simd"] * 4 >= row["tuning"]["num_warps"], "not even one workgroup fits"

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from capgate.kernels import fp8_paged_mqa_logits, gather_keys, paged_mqa_schedule, quantize_keys_to_cache
@@ -53,6 +52,7 @@ def step(call: Any, k: torch.Tensor, slots: torch.Tensor, columns: int, total: i
     return logits * 2, keys.float(), scales
 
 
+@pytest.mark.any_triton
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_a_compiled_step_agrees_bitwise(paged: ModuleType, backend: str, dynamic: bool) -> None:
@@ -69,7 +69,10 @@ def test_a_compiled_step_agrees_bitwise(paged: ModuleType, backend: str, dynamic
         assert torch.equal(call.kv_cache, other.kv_cache)
 
 
+@pytest.mark.any_triton
 def test_dynamic_shapes_compile_once(paged: ModuleType) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend  # here: it takes seconds, which other processes need not
+
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(step, fullgraph=True, backend=counter, dynamic=True)

@@ -33,32 +33,34 @@ class Buffers:
         patch.setattr(torch, "empty", record)
 
 
-@pytest.mark.parametrize("windows", ["full", "causal", "packed", "ragged", "extreme", "empty"])
-@pytest.mark.parametrize("budget", [1024, 5 * 1024, 2**31])
+@pytest.mark.parametrize(
+    ("windows", "budget"),
+    [("ragged", 1024), ("packed", 5 * 1024), ("extreme", 5 * 1024), ("full", 2**31), ("causal", 2**31), ("empty", 2**31)],
+)
 def test_dense(selection: ModuleType, branch: str, windows: str, budget: int) -> None:
     """One row, four rows and all of them at a time."""
     call = selection.judge.make_call(7, 100, 16, 32, windows)
     logits = fp8_mqa_logits(*call, clean_logits=False, variant=branch)
     keywords = {"top_k": 20, "logits_budget_bytes": budget, "variant": branch, "logits_variant": branch}
-    for relative in (False, True):
-        right, right_scores = selection.expected(logits, call.starts, call.ends, 20, None, relative)
-        indices, scores = select_keys(*call, **keywords, relative=relative, return_scores=True)
-        assert torch.equal(indices, right)
-        assert selection.same(scores, right_scores)
-        assert torch.equal(select_keys(*call, **keywords, relative=relative), right)
+    right, right_scores = selection.expected(logits, call.starts, call.ends, 20)
+    indices, scores = select_keys(*call, **keywords, return_scores=True)
+    assert torch.equal(indices, right)
+    assert selection.same(scores, right_scores)
+    relative, _ = selection.expected(logits, call.starts, call.ends, 20, None, True)
+    assert torch.equal(select_keys(*call, **keywords, relative=True), relative)
 
 
-@pytest.mark.parametrize("max_window", [0, 1, 33, 100])
+@pytest.mark.parametrize("max_window", [0, 1, 33])
 def test_a_known_width_of_the_windows_saves_memory(
     selection: ModuleType, branch: str, max_window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = selection.judge.make_call(9, 1000, 16, 32, "packed")
+    call = selection.judge.make_call(5, 600, 16, 32, "packed")
     call = call._replace(ends=torch.minimum(call.ends, call.starts + max_window))
     expected = select_keys(*call, top_k=20, variant=branch, logits_variant=branch)
     buffers = Buffers(monkeypatch)
     narrow = select_keys(*call, top_k=20, max_window=max_window, variant=branch, logits_variant=branch)
     assert torch.equal(narrow, expected)
-    assert max(buffers.bytes) <= 9 * 1024  # rows of 256 columns
+    assert max(buffers.bytes) <= 5 * 1024  # rows of 256 columns
 
 
 def test_a_scale_may_be_a_column(judge: ModuleType, branch: str) -> None:
@@ -68,11 +70,15 @@ def test_a_scale_may_be_a_column(judge: ModuleType, branch: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lens", "next_n"),
-    [([70, 0, 5, 130], 1), ([70, 0, 5, 130], 3), ([[70, 3], [0, 9], [130, 131]], 2), ([-(2**31), 90], 8)],
+    ("lens", "next_n", "budget"),
+    [
+        ([70, 0, 5, 130], 1, 2**31),
+        ([70, 0, 5, 130], 3, 8 * 1024),
+        ([[70, 3], [0, 9], [130, 131]], 2, 8 * 1024),
+        ([-(2**31), 90], 8, 2**31),
+    ],
     ids=["one-row", "drafts", "row-lengths", "extreme"],
 )
-@pytest.mark.parametrize("budget", [8 * 1024, 2**31])
 def test_paged(selection: ModuleType, paged: ModuleType, branch: str, lens: Any, next_n: int, budget: int) -> None:
     call = paged.make_call(lens, next_n)
     columns = 100  # fewer than the longest request has
@@ -114,18 +120,18 @@ def test_nothing_in_the_cache(paged: ModuleType, branch: str) -> None:
 # --- the budget -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", [3 * 4096, 40_000, 10**6])
+@pytest.mark.parametrize("budget", [3 * 4096, 10**6])
 def test_buffers_stay_within_the_budget_and_are_reused(
     judge: ModuleType, branch: str, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of 600 columns are padded to 768 and cut into blocks of 512, which leaves 160 candidates of 8 bytes."""
     monkeypatch.setitem(plan.TUNINGS, "", Tuning(512, 2048, 16))
-    call = judge.make_call(11, 600, 16, 32, "full")
+    call = judge.make_call(5, 600, 16, 32, "full")
     keywords = {"top_k": 80, "variant": branch, "logits_variant": "reference"}
-    expected = select_keys(*call, **keywords)
+    expected = select_keys(*call, **keywords | {"variant": "reference"})
     row_bytes = 4 * 768 + 8 * 160
     assert plan.scratch_bytes(CPU, 600, 80) == 8 * 160
-    rows = plan.rows_within(budget, row_bytes, 11)
+    rows = plan.rows_within(budget, row_bytes, 5)
     buffers = Buffers(monkeypatch)
     assert torch.equal(select_keys(*call, **keywords, logits_budget_bytes=budget), expected)
     assert rows * row_bytes <= budget

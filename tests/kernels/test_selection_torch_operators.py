@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from capgate.kernels import select_from_logits, select_keys, select_paged_keys
@@ -50,6 +49,7 @@ def step(call: Any, cached: Any, logits: torch.Tensor, columns: int) -> tuple[to
     return indices + 1, scores * 2, narrow, positions.sum(), chosen
 
 
+@pytest.mark.any_triton
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_compiled_calls_agree_bitwise(judge: ModuleType, paged: ModuleType, backend: str, dynamic: bool) -> None:
@@ -61,7 +61,10 @@ def test_compiled_calls_agree_bitwise(judge: ModuleType, paged: ModuleType, back
             assert torch.equal(one, other)
 
 
+@pytest.mark.any_triton
 def test_dynamic_shapes_compile_once(judge: ModuleType, paged: ModuleType) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend  # here: it takes seconds, which other processes need not
+
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(step, fullgraph=True, backend=counter, dynamic=True)
@@ -104,6 +107,7 @@ def test_inference_mode_gives_the_same_indices(judge: ModuleType, branch: str) -
     assert torch.equal(indices, select_keys(*call, top_k=5, variant=branch, logits_variant=branch))
 
 
+@pytest.mark.any_triton
 def test_errors_reach_the_caller_of_a_compiled_function_by_name(judge: ModuleType) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(select_keys, backend="eager")

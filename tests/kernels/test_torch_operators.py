@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from capgate.kernels import fp8_mqa_logits
@@ -47,6 +46,7 @@ def bits(logits: torch.Tensor) -> torch.Tensor:
     return logits.view(torch.int32)
 
 
+@pytest.mark.any_triton
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @modes
@@ -75,7 +75,10 @@ def test_a_branch_may_be_named_in_a_compiled_call(judge: ModuleType, branch: str
     assert torch.equal(bits(compiled(*call, variant=branch)), bits(fp8_mqa_logits(*call, variant=branch)))
 
 
+@pytest.mark.any_triton
 def test_dynamic_shapes_compile_once(judge: ModuleType) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend  # here: it takes seconds, which other processes need not
+
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(fp8_mqa_logits, fullgraph=True, backend=counter, dynamic=True)
@@ -111,6 +114,7 @@ def test_inference_mode_gives_the_same_bits(judge: ModuleType, branch: str) -> N
     assert torch.equal(bits(logits), bits(fp8_mqa_logits(*call, variant=branch)))
 
 
+@pytest.mark.any_triton
 def test_errors_reach_the_caller_of_a_compiled_function_by_name(judge: ModuleType) -> None:
     torch._dynamo.reset()
     call = judge.make_call(3, 11, 16, 32)

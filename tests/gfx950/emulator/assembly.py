@@ -8,6 +8,7 @@ m0 124, exec 126.
 import re
 import struct
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .errors import UnknownInstruction
@@ -80,8 +81,9 @@ class Program:
         return -(-int(self.metadata["max_flat_workgroup_size"]) // 64)
 
 
+@lru_cache(maxsize=16)
 def parse(assembly: str) -> Program:
-    """The one kernel in a text."""
+    """The one kernel in a text; nobody may change it."""
     program = Program()
     in_text, in_metadata = False, False
     for line in assembly.splitlines():

@@ -300,17 +300,18 @@ class Lds:
         reads, writes = self.reads.view(np.uint64).reshape(shape), self.writes.view(np.uint64).reshape(shape)
         # Bytes that one wave reads and another one changes: at least one each, and not the same single one.
         somebody_reads, somebody_writes = np.bitwise_or.reduce(reads, axis=1), np.bitwise_or.reduce(writes, axis=1)
-        suspect = somebody_reads & somebody_writes
-        for workgroup, word in zip(*np.nonzero(suspect), strict=True):
-            read_bytes = reads[workgroup, :, word].copy().view(np.uint8).reshape(self.waves, 8)
-            written = writes[workgroup, :, word].copy().view(np.uint8).reshape(self.waves, 8)
-            for byte in range(8):
-                readers, writers = np.nonzero(read_bytes[:, byte])[0], np.nonzero(written[:, byte])[0]
-                if len(readers) and len(writers) and not (len(readers) == len(writers) == 1 and readers[0] == writers[0]):
-                    raise Race(
-                        f"workgroup {workgroup}, LDS byte {int(word) * 8 + byte:#x}: read by waves {readers.tolist()} and "
-                        f"changed by waves {writers.tolist()} with no barrier between"
-                    )
+        workgroup, word = np.nonzero(somebody_reads & somebody_writes)
+        read, written = (flags[workgroup, :, word].view(np.uint8).reshape(-1, self.waves, 8) != 0 for flags in (reads, writes))
+        readers, writers = read.sum(axis=1), written.sum(axis=1)
+        by_one_wave = (readers == 1) & (writers == 1) & (read & written).any(axis=1)
+        races = np.argwhere((readers > 0) & (writers > 0) & ~by_one_wave)
+        if len(races):
+            place, byte = races[0]
+            raise Race(
+                f"workgroup {workgroup[place]}, LDS byte {int(word[place]) * 8 + byte:#x}: read by waves "
+                f"{np.nonzero(read[place, :, byte])[0].tolist()} and changed by waves "
+                f"{np.nonzero(written[place, :, byte])[0].tolist()} with no barrier between"
+            )
         for flags in (self.reads, self.writes, self.own, self.changer):
             flags.fill(0)
 

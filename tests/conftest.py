@@ -1,0 +1,115 @@
+"""What all tests share: results that take long, and which of the tests run where.
+
+Most tests depend on the Triton under test, and run on each; what checks no Triton runs in one lane. The noxfile
+runs ``--only=each-triton`` in every lane and ``--only=any-triton`` in one of its default lanes, with Triton hidden, so that a
+test that is wrongly declared to need none fails there. Without ``--only`` all of them run.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+FOLDER = Path(__file__).parent
+
+# Files whose tests all pass without a Triton. Besides these: every test that is marked, as those that get the reference are.
+ANY_TRITON = {
+    FOLDER / name
+    for name in (
+        "gfx950/test_lanes.py",
+        "gfx950/test_matrix.py",
+        "gfx950/test_memory.py",
+        "gfx950/test_scalar.py",
+        "gfx950/test_vector.py",
+        "kernels/test_compare.py",
+        "kernels/test_dropin_install.py",
+        "kernels/test_judge.py",
+        "kernels/test_listing.py",
+        "kernels/test_quantize.py",
+        "packaging/test_readme.py",
+        "packaging/test_vendor_triton.py",
+        "packaging/test_wheel.py",
+        "test_lanes.py",
+    )
+}
+MARKED = FOLDER / "kernels"  # the folder where tests are marked one by one; it can be imported without Triton
+
+
+NO_LIMIT = 1200.0  # seconds, for what a test waits for and expects to end
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--only", choices=("each-triton", "any-triton"), help="which half of the tests: see tests/conftest.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if without_triton(config):
+        sys.modules["triton"] = None  # type: ignore[assignment] - importing it is then an ImportError
+    if missing := [str(file) for file in ANY_TRITON if not file.exists()]:
+        raise pytest.UsageError(f"tests/conftest.py names files that do not exist: {', '.join(missing)}")
+
+
+def without_triton(config: pytest.Config) -> bool:
+    return config.getoption("--only") == "any-triton"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without Triton only files that can be imported then."""
+    needless = collection_path in ANY_TRITON or MARKED in collection_path.parents
+    return True if without_triton(config) and collection_path.match("test_*.py") and not needless else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path in ANY_TRITON:
+            item.add_marker("any_triton")
+    only = config.getoption("--only")
+    if only:
+        chosen = [item for item in items if (item.get_closest_marker("any_triton") is not None) == (only == "any-triton")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        items[:] = chosen
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A test that is skipped because Triton is hidden would run nowhere."""
+    report = yield
+    if without_triton(item.config) and report.skipped and "triton" in str(report.longrepr).lower():
+        report.outcome, report.longrepr = "failed", f"declared to need no Triton, but skipped: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Callable[[], Any]], Any]:
+    """``once(key, make)`` is what ``make`` returned for an equal key, of JSON types, in whichever of pytest's workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all workers of this run
+
+    def shared(key: Any, make: Callable[[], Any]) -> Any:
+        file = folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.json"
+        with FileLock(f"{file}.lock"):
+            if not file.exists():
+                file.write_text(json.dumps(make()))
+        return json.loads(file.read_text())
+
+    return shared
+
+
+@pytest.fixture(scope="session")
+def compile_once(once: Callable[..., Any]) -> Callable[..., list[dict[str, Any]]]:
+    """``compile_once(operation, target, jobs)``: as capgate's compile_jobs, without its limit of time; a row of one worker
+    serves the others. Ask for all jobs that tests share: the first to ask has them compiled in one process.
+    """
+    from capgate.kernels.offline import compile_jobs
+
+    def rows(operation: str, target: str, jobs: Sequence[Any]) -> list[dict[str, Any]]:
+        return once((operation, target, jobs), lambda: compile_jobs(operation, target, jobs, timeout=NO_LIMIT))
+
+    return rows
