@@ -1,14 +1,16 @@
 """The one table of capabilities, and what a target makes of it.
 
 A capability is of the *build* (a probe of the installed Triton), of the *target* (an architecture), or of *both* (it needs
-other capabilities, all of them). Every verdict carries a reason that joins what was needed and what was found.
+other capabilities, all of them, or a compiler's word on the target). Every verdict carries a reason that joins what was needed
+and what was found.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from . import probes, versions
-from .probes import GL, GLUON, Probe
+from . import compilers, probes
+from .probes import GL, GLUON, Finding, Probe
 from .targets import Target
 
 
@@ -33,9 +35,10 @@ class Capability(NamedTuple):
     meaning : what a kernel author gets, for people
     needs : what follows "needs" in a reason
     probe : answers for the build (kind "build")
-    package : holds where this package is installed (kind "build")
-    archs : target names for which it holds, "*" for every GPU (kind "target")
+    package : holds where this package is installed and imports (kind "build")
+    archs : target names for which it holds, with or without suffix, "*" for every GPU (kind "target")
     all_of : other capabilities that it needs (kind "both")
+    asks : answers for the build and the target (kind "both")
     """
 
     name: str
@@ -46,6 +49,7 @@ class Capability(NamedTuple):
     package: str = ""
     archs: tuple[str, ...] = ()
     all_of: tuple[str, ...] = ()
+    asks: Callable[[Target], Finding] | None = None
 
 
 def _build(name: str, meaning: str, needs: str, probe: Probe) -> Capability:
@@ -74,8 +78,8 @@ _CDNA4, _HOPPER, _AMD, _NV = (
 # fmt: off
 TABLE: Mapping[str, Capability] = {row.name: row for row in (
     # Of the build: packages, and Triton as a whole.
-    _installed("torch", "torch is installed"),
-    _installed("triton_kernels", "triton_kernels is installed; its version is its own"),
+    _installed("torch", "torch is installed and imports"),
+    _installed("triton_kernels", "triton_kernels is installed and imports; its version is its own"),
     _build("triton", "Triton imports and can compile", "Triton", probes.triton),
     _build("triton_ge_36", "the release is 3.6 or newer", "Triton 3.6 or newer", probes.triton_ge_36),
     _build("carried_loop_bounds", "a value that a for loop carries on only to bound inner for loops keeps changing",
@@ -113,7 +117,7 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     _build("amd_async_copy_default", "asynchronous copies on gfx950 unless told otherwise", "Triton 3.8", probes.release(3, 8)),
     _build("agpr_split", "the AMD back end splits VGPRs and AGPRs unless told otherwise", "Triton 3.8", probes.release(3, 8)),
     _build("knows_gfx1250", "compiles for gfx1250 (3.5.1 does not know it, 3.6.0 hangs on it)", "Triton 3.7",
-           probes.release(3, 7)),
+           probes.knows_gfx1250),
 
     # Of the build: Gluon for every target.
     _build("gluon", "Gluon with the API of Triton 3.6", "the Gluon API of Triton 3.6", probes.gluon),
@@ -152,7 +156,7 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     _build("gluon_wgmma", "hopper.warpgroup_mma and its wait", "hopper.warpgroup_mma",
            probes.has(f"{_HOPPER}:warpgroup_mma_wait")),
     _build("wgmma_after_zero_trip_loop", "a wgmma behind a loop of wgmmas on one operand reads it where the loop never ran",
-           "ptxas 12.9", probes.ptxas(12, 9)),
+           "ptxas 12.9", probes.ptxas(90, 12, 9)),
     _build("gluon_warp_specialize_free_registers", "gl.warp_specialize chooses registers when none are given",
            "warp_specialize with optional worker_num_regs", probes.optional(f"{GL}:warp_specialize", "worker_num_regs")),
     _build("gluon_tma_load", "tma.async_load", "tma.async_load", probes.takes(f"{_HOPPER}:tma.async_load", "tensor_desc")),
@@ -164,7 +168,7 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     _build("gluon_allocate_mbarrier", "mbarrier.allocate_mbarrier", "mbarrier.allocate_mbarrier",
            probes.has(f"{_HOPPER}:mbarrier.allocate_mbarrier")),
 
-    # Of the target.
+    # Of the target. What NVIDIA's have is said in the PTX ISA ("Target ISA Notes"), which calls sm110 sm101 before PTX 9.0.
     _target("gfx942", "AMD CDNA3 (MI300)", "gfx942"),
     _target("gfx950", "AMD CDNA4 (MI350, MI355)", "gfx950"),
     _target("gfx1250", "AMD CDNA5", "gfx1250"),
@@ -174,23 +178,27 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     _target("sm120", "NVIDIA consumer Blackwell", "sm120", "sm121"),
     _target("gpu", "a GPU that Triton has a back end for", "*"),
     _target("fp8_e4m3fn", "matrix instructions read OCP e4m3fn", "gfx950", "gfx1200", "gfx1201", "gfx1250", "sm89", "sm90",
-           "sm100", "sm103", "sm120", "sm121"),
+           "sm100", "sm101", "sm103", "sm110", "sm120", "sm121"),
     _target("fp8_e4m3fnuz", "matrix instructions read e4m3fnuz, and e4m3fn bytes as if they were", "gfx942"),
     _target("mfma", "AMD matrix instructions", "gfx908", "gfx90a", "gfx942", "gfx950"),
     _target("scaled_mfma", "block-scaled matrix instructions (f8f6f4)", "gfx950"),
     _target("direct_to_lds_128", "128-bit copies from memory straight to LDS", "gfx950"),
-    _target("tma", "tensor-map loads", "sm90", "sm100", "sm103", "sm120", "sm121"),
+    _target("tma", "tensor-map loads", "sm90", "sm100", "sm101", "sm103", "sm110", "sm120", "sm121"),
     _target("wgmma", "warpgroup matrix instructions", "sm90"),
-    _target("tcgen05", "tensor-memory matrix instructions", "sm100", "sm103"),
+    _target("tcgen05", "tensor-memory matrix instructions", "sm100", "sm101", "sm103", "sm110"),
 
     # Of both.
-    _both("triton_gpu", "classic Triton kernels on this target", "triton", "gpu"),
+    Capability("known_target", "both", "this Triton's compiler for the target (ptxas, or LLVM for AMD) takes it",
+               "a compiler that knows the target", asks=compilers.knows),
+    _both("triton_gpu", "classic Triton kernels on this target", "triton", "gpu", "known_target"),
     _both("gluon_cdna4", "Gluon kernels for CDNA4", "triton", "gluon", "gluon_async_groups", "gluon_mfma_scaled", "gfx950",
-          "scaled_mfma"),
+          "scaled_mfma", "known_target"),
     _both("gluon_hopper", "Gluon kernels for Hopper", "triton", "gluon", "gluon_wgmma", "gluon_warp_specialize_list", "sm90",
-          "wgmma", "tma"),
+          "wgmma", "tma", "known_target"),
 )}
 # fmt: on
+
+_NAMES = tuple(TABLE)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -243,7 +251,10 @@ class Capabilities:
             raise CapabilityError(f"{name}: {verdict.reason}")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(TABLE)
+        return iter(_NAMES)
+
+    def __len__(self) -> int:
+        return len(_NAMES)
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *TABLE]
@@ -251,33 +262,48 @@ class Capabilities:
     def __repr__(self) -> str:
         return f"Capabilities({self.target})"
 
-    def _judge(self, row: Capability) -> Verdict:
+    def _judge(self, row: Capability) -> tuple[Verdict, bool]:
+        """The verdict on a row, and whether it lasts: what a machine in trouble left unanswered is to be asked again."""
         if row.name in self._disabled:
-            return Verdict(False, f"disabled by {self._disabled[row.name]}")
+            return Verdict(False, f"disabled by {self._disabled[row.name]}"), True
+        if row.all_of:
+            return self._judge_all(row)
         if row.probe is not None:
             finding = probes.run(row.probe)
-            return Verdict(finding.holds, _reason(row, finding.holds, finding.found))
-        if row.package:
-            build = versions.find(row.package)
-            found = build.found if build.text is None else f"{row.package} {build.text}"
-            return Verdict(build.text is not None, _reason(row, build.text is not None, found))
-        if row.archs:
-            holds = self.target.is_gpu if row.archs == ("*",) else self.target.label in row.archs
-            return Verdict(holds, _reason(row, holds, self.target.label))
-        failing = [need for need in row.all_of if not self[need]]
-        return Verdict(not failing, self.joined(failing or row.all_of))
+        elif row.package:
+            finding = probes.package(row.package)
+        elif row.asks is not None:
+            finding = probes.run(row.asks, self.target)
+        else:
+            holds = self.target.is_gpu if row.archs == ("*",) else _base(self.target.label) in row.archs
+            finding = Finding(holds, self.target.label)
+        return Verdict(finding.holds, f"{'' if finding.holds else f'needs {row.needs}: '}found {finding.found}"), finding.lasts
+
+    def _judge_all(self, row: Capability) -> tuple[Verdict, bool]:
+        verdicts = {need: self[need] for need in row.all_of if TABLE[need].kind != "both"}
+        if all(verdicts.values()):  # a compiler is asked about what it may know only
+            verdicts |= {need: self[need] for need in row.all_of if TABLE[need].kind == "both"}
+        failing = [need for need, verdict in verdicts.items() if not verdict]
+        lasts = all(need in self._verdicts for need in failing)
+        said = failing or [need for need in verdicts if TABLE[need].kind != "both"]
+        return Verdict(not failing, self._join({need: verdicts[need].reason for need in said})), lasts
 
     def joined(self, names: Iterable[str]) -> str:
         """The reasons of several capabilities in one line: the first of each kind, since the others follow from it."""
+        return self._join({name: self.why(name) for name in names})
+
+    def _join(self, reasons: Mapping[str, str]) -> str:
         first: dict[str, str] = {}
-        for name in names:
+        for name in reasons:
             first.setdefault(TABLE[name].kind, name)
-        reasons = {name: self.why(name) for name in first.values()}
-        return "; ".join(f"needs {name}: {why}" if name in self._disabled else why for name, why in reasons.items())
+        return "; ".join(
+            f"needs {name}: {reasons[name]}" if name in self._disabled else reasons[name] for name in first.values()
+        )
 
 
-def _reason(row: Capability, holds: bool, found: str) -> str:
-    return f"found {found}" if holds else f"needs {row.needs}: found {found}"
+def _base(label: str) -> str:
+    """The architecture that a variant of it belongs to: sm90a to sm90, sm100f to sm100, gfx950:sramecc+ to gfx950."""
+    return re.sub(r"^(sm\d+)[af]$|^(gfx\w+)(?:[:-].*)$", r"\1\2", label)
 
 
 def _verdict(capabilities: Capabilities, name: str) -> Verdict:
@@ -285,8 +311,11 @@ def _verdict(capabilities: Capabilities, name: str) -> Verdict:
     if name not in verdicts:
         if name not in TABLE:
             raise KeyError(f"no capability {name!r}; {nearest(name, TABLE)}")
-        verdicts[name] = capabilities._judge(TABLE[name])
-        capabilities.__dict__[name] = verdicts[name].available
+        verdict, lasts = capabilities._judge(TABLE[name])
+        if not lasts:
+            return verdict
+        verdicts[name] = verdict
+        capabilities.__dict__[name] = verdict.available
     return verdicts[name]
 
 

@@ -1,9 +1,8 @@
 """Capabilities of here and now: a device or a named target, under the switches in force."""
 
-import sys
 from typing import Any
 
-from . import switches, targets
+from . import probes, switches, targets
 from .capabilities import Capabilities
 from .targets import Target
 
@@ -17,9 +16,15 @@ def capabilities(device: Any = None) -> Capabilities:
         remembered); a ``torch.device`` for that device; a :class:`Target` or its text (``"hip:gfx950"``, ``"cuda:90"``,
         ``"cpu"``) for any machine
 
-    No driver is started. Raises ValueError for a target that does not exist or a device that is not visible.
+    Asked again under the same settings of Triton (the interpreter, which ptxas) it gives the same snapshot. No driver is
+    started. Raises ValueError for a target that does not exist or a device that is not visible.
     """
-    key = _snapshot_key(device)  # a line of its own: torch.compile makes it a constant, and then follows the look-up
+    setting = switches.CONTEXT.in_force.key  # torch.compile compiles anew where this changes
+    # Lines of their own: torch.compile makes each key a constant, and then follows the look-up. It can hand on no named tuple.
+    if isinstance(device, Target):
+        key = _named_key(setting, device.backend, device.arch, device.warp_size)
+    else:
+        key = _snapshot_key(setting, device)
     return _snapshots[key]
 
 
@@ -41,14 +46,18 @@ def target_of(device: Any) -> Target:
     raise TypeError(f"device: got {type(device).__name__}, needs a torch.device, a Target, 'hip:gfx950' or None")
 
 
-def _snapshot_key(device: Any) -> str:
-    setting, target = switches.current(), target_of(device)
-    loaded = getattr(sys.modules.get("triton"), "__version__", None)  # an engine's placeholder may give way to the real one
-    key = f"{target.backend}:{target.arch} {loaded} {setting.key}"
+def _snapshot_key(setting: str, device: Any) -> str:
+    switched, target = switches.current(), target_of(device)
+    key = f"{target} {target.warp_size} {probes.settings()} {switched.key}"
     if key not in _snapshots:
-        _snapshots[key] = Capabilities(target, setting.disabled)
+        _snapshots.setdefault(key, Capabilities(target, switched.disabled))  # of several threads, the first one's
     return key
+
+
+def _named_key(setting: str, backend: str, arch: str, warp_size: int) -> str:
+    return _snapshot_key(setting, Target(backend, arch, warp_size))
 
 
 # What torch.compiler.assume_constant_result sets, without importing torch.
 _snapshot_key._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_named_key._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -17,6 +17,12 @@ builds without the capability,
 * ``wgmma_after_zero_trip_loop``: inside a loop over items, a loop of wgmmas and behind it another wgmma on the same operand
   (a peeled last tile). Where the inner loop runs zero times, all but the first of the wgmma's steps read what an earlier
   item left in the registers of the operand's descriptor. Issue all wgmmas of an operand in one place.
+
+And on every build, because what it breaks depends on what else the GPU runs:
+
+* An ``mbarrier`` whose last use is over gives its shared memory to the next allocation, still initialised, and what lies
+  there may then change by itself. Initialise none that is not used, and ``mbarrier.invalidate`` one that is not used by
+  specialised warps up to the kernel's end.
 """
 
 # ruff: noqa: RET505 - a branch on a constant of a kernel needs its else

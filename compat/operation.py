@@ -20,12 +20,15 @@ at (device, dtypes, head sizes) and not what changes from call to call.
 import logging
 import sys
 from collections.abc import Callable, Hashable, Iterable
+from functools import partial
 from importlib import import_module
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
-from . import switches
+from . import probes, switches
+from ._errors import of_the_machine, summary
 from .capabilities import TABLE, CapabilityError, nearest
 from .current import capabilities, target_of
+from .thirdparty import Raised, ask
 
 LOG = logging.getLogger("capgate")
 
@@ -111,7 +114,7 @@ class Operation(Generic[P]):
         self.name = name
         self.example = example
         self.variants: dict[str, Variant[P]] = {}
-        self._set_aside: dict[tuple[str, P | None], str] = {}
+        self._set_aside: dict[tuple[str, P | None, str], str] = {}
         self._module = sys._getframe(1).f_globals.get("__name__")
         if name in _registered and _registered[name]._module != self._module:
             raise ValueError(f"name: operation {name!r} is defined by {_registered[name]._module} already")
@@ -136,19 +139,27 @@ class Operation(Generic[P]):
         """Run the chosen variant with ``arguments``.
 
         A variant that cannot be loaded or compiled is set aside for this problem, with one warning, and the next one runs;
-        under CAPGATE_STRICT=1, or where the variant was named, the error is raised. Errors of a launched kernel always are.
+        under CAPGATE_STRICT=1, or where the variant was named, the error is raised. Errors of a launched kernel always are,
+        and so are those of the machine (memory, disk, files, a killed compiler), which say nothing of the variant: the next
+        call tries it again.
         """
+        handled = sys.exc_info()[1]  # by the caller: no part of what may fail here
         while True:
             chosen = self.select(problem, variant)
             try:
                 implementation = chosen.load()
-            except Exception as error:  # a module may fail to import in any way on a build it was not written for
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a module may fail to import in any way on a build it was not written for
+                if of_the_machine(error, handled):
+                    raise
                 self._fall_back(chosen, problem, variant, "does not load", error)
                 continue
             try:
                 return implementation(*arguments, **keywords)
             except Exception as error:
-                if not _in_compiler(error):
+                # A compiler does not speak of kernels through OSError, whatever it says.
+                if not _in_compiler(error) or isinstance(error, OSError) or of_the_machine(error, handled):
                     raise
                 self._fall_back(chosen, problem, variant, "does not compile", error)
 
@@ -158,14 +169,17 @@ class Operation(Generic[P]):
         variant : take this one; else the one that a switch names; else the first that accepts. Raises ValueError for a name
             that the operation does not have, CapabilityError with the reasons when the named variant, or every one, cannot.
         """
-        memo = switches.current().memo
+        device = getattr(problem, "device", None)
+        if device is None:  # a machine's default target may appear later
+            return self._choose(problem, variant)
+        memo, caps = switches.current().memo, capabilities(device)
         key = (self, problem, variant)
-        chosen: Variant[P] | None = memo.get(key)
-        if chosen is None or (self._set_aside and (chosen.name, problem) in self._set_aside):
+        asked, chosen = memo.get(key, (None, None))
+        # Another snapshot: the driver has said which GPU this is, or Triton or its settings have changed.
+        if chosen is None or asked is not caps or self._why_aside(chosen, problem):
             chosen = self._choose(problem, variant)
-            if getattr(problem, "device", None) is not None:  # a machine's default target may appear later
-                memo[key] = chosen
-        return chosen
+            memo[key] = caps, chosen
+        return cast(Variant[P], chosen)
 
     def explain(self, problem: P | None = None, variant: str | None = None, *, device: Any = None) -> Trace:
         """The full trace of the choice. Without a problem only capabilities and switches are asked, for ``device``."""
@@ -187,14 +201,20 @@ class Operation(Generic[P]):
         failing = [name for name in candidate.requires if not caps[name]]
         if failing:
             return str(caps.joined(failing))
-        if (candidate.name, problem) in self._set_aside:
-            return self._set_aside[candidate.name, problem]
+        if aside := self._why_aside(candidate, problem):
+            return aside
         if problem is None:
             return None
         reason = candidate.accepts(problem) if candidate.accepts else None
         if reason is None and candidate.unless_named and not named:
             reason = candidate.unless_named(problem)
         return reason
+
+    def _why_aside(self, candidate: Variant[P], problem: P | None) -> str | None:
+        """Why ``candidate`` was set aside for ``problem``; strict switches and other settings of Triton try it again."""
+        if not self._set_aside or switches.current().strict:
+            return None
+        return self._set_aside.get((candidate.name, problem, probes.settings()))
 
     def _named_by_switch(self) -> str | None:
         named = switches.current().variants
@@ -217,12 +237,12 @@ class Operation(Generic[P]):
         LOG.log(logging.WARNING if unexpected else logging.DEBUG, "%s takes %s; %s", self.name, chosen.name, trace)
         return chosen
 
-    def _fall_back(self, failed: Variant[P], problem: P, variant: str | None, what: str, error: Exception) -> None:
+    def _fall_back(self, failed: Variant[P], problem: P, variant: str | None, what: str, error: BaseException) -> None:
         """Set ``failed`` aside for ``problem`` and say so once, or raise ``error`` where falling back is not wanted."""
         if switches.current().strict or failed.name in (variant, self._named_by_switch()):
             raise error
-        reason = f"set aside: {what}: {_summary(error)}"
-        if self._set_aside.setdefault((failed.name, problem), reason) is reason:
+        reason = f"set aside: {what}: {summary(error)}"
+        if self._set_aside.setdefault((failed.name, problem, probes.settings()), reason) is reason:
             LOG.warning("%s: %s %s for %s; CAPGATE_STRICT=1 raises instead", self.name, failed.name, reason, problem)
 
 
@@ -235,21 +255,53 @@ def operations() -> dict[str, Operation[Any]]:
     An entry point of group ``capgate.operations`` is ``name = "package.module:operation"``; one that does not import is
     left out with a warning.
     """
-    from importlib.metadata import entry_points
+    found, failed = find_operations()
+    for words in failed.values():
+        LOG.warning("%s", words)
+    return found
 
-    for entry in entry_points(group=ENTRY_POINTS):
+
+def find_operations() -> tuple[dict[str, Operation[Any]], dict[str, str]]:
+    """As :func:`operations`, and for each entry point that gives no operation of its name why not, in words."""
+    failed: dict[str, str] = {}
+    for entry in _entry_points(failed):
         if entry.name in _registered:
             continue
-        try:
-            operation = entry.load()
-        except Exception as error:  # somebody else's package: its failure is reported and must not be this one's
-            LOG.warning("operation %s (%s) does not load: %s", entry.name, entry.value, _summary(error))
-            continue
-        if isinstance(operation, Operation) and operation.name == entry.name:
+        operation = ask(entry.load)
+        if isinstance(operation, Raised):
+            failed[entry.name] = f"operation {entry.name} ({entry.value}) does not load: {operation.words}"
+        elif isinstance(operation, Operation) and operation.name == entry.name:
             _registered[entry.name] = operation
         else:
-            LOG.warning("operation %s (%s) is not an operation of that name", entry.name, entry.value)
-    return dict(_registered)
+            failed[entry.name] = f"operation {entry.name} ({entry.value}) is not an operation of that name"
+    return dict(_registered), failed
+
+
+def _entry_points(failed: dict[str, str]) -> list[Any]:
+    """Those of ENTRY_POINTS; a distribution whose entry points cannot be read goes into ``failed`` and hides no other."""
+    from importlib import metadata
+
+    every = ask(lambda: list(metadata.entry_points(group=ENTRY_POINTS)))
+    if not isinstance(every, Raised):
+        return every
+    found = []
+    for distribution in metadata.distributions():
+        own = ask(partial(_entry_points_of, distribution))
+        if isinstance(own, Raised):
+            named = ask(partial(_name_of, distribution))
+            name = "without a name" if isinstance(named, Raised) else named
+            failed[name] = f"distribution {name}: its entry points cannot be read: {own.words}"
+        else:
+            found += own
+    return found
+
+
+def _entry_points_of(distribution: Any) -> list[Any]:
+    return list(distribution.entry_points.select(group=ENTRY_POINTS))
+
+
+def _name_of(distribution: Any) -> str:
+    return str(distribution.metadata["Name"])
 
 
 def _in_compiler(error: Exception) -> bool:
@@ -263,9 +315,3 @@ def _in_compiler(error: Exception) -> bool:
             return True
         step = step.tb_next
     return False
-
-
-def _summary(error: BaseException) -> str:
-    """An error's type and last line: compilers put the source before the cause."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

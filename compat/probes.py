@@ -9,46 +9,95 @@ A probe is a function without arguments that returns a :class:`Finding`; :func:`
 """
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from subprocess import SubprocessError
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from . import versions
+from ._errors import of_the_machine, summary
 
 GLUON = "triton.experimental.gluon"
 GL = f"{GLUON}.language"
 
 
 class Finding(NamedTuple):
-    """What a probe found: whether it holds, and the words that follow "found" in a reason."""
+    """What a probe found: whether it holds, and the words that follow "found" in a reason.
+
+    lasts : False where the machine kept the question from being answered, so that it is to be asked again
+    """
 
     holds: bool
     found: str
+    lasts: bool = True
 
 
 Probe = Callable[[], Finding]
 
-_findings: dict[tuple[Probe, str | None], Finding] = {}
+_findings: dict[tuple[Any, ...], Finding] = {}
+_loaded: dict[str, ModuleType | None] = {}
 
 
-def run(probe: Probe) -> Finding:
-    """The probe's finding on the installed Triton, remembered for as long as the build stays the same."""
+def run(probe: Callable[..., Finding], *arguments: Any) -> Finding:
+    """The probe's finding on the installed Triton, remembered for as long as the build and its settings stay the same."""
     build = versions.find("triton")
-    key = (probe, build.text)
+    if build.text is None:
+        return Finding(False, build.found if build.error else "no Triton")
+    key = (probe, arguments, build.text, settings())
     if key not in _findings:
-        _findings[key] = _answer(probe, build)
+        finding = _answer(probe, arguments, build)
+        if not finding.lasts:
+            return finding
+        _findings[key] = _findings[probe, arguments, build.text, settings()] = finding  # under what has been imported, too
     return _findings[key]
 
 
-def _answer(probe: Probe, build: versions.Build) -> Finding:
-    if build.text is None:
-        return Finding(False, build.found if build.error else "no Triton")
+def _answer(probe: Callable[..., Finding], arguments: tuple[Any, ...], build: versions.Build) -> Finding:
     try:
-        import_module("triton")
-        return probe()
-    except Exception as error:  # a vendor's build may fail in any way, and then it has no such capability: say how it failed
-        return Finding(False, f"{build.text}, where the probe failed: {type(error).__name__}: {error}")
+        if probe is not interpreter:
+            import_module("triton")
+        return probe(*arguments)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a vendor's build fails in any way, and then has no such capability
+        return Finding(False, f"{build.text}, where the probe failed: {summary(error)}", not of_the_machine(error))
+
+
+# What programs change while they run: variables, and the knobs of Triton that stand for them when they are set in its place.
+_SETTINGS = {
+    "TRITON_INTERPRET": ("runtime", "interpret"),
+    "TRITON_PTXAS_PATH": ("nvidia", "ptxas"),
+    "TRITON_PTXAS_BLACKWELL_PATH": ("nvidia", "ptxas_blackwell"),
+}
+
+
+def settings() -> str:
+    """What findings depend on beside the build: which Triton is loaded, and its settings. Equal texts mean equal findings."""
+    module = sys.modules.get("triton")
+    knobs = getattr(module, "__dict__", {}).get("knobs")
+    state: list[Any] = [id(module)]
+    for variable, (group, name) in _SETTINGS.items():
+        state += os.environ.get(variable), getattr(getattr(knobs, group, None), "__dict__", {}).get(name)
+    text = repr(state)
+    if text not in _loaded:
+        _loaded[text] = module  # kept, so that no other module gets this id
+    return text
+
+
+def package(name: str) -> Finding:
+    """Whether a package is installed and imports."""
+    build = versions.find(name)
+    if build.text is None:
+        return Finding(False, build.found)
+    found = f"{name} {build.text}"
+    try:
+        failure = versions.import_failure(name)
+    except (OSError, SubprocessError) as error:
+        return Finding(False, f"{found}; whether it imports could not be asked: {summary(error)}", lasts=False)
+    return Finding(not failure, f"{found}, which does not import: {failure}" if failure else found)
 
 
 def _finding(holds: bool, lacking: str = " without it") -> Finding:
@@ -114,6 +163,9 @@ def release(*at_least: int) -> Probe:
     return probe
 
 
+knows_gfx1250 = release(3, 7)  # 3.6.0 lowers for it and hangs in LLVM, which no probe may try
+
+
 def before(*release_: int) -> Probe:
     """Holds up to a release, exclusively; an unreadable version counts as newer."""
 
@@ -124,14 +176,25 @@ def before(*release_: int) -> Probe:
     return probe
 
 
-def ptxas(*at_least: int) -> Probe:
-    """Holds where the ptxas that Triton takes below sm100 is of a release or newer: its own, or that of TRITON_PTXAS_PATH."""
+def ptxas_for(arch: int) -> Any:
+    """The ptxas that Triton takes for a compute capability, with ``path`` and ``version``; None where it has none.
+
+    Its own, or that of TRITON_PTXAS_PATH or TRITON_PTXAS_BLACKWELL_PATH; which of the two, depends on the Triton.
+    """
+    choose = resolve("triton.backends.nvidia.compiler:get_ptxas")
+    if choose is None:
+        return None
+    try:
+        return choose(arch) if _parameters(choose) else choose()
+    except RuntimeError:  # none of its own, and none where the variable points
+        return None
+
+
+def ptxas(arch: int, *at_least: int) -> Probe:
+    """Holds where the ptxas that Triton takes for a compute capability is of a release or newer."""
 
     def probe() -> Finding:
-        try:
-            tool = resolve("triton:knobs.nvidia.ptxas")
-        except RuntimeError:  # none of its own, and none where the variable points
-            tool = None
+        tool = ptxas_for(arch)
         if tool is None:
             return _finding(False, ", without ptxas")
         holds = versions.parse_release(tool.version) >= at_least
@@ -148,7 +211,8 @@ def _parameters(function: Any) -> Mapping[str, Any]:
 
 def triton() -> Finding:
     """Triton imports and is the real one: a placeholder that an engine leaves in its place has no compiler."""
-    return _finding(callable(resolve("triton:compile")), ", a placeholder without a compiler")
+    file = getattr(sys.modules["triton"], "__file__", None)
+    return _finding(callable(resolve("triton:compile")), f", a placeholder without a compiler: {file}")
 
 
 def triton_ge_36() -> Finding:
@@ -243,6 +307,22 @@ tt.func public @kernel(%memory: !tt.ptr<i32>, %count: i32) {
 """
 
 
+def parsed(text: str, context: Any) -> Any:
+    """The MLIR module that ``text`` spells."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ttir") as file:
+        file.write(text)
+        file.flush()
+        return resolve("triton._C.libtriton:ir").parse_mlir_module(file.name, context)
+
+
+def run_passes(manager: Any, module: Any) -> None:
+    """Run a pass manager's passes on ``module``; RuntimeError where one fails."""
+    try:
+        manager.run(module, "capgate")
+    except TypeError:  # 3.5's takes no name
+        manager.run(module)
+
+
 def carried_loop_bounds() -> Finding:
     """Simplify a loop that loads the bound of its inner loop one iteration ahead, and see whether the load is still there.
 
@@ -253,17 +333,11 @@ def carried_loop_bounds() -> Finding:
         return _finding(False, ", without Triton's IR")
     context = ir.context()
     ir.load_dialects(context)
-    with tempfile.NamedTemporaryFile("w", suffix=".ttir") as file:
-        file.write(_CARRIED_BOUND)
-        file.flush()
-        module = ir.parse_mlir_module(file.name, context)
+    module = parsed(_CARRIED_BOUND, context)
     manager = ir.pass_manager(context)
     passes.ttgpuir.add_remove_layout_conversions(manager)  # of kernels in the classic language; Gluon's has the pattern too
     passes.common.add_canonicalizer(manager)
-    try:
-        manager.run(module, "carried_loop_bounds")
-    except TypeError:  # 3.5's takes no name
-        manager.run(module)
+    run_passes(manager, module)
     return _finding("tt.load" in str(module), ", whose loops freeze them")
 
 
@@ -278,7 +352,18 @@ def block_pointers() -> Finding:
 
 
 def interpreter() -> Finding:
-    """Whether kernels defined from now on run in Triton's interpreter, on CPU tensors."""
-    active = bool(import_module("triton").knobs.runtime.interpret)
-    setting = os.environ.get("TRITON_INTERPRET", "unset")
-    return Finding(active, f"TRITON_INTERPRET={setting}" if setting != "unset" else "TRITON_INTERPRET unset")
+    """Whether kernels defined from now on run in Triton's interpreter, on CPU tensors.
+
+    Triton's own functions in Triton's language (``tl.sum``) are interpreted or compiled for good by what held at its import.
+    So Triton is not imported to answer no: a program may set the variable yet, and import it then.
+    """
+    setting = os.environ.get("TRITON_INTERPRET")
+    words = "TRITON_INTERPRET unset" if setting is None else f"TRITON_INTERPRET={setting}"
+    if "triton" not in sys.modules and (setting or "").lower() in ("", "0", "off", "false", "no", "n"):
+        return Finding(False, words)
+    loaded = import_module("triton")
+    if not loaded.knobs.runtime.interpret:
+        return Finding(False, words)
+    if isinstance(loaded.language.sum, loaded.runtime.JITFunction):
+        return Finding(False, f"{words}, set after Triton was imported, whose own functions are compiled")
+    return Finding(True, words)

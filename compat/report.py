@@ -4,16 +4,21 @@ import argparse
 import io
 import json
 import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
+from functools import partial
 from typing import Any
 
 from . import targets, versions
 from .capabilities import TABLE, Capabilities
+from .command import asking, conclude, prints_to_stderr
 from .current import capabilities
-from .operation import Operation, Trace, operations
-from .switches import SwitchError
+from .operation import Operation, Trace, Variant, find_operations
+from .outputs import Outputs
 from .targets import Target
+from .terminal import console as plain_console
+from .terminal import plain, plain_lines
+from .thirdparty import Raised, ask
 
 PACKAGES = ("triton", "triton_kernels", "torch")
 PICTURE_COLUMNS = 100
@@ -26,23 +31,63 @@ def collect(target: Target | str | None = None) -> dict[str, Any]:
     target : as ``device`` of :func:`capgate.compat.capabilities`
 
     Keys: ``triton``, ``triton_kernels``, ``torch`` (version texts or None), ``target`` (the one asked about), ``targets`` (the
-    GPUs found), ``notes`` (why a vendor has none), ``capabilities.<name>.available|reason``,
-    ``operations.<name>.variant|trace`` with ``variant|accepted|reason`` for each step of the trace.
+    GPUs found), ``notes`` (why a vendor has none, or one could not be read),
+    ``capabilities.<name>.available|reason``,
+    ``operations.<name>.variant|trace`` with ``variant|accepted|reason`` for each step of the trace, and with ``error`` for an
+    operation that does not load or that could be asked for its capabilities only.
     """
     caps, found = capabilities(target), targets.discover()
+    known, failed = find_operations()
+    choices = {name: _choice(operation, caps) for name, operation in known.items()}
+    choices |= {name: {"variant": None, "trace": [], "error": words} for name, words in failed.items()}
     return {
         **{name: versions.find(name).text for name in PACKAGES},
         "target": str(caps.target),
         "targets": [str(gpu) for gpu in found.targets],
         "notes": list(found.notes),
         "capabilities": {name: caps[name]._asdict() for name in caps},
-        "operations": {name: _trace(operation, caps) for name, operation in sorted(operations().items())},
+        "operations": dict(sorted(choices.items())),
     }
 
 
-def _trace(operation: Operation[Any], caps: Capabilities) -> dict[str, Any]:
-    trace: Trace = operation.explain(operation.example(caps.target) if operation.example else None, device=caps.target)
-    return {"variant": trace.variant, "trace": [step._asdict() for step in trace.steps]}
+def _choice(operation: Operation[Any], caps: Capabilities) -> dict[str, Any]:
+    """The trace of an operation's example, and where that cannot be had the trace without a problem and why."""
+    target = caps.target
+    trace: Trace = operation.explain(device=target)  # asks no code but ours: a wrong switch is an error
+    error = {}
+    if operation.example:
+        example = ask(partial(operation.example, target))
+        asked = example if isinstance(example, Raised) else ask(partial(_guarded(operation).explain, example, device=target))
+        if isinstance(asked, Raised):
+            what = "its example" if asked is example else "the choice for its example"
+            error = {"error": f"{what} raised {asked.words}; without it capabilities alone were asked"}
+        else:
+            trace = asked
+    return {"variant": trace.variant, "trace": [step._asdict() for step in trace.steps], **error}
+
+
+def _guarded(operation: Operation[Any]) -> Operation[Any]:
+    """The operation with rules that raise nothing: a variant whose rule does is one that cannot be taken, which says so."""
+    guarded = copy(operation)
+    guarded.variants = {}
+    for name, variant in operation.variants.items():
+        guarded.variants[name] = own = copy(variant)
+        own.accepts, own.unless_named = (_guarded_rule(variant, rule) for rule in ("accepts", "unless_named"))
+    return guarded
+
+
+def _guarded_rule(variant: Variant[Any], name: str) -> Callable[[Any], str | None] | None:
+    rule: Callable[[Any], str | None] | None = getattr(variant, name)
+    if rule is None:
+        return None
+
+    def ask_rule(problem: Any) -> str | None:
+        reason = ask(partial(rule, problem))
+        if isinstance(reason, Raised):
+            return f"its rule {name} raised {reason.words}"
+        return reason if reason is None else str(reason)
+
+    return ask_rule
 
 
 def show(report: dict[str, Any], console: Any = None, brief: bool = False) -> None:
@@ -52,32 +97,35 @@ def show(report: dict[str, Any], console: Any = None, brief: bool = False) -> No
     brief : leave out what only the build, or only the target, can do
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = console or Console(highlight=False)
+    console = console or plain_console()
 
     def table(title: str, *columns: str) -> Table:
-        made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+        head = Text(plain(title), "bold")
+        made = Table(title=head, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
         for column in columns[:-1]:
             made.add_column(column, no_wrap=True)
         made.add_column(columns[-1], ratio=1, overflow="fold")
         return made
+
+    def words(text: str, style: str = "") -> Text:
+        return Text(plain_lines(text), style)
 
     def mark(yes: bool) -> Text:
         return Text("yes", "green") if yes else Text("no", "red")
 
     builds = table("Builds", "package", "version")
     for name in PACKAGES:
-        builds.add_row(name, Text(report[name] or "not installed"))
+        builds.add_row(name, words(report[name] or "not installed"))
     console.print(builds)
 
     gpus = table("GPUs", "device", "target")
     for index, gpu in enumerate(report["targets"]):
-        gpus.add_row(str(index), gpu)
+        gpus.add_row(str(index), words(gpu))
     for note in report["notes"]:
-        gpus.add_row("-", Text(note, "dim"))
+        gpus.add_row("-", words(note, "dim"))
     console.print(gpus)
 
     for kind, title in KINDS.items():
@@ -88,22 +136,23 @@ def show(report: dict[str, Any], console: Any = None, brief: bool = False) -> No
         for name, row in TABLE.items():
             if row.kind == kind:
                 verdict = report["capabilities"][name]
-                flags.add_row(name, mark(verdict["available"]), Text(verdict["reason"]))
+                flags.add_row(name, mark(verdict["available"]), words(verdict["reason"]))
         console.print(flags)
 
     for name, choice in report["operations"].items():
         steps = table(f"{name} takes {choice['variant'] or 'no branch'} on {report['target']}", "branch", "", "why")
         for step in choice["trace"]:
-            steps.add_row(step["variant"], mark(step["accepted"]), Text(step["reason"]))
+            steps.add_row(words(step["variant"]), mark(step["accepted"]), words(step["reason"]))
+        if error := choice.get("error"):
+            steps.add_row("-", Text("error", "red"), words(error))
         console.print(steps)
 
 
 def draw(report: dict[str, Any], title: str, brief: bool = False) -> str:
     """What :func:`show` prints on a terminal of PICTURE_COLUMNS, as an SVG picture of it."""
-    from rich.console import Console
     from rich.terminal_theme import MONOKAI
 
-    console = Console(record=True, width=PICTURE_COLUMNS, file=io.StringIO(), force_terminal=True, highlight=False)
+    console = plain_console(record=True, width=PICTURE_COLUMNS, file=io.StringIO(), force_terminal=True)
     show(report, console, brief)
     picture: str = console.export_svg(title=title, theme=MONOKAI)
     # Without the font that it would fetch from the network: a browser's own monospace serves.
@@ -120,24 +169,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the report that the parsed ``arguments`` ask for; returns the exit status."""
-    try:
-        report = collect(arguments.target)
-    except (SwitchError, ValueError) as error:
-        print(f"capgate: {error}", file=sys.stderr)
-        return 2
-    if arguments.svg:
+    outputs: Outputs[dict[str, Any]] = Outputs()
+    if arguments.svg is not None:
         target, brief = f" --target {arguments.target}" if arguments.target else "", " --brief" if arguments.brief else ""
-        with open(arguments.svg, "w") as file:
-            file.write(draw(report, f"capgate report{target}{brief}", arguments.brief))
-    elif arguments.json:
-        print(json.dumps(report, indent=2))
-    else:
-        show(report, brief=arguments.brief)
+        title = f"capgate report{target}{brief}"
+        outputs.add("--svg", arguments.svg, lambda report: draw(report, title, arguments.brief))
+    with asking(), prints_to_stderr():
+        report = collect(arguments.target)
+    with outputs.written(report):
+        if arguments.json and arguments.svg is None:
+            print(json.dumps(report, indent=2))
+        elif arguments.svg is None:
+            show(report, brief=arguments.brief)
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m capgate.compat``: the report without the kernels."""
-    parser = argparse.ArgumentParser(prog="python -m capgate.compat", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
+
+    def command() -> int:
+        parser = argparse.ArgumentParser(prog="python -m capgate.compat", description=__doc__)
+        add_arguments(parser)
+        return run(parser.parse_args(argv))
+
+    return conclude(command, ends_process=argv is None)

@@ -47,7 +47,7 @@ class Switches:
     target : what a question without a device means, None for this machine's first GPU
     strict : whether a branch that does not compile raises instead of falling back
     memo : answers that hold under these switches, forgotten with them
-    key : text that is the same for switches that disable the same in the same words
+    key : text that is the same for switches under which the same capabilities hold, in the same words
     """
 
     def __init__(
@@ -62,17 +62,31 @@ class Switches:
         self.target = target
         self.strict = strict
         self.memo: dict[Any, Any] = {}
-        self.key = repr(sorted(self.disabled.items()))
+        self.key = f"{target} {sorted(self.disabled.items())}"
 
 
-_overriding: ContextVar[Switches | None] = ContextVar("capgate_switches", default=None)
+_overriding: ContextVar[Switches | None] = ContextVar("capgate_switches")
+
+
+class _Context:
+    """The switches in force, as torch.compile can watch them: it cannot call a context variable, but it reads attributes.
+
+    in_force : those of the innermost override(); where there is none, this object, in the place of the environment's
+    key : as the environment's, which are read once and so never change
+    """
+
+    key = "environment"
+    in_force = property(_overriding.get)  # get(default) with this object for the default
+
+
+CONTEXT = _Context()
 _from_environment: Switches | None = None
 
 
 def current() -> Switches:
     """The switches in force here: those of the innermost override(), else the environment's."""
     global _from_environment
-    switches = _overriding.get() or _from_environment
+    switches = _overriding.get(None) or _from_environment
     if switches is None:
         switches = _from_environment = read(os.environ)
     return switches
@@ -92,7 +106,6 @@ def read(environment: Mapping[str, str]) -> Switches:
     )
 
 
-# Read by noxfile.py and by the drop-ins, not here; listed so that they are no misspelling.
 def override(
     *,
     disable: Iterable[str] | str = (),
@@ -102,16 +115,22 @@ def override(
 ) -> AbstractContextManager[None]:
     """Add switches for a block of code, or for a function when used as a decorator.
 
-    disable : capability names; added to those that are disabled already
-    variant : ``{"fp8_mqa_logits": "classic"}`` or ``"fp8_mqa_logits=classic"``
+    disable : capability names, or one text with commas between them; added to those that are disabled already
+    variant : ``{"fp8_mqa_logits": "classic"}`` or ``"fp8_mqa_logits=classic"``, of operations that are defined by now
     target : a Target or its text (``"hip:gfx950"``); the meaning of :func:`capgate.compat.capabilities` without a device
     strict : True raises where a branch does not compile
 
-    It holds for the current thread or task, from entry to exit. Raises SwitchError for names that do not exist.
+    It holds for the current thread or task, from entry to exit, for functions that torch.compile has compiled before, too: they
+    are compiled anew for it. Raises TypeError for values of other types, SwitchError for names that do not exist.
     """
+    _typed("disable", disable, Iterable, "capability names")
     names = _split(disable) if isinstance(disable, str) else list(disable)
     disabled = _disabled(names, "disable", f"override(disable={names})")
+    _typed("variant", variant, (str, Mapping), "a mapping of operation to variant, or text")
     variants = _variants(variant, "variant") if isinstance(variant, str) else dict(variant)
+    _check_variants(variants, "variant")
+    _typed("target", target, (str, Target, type(None)), "a Target, its text or None")
+    _typed("strict", strict, (bool, type(None)), "a bool or None")
     return _overridden(disabled, variants, _target(target, "target") if isinstance(target, str) else target, strict)
 
 
@@ -137,8 +156,14 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _typed(argument: str, value: object, kinds: Any, words: str) -> None:
+    if not isinstance(value, kinds):
+        raise TypeError(f"{argument}: got {type(value).__name__}, needs {words}")
+
+
 def _disabled(names: Iterable[str], argument: str, words: str) -> dict[str, str]:
     for name in names:
+        _typed(argument, name, str, "capability names")
         if name not in TABLE:
             raise SwitchError(f"{argument}: no capability {name!r}; {nearest(name, TABLE)}")
     return dict.fromkeys(names, words)
@@ -150,6 +175,20 @@ def _variants(text: str, argument: str) -> dict[str, str]:
         if not (operation and equals and variant):
             raise SwitchError(f"{argument}: got {text!r}, needs operation=variant pairs separated by commas")
     return {operation.strip(): variant.strip() for operation, _, variant in pairs}
+
+
+def _check_variants(variants: Mapping[str, str], argument: str) -> None:
+    from .operation import _registered, operations  # that module needs this one
+
+    for name, variant in variants.items():
+        _typed(argument, name, str, "names of operations")
+        _typed(argument, variant, str, "names of variants")
+        known = _registered if name in _registered else operations()
+        if name not in known:
+            raise SwitchError(f"{argument}: no operation {name!r}; {nearest(name, known)}")
+        variants_of_it = known[name].variants  # none, where they are added later
+        if variants_of_it and variant not in variants_of_it:
+            raise SwitchError(f"{argument}: {name} has no variant {variant!r}; {nearest(variant, variants_of_it)}")
 
 
 def _target(text: str, argument: str) -> Target | None:

@@ -1,22 +1,22 @@
-"""Compilation targets, and the GPUs of this machine found without starting HIP or CUDA.
+"""Compilation targets: their names, and which one a device of this machine means.
 
-AMD GPUs are read from sysfs by rocm-bootstrap, NVIDIA GPUs through NVML (nvidia-ml-py); neither creates a context, so a
-process may fork afterwards and its child can still use the GPU. What the *_VISIBLE_DEVICES variables hide is not listed.
+What the machine has is found by :mod:`discovery` without starting a driver, and asked anew at each call; once torch has started
+the driver, the driver answers for its devices.
 """
 
-import os
 import re
 import sys
-from contextlib import suppress
 from typing import Any, NamedTuple
+
+from . import discovery
 
 
 class Target(NamedTuple):
     """What code is compiled for: Triton's ``GPUTarget`` with a printable form and without Triton.
 
     backend : "hip", "cuda", or another device type that has no branch here ("cpu", "xpu", ...)
-    arch : "gfx950" for hip, "90" for cuda (compute capability 9.0), "" for the others
-    warp_size : lanes of a warp or wave; 1 where there is no GPU
+    arch : "gfx950" for hip, "90" for cuda (compute capability 9.0); "" for the others, and for a GPU that could not be read
+    warp_size : lanes of a warp or wave; 1 where there is no GPU, or none that could be read
     """
 
     backend: str
@@ -29,6 +29,8 @@ class Target(NamedTuple):
     @property
     def label(self) -> str:
         """The name a reason uses: ``gfx950``, ``sm90``, ``no GPU``."""
+        if self.is_gpu and not self.arch:
+            return f"a {self.backend} GPU that could not be read"
         if self.backend == "cuda":
             return f"sm{self.arch}"
         return self.arch or ("no GPU" if self.backend == "cpu" else self.backend)
@@ -43,7 +45,13 @@ KFD = "/sys/class/kfd"  # AMD's compute driver shows its GPUs below this folder
 
 
 class Discovery(NamedTuple):
-    """The visible GPUs in device order, and for each vendor that has none a note that says why."""
+    """The visible GPUs of this machine, and what is to be said of them.
+
+    targets : in device order, AMD's before NVIDIA's; ``Target("hip")`` or ``Target("cuda")`` in the place of a GPU that could
+        not be read
+    notes : why a vendor has no GPU, why one could not be read, what overrides its architecture, whether the order is not the
+        driver's
+    """
 
     targets: tuple[Target, ...]
     notes: tuple[str, ...]
@@ -71,11 +79,11 @@ def parse(text: str) -> Target:
         return CPU
     if backend.startswith("gfx"):
         backend, arch = "hip", name
-    if re.fullmatch(r"sm_?\d{2,3}a?", backend) and not arch:
+    if re.fullmatch(r"sm_?\d{2,3}[af]?", backend) and not arch:
         backend, arch = "cuda", backend
     if backend == "hip" and arch.startswith("gfx"):
         return _known_hip(arch)
-    if backend == "cuda" and (number := re.fullmatch(r"(?:sm_?)?(\d{2,3})a?", arch)):
+    if backend == "cuda" and (number := re.fullmatch(r"(?:sm_?)?(\d{2,3})[af]?", arch)):
         return cuda(number[1])
     raise ValueError(
         f"target: got {text!r}, needs 'hip:gfx950', 'cuda:90' or 'cpu' (a device such as cuda:0 is passed as torch.device)"
@@ -96,32 +104,64 @@ def _known_hip(arch: str) -> Target:
 
 def discover() -> Discovery:
     """Find the visible GPUs now. The answer is not remembered: a scheduler may hide devices at import and show them later."""
-    amd, amd_note = _amd()
-    nvidia, nvidia_note = _nvidia()
-    return Discovery((*amd, *nvidia), tuple(note for note in (amd_note, nvidia_note) if note))
+    amd, nvidia = discovery.amd(KFD), discovery.nvidia()
+    found = [_target("hip", gpu) for gpu in amd.gpus] + [_target("cuda", gpu) for gpu in nvidia.gpus]
+    return Discovery(tuple(found), amd.notes + nvidia.notes)
 
 
 def default() -> Target:
-    """The first visible GPU's target, or the CPU's."""
-    return next(iter(discover().targets), CPU)
+    """The target of this machine's first visible GPU that can be read, or the CPU's.
+
+    Which one is first, the driver says once torch has started it.
+    """
+    if torch := _torch_with_driver():
+        return _ask_driver(torch, 0)
+    return next((target for target in discover().targets if target.arch), CPU)
 
 
-_of_started_device: dict[int, Target] = {}
+def is_settled(device: Any) -> bool:
+    """Whether the target that ``device`` means is the same as long as this process lives.
+
+    device : in any of the forms that :func:`capgate.compat.capabilities` takes
+
+    A named target is. A ``torch.device`` of a GPU is once torch has started the driver: until then the environment may change,
+    and the driver may order unlike GPUs otherwise. No device at all means what the machine shows at that time.
+    """
+    if device is None:
+        return False
+    return getattr(device, "type", None) != "cuda" or _torch_with_driver() is not None
 
 
 def of_device(device: Any) -> Target:
     """The target of a ``torch.device``.
 
     Once torch has started the driver (as it has where a tensor lives on that device), the driver answers for exactly that
-    device, on machines that mix GPUs too; before that the driverless discovery does. Raises ValueError for a device that is
-    not visible.
+    device, on machines that mix GPUs too; before that the driverless discovery does, as far as it can (:func:`is_settled`).
+    Raises ValueError, with what is known of the cause, for a device that is not visible or could not be read.
     """
     if device.type != "cuda":
         return CPU if device.type == "meta" else Target(device.type)
-    torch = sys.modules["torch"]
-    if not torch.cuda.is_initialized():
-        return _of_idle_device(device, "hip" if torch.version.hip else "cuda")
+    if not (torch := _torch_with_driver()):
+        return _of_idle_device(device, sys.modules["torch"].version)
     index = torch.cuda.current_device() if device.index is None else device.index
+    try:
+        return _ask_driver(torch, index)
+    except AssertionError as error:  # torch's word for an index that the driver does not have
+        raise ValueError(f"device: got {device}, needs one of the driver's {torch.cuda.device_count()} GPUs") from error
+
+
+def _torch_with_driver() -> Any | None:
+    """torch where it has started the driver; torch is not imported, and may be half imported or a placeholder."""
+    torch = sys.modules.get("torch")
+    started = getattr(getattr(torch, "cuda", None), "is_initialized", None)
+    return torch if started and started() else None
+
+
+_of_started_device: dict[int, Target] = {}
+
+
+def _ask_driver(torch: Any, index: int) -> Target:
+    """The target of a started driver's GPU ``index``, asked once: it cannot change."""
     if index not in _of_started_device:
         properties = torch.cuda.get_device_properties(index)
         arch = properties.gcnArchName if torch.version.hip else f"{properties.major}{properties.minor}"
@@ -129,89 +169,26 @@ def of_device(device: Any) -> Target:
     return _of_started_device[index]
 
 
-def _of_idle_device(device: Any, backend: str) -> Target:
-    found = [target for target in discover().targets if target.backend == backend]
+def _of_idle_device(device: Any, built_for: Any) -> Target:
+    """``built_for`` is ``torch.version``, which says whose GPUs this torch means by "cuda"."""
+    backend, example = ("hip", "hip:gfx950") if built_for.hip else ("cuda", "cuda:90")
+    found = discovery.amd(KFD) if backend == "hip" else discovery.nvidia()
     index = device.index or 0
-    if index >= len(found):
-        raise ValueError(f"device: got {device}, needs a visible GPU: found {len(found)} for {backend}")
-    return found[index]
+    helps = f"name the target, such as {example!r}"
+    if built_for.hip or built_for.cuda:
+        helps = f"torch.cuda.init() lets the driver answer, or {helps}"
+    else:
+        helps = f"this torch is built for no GPU: {helps}"
+    if index >= len(found.gpus):
+        why = "".join(f" ({note})" for note in found.notes)
+        raise ValueError(f"device: got {device}, needs a visible GPU: found {len(found.gpus)} for {backend}{why}; {helps}")
+    target = _target(backend, found.gpus[index])
+    if not target.arch:
+        raise ValueError(f"device: got {device}, needs a GPU that can be read ({found.gpus[index].note}); {helps}")
+    return target
 
 
-def _amd() -> tuple[list[Target], str | None]:
-    if sys.platform == "linux" and not os.path.isdir(KFD) and not os.environ.get("ROCM_BOOTSTRAP_FORCE_GFX_ARCH"):
-        return [], f"AMD: no kernel driver ({KFD} is absent)"  # rocm-bootstrap would go on and run clinfo
-    from rocm_bootstrap import detect_gpus
-
-    try:
-        gpus = sorted(detect_gpus(), key=lambda gpu: gpu.node_id)
-    except (OSError, ValueError) as error:  # a container that hides a node; an architecture newer than rocm-bootstrap
-        return [], f"AMD: the kernel's topology could not be read: {error}"
-    if not gpus:
-        return [], "AMD: no GPU in the kernel's topology"
-    # ROCR filters first and HIP counts in what is left; HIP reads CUDA's variable when its own is not set.
-    hip_variable = "HIP_VISIBLE_DEVICES" if "HIP_VISIBLE_DEVICES" in os.environ else "CUDA_VISIBLE_DEVICES"
-    targets = [hip(gpu.target.name) for gpu in gpus]
-    for variable in ("ROCR_VISIBLE_DEVICES", hip_variable):
-        # sysfs gives no UUIDs, but where all GPUs are alike it does not matter which one an entry means.
-        alike = targets[0] if len(set(targets)) == 1 else None
-        targets = _visible(targets, variable, lambda entry, alike=alike: alike if entry.startswith("GPU-") else None)
-        if not targets:
-            return [], f"AMD: {len(gpus)} found, all hidden by {variable}={os.environ[variable]!r}"
-    return targets, None
-
-
-def _nvidia() -> tuple[list[Target], str | None]:
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return [], f"NVIDIA: {error}"
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        by_uuid = {_text(pynvml.nvmlDeviceGetUUID(handle)): _capability(handle) for handle in handles}
-        targets = [_capability(handle) for handle in handles]
-
-        def named(entry: str) -> Target | None:
-            if entry.startswith("MIG-"):
-                with suppress(pynvml.NVMLError):  # no such instance: it ends the list, as any entry that names no device
-                    return _capability(pynvml.nvmlDeviceGetHandleByUUID(entry))
-                return None
-            return next((target for uuid, target in by_uuid.items() if uuid.startswith(entry)), None)
-
-        visible = _visible(targets, "CUDA_VISIBLE_DEVICES", named)
-    except pynvml.NVMLError as error:
-        return [], f"NVIDIA: NVML could not describe the GPUs: {error}"
-    finally:
-        pynvml.nvmlShutdown()
-    if targets and not visible:
-        return [], f"NVIDIA: {len(targets)} found, all hidden by CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r}"
-    return visible, None if visible else "NVIDIA: the driver lists no GPU"
-
-
-def _capability(handle: Any) -> Target:
-    import pynvml
-
-    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-    return cuda(f"{major}{minor}")
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _visible(targets: list[Target], variable: str, named: Any) -> list[Target]:
-    """What ``variable`` leaves of ``targets``: as in CUDA and HIP, the first entry that names no device ends the list."""
-    setting = os.environ.get(variable)
-    if setting is None:
-        return targets
-    visible = []
-    for entry in (part.strip() for part in setting.split(",")):
-        if re.fullmatch(r"\d+", entry):
-            target = targets[int(entry)] if int(entry) < len(targets) else None
-        else:
-            target = named(entry) if entry else None
-        if target is None:
-            break
-        visible.append(target)
-    return visible
+def _target(backend: str, gpu: discovery.Gpu) -> Target:
+    if not gpu.arch:
+        return Target(backend)
+    return hip(gpu.arch) if backend == "hip" else cuda(gpu.arch)

@@ -1,10 +1,10 @@
 """The ``capgate`` command."""
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 
 from capgate.compat import report, versions
+from capgate.compat.command import CommandError, conclude
 
 from . import compile_command
 from .bench import command as bench
@@ -31,7 +31,11 @@ WITHOUT_TORCH = ("report", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit status."""
+    """Run one subcommand; returns the exit status: 2 for what cannot be done, 130 after Ctrl-C, 141 when nobody reads on."""
+    return conclude(lambda: _run(argv), ends_process=argv is None)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="capgate", description="Write a GPU kernel once; run it on the Triton you have.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, (words, add_arguments, run) in COMMANDS.items():
@@ -40,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.set_defaults(run=run)
     arguments = parser.parse_args(argv)
     if arguments.command not in WITHOUT_TORCH and versions.find("torch").text is None:
-        print(f"capgate: this command needs torch; {' and '.join(WITHOUT_TORCH)} work without it", file=sys.stderr)
-        return 2
+        raise CommandError(f"this command needs torch; {' and '.join(WITHOUT_TORCH)} work without it")
     status: int = arguments.run(arguments)
     return status

@@ -5,14 +5,55 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from capgate import compat
+from capgate.compat.command import asking, printing, prints_to_stderr
+from capgate.compat.outputs import look_at_folder
+from capgate.compat.terminal import console as plain_console
 
+from .foreign import TEXT, Document, Schema, list_of, map_of, object_with, or_none
+from .markdown import escape
+from .markdown import table as markdown_table
 from .offline import MODES, TIMEOUT, Job, compile_variants
 
 Result = dict[str, Any]
+
+_COUNT: Schema = {"type": "integer", "minimum": 0, "maximum": 2**62}
+_FIGURE: Schema = {"type": "number", "minimum": 0, "maximum": 1e30}
+_EMULATED: Schema = {
+    "type": "object",
+    "properties": dict.fromkeys(("lds_cycles", "lds_ideal_cycles", "worst_error", "cases"), _FIGURE),
+    "dependencies": {"lds_cycles": ["lds_ideal_cycles"], "worst_error": ["cases"]},
+}
+
+LOOP = ("total", "valu", "salu", "mfma", "lds", "vmem")
+
+# What is shown of a result; what else there is stays unread.
+DOCUMENT = Document(
+    "capgate compile --json prints",
+    object_with(
+        **dict.fromkeys(("operation", "target"), TEXT),
+        triton=or_none(TEXT),
+        variants=list_of(
+            object_with(
+                **dict.fromkeys(("variant", "mode"), TEXT),
+                **dict.fromkeys(("heads", "dim", "vgprs", "agprs", "sgprs", "spills"), or_none(_COUNT)),
+                **dict.fromkeys(("scratch_bytes", "lds_bytes", "code_bytes"), or_none(_COUNT)),
+                **dict.fromkeys(("waves_per_simd", "seconds"), or_none(_FIGURE)),
+                dtype=or_none(TEXT),
+                error=or_none({"type": "string"}),
+                accepted=or_none({"type": "boolean"}),
+                compiled={"type": "boolean"},
+                tuning=or_none({"type": "object"}),
+                hot_loop=or_none(object_with(keys=or_none(_FIGURE), **dict.fromkeys(LOOP, _COUNT))),
+                matrix_instructions=or_none(map_of(_COUNT)),
+            )
+        ),
+    ),
+)
+_ROW = DOCUMENT.schema["properties"]["variants"]["items"]["properties"]
+_ROW |= {"emulated": or_none(_EMULATED), "files": list_of(TEXT)}  # which not every row has
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,21 +85,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compile and print what the parsed ``arguments`` ask for.
 
-    Returns 1 when a branch that the target could take does not compile, 2 when nothing could be asked.
+    Returns 1 when a variant that the target could take does not compile, or cannot be saved, 2 when nothing could be asked.
     """
-    try:
+    with asking(), prints_to_stderr():
+        if arguments.save is not None:
+            look_at_folder("--save", arguments.save)
         results = _load(arguments) if arguments.files else [_compile(arguments)]
-    except (ValueError, OSError, compat.CapabilityError) as error:
-        print(f"capgate: {error}", file=sys.stderr)
-        return 2
-    if arguments.json:
-        print(json.dumps(results[0], indent=2))  # --from, which may give several, excludes it
-    elif arguments.markdown:
-        print(markdown(results))
-    else:
-        for result in results:
-            show(result)
-    failed = [row for result in results for row in result["variants"] if row["accepted"] is not False and not row["compiled"]]
+    with printing():
+        if arguments.json:
+            print(json.dumps(results[0], indent=2))  # --from, which may give several, excludes it
+        elif arguments.markdown:
+            print(markdown(results))
+        else:
+            for result in results:
+                show(result)
+    rows = [row for result in results for row in result["variants"]]
+    failed = [row for row in rows if row["accepted"] is not False and (row["error"] or not row["compiled"])]
     return 1 if failed else 0
 
 
@@ -83,16 +125,7 @@ def _compile(arguments: argparse.Namespace) -> Result:
 def _load(arguments: argparse.Namespace) -> list[Result]:
     if arguments.operation or arguments.json:
         raise ValueError("--from: shows what was compiled earlier, and takes neither an operation nor --json")
-    results = []
-    for file in arguments.files:
-        try:
-            result = json.loads(Path(file).read_text())
-        except ValueError:  # not JSON, or not even text
-            result = None
-        if not isinstance(result, dict) or "variants" not in result:
-            raise ValueError(f"--from: {file} does not hold what capgate compile --json prints")
-        results.append(result)
-    return results
+    return [DOCUMENT.read(file) for file in arguments.files]
 
 
 @contextmanager
@@ -113,7 +146,7 @@ def _progress() -> Iterator[Callable[[Job], None]]:
 def vector_per_32_keys(row: Result) -> float | None:
     """Vector instructions that a wave spends on 32 keys of one row of 64 heads (other head counts are scaled)."""
     loop = row["hot_loop"]
-    if not loop or not loop["keys"]:
+    if not loop or not loop["keys"] or not row["heads"]:
         return None
     figure: float = loop["valu"] * 32 / loop["keys"] * 64 / row["heads"]
     return figure
@@ -124,7 +157,7 @@ def _registers(row: Result) -> str:
 
 
 def _figure(value: Any) -> str:
-    return "unknown" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 # --- a terminal -----------------------------------------------------------------------------------------------------------
@@ -133,11 +166,10 @@ def _figure(value: Any) -> str:
 def show(result: Result) -> None:
     """Print one result for people; plain text when the output is not a terminal."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = plain_console()
     rows = [row for row in result["variants"] if row["compiled"]]
     what = f"{result['operation']} {'compiled' if rows else 'does not compile'} for {result['target']}"
     console.print(Text(f"{what} by Triton {result['triton']}; nothing was run", "bold"))
@@ -148,7 +180,7 @@ def show(result: Result) -> None:
             table.add_column(f"{row['variant']}\n{row['mode']}", justify="right", overflow="fold")
         lines = [dict(_lines(row, result["target"])) for row in rows]
         for label in lines[0]:
-            if any(line[label] != _figure(None) for line in lines):
+            if any(line[label] != _figure(None) for line in lines) or any(row.get("unread") for row in rows):
                 table.add_row(label, *(line[label] for line in lines))
         console.print(table)
         if any(row["hot_loop"] for row in rows):
@@ -159,6 +191,11 @@ def show(result: Result) -> None:
         if not row["compiled"]:
             what, style = ("cannot run there", "") if row["accepted"] is False else ("does not compile", "red")
             console.print(Text(f"{row['variant']}, {row['mode']}: {what}: {row['error']}", style))
+        elif row["error"]:
+            console.print(Text(f"{row['variant']}, {row['mode']}: {row['error']}", "red"))
+    for row in rows:
+        for words in row.get("unread") or ():
+            console.print(Text(f"{row['variant']}, {row['mode']}: not read, {words}"))
     for file in (file for row in rows for file in row.get("files", ())):
         console.print(Text(f"saved {file}", "dim"))
 
@@ -181,10 +218,9 @@ def _lines(row: Result, target: str) -> Iterator[tuple[str, str]]:
         yield label if key == "total" else f"  {label}", _figure(loop.get(key))
     yield "  keys", _figure(loop.get("keys"))
     yield "  vector / 32 keys", _figure(vector_per_32_keys(row))
-    yield (
-        "matrix instructions",
-        "\n".join(f"{count} {name}" for name, count in (row["matrix_instructions"] or {}).items()) or "none",
-    )
+    matrix = row["matrix_instructions"]
+    counts = "\n".join(f"{count} {name}" for name, count in (matrix or {}).items())
+    yield "matrix instructions", _figure(None) if matrix is None else counts or "none"
     yield "code, bytes", _figure(row["code_bytes"])
     yield "compile, seconds", _figure(row["seconds"])
 
@@ -207,14 +243,15 @@ def markdown(results: list[Result]) -> str:
         *("vector / 32 keys", "LDS cycles / ideal", "registers", "waves / SIMD", "spills", "emulator"),
     ]
     cells = [[row["triton"], row["variant"], *(str(row[key]) for key in varying), *_cells(row)] for row in rows]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *cells))
-    return f"{table}\n\n{same[:1].upper()}{same[1:]}. {_caveat(rows)}"
+    table = markdown_table(header, ["---"] * len(header), ([escape(str(cell)) for cell in line] for line in cells))
+    shared = f"{escape(same[:1].upper() + same[1:])}. " if same else ""
+    return f"{table}\n\n{shared}{_caveat(rows)}"
 
 
 def _cells(row: Result) -> list[str]:
     emulated = row.get("emulated") or {}
     if not row["compiled"]:
-        return [f"no: {row['error']}".replace("|", "\\|"), *[""] * 6]
+        return [f"no: {row['error']}", *[""] * 6]
     cycles = f"{emulated['lds_cycles']} / {emulated['lds_ideal_cycles']}" if "lds_cycles" in emulated else "not emulated"
     error = f"{emulated['worst_error']:.1e} in {emulated['cases']} cases" if "worst_error" in emulated else "not emulated"
     return [
@@ -233,4 +270,9 @@ def _caveat(rows: list[Result]) -> str:
             " LDS cycles and the worst error, as a part of the sum of magnitudes, are those of an emulator that executed the "
             "compiled code."
         )
+    unread = [
+        f"{row['variant']}, {row['mode']}, Triton {row['triton']}: {why}" for row in rows for why in row.get("unread") or ()
+    ]
+    if unread:
+        words += f" Not read: {'; '.join(unread)}."
     return words

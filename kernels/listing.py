@@ -25,11 +25,16 @@ class Instruction(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A kernel's instructions in the order of their addresses; a label is the index of the instruction after it."""
+    """A kernel's instructions in the order of their addresses; a label is the index of the instruction after it.
+
+    sass : whether it is NVIDIA's machine code; amdgcn otherwise
+    unread : lines that should be instructions and are none that is known here, so that counts would be too low
+    """
 
     instructions: tuple[Instruction, ...]
     labels: dict[str, int]
-    sass: bool  # NVIDIA's machine code, amdgcn otherwise
+    sass: bool
+    unread: tuple[str, ...]
 
 
 class HotLoop(NamedTuple):
@@ -56,7 +61,9 @@ class HotLoop(NamedTuple):
 _AMDGCN = re.compile(r"\s+([a-z]+_\w+)\s*(.*)")
 _ENCODING = re.compile(r"_(e32|e64|dpp8?|sdwa|e64_dpp8?)$")
 _SASS = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+\{?\s*(@!?U?P\w+)?\s*([A-Z]\w*(?:\.\w+)*)\s*(.*?)\s*;")
-_LABEL = re.compile(r"([.$\w]+):")
+_ADDRESS = re.compile(r"\s*/\*[0-9a-f]{4,}\*/")
+_SYMBOL = re.compile(r"[.$\w]+")
+_LABEL = re.compile(rf"({_SYMBOL.pattern}):")
 
 
 def read_amdgcn(text: str) -> Listing:
@@ -66,8 +73,11 @@ def read_amdgcn(text: str) -> Listing:
         found = _AMDGCN.fullmatch(line)
         return Instruction(_ENCODING.sub("", found[1]), found[2]) if found else None
 
-    code = text.partition(".amdgpu_metadata")[0]
-    return _read((line.partition(";")[0].rstrip() for line in code.splitlines()), instruction, sass=False)
+    def counts(line: str) -> bool:
+        return bool(_LABEL.match(line) or (line and not line.lstrip().startswith(".")))
+
+    lines = (line.partition(";")[0].rstrip() for line in text.partition(".amdgpu_metadata")[0].splitlines())
+    return _read(filter(counts, lines), instruction, sass=False)
 
 
 def read_sass(text: str) -> Listing:
@@ -77,18 +87,35 @@ def read_sass(text: str) -> Listing:
         found = _SASS.match(line)
         return Instruction(found[2], found[3], found[1] or "") if found else None
 
-    return _read(text.splitlines(), instruction, sass=True)
+    return _read((line for line in text.splitlines() if _ADDRESS.match(line) or _LABEL.match(line)), instruction, sass=True)
 
 
 def _read(lines: Iterable[str], instruction: Callable[[str], Instruction | None], *, sass: bool) -> Listing:
+    """A listing of lines that are labels or instructions."""
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
+    unread: list[str] = []
     for line in lines:
         if label := _LABEL.match(line):
             labels[label[1]] = len(instructions)
         elif found := instruction(line):
             instructions.append(found)
-    return Listing(tuple(instructions), labels, sass)
+        else:
+            unread.append(line.strip())
+    return Listing(tuple(instructions), labels, sass, tuple(unread))
+
+
+def normal_form(listing: Listing) -> list[str]:
+    """A line for each instruction, in which labels, the kernel's own name among them, are places: what two programs share that
+    differ in names alone."""
+
+    def place(name: re.Match[str]) -> str:
+        return f"<{listing.labels[name[0]]}>" if name[0] in listing.labels else name[0]
+
+    return [
+        " ".join(part for part in (step.predicate, step.mnemonic, _SYMBOL.sub(place, step.operands)) if part)
+        for step in listing.instructions
+    ]
 
 
 def matrix_instructions(listing: Listing) -> dict[str, int]:
@@ -96,10 +123,10 @@ def matrix_instructions(listing: Listing) -> dict[str, int]:
     return dict(Counter(step.mnemonic for step in listing.instructions if _kind(listing, step) == "mfma"))
 
 
-def hot_loop(listing: Listing, waves: int) -> HotLoop | None:
+def hot_loop(listing: Listing, waves: int | None) -> HotLoop | None:
     """The innermost loop with the most matrix instructions (of equal ones the shortest); None where no loop has any.
 
-    waves : of a workgroup, which share what one instruction computes for all of them
+    waves : of a workgroup, which share what one instruction computes for all of them; None if unknown
     """
     kinds = [_kind(listing, step) for step in listing.instructions]
     loops = [loop for loop in natural_loops(_flow(listing)) if any(kinds[index] == "mfma" for index in loop)]
@@ -144,7 +171,7 @@ def _after_sass(step: Instruction, labels: dict[str, int]) -> Flow:
 
 
 def _targets(step: Instruction, labels: dict[str, int]) -> Sequence[int]:
-    return [labels[name] for name in re.findall(r"[.$\w]+", step.operands) if name in labels]
+    return [labels[name] for name in _SYMBOL.findall(step.operands) if name in labels]
 
 
 # --- what an instruction is -----------------------------------------------------------------------------------------------
@@ -189,7 +216,7 @@ def _kind(listing: Listing, step: Instruction) -> str:
     return next((kind for kind, pattern in kinds if pattern.match(step.mnemonic)), otherwise)
 
 
-def _products(listing: Listing, index: int, waves: int) -> int | None:
+def _products(listing: Listing, index: int, waves: int | None) -> int | None:
     """Multiply-adds of one matrix instruction that fall to one wave; None where its shape is not in the code."""
     name = listing.instructions[index].mnemonic
     if not listing.sass:
@@ -206,11 +233,11 @@ def _products(listing: Listing, index: int, waves: int) -> int | None:
     return _tensor_memory_products(listing, index, waves)
 
 
-def _tensor_memory_products(listing: Listing, index: int, waves: int) -> int | None:
+def _tensor_memory_products(listing: Listing, index: int, waves: int | None) -> int | None:
     """As ``_products`` for tcgen05.mma on 8-bit operands, whose shape is in a descriptor: the constant last moved there."""
     step = listing.instructions[index]
     descriptor = re.search(r"idesc\[(UR\d+)\]", step.operands)
-    if not step.mnemonic.startswith("UTCQMMA") or descriptor is None:
+    if not step.mnemonic.startswith("UTCQMMA") or descriptor is None or waves is None:
         return None
     for before in reversed(listing.instructions[:index]):
         written, _, value = before.operands.partition(", ")

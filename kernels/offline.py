@@ -37,6 +37,7 @@ from capgate.compat.current import target_of
 from capgate.compat.operation import ENTRY_POINTS
 
 from . import _HOMES
+from .children import Child
 
 TIMEOUT = 120.0  # seconds for one compile, and for a process to start
 MODES = ("unclean", "clean")
@@ -45,7 +46,7 @@ MODES = ("unclean", "clean")
 KEYS = (
     *("variant", "mode", "heads", "dim", "dtype", "accepted", "compiled", "error", "tuning"),
     *("vgprs", "agprs", "sgprs", "spills", "scratch_bytes", "lds_bytes", "waves_per_simd"),
-    *("hot_loop", "matrix_instructions", "code_bytes", "seconds"),
+    *("hot_loop", "matrix_instructions", "code_bytes", "seconds", "unread"),
 )
 
 
@@ -81,15 +82,16 @@ def compile_variants(
     modes : output modes, None for those that the operation's module names as COMPILED_MODES, or MODES: of logits "unclean"
         (cells outside the windows untouched), "clean" (set to -inf), "compressed"
     timeout : seconds for one compile
-    save : folder for each compile's assembly, TTGIR and argument order
+    save : folder for each compile's assembly (on NVIDIA PTX and SASS), TTGIR and argument order
     started : called with each compile before it begins
 
     Returns JSON types: ``triton``, ``torch`` (versions), ``operation``, ``target``, and ``variants``: a row for each variant
     and mode, except variants that have no kernel. Keys of a row:
 
     ``variant``, ``mode``, ``heads``, ``dim``, ``dtype``; ``accepted`` (whether the target could take it), ``compiled``,
-    ``error`` (why not, or None), ``tuning`` (the variant's own choice), ``seconds`` (Triton's, from source to machine code),
-    those of :class:`capgate.kernels.resources.Resources`, ``matrix_instructions`` (how often each stands in the kernel),
+    ``error`` (why not, or why it could not be saved, or None), ``tuning`` (the variant's own choice), ``seconds`` (Triton's,
+    from source to machine code), those of :class:`capgate.kernels.resources.Resources`, ``matrix_instructions`` (how often
+    each stands in the kernel), ``unread`` (of what compiled, in words, which figures are None because nobody could read them),
     ``files`` if saved, and ``hot_loop``: None, or those of :class:`capgate.kernels.listing.HotLoop` with ``keys`` for its
     ``products``: keys times rows that a wave completes in one pass.
 
@@ -170,21 +172,23 @@ class _Child:
         self.gone = False
         self._heard = 0  # bytes of its standard error that belong to earlier jobs
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - __exit__ closes it
-        self._process = subprocess.Popen(
+        self._process = Child(
             [sys.executable, "-m", f"{__package__}.offline_child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            text=True,
             env=_environment(),
-            start_new_session=True,  # so that what it starts (ptxas) can be killed with it
         )
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError), self._process.stdin as stdin:  # it may have died at once; answer() says of what
-            json.dump(request, stdin)
+        try:
+            assert self._process.stdin is not None
+            with suppress(BrokenPipeError), self._process.stdin as stdin:  # it may have died at once; answer() says of what
+                json.dump(request, stdin)
+        except BaseException:  # such as Ctrl-C: nobody else will end it
+            self._kill()
+            raise
 
     def __enter__(self) -> "_Child":
         return self
@@ -202,13 +206,13 @@ class _Child:
                 line = self._lines.get(timeout=timeout if row else max(timeout, TIMEOUT))
             except queue.Empty:
                 self._kill()
-                row |= {"compiled": False, "error": _with_cause(f"no result within {timeout:g} s", self._said())}
+                row |= _broken_off(row, _with_cause(f"no result within {timeout:g} s", self._said()))
                 break
             if not line:
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(10)
                 self._kill()
-                row |= {"compiled": False, "error": _with_cause(_ending(self._process.returncode), self._said(), died=True)}
+                row |= _broken_off(row, _with_cause(_ending(self._process.returncode), self._said(), died=True))
                 break
             row |= json.loads(line)
             if row.get("compiled") is False and row.get("accepted"):
@@ -232,10 +236,8 @@ class _Child:
 
     def _kill(self) -> None:
         self.gone = True
-        if self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._process.kill()
+        self._process.wait()
 
 
 def _environment() -> dict[str, str]:
@@ -249,6 +251,13 @@ def _environment() -> dict[str, str]:
         "TRITON_ALWAYS_COMPILE": "1",  # a cached result comes without ptxas' log, and in no time
         "TRITON_DUMP_PTXAS_LOG": "1",
     }
+
+
+def _broken_off(row: dict[str, Any], error: str) -> dict[str, Any]:
+    """What ends a row whose process gave no more: the compile has failed, unless only its figures were left to read."""
+    if "seconds" in row:
+        return {"compiled": True, "error": None, "unread": [f"figures: {error}"]}
+    return {"compiled": False, "error": error}
 
 
 def _ending(status: int) -> str:

@@ -6,12 +6,13 @@ job's row. The line with the key ``compiled`` is the job's last.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
@@ -21,6 +22,8 @@ from capgate import compat
 
 from . import listing, resources
 from .launch import ExampleCall
+
+NVDISASM_TIMEOUT = 60  # seconds; it takes less than one
 
 
 def main() -> None:
@@ -59,10 +62,14 @@ def answer(module: Any, target: compat.Target, job: dict[str, Any], save: str | 
         began = time.perf_counter()
         compiled = launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.keywords)
         seconds = time.perf_counter() - began
-    row = describe(compiled, target, call, log.getvalue())
+    yield {"seconds": round(seconds, 3)}
+    row = {"error": None, **describe(compiled, target, call, log.getvalue())}
     if save:
-        row["files"] = write(Path(save), f"{job['variant']}.{job['mode']}", compiled, launch)
-    yield {**row, "seconds": round(seconds, 3), "error": None, "compiled": True}
+        try:
+            row["files"] = write(Path(save), f"{job['variant']}.{job['mode']}", compiled, launch)
+        except OSError as error:
+            row["error"] = f"compiled, and not saved: {summary(error)}"
+    yield {**row, "compiled": True}
 
 
 def set_absent_gpu(target: compat.Target) -> None:
@@ -87,49 +94,107 @@ def set_absent_gpu(target: compat.Target) -> None:
     driver.set_active(AbsentGpu())
 
 
+class UnreadableError(Exception):
+    """Why something of a compiled kernel cannot be read, in words."""
+
+
+# What the compilers always say, as far as it is known here, in the words for where they do not.
+PTXAS_SAYS = {"vgprs": "registers", "spills": "spills", "scratch_bytes": "scratch"}
+LLVM_SAYS = {"vgprs": "VGPRs", "sgprs": "SGPRs", "spills": "spills", "scratch_bytes": "scratch", "code_bytes": "code length"}
+
+
 def describe(compiled: Any, target: compat.Target, call: ExampleCall, log: str) -> dict[str, Any]:
-    """A compiled kernel's figures, as the row's keys.
+    """A compiled kernel's figures, as the row's keys; one that cannot be read is None, and ``unread`` says why.
 
     log : what ptxas said
     """
-    metadata = compiled.metadata
+    found: dict[str, Any] = {}
+    unread: list[str] = []
+    shared = getattr(compiled.metadata, "shared", None)
+    code = waves = None
+    with _reading("machine code", unread):
+        code = machine_code(compiled, target)
+        found["matrix_instructions"] = listing.matrix_instructions(code)
+    with _reading("resources", unread):
+        if target.backend == "cuda":
+            waves = resources.warps_of_ptx(compiled.asm["ptx"], compiled.metadata.num_warps)
+            taken = resources.of_ptxas(
+                log,
+                target.arch,
+                warps=waves,
+                shared_bytes=shared,
+                tensor_columns=getattr(compiled.metadata, "tmem_size", None) or 0,
+                code_bytes=16 * len(code.instructions) if code else None,
+            )
+            source, says = "ptxas' log", PTXAS_SAYS
+        else:
+            waves = resources.waves_of_amdgcn(compiled.asm["amdgcn"])
+            taken = resources.of_amdgcn(compiled.asm["amdgcn"], target.arch, shared)
+            source, says = "assembly", LLVM_SAYS
+        found |= taken._asdict()
+        missing = ", ".join(words for key, words in says.items() if found[key] is None)
+        if missing:
+            raise UnreadableError(f"{source} does not say {missing}")
+    if shared is None:
+        unread.append("resources: metadata does not say how much shared memory")
+    with _reading("hot loop", unread):
+        if code and (loop := listing.hot_loop(code, waves)):
+            hot = loop._asdict()
+            products = hot.pop("products")
+            found["hot_loop"] = {**hot, "keys": None if products is None else products / call.products}
+    return {**found, "unread": unread}
+
+
+@contextmanager
+def _reading(what: str, unread: list[str]) -> Iterator[None]:
+    """Readers know the compilers of today: what another one leaves out, or says otherwise, is unread, and no failed compile."""
+    try:
+        yield
+    except Exception as error:
+        unread.append(f"{what}: {error if isinstance(error, UnreadableError) else summary(error)}")
+
+
+def machine_code(compiled: Any, target: compat.Target) -> listing.Listing:
+    """All of a compiled kernel's instructions; raises UnreadableError where the text shows none, or lines that are unknown."""
     if target.backend == "cuda":
-        code = listing.read_sass(disassembled(compiled.asm["cubin"]))
-        waves = resources.warps_of_ptx(compiled.asm["ptx"], metadata.num_warps)
-        taken = resources.of_ptxas(
-            log,
-            target.arch,
-            warps=waves,
-            shared_bytes=metadata.shared,
-            tensor_columns=getattr(metadata, "tmem_size", None) or 0,
-            code_bytes=16 * len(code.instructions),
-        )
+        source, code = "nvdisasm's text", listing.read_sass(disassembled(compiled.asm["cubin"]))
     else:
-        assembly = compiled.asm["amdgcn"]
-        code = listing.read_amdgcn(assembly)
-        waves = resources.waves_of_amdgcn(assembly)
-        taken = resources.of_amdgcn(assembly, target.arch, metadata.shared)
-    loop = listing.hot_loop(code, waves)
-    hot = None
-    if loop is not None:
-        hot = loop._asdict()
-        products = hot.pop("products")
-        hot["keys"] = None if products is None else products / call.products
-    return {**taken._asdict(), "hot_loop": hot, "matrix_instructions": listing.matrix_instructions(code)}
+        source, code = "assembly", listing.read_amdgcn(compiled.asm["amdgcn"])
+    if code.unread:
+        raise UnreadableError(f"{source} has lines unknown to this reader ({len(code.unread)}), the first {code.unread[0]!r}")
+    if not code.instructions:
+        raise UnreadableError(f"{source} shows no instruction")
+    return code
 
 
 def disassembled(cubin: bytes) -> str:
-    """The machine code as text, by the nvdisasm that Triton ships."""
+    """The machine code as text, by the nvdisasm that Triton ships; raises UnreadableError where it cannot read it."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        return subprocess.run([knobs.nvidia.nvdisasm.path, "-c", file.name], check=True, capture_output=True, text=True).stdout
+        try:
+            done = subprocess.run(
+                [knobs.nvidia.nvdisasm.path, "-c", file.name],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=NVDISASM_TIMEOUT,
+            )
+        except (RuntimeError, OSError) as error:  # Triton's own error where it finds none
+            raise UnreadableError(str(error)) from error
+        except subprocess.TimeoutExpired as error:
+            raise UnreadableError(f"nvdisasm gave nothing within {NVDISASM_TIMEOUT} s") from error
+    if done.returncode:
+        cause = next((line.strip() for line in done.stderr.splitlines() if line.strip()), "without a word")
+        ending = f"died of {signal.Signals(-done.returncode).name}" if done.returncode < 0 else "cannot read it"
+        raise UnreadableError(f"nvdisasm {ending}: {cause}")
+    return done.stdout
 
 
 def write(folder: Path, stem: str, compiled: Any, launch: Any) -> list[str]:
-    """Save assembly, TTGIR and the order of the arguments; returns the files."""
+    """Save assembly (on NVIDIA PTX and SASS), TTGIR and the order of the arguments; returns the files."""
     signature = compiled.src.signature
     arguments = {
         "kernel": compiled.metadata.name,
@@ -144,6 +209,9 @@ def write(folder: Path, stem: str, compiled: Any, launch: Any) -> list[str]:
         "options": {name: value for name, value in launch.keywords.items() if name not in signature},
     }
     texts = {name: compiled.asm[name] for name in ("amdgcn", "ptx", "ttgir") if name in compiled.asm}
+    if "cubin" in compiled.asm:
+        with suppress(UnreadableError):  # the row says why
+            texts["sass"] = disassembled(compiled.asm["cubin"])
     texts["arguments.json"] = json.dumps(arguments, indent=2, default=str) + "\n"
     files = [folder / f"{stem}.{suffix}" for suffix in texts]
     for file, text in zip(files, texts.values(), strict=True):

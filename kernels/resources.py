@@ -27,7 +27,7 @@ class Resources(NamedTuple):
     sgprs: int | None
     spills: int | None
     scratch_bytes: int | None
-    lds_bytes: int
+    lds_bytes: int | None
     waves_per_simd: float | None
     code_bytes: int | None
 
@@ -38,7 +38,7 @@ class Resources(NamedTuple):
 LDS: dict[str, tuple[int, int]] = {"gfx90a": (64 * 1024, 512), "gfx942": (64 * 1024, 512), "gfx950": (160 * 1024, 1280)}
 
 
-def of_amdgcn(assembly: str, arch: str, lds_bytes: int) -> Resources:
+def of_amdgcn(assembly: str, arch: str, lds_bytes: int | None) -> Resources:
     """From the assembly text: the code object's metadata, and LLVM's remarks behind the code (code length, occupancy).
 
     lds_bytes : as Triton's metadata says; the code object's own figure is 0, because Triton's LDS is dynamic
@@ -51,33 +51,33 @@ def of_amdgcn(assembly: str, arch: str, lds_bytes: int) -> Resources:
         return int(found[1]) if found else None
 
     total, agprs = stated("vgpr_count"), stated("agpr_count") or 0  # architectures without AGPRs do not mention them
-    spilled = [count for count in (stated("vgpr_spill_count"), stated("sgpr_spill_count")) if count is not None]
+    vector_spills, scalar_spills = stated("vgpr_spill_count"), stated("sgpr_spill_count")
     lengths = re.findall(r"^; codeLenInByte = (\d+)", assembly, re.MULTILINE)
     occupancy = re.search(r"^; Occupancy: (\d+)", assembly, re.MULTILINE)
-    waves = None
-    if occupancy and arch in LDS:
-        workgroups = [int(occupancy[1]) * SIMDS // waves_of_amdgcn(assembly)]
+    waves, resident = waves_of_amdgcn(assembly), None
+    if waves and occupancy and lds_bytes is not None and arch in LDS:
+        workgroups = [int(occupancy[1]) * SIMDS // waves]
         size, granule = LDS[arch]
         if lds_bytes:
             workgroups.append(size // (-(-lds_bytes // granule) * granule))
-        waves = min(workgroups) * waves_of_amdgcn(assembly) / SIMDS
+        resident = min(workgroups) * waves / SIMDS
     return Resources(
         vgprs=None if total is None else total - agprs,  # the metadata counts both files together
-        agprs=agprs,
+        agprs=None if total is None else agprs,
         sgprs=stated("sgpr_count"),
-        spills=sum(spilled) if spilled else None,
+        spills=None if vector_spills is None or scalar_spills is None else vector_spills + scalar_spills,
         scratch_bytes=stated("private_segment_fixed_size"),
         lds_bytes=lds_bytes,
-        waves_per_simd=waves,
+        waves_per_simd=resident,
         code_bytes=sum(map(int, lengths)) if lengths else None,
     )
 
 
-def waves_of_amdgcn(assembly: str) -> int:
-    """Waves of a workgroup: Triton launches exactly the largest size that it declares."""
+def waves_of_amdgcn(assembly: str) -> int | None:
+    """Waves of a workgroup: Triton launches exactly the largest size that it declares. None where it declares none."""
     threads = re.search(r"\.max_flat_workgroup_size:\s*(\d+)", assembly)
     lanes = re.search(r"\.wavefront_size:\s*(\d+)", assembly)
-    return -(-int(threads[1]) // int(lanes[1])) if threads and lanes else 1
+    return -(-int(threads[1]) // int(lanes[1])) if threads and lanes else None
 
 
 # --- NVIDIA ---------------------------------------------------------------------------------------------------------------
@@ -104,7 +104,9 @@ RESERVED_SHARED_BYTES = 1024  # of each block, by the system
 TENSOR_COLUMNS = 512  # of an SM's tensor memory
 
 
-def of_ptxas(log: str, arch: str, *, warps: int, shared_bytes: int, tensor_columns: int, code_bytes: int | None) -> Resources:
+def of_ptxas(
+    log: str, arch: str, *, warps: int, shared_bytes: int | None, tensor_columns: int, code_bytes: int | None
+) -> Resources:
     """From what ``ptxas -v`` says of one kernel.
 
     warps, shared_bytes, tensor_columns : of a block
@@ -114,7 +116,7 @@ def of_ptxas(log: str, arch: str, *, warps: int, shared_bytes: int, tensor_colum
     stack = re.search(r"(\d+) bytes stack frame", log)
     registers = int(used[1]) if used else None
     waves = None
-    if registers and arch in MULTIPROCESSORS:
+    if registers and shared_bytes is not None and arch in MULTIPROCESSORS:
         sm = MULTIPROCESSORS[arch]
         allocated = -(-registers // REGISTER_GRANULE) * REGISTER_GRANULE
         blocks = [

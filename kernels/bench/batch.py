@@ -19,14 +19,17 @@ class Batch(Protocol):
     def least_bytes(self, clean_logits: bool) -> int:
         """The fewest bytes a call moves: what it looks at of every operand once, and every cell it has to write once."""
 
+    def columns(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first column of the output that each row sees, and the first one that it does not see any more, [rows]."""
+
     def output(self) -> torch.Tensor:
         """A new output, which the calls of all branches may share."""
 
     def prepare(self, variant: str, clean_logits: bool) -> Call | None:
         """What a serving step does once for all of its layers, None where there is no such thing."""
 
-    def call(self, variant: str, clean_logits: bool, out: torch.Tensor) -> Call | None:
-        """The call of one of our branches, None where the operation has no such call."""
+    def call(self, variant: str | None, clean_logits: bool, out: torch.Tensor) -> Call | None:
+        """The call of one of our variants, of the one that runs by default for None; None where there is no such call."""
 
 
 class Workload(Protocol):

@@ -4,11 +4,13 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 from typing import Any
 
-from .plot import files_of, plot
-from .show import show
+from capgate.compat.command import asking, prints_to_stderr
+from capgate.compat.outputs import Outputs
+
+from .plot import add_pictures, plot
+from .show import Results, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,40 +37,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Time what the parsed ``arguments`` ask for and print it; returns the exit status."""
+    """Time what the parsed ``arguments`` ask for and print it; returns 1 when a call of ours could not be timed."""
+    from .peers import NAMES
     from .timing import this_device
     from .workloads import GROUPS, SMALL, WORKLOADS, select
 
+    outputs: Outputs[Results] = Outputs()
     device = this_device()
     known = WORKLOADS if device.type == "cuda" else SMALL
-    try:
-        pictures = files_of(arguments.plot) if arguments.plot else []
-        if pictures and find_spec("matplotlib") is None:
-            raise ValueError("--plot: needs matplotlib (pip install capgate[plot])")
+    with asking(), prints_to_stderr():
+        if arguments.plot is not None:
+            add_pictures(outputs, arguments.plot, plot)
+        if arguments.json not in (None, "-"):
+            outputs.add("--json", arguments.json, _as_json)
         if arguments.repeats is None:
             arguments.repeats = 20 if device.type == "cuda" else 3
         for name in ("repeats", "rounds"):
             if getattr(arguments, name) < 1:
                 raise ValueError(f"--{name}: got {getattr(arguments, name)}, needs 1 or more")
+        if not 0 <= arguments.flush_gb < float("inf"):
+            raise ValueError(f"--flush-gb: got {arguments.flush_gb}, needs 0 or more")
         workloads = select(_listed("--workload", arguments.workload, [*GROUPS, *known], device), known)
-        if pictures and not any(hasattr(workload, "operation") for workload in workloads):
+        if arguments.plot is not None and not any(hasattr(workload, "operation") for workload in workloads):
             raise ValueError("--plot: draws kernels, and no workload is one; capgate compare draws serving runs")
         operations = list(dict.fromkeys(operation for workload in workloads for operation in workload.operations))
         variants = _variants(arguments.variants, operations, device)
-    except ValueError as error:
-        print(f"capgate: {error}", file=sys.stderr)
-        return 2
-    results = _measure(device, workloads, variants, arguments)
-    if pictures:
-        plot(results, pictures)
-    if arguments.json == "-":
-        print(json.dumps(results, indent=2))
-        return 0
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(results, file, indent=2)
-    show(results)
-    return 0
+    with prints_to_stderr():
+        results = _measure(device, workloads, variants, arguments)
+    with outputs.written(results):
+        if arguments.json == "-":
+            print(_as_json(results))
+        else:
+            show(results)
+    return 1 if any(not remark["measured"] and remark["variant"] not in NAMES for remark in results["remarks"]) else 0
+
+
+def _as_json(results: Results) -> str:
+    return json.dumps(results, indent=2)
 
 
 def _measure(
@@ -97,7 +102,7 @@ def _measure(
     accuracies = [workload for workload in workloads if isinstance(workload, Accuracy)]
     _say_what_is_left_out(plan, [*runs, *accuracies])
     ceilings = measure(timer, plan.dtype) if kernels or selections else None
-    return {
+    results = {
         "stack": {**describe(device), **(installed() if device.type == "cuda" else {})},
         "repeats": arguments.repeats,
         "rounds": arguments.rounds,
@@ -109,6 +114,7 @@ def _measure(
         "serving": serving_rows(plan, runs),
         "accuracy": accuracy_rows(plan, accuracies),
     }
+    return {**results, "remarks": [remark._asdict() for remark in plan.remarks]}
 
 
 def _say_what_is_left_out(plan: Any, workloads: list[Any]) -> None:

@@ -1,13 +1,12 @@
 """Runs of ``capgate bench`` on several stacks beside each other: absolute values, and deltas with their noise."""
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from capgate.compat import versions
 
+from ..foreign import POSITIVE, TEXT, Document, clipped, list_of, map_of, object_with, or_none, shown
 from .show import FORMS
 
 Results = dict[str, Any]
@@ -96,18 +95,43 @@ class Comparison(NamedTuple):
         return Delta(ratio - 1, noise if known else None)
 
 
+_COLUMN = {"variant": TEXT, "clean_logits": {"type": "boolean"}}  # which a row belongs to
+_FIGURES = {**list_of(POSITIVE), "minItems": 1}  # one for each round
+_PARTS = {**_FIGURES, "items": {"type": "number", "minimum": 0, "maximum": 1.01}}  # of 1, and what rounding adds
+
+
+def _metrics(figures: dict[str, Any]) -> dict[str, Any]:
+    """Rows with metrics by name."""
+    return list_of(object_with(workload=TEXT, metrics=map_of(figures), **_COLUMN))
+
+
+# What a comparison reads of a run; what else there is stays unread. Files of earlier versions have no "selection".
+RUN = object_with(
+    stack=object_with(
+        **dict.fromkeys(("device", "target"), TEXT),
+        **dict.fromkeys(("triton", "torch", "runtime", "driver", "python"), or_none(TEXT)),
+    ),
+    workloads=map_of({"type": "object"}),
+    rows=list_of(
+        object_with(
+            workload=TEXT,
+            operation={"enum": list(FORMS)},
+            medians_ms=_FIGURES,
+            flops=POSITIVE,
+            least_bytes=POSITIVE,
+            **_COLUMN,
+        )
+    ),
+    serving=_metrics(_FIGURES),
+    accuracy=_metrics(_PARTS),
+)
+RUN["properties"]["selection"] = _metrics(_FIGURES)
+DOCUMENT = Document("capgate bench --json writes", RUN)
+
+
 def load(files: Iterable[str]) -> dict[str, Results]:
     """What ``capgate bench --json`` wrote into each file. ValueError for a file that holds something else, OSError for none."""
-    loaded = {}
-    for file in files:
-        try:
-            results = json.loads(Path(file).read_text())
-        except ValueError:  # not JSON, or not even text
-            results = None
-        if not isinstance(results, dict) or not {"stack", "workloads", "rows", "serving", "accuracy"} <= results.keys():
-            raise ValueError(f"{file}: does not hold what capgate bench --json writes")
-        loaded[file] = results
-    return loaded
+    return {file: DOCUMENT.read(file) for file in files}
 
 
 def compare(runs: dict[str, Results]) -> Comparison:
@@ -127,7 +151,10 @@ def compare(runs: dict[str, Results]) -> Comparison:
             if owners.setdefault(stack, file) != file:
                 raise ValueError(f"{file}: holds {stack}, as {owners[stack]} does")
             stacks[stack] = results["stack"]
-            values.setdefault(metric, {})[stack] = Value.of(figures)
+            row = values.setdefault(metric, {})
+            if stack in row:
+                raise ValueError(f"{file}: holds {metric.workload}, {metric.name} of {stack} twice")
+            row[stack] = Value.of(figures)
     ordered = sorted(stacks, key=_order)
     return Comparison({stack: stacks[stack] for stack in ordered}, _baselines(ordered), values)
 
@@ -137,20 +164,25 @@ def _check_same(runs: dict[str, Results]) -> None:
     for file, results in others:
         for name in SAME_GPU:
             if results["stack"].get(name) != reference["stack"].get(name):
-                raise ValueError(
-                    f"{file}: another GPU: {name} {results['stack'].get(name)}, {first} has {reference['stack'].get(name)}"
-                )
+                own, other = (_said(run["stack"], name) for run in (results, reference))
+                raise ValueError(f"{file}: another GPU: {name} {own}, {first} has {other}")
         ours, theirs = reference["workloads"], results["workloads"]
         if ours.keys() != theirs.keys():
             raise ValueError(f"{file}: other workloads: {', '.join(theirs) or 'none'}; {first} has {', '.join(ours) or 'none'}")
         for name in ours:
             for fact in sorted(ours[name].keys() | theirs[name].keys()):
                 if ours[name].get(fact) != theirs[name].get(fact):
-                    raise ValueError(
-                        f"{file}: another workload {name}: {fact} {theirs[name].get(fact)}, {first} has {ours[name].get(fact)}"
-                    )
+                    own, other = (_said(facts[name], fact) for facts in (theirs, ours))
+                    raise ValueError(f"{file}: another workload {name}: {fact} {own}, {first} has {other}")
         if results.get("flush_gb") != reference.get("flush_gb"):
-            raise ValueError(f"{file}: flushed {results.get('flush_gb')} GB before a call, {first} {reference.get('flush_gb')}")
+            flushed = _said(results, "flush_gb"), _said(reference, "flush_gb")
+            raise ValueError(f"{file}: flushed {flushed[0]} GB before a call, {first} {flushed[1]}")
+
+
+def _said(facts: dict[str, Any], name: str) -> str:
+    """A fact in an error, where strings stand without quotes."""
+    value = facts.get(name)
+    return clipped(value) if isinstance(value, str) else "none" if value is None else shown(value)
 
 
 def _figures(results: Results) -> Iterable[tuple[Stack, Metric, list[float]]]:

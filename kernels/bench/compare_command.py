@@ -1,12 +1,13 @@
 """``capgate compare``: one table of runs of ``capgate bench`` on several stacks, with every delta."""
 
 import argparse
-import sys
-from importlib.util import find_spec
+
+from capgate.compat.command import asking
+from capgate.compat.outputs import Outputs
 
 from . import compare_show
-from .compare import compare, load
-from .plot import files_of
+from .compare import Comparison, compare, load
+from .plot import add_pictures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,19 +18,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compare the files that the parsed ``arguments`` name; returns 2 when they cannot be compared."""
-    try:
-        pictures = files_of(arguments.plot) if arguments.plot else []
-        if pictures and find_spec("matplotlib") is None:
-            raise ValueError("--plot: needs matplotlib (pip install capgate[plot])")
+    """Compare the files that the parsed ``arguments`` name."""
+    outputs: Outputs[Comparison] = Outputs()
+    with asking():
+        if arguments.plot is not None:
+            add_pictures(outputs, arguments.plot, compare_show.plot)
         comparison = compare(load(arguments.files))
-        if pictures:
-            compare_show.plot(comparison, pictures)
-    except (ValueError, OSError) as error:
-        print(f"capgate: {error}", file=sys.stderr)
-        return 2
-    if arguments.markdown:
-        print(compare_show.markdown(comparison))
-    else:
-        compare_show.show(comparison)
+        if arguments.plot is not None:
+            compare_show.rates(comparison)
+    with outputs.written(comparison):
+        if arguments.markdown:
+            print(compare_show.markdown(comparison))
+        else:
+            compare_show.show(comparison)
     return 0

@@ -1,10 +1,14 @@
 """A comparison of stacks for people: a table for the terminal, the same in Markdown, and a picture."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from capgate.compat.terminal import console as plain_console
+
+from ..markdown import escape
+from ..markdown import table as markdown_table
 from .compare import Comparison, Delta, Metric, Stack
+from .plot import picture
 from .show import ACCURACY_WORDS, SERVING_WORDS
 
 
@@ -49,7 +53,7 @@ def notes(comparison: Comparison) -> list[str]:
     """What the figures mean, in sentences."""
     stacks = list(comparison.stacks.values())
     builds = {stack["triton"]: stack for stack in stacks}
-    texts = [f"{stacks[0]['device']} ({stacks[0]['target']})."]
+    texts = [f"Measured on {stacks[0]['device']} ({stacks[0]['target']})."]
     for name, build in builds.items():
         parts = {"torch": build["torch"], "runtime": build["runtime"], "driver": build["driver"], "Python": build["python"]}
         texts.append(f"Triton {name}: {', '.join(f'{part} {version}' for part, version in parts.items() if version)}.")
@@ -69,12 +73,11 @@ def notes(comparison: Comparison) -> list[str]:
 def show(comparison: Comparison) -> None:
     """Print the table; deltas within their noise are dim."""
     from rich import box
-    from rich.console import Console
     from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = plain_console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
     for stack in comparison.stacks:
@@ -98,48 +101,55 @@ def _style(cell: str, within: bool) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """The table and its notes in Markdown; metrics are bold, their deltas follow."""
-    heads = ["", *map(str, comparison.stacks)]
-    rows = [heads, ["---", *("---:" for _ in comparison.stacks)]]
+    rows = []
     for line in lines(comparison):
-        label = line.label if line.is_delta else f"**{line.label}**"
-        rows.append([label, *line.cells])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return "\n\n".join([table, " ".join(notes(comparison))])
+        label = escape(line.label.strip())
+        rows.append([label if line.is_delta else f"**{label}**", *line.cells])
+    heads = ["", *(escape(str(stack)) for stack in comparison.stacks)]
+    table = markdown_table(heads, ["---", *("---:" for _ in comparison.stacks)], rows)
+    return "\n\n".join([table, " ".join(map(escape, notes(comparison)))])
 
 
-def plot(comparison: Comparison, files: list[Path]) -> None:
-    """Bars of each workload's rate as a part of the oldest Triton's baseline, with the spread of the rounds.
-
-    Where a workload has several rates, which are of one time, the first stands for all. Needs matplotlib.
+def rates(comparison: Comparison) -> list[Metric]:
+    """What :func:`plot` draws of each workload: where it has several rates, which are of one time, the first stands for all.
 
     Raises ValueError where there is no rate that the oldest Triton's baseline has too.
     """
-    from matplotlib.figure import Figure
-
     base = comparison.baselines[-1]
-    rates: dict[str, Metric] = {}
+    found: dict[str, Metric] = {}
     for metric, row in comparison.values.items():
         if not metric.is_part and base in row:
-            rates.setdefault(metric.workload, metric)
-    metrics = list(rates.values())
-    if not metrics:
+            found.setdefault(metric.workload, metric)
+    if not found:
         raise ValueError(f"--plot: no workload has a rate for {base}, which the bars are parts of")
-    figure = Figure(figsize=(max(7.0, 2.0 + 1.3 * len(metrics)), 4.2), layout="constrained")
-    axes = figure.subplots()
+    return list(found.values())
+
+
+def plot(kind: str, comparison: Comparison) -> bytes:
+    """Bars of each workload's rate as a part of the oldest Triton's baseline, with the spread of the rounds.
+
+    kind : of the picture, "png" or "svg"
+
+    Needs matplotlib. Raises ValueError where there is no rate to draw.
+    """
+    base, metrics = comparison.baselines[-1], rates(comparison)
     width = 0.8 / len(comparison.stacks)
-    for number, stack in enumerate(comparison.stacks):
-        _bars(axes, comparison, metrics, stack, base, (number + 0.5) * width - 0.4, width)
-    axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
-    axes.set_ylabel(f"of {base}", fontsize="small")
-    names = [f"{metric.workload}\n{metric.name.removeprefix('output ')}" for metric in metrics]
-    axes.set_xticks(range(len(metrics)), names, fontsize="small")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     device = next(iter(comparison.stacks.values()))["device"]
     share = "The indexer's share of a serving run, " if all(metric.name.endswith("tok/s") for metric in metrics) else ""
-    figure.suptitle(f"{share}{device}", x=0.01, ha="left")
-    for file in files:
-        figure.savefig(file, dpi=144)
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for number, stack in enumerate(comparison.stacks):
+            _bars(axes, comparison, metrics, stack, base, (number + 0.5) * width - 0.4, width)
+        axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
+        axes.set_ylabel(f"of {base}", fontsize="small")
+        names = [f"{metric.workload}\n{metric.name.removeprefix('output ')}" for metric in metrics]
+        axes.set_xticks(range(len(metrics)), names, fontsize="small")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        figure.suptitle(f"{share}{device}", x=0.01, ha="left")
+
+    return picture(kind, (max(7.0, 2.0 + 1.3 * len(metrics)), 4.2), draw)
 
 
 def _bars(

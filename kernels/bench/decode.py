@@ -60,17 +60,22 @@ class DecodeBatch(NamedTuple):
         written = self.seen.numel() * self.max_context_len if clean_logits else int(self.seen.sum())
         return int(read + 4 * written)
 
+    def columns(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first column of the output that each row sees, and the first one that it does not see any more, [B * next_n]."""
+        end = self.seen.flatten()
+        return torch.zeros_like(end), end
+
     def output(self) -> torch.Tensor:
         """A new output, which the calls of all branches may share."""
         return empty_logits((self.weights.shape[0], self.max_context_len), self.q.device)
 
-    def prepare(self, variant: str, clean_logits: bool) -> Callable[[], torch.Tensor]:
+    def prepare(self, variant: str | None, clean_logits: bool) -> Callable[[], torch.Tensor]:
         """Make the schedule, with as many workers as the branch wants."""
         workers = paged_mqa_workers(self.q, self.kv_cache, clean_logits=clean_logits, variant=variant)
         return partial(paged_mqa_schedule, self.context_lens, self.kv_cache.shape[1], workers)
 
-    def call(self, variant: str, clean_logits: bool, out: torch.Tensor) -> Call:
-        """The call of one branch into ``out`` with a schedule made beforehand, as all layers of a serving step share one."""
+    def call(self, variant: str | None, clean_logits: bool, out: torch.Tensor) -> Call:
+        """The call of one variant into ``out`` with a schedule made beforehand, as all layers of a serving step share one."""
         keywords: dict[str, Any] = {"max_context_len": self.max_context_len, "clean_logits": clean_logits, "variant": variant}
         schedule = self.prepare(variant, clean_logits)()
         return partial(fp8_paged_mqa_logits, *self.operands, schedule=schedule, out=out, **keywords)

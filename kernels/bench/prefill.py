@@ -50,6 +50,11 @@ class PrefillBatch(NamedTuple):
         written = self.q.shape[0] * self.k.shape[0] if clean_logits else self.cells
         return int(4 * written + sum(tensor.numel() * tensor.itemsize for tensor in self.operands))
 
+    def columns(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first column of the output that each row sees, and the first one that it does not see any more, int32 [S]."""
+        starts, ends = self.starts.clamp(min=0), self.ends.clamp(max=self.k.shape[0])
+        return (starts, ends) if self.max_window is None else (torch.zeros_like(starts), ends - starts)
+
     def output(self) -> torch.Tensor:
         """A new output, which the calls of all branches may share."""
         return empty_logits((self.q.shape[0], self.k.shape[0] if self.max_window is None else self.max_window), self.q.device)
@@ -57,8 +62,8 @@ class PrefillBatch(NamedTuple):
     def prepare(self, variant: str, clean_logits: bool) -> None:
         """None: a prefill step makes nothing for its layers to share."""
 
-    def call(self, variant: str, clean_logits: bool, out: torch.Tensor) -> Call | None:
-        """The call of one branch into ``out``; None for a compressed output that would be cleaned."""
+    def call(self, variant: str | None, clean_logits: bool, out: torch.Tensor) -> Call | None:
+        """The call of one variant into ``out``; None for a compressed output that would be cleaned."""
         if clean_logits and self.max_window is not None:
             return None
         keywords: dict[str, Any] = {"clean_logits": clean_logits, "max_window": self.max_window, "variant": variant}

@@ -4,6 +4,9 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from capgate.compat.terminal import console as plain_console
+from capgate.compat.terminal import plain
+
 Row = dict[str, Any]
 Results = dict[str, Any]
 
@@ -91,12 +94,11 @@ FORMS = {
 
 def show(results: Results) -> None:
     """Print the stack, a table for each operation, and what the figures mean."""
-    from rich.console import Console
-
     stack = results["stack"]
-    console = Console(highlight=False)
+    console = plain_console()
     console.width = max(console.width, 128)  # what the tables need: a pipe has 80 columns, and would cut figures short
-    console.print(f"{stack['device']} ({stack['target']}), Triton {stack['triton']}, torch {stack['torch']}", soft_wrap=True)
+    builds = f"{stack['device']} ({stack['target']}), Triton {stack['triton']}, torch {stack['torch']}"
+    console.print(plain(builds), soft_wrap=True)
     if stack["target"] == "cpu":
         how = "Triton's interpreter" if stack["interpreter"] else "no Triton branch"
         console.print(
@@ -104,8 +106,9 @@ def show(results: Results) -> None:
         )
     for operation, form in FORMS.items():
         rows = [row for row in results["rows"] if row["operation"] == operation]
-        if rows:
-            console.print(_table(operation, form, rows, results))
+        missing = [remark for remark in _unmeasured(results) if remark["operation"] == operation]
+        if rows or missing:
+            console.print(_table(operation, form, rows, missing, results))
     if results["rows"]:
         _explain(console, results)
     if results["selection"]:
@@ -114,6 +117,11 @@ def show(results: Results) -> None:
         _show_serving(console, results)
     if results["accuracy"]:
         _show_accuracy(console, results)
+    _show_remarks(console, results)
+
+
+def _unmeasured(results: Results) -> list[Row]:
+    return [remark for remark in results.get("remarks", []) if not remark["measured"]]
 
 
 def _empty(title: str, columns: Iterable[str]) -> Any:
@@ -126,9 +134,13 @@ def _empty(title: str, columns: Iterable[str]) -> Any:
     return table
 
 
-def _table(operation: str, form: Form, rows: list[Row], results: Results) -> Any:
+def _table(operation: str, form: Form, rows: list[Row], missing: list[Row], results: Results) -> Any:
     table = _empty(operation, ("shape", form.size, "H", "branch", "clean", "ms", "noise", *form.columns))
-    for row in rows:
+    places = list(results["workloads"])
+    for row in sorted([*rows, *missing], key=lambda row: places.index(row["workload"])):
+        if "median_ms" not in row:
+            table.add_row(row["workload"], "", "", row["variant"], "yes" if row["clean_logits"] else "no", "none")
+            continue
         table.add_row(
             row["workload"],
             row["size"],
@@ -156,7 +168,23 @@ def _explain(console: Any, results: Results) -> None:
             f"{read:.4g} TB/s (device read); all measured in this run."
         )
     for line in lines:
-        console.print(f"[dim]{line}[/]", soft_wrap=True)
+        _note(console, line)
+
+
+def _note(console: Any, line: str) -> None:
+    console.print(line, style="dim", soft_wrap=True)
+
+
+def _show_remarks(console: Any, results: Results) -> None:
+    """Why there is no time, and whose logits are others; each reason once, with the workloads that it is of."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    for remark in results.get("remarks", []):
+        clean = "" if not remark["operation"] else ", clean" if remark["clean_logits"] else ", unclean"
+        what = "timed, but" if remark["measured"] else "not timed:"
+        named = places.setdefault((f"{remark['variant']}{clean}", what, remark["words"]), [])
+        named += [] if remark["workload"] in named else [remark["workload"]]
+    for (who, what, words), named in places.items():
+        console.print(plain(f"{who}: {what} {words} ({', '.join(named)})"), style="yellow", soft_wrap=True)
 
 
 def _range(rounds: list[float]) -> str:
@@ -186,9 +214,10 @@ def _show_selection(console: Any, results: Results) -> None:
             f"{row['peak_bytes'] / row['budget']:.2f}" if row["peak_bytes"] is not None else "",
         )
     console.print(table)
-    console.print(
-        f"[dim]{SELECTION_WORDS} Medians of {results['repeats']} calls and {results['rounds']} rounds; noise: "
-        "of the whole, between the fastest and the slowest round.[/]"
+    _note(
+        console,
+        f"{SELECTION_WORDS} Medians of {results['repeats']} calls and {results['rounds']} rounds; noise: of the whole, "
+        "between the fastest and the slowest round.",
     )
 
 
@@ -208,13 +237,13 @@ def _show_serving(console: Any, results: Results) -> None:
     console.print(table)
     for name, facts in results["workloads"].items():
         if "share" in facts:
-            console.print(
-                f"[dim]{name}: {facts['requests']} requests in flight, {facts['input_tokens']} tokens in and "
+            _note(
+                console,
+                f"{name}: {facts['requests']} requests in flight, {facts['input_tokens']} tokens in and "
                 f"{facts['output_tokens']} out, {facts['layers']} indexer layers, {facts['heads']} heads of {facts['dim']}, "
-                f"one key per {facts['ratio']} tokens, prefill of at most {facts['batch_tokens']} tokens.[/]",
-                soft_wrap=True,
+                f"one key per {facts['ratio']} tokens, prefill of at most {facts['batch_tokens']} tokens.",
             )
-    console.print(f"[dim]{SERVING_WORDS} noise: between the fastest and the slowest of {results['rounds']} rounds.[/]")
+    _note(console, f"{SERVING_WORDS} noise: between the fastest and the slowest of {results['rounds']} rounds.")
 
 
 def _show_accuracy(console: Any, results: Results) -> None:
@@ -224,4 +253,4 @@ def _show_accuracy(console: Any, results: Results) -> None:
         figures = (f"{statistics.median(row['metrics'][name]):.5f}" for name in names)
         table.add_row(row["workload"], row["variant"], "yes" if row["clean_logits"] else "no", *figures)
     console.print(table)
-    console.print(f"[dim]{ACCURACY_WORDS}[/]")
+    _note(console, ACCURACY_WORDS)

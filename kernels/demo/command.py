@@ -3,8 +3,14 @@
 import argparse
 import json
 import os
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
+
+from capgate.compat.command import CommandError, asking
+from capgate.compat.outputs import Outputs
+from capgate.compat.terminal import console as plain_console
 
 from . import stacks
 
@@ -24,17 +30,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Score both batches and print what happened; returns 1 when a branch disagrees with float64."""
     import torch
-    from rich.console import Console
 
+    outputs: Outputs[dict[str, Any]] = Outputs()
+    with asking():
+        if arguments.json is not None:
+            outputs.add("--json", arguments.json, lambda results: json.dumps(results, indent=2))
+        for folder in arguments.stack:
+            if not Path(folder).is_dir():
+                raise ValueError(f"--stack: {folder}: is no folder")
     if not torch.cuda.is_available() and "triton" not in sys.modules:
         os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when imported: the classic branch runs on the CPU
-    console = Console(highlight=False)
+    console = plain_console()
     outcomes = _score(console)
-    table = stacks.collect(arguments.stack)
-    stacks.show(console, table)
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump({"outcomes": [outcome._asdict() for outcome in outcomes], "stacks": table}, file, indent=2)
+    results: dict[str, Any] = {"outcomes": [outcome._asdict() for outcome in outcomes], "stacks": []}
+    with outputs.written(results):
+        try:
+            results["stacks"] = stacks.collect(arguments.stack)
+        except subprocess.CalledProcessError as error:  # it has said why on standard error
+            raise CommandError(f"--stack: a report ended with status {error.returncode}") from error
+        stacks.show(console, results["stacks"])
     failed = [f"{outcome.variant} of {outcome.operation}" for outcome in outcomes if outcome.failed]
     if failed:
         print(f"capgate: disagreement in {', '.join(failed)}", file=sys.stderr)
@@ -55,10 +69,12 @@ def _score(console: Any) -> list[Any]:
     console.print(f"On {name} with Triton {versions.find('triton').found} and torch {torch.__version__}:\n")
     outcomes = prefill.score(console, device) + decode.score(console, device)
     console.print(
-        "[dim]diff: DeepGEMM's calc_diff to float64 on the same fp8 operands; from bf16: to float64 on the activations before "
-        "they were quantised; disturbed: cells that a row does not see and that are neither -inf nor, unclean, as they were.[/]"
+        "diff: DeepGEMM's calc_diff to float64 on the same fp8 operands; from bf16: to float64 on the activations before "
+        "they were quantised; disturbed: cells that a row does not see and that are neither -inf nor, unclean, as they were.",
+        style="dim",
     )
     if device.type == "cpu":
-        console.print("[dim]On the CPU the classic branch runs in Triton's interpreter: its time says nothing of a GPU.[/]")
+        words = "On the CPU the classic branch runs in Triton's interpreter: its time says nothing of a GPU."
+        console.print(words, style="dim")
     console.print()
     return outcomes

@@ -36,15 +36,18 @@ class Activations(NamedTuple):
 
 def score(console: Any, device: torch.device) -> list[Outcome]:
     """Take one step through every branch, and print the outcomes."""
+    from rich.text import Text
+
     requests, mean = ON_GPU if device.type == "cuda" else ON_CPU
     problem = example(device)
     step = _activations(requests, mean, device)
     batch = _quantise(step, getattr(torch, problem.dtype))
-    console.print(
-        f"[bold]Decode: {requests} requests[/] of {int(step.lens.min())} to {int(step.lens.max())} keys in a paged cache "
+    sizes = (
+        f" of {int(step.lens.min())} to {int(step.lens.max())} keys in a paged cache "
         f"(blocks of {BLOCK}), {NEXT_N} rows a request, {HEADS} heads of {DIM}: bfloat16 activations are quantised to "
         f"{problem.dtype}, keys written into the cache, and scored there"
     )
+    console.print(Text.assemble((f"Decode: {requests} requests", "bold"), sizes))
     names, notes = runnable(operation, problem)
     same, activations = _exact(batch), _from_activations(step, batch.max_context_len)
     outcomes = [_run_branch(batch, same, activations, name, clean) for name in names for clean in (True, False)]

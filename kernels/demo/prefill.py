@@ -11,21 +11,23 @@ from ..mqa_logits import fp8_mqa_logits, reference
 from ..mqa_logits.operation import example, operation
 from .outcomes import SENTINEL, Outcome, calc_diff, count_disturbed, mebibytes, runnable, show, timer_of
 
-ON_GPU = (1024,) * 16  # 16384 tokens: what the seed's serving stack puts into one prefill batch at most
+ON_GPU = (1024,) * 16  # 16384 tokens: what such a serving stack puts into one prefill batch at most
 ON_CPU = (512, 256, 128, 128)
 CHUNK_ROWS = 64  # of a call on the CPU, so that a progress bar can move
 
 
 def score(console: Any, device: torch.device) -> list[Outcome]:
     """Score the batch, and print the outcomes and what an unclean and a compressed output save."""
+    from rich.text import Text
+
     lengths = ON_GPU if device.type == "cuda" else ON_CPU
     workload, problem = prompts(lengths), example(device)
     batch = workload.make(device, getattr(torch, problem.dtype))
-    console.print(
-        f"[bold]Prefill: {workload.words}[/] of {', '.join(map(str, dict.fromkeys(lengths)))} tokens, as DeepSeek-V4-Flash "
-        f"prefills: {workload.rows} query rows x {workload.keys} keys, {workload.heads} heads of {workload.dim}, "
-        f"{problem.dtype}"
+    sizes = (
+        f" of {', '.join(map(str, dict.fromkeys(lengths)))} tokens, as DeepSeek-V4-Flash prefills: {workload.rows} query rows "
+        f"x {workload.keys} keys, {workload.heads} heads of {workload.dim}, {problem.dtype}"
     )
+    console.print(Text.assemble((f"Prefill: {workload.words}", "bold"), sizes))
     exact = torch.full((workload.rows, workload.keys), float("nan"), device=device, dtype=torch.float64)
     reference.launch(*batch.operands, exact, clean_logits=False, compressed=False, accumulate=torch.float64)
 

@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 from capgate.compat import targets, versions
+
+from ..children import Child
 
 OPERATION, DECODE = "fp8_mqa_logits", "fp8_paged_mqa_logits"
 
@@ -16,20 +18,17 @@ TARGETS = {"hip:gfx942": "gluon_cdna4", "hip:gfx950": "gluon_cdna4", "cuda:90": 
 
 
 def collect(folders: list[str]) -> list[dict[str, Any]]:
-    """The reports of this Triton and of those in ``folders`` for each of TARGETS, by child processes."""
+    """The reports of this Triton and of those in ``folders`` for each of TARGETS, by child processes, two at a time."""
     asked = [(folder, target) for folder in [*folders, ""] for target in TARGETS]
-
-    def report(question: tuple[str, str]) -> dict[str, Any]:
-        folder, target = question
-        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        path = environment.get("PYTHONPATH", "")
-        environment["PYTHONPATH"] = os.pathsep.join(part for part in (folder and os.path.abspath(folder), path) if part)
-        command = [sys.executable, "-m", "capgate.compat", "--json", "--target", target]
-        answer: dict[str, Any] = json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)
-        return answer
-
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        reports = pool.map(report, asked)
+    reports = []
+    with ExitStack() as stack:
+        children: list[Child] = []
+        for number in range(len(asked)):
+            children += [stack.enter_context(_report(*question)) for question in asked[len(children) : number + 2]]
+            said, _ = children[number].communicate()
+            if children[number].returncode:
+                raise subprocess.CalledProcessError(children[number].returncode, children[number].args)
+            reports.append(json.loads(said))
     rows = [
         {
             "triton": found["triton"],
@@ -42,6 +41,15 @@ def collect(folders: list[str]) -> list[dict[str, Any]]:
         for found in reports
     ]
     return sorted(rows, key=lambda row: versions.parse_release(row["triton"] or ""))
+
+
+def _report(folder: str, target: str) -> Child:
+    """What prints the report of the Triton in a folder, or of this one where that is "", for a target."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    path = environment.get("PYTHONPATH", "")
+    environment["PYTHONPATH"] = os.pathsep.join(part for part in (folder and os.path.abspath(folder), path) if part)
+    command = [sys.executable, "-m", "capgate.compat", "--json", "--target", target]
+    return Child(command, env=environment, stdout=subprocess.PIPE)
 
 
 def show(console: Any, rows: list[dict[str, Any]]) -> None:

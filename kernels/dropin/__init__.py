@@ -25,7 +25,7 @@ import os
 from capgate.compat import SwitchError
 
 from . import hook
-from .replacing import DROPINS, DropinError, imported, loaded, replace, restore, unknown
+from .replacing import DROPINS, DropinError, imported, loaded, replace, replace_or_warn, restore, unknown
 
 __all__ = ["DROPINS", "DropinError", "activate", "install", "uninstall"]
 
@@ -42,8 +42,9 @@ def install(name: str) -> None:
     in a closure or in other packages, is not found. One warning on the logger ``capgate`` says what was replaced. Installing
     again does nothing. Install before an engine makes schedules and captures graphs: those made earlier are the library's.
 
-    Raises ValueError for a name that does not exist, and DropinError, replacing nothing, where the library is not importable or
-    does not offer every function that would be replaced.
+    Raises TypeError or ValueError for what is no drop-in's name, and DropinError, replacing nothing, where the library is not
+    importable, does not offer every function that would be replaced, or would keep a function that reads the schedules: a
+    DeepGEMM with ``fp8_fp4_paged_mqa_logits`` (2.4 and later), or a module that imported ``fp8_paged_mqa_logits`` alone.
     """
     _check(name)
     replace(name, imported(name))
@@ -53,7 +54,7 @@ def uninstall(name: str) -> None:
     """Undo :func:`install` and :func:`activate` for one drop-in: the very objects that were replaced are put back.
 
     Does nothing where it is not installed. A function that somebody else has put in the place of ours stays, with a warning.
-    Raises ValueError for a name that does not exist.
+    Raises TypeError for what is no name, ValueError for one that does not exist.
     """
     _check(name)
     hook.forget(name)
@@ -65,8 +66,8 @@ def activate() -> None:
 
     A library that is never imported stays unimported. Calling it again does nothing.
 
-    Raises SwitchError for a name that does not exist. DropinError, for a module that does not offer a function that would be
-    replaced, is raised here if the module is loaded already, and otherwise by its import.
+    Raises SwitchError for a name that does not exist. Where :func:`install` would raise DropinError there is one warning
+    instead, and nothing of that drop-in is replaced: an engine's import must not fail for it.
     """
     names = [part.strip() for part in os.environ.get(VARIABLE, "").split(",") if part.strip()]
     for name in names:
@@ -74,9 +75,12 @@ def activate() -> None:
             raise SwitchError(f"{VARIABLE}: {said}")
     for name in names:
         hook.watch(name)
-        replace(name, loaded(name))
+        if not replace_or_warn(name, loaded(name)):
+            hook.forget(name)
 
 
 def _check(name: str) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"name: got {type(name).__name__}, needs a str")
     if said := unknown(name):
         raise ValueError(f"name: {said}")

@@ -6,7 +6,11 @@ ATOM, and vLLM and SGLang on ROCm, call them so. Errors that this package's func
 import torch
 
 from .. import mqa_logits, paged_mqa_logits
-from .preshuffle import block_flat, unshuffle
+from ..common.checks import check_apart, check_integer, check_strided
+from ..key_cache.layout import CACHE
+from .preshuffle import block_flat, named, unshuffle
+
+_OPERANDS = named("q_fp8", "kv_cache")
 
 
 def fp8_mqa_logits(
@@ -66,18 +70,18 @@ def deepgemm_fp8_paged_mqa_logits(
     are. Returns None; aiter's return value, the name of a compiled kernel in Triton's cache, has no counterpart. Raises
     TypeError or ValueError for other arguments.
     """
-    if not isinstance(q_fp8, torch.Tensor) or q_fp8.ndim != 4:
-        found = tuple(q_fp8.shape) if isinstance(q_fp8, torch.Tensor) else type(q_fp8).__name__
-        raise ValueError(f"q_fp8: got {found}, needs a tensor [B, next_n, H, D]")
-    requests, next_n, _, dim = q_fp8.shape
-    rows = requests * next_n
-    cache = block_flat("kv_cache", kv_cache, dim)
-    if cache.shape[1] != KVBlockSize:
+    cache = block_flat(_OPERANDS, q_fp8, kv_cache)
+    next_n = q_fp8.shape[1]
+    rows = q_fp8.shape[0] * next_n
+    max_model_len = check_integer("max_model_len", max_model_len, 0)
+    if check_integer("KVBlockSize", KVBlockSize, 1) != cache.shape[1]:
         raise ValueError(f"KVBlockSize: got {KVBlockSize}, needs kv_cache's {cache.shape[1]}")
+    check_strided("out_logits", out_logits)
     if out_logits.ndim != 2 or out_logits.shape[0] < rows or out_logits.shape[1] < max_model_len:
         raise ValueError(f"out_logits: got shape {tuple(out_logits.shape)}, needs [{rows}, {max_model_len}] or more")
     out = out_logits[:rows, :max_model_len]
     if Preshuffle:
+        check_apart("out_logits", out, (CACHE,), (cache,))  # of the copy that is read instead nobody will say so
         cache = unshuffle(cache, kv_indices, context_lens, max_model_len)
     paged_mqa_logits.fp8_paged_mqa_logits(
         q_fp8, cache, weights, context_lens, kv_indices, max_context_len=max_model_len, out=out

@@ -17,6 +17,7 @@ def unshuffle_kernel(
     flat,  # the same, contiguous
     table,  # [B, max_blocks] int32
     lens,  # [B, COLUMNS] int32
+    num_blocks,
     limit,  # keys that a request can have
     stride_shuffled,
     stride_tb,
@@ -39,12 +40,13 @@ def unshuffle_kernel(
     for number in range(tl.cdiv(entries - first, tl.num_programs(1))):
         entry = (first + number * tl.num_programs(1)).to(tl.int64)
         block = tl.load(table + request * stride_tb + entry * stride_tk).to(tl.int64)
+        held = (block >= 0) & (block < num_blocks)
         for base in range(0, BLOCK_PIECES, PIECES):
             piece = base + tl.arange(0, PIECES)
             key = piece // KEY_PIECES
             source = key // 16 * (16 * KEY_PIECES) + piece % KEY_PIECES * 16 + key % 16
             source = tl.where(key < BLOCK, source, piece)  # the scales stay where they are
-            inside = (piece < BLOCK_PIECES)[:, None]
+            inside = (held & (piece < BLOCK_PIECES))[:, None]
             value = tl.load(shuffled + block * stride_shuffled + source[:, None] * 4 + word, mask=inside)
             tl.store(flat + block * (BLOCK_PIECES * 4) + piece[:, None] * 4 + word, value, mask=inside)
 
@@ -65,7 +67,7 @@ def prepare(
     lens = context_lens if context_lens.ndim == 2 else context_lens[:, None]
     programs = min(entries, max(1, -(-PROGRAMS * multiprocessors(flat.device) // requests)))
     strides = (shuffled.stride(0), *block_table.stride(), *lens.stride())
-    arguments = (shuffled, flat.view(-1).view(torch.int32), block_table, lens, limit, *strides)
+    arguments = (shuffled, flat.view(-1).view(torch.int32), block_table, lens, blocks, limit, *strides)
     keywords = {
         "COLUMNS": lens.shape[1],
         "BLOCK": block,

@@ -6,11 +6,15 @@ SGLang, and vLLM on CUDA, call them so. Errors that this package's functions rai
 import torch
 
 from .. import mqa_logits, paged_mqa_logits
-from ..key_cache.layout import check_positions
+from ..common.checks import Operand, Operands, check_integer, check_strided, pair_of
 from ..launch import multiprocessors
+from ..paged_mqa_logits.function import LENGTHS, QUERIES
 
 ROW_ALIGNMENT = 256  # elements: rows of logits start on 1024-byte boundaries
 KEY_TILE = 256  # DeepGEMM's, by which its rows are longer than the keys are many
+
+_INDICES = Operand("indices", (("B",),), (torch.int32,))
+_OF_ROWS, _OF_LENGTHS = Operands(QUERIES, _INDICES), Operands(LENGTHS, _INDICES)
 
 _num_sms: int | None = None
 
@@ -37,15 +41,13 @@ def fp8_mqa_logits(
     Returns float32 logits [S, N] in rows of N + 256 elements, or [S, max_seqlen_k] in rows of max_seqlen_k, each rounded up to
     a multiple of 256. Raises TypeError or ValueError as :func:`capgate.kernels.fp8_mqa_logits`.
     """
-    if not isinstance(kv, (tuple, list)) or len(kv) != 2 or not all(isinstance(part, torch.Tensor) for part in kv):
-        raise TypeError(f"kv: got {type(kv).__name__}, needs a pair of tensors: keys and their scales")
-    if not isinstance(q, torch.Tensor):
-        raise TypeError(f"q: got {type(q).__name__}, needs a torch.Tensor")
-    k, k_scale = kv
+    k, k_scale = pair_of("kv", kv)
+    check_strided("q", q)
+    max_seqlen_k = check_integer("max_seqlen_k", max_seqlen_k, 0)
     arguments = (q, k, k_scale, weights, cu_seq_len_k_start, cu_seq_len_k_end)
     if max_seqlen_k:
         return mqa_logits.fp8_mqa_logits(*arguments, clean_logits=clean_logits, max_window=max_seqlen_k)
-    rows, keys = q.shape[0], k.shape[0]
+    rows, keys = q.shape[:1].numel(), k.shape[:1].numel()  # of what has no dimensions 1, for the function to refuse
     width = (keys + KEY_TILE + ROW_ALIGNMENT - 1) // ROW_ALIGNMENT * ROW_ALIGNMENT
     out = torch.empty((rows, width), dtype=torch.float32, device=q.device)[:, :keys]
     return mqa_logits.fp8_mqa_logits(*arguments, clean_logits=clean_logits, out=out)
@@ -78,7 +80,8 @@ def fp8_paged_mqa_logits(
     as :func:`capgate.kernels.fp8_paged_mqa_logits`.
     """
     if indices is not None:
-        _check_indices(indices, q.shape[0], q.shape[1], q.device)
+        _OF_ROWS.check((q, indices))
+        _check_single(q.shape[1])
     return paged_mqa_logits.fp8_paged_mqa_logits(
         q,
         kv_cache,
@@ -99,15 +102,14 @@ def get_paged_mqa_logits_metadata(
     It is what :func:`capgate.kernels.paged_mqa_schedule` makes: DeepGEMM's kernels cannot read it, nor ours DeepGEMM's.
     """
     if indices is not None:
-        next_n = context_lens.shape[1] if context_lens.ndim == 2 else 1
-        _check_indices(indices, context_lens.shape[0], next_n, context_lens.device)
+        _OF_LENGTHS.check((context_lens, indices))
+        _check_single(context_lens.shape[1] if context_lens.ndim == 2 else 1)
     return paged_mqa_logits.paged_mqa_schedule(context_lens, block_kv, num_sms)
 
 
-def _check_indices(indices: torch.Tensor, rows: int, next_n: int, device: torch.device) -> None:
+def _check_single(next_n: int) -> None:
     if next_n != 1:
         raise ValueError(f"indices: got a tensor with {next_n} rows to a request, needs None or next_n of 1")
-    check_positions("indices", indices, (rows,), device)
 
 
 def get_num_sms() -> int:
@@ -120,8 +122,9 @@ def get_num_sms() -> int:
 
 
 def set_num_sms(num_sms: int) -> None:
-    """Set what :func:`get_num_sms` returns, for schedules with fewer workers. Raises ValueError for less than 1."""
+    """Set what :func:`get_num_sms` returns, for schedules with fewer workers.
+
+    Raises TypeError for what is no integer, ValueError for less than 1.
+    """
     global _num_sms
-    if num_sms < 1:
-        raise ValueError(f"num_sms: got {num_sms}, needs 1 or more")
-    _num_sms = num_sms
+    _num_sms = check_integer("num_sms", num_sms, 1)

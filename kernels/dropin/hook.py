@@ -58,8 +58,8 @@ class _ReplacingLoader(Loader):
         for name in sorted(_watched):
             functions = replacing.DROPINS[name].items()
             targets = [(function, module) for function, homes in functions if module.__name__ in homes]
-            if targets:
-                replacing.replace(name, targets)
+            if targets and not replacing.replace_or_warn(name, targets):
+                forget(name)
 
     def __getattr__(self, name: str) -> Any:  # sources, resources and whatever else the other loader offers
         if name.startswith("__"):

@@ -7,31 +7,52 @@ d of key t lies at ``t // 16 * 16 * D + d // 16 * 256 + t % 16 * 16 + d % 16``. 
 
 import torch
 
+from ..common.checks import Operands, check_strided
 from ..key_cache.function import takes_triton
-from ..key_cache.layout import SCALE_BYTES, check_address, check_cache, check_positions, keys_of, scale_bytes_of
+from ..key_cache.layout import (
+    CACHE,
+    check_address,
+    check_blocks,
+    keys_of,
+    scale_bytes_of,
+    with_scale,
+)
+from ..paged_mqa_logits.function import LENGTHS, QUERIES, TABLE
 
 TILE = 16  # keys of a tile, and bytes that it holds of each of them in a row
 
+_UNSHUFFLED = Operands(CACHE, TABLE, LENGTHS)
 
-def block_flat(name: str, kv_cache: torch.Tensor, dim: int) -> torch.Tensor:
+
+def named(q: str, kv_cache: str) -> Operands:
+    """The queries and the cache of a paged call, by an engine's names, for :func:`block_flat`."""
+    return Operands(QUERIES._replace(name=q), CACHE._replace(name=kv_cache))
+
+
+def block_flat(operands: Operands, q: torch.Tensor, kv_cache: torch.Tensor) -> torch.Tensor:
     """An engine's cache [num_blocks, block, 1, W] of one-byte elements, as the uint8 cache that our functions take.
 
-    W is D + 4 or more: what it has beyond that is room at the end of each block. ``name`` is what errors call the cache.
-    Raises TypeError or ValueError for what is no such cache.
+    operands : what :func:`named` made
+    q : [B, next_n, H, D], float8_e4m3fn or float8_e4m3fnuz
+
+    W is D + 4 or more: what it has beyond that is room at the end of each block. Raises TypeError or ValueError for what is no
+    such cache, or no such queries.
     """
-    if not isinstance(kv_cache, torch.Tensor):
-        raise TypeError(f"{name}: got {type(kv_cache).__name__}, needs a torch.Tensor")
+    names = [operand.name for operand in operands.operands]
+    check_strided(names[0], q)
+    check_strided(names[1], kv_cache)
     if kv_cache.element_size() != 1:
-        raise TypeError(f"{name}: got {kv_cache.dtype}, needs torch.uint8 or another type of one byte")
+        raise TypeError(f"{names[1]}: got {kv_cache.dtype}, needs torch.uint8 or another type of one byte")
     octets = kv_cache.view(torch.uint8)
-    width = dim + SCALE_BYTES
-    if octets.ndim == 4 and octets.shape[2] == 1 and octets.shape[3] > width:
+    width = with_scale(q.shape[-1]) if q.ndim == 4 else 0
+    if octets.ndim == 4 and octets.shape[2] == 1 and octets.shape[3] > width > 0:
         blocks, block, _, room = octets.shape
         if octets.stride(3) != 1 or (block > 1 and octets.stride(1) != room):
-            raise ValueError(f"{name}: got strides {tuple(octets.stride())}, needs blocks of adjacent bytes")
+            raise ValueError(f"{names[1]}: got strides {tuple(octets.stride())}, needs blocks of adjacent bytes")
         strides = (octets.stride(0), width, width, 1)
         octets = octets.as_strided((blocks, block, 1, width), strides, octets.storage_offset())
-    check_cache(octets, (dim,))
+    operands.check((q, octets))
+    check_blocks(octets)
     return octets
 
 
@@ -51,8 +72,7 @@ def unshuffle(
     if block % TILE:
         raise ValueError(f"kv_cache: got blocks of {block} keys, needs a multiple of {TILE} in a preshuffled cache")
     check_address(kv_cache)
-    check_positions("block_table", block_table, tuple(block_table.shape), kv_cache.device)
-    check_positions("context_lens", context_lens, tuple(context_lens.shape), kv_cache.device)
+    _UNSHUFFLED.check((kv_cache, block_table, context_lens))
     flat = torch.empty(kv_cache.shape, dtype=torch.uint8, device=kv_cache.device)
     if flat.numel() == 0 or block_table.numel() == 0:
         return flat

@@ -9,7 +9,10 @@ import torch
 from capgate import compat
 
 from .. import mqa_logits, paged_mqa_logits
-from .preshuffle import block_flat, unshuffle
+from ..common.checks import check_integer, pair_of
+from .preshuffle import block_flat, named, unshuffle
+
+_OPERANDS = named("q_fp8", "kv_cache_fp8")
 
 
 def rocm_fp8_mqa_logits(
@@ -29,9 +32,7 @@ def rocm_fp8_mqa_logits(
     Returns float32 logits [S, N], -inf outside the windows, in rows of a multiple of 256 elements. Raises TypeError or
     ValueError as :func:`capgate.kernels.fp8_mqa_logits`.
     """
-    if not isinstance(kv, (tuple, list)) or len(kv) != 2:
-        raise TypeError(f"kv: got {type(kv).__name__}, needs a pair of tensors: keys and their scales")
-    k, k_scale = kv
+    k, k_scale = pair_of("kv", kv)
     return mqa_logits.fp8_mqa_logits(q, k, k_scale, weights, cu_seqlen_ks, cu_seqlen_ke)
 
 
@@ -59,11 +60,9 @@ def rocm_fp8_paged_mqa_logits(
     Returns float32 logits [B * next_n, max_model_len], contiguous as vLLM's buffer is, and -inf where a row sees no key as in
     vLLM's torch version. Raises TypeError or ValueError as :func:`capgate.kernels.fp8_paged_mqa_logits`.
     """
-    if not isinstance(q_fp8, torch.Tensor) or q_fp8.ndim != 4:
-        found = tuple(q_fp8.shape) if isinstance(q_fp8, torch.Tensor) else type(q_fp8).__name__
-        raise ValueError(f"q_fp8: got {found}, needs a tensor [B, next_n, H, D]")
-    requests, next_n, _, dim = q_fp8.shape
-    cache = block_flat("kv_cache_fp8", kv_cache_fp8, dim)
+    max_model_len = check_integer("max_model_len", max_model_len, 0)
+    compress_ratio = check_integer("compress_ratio", compress_ratio, 1)
+    cache = block_flat(_OPERANDS, q_fp8, kv_cache_fp8)
     if holds_tiles(compat.capabilities(q_fp8.device), cache.shape[1], compress_ratio):
         cache = unshuffle(cache, block_tables, context_lens, max_model_len)
     return paged_mqa_logits.fp8_paged_mqa_logits(
@@ -74,7 +73,7 @@ def rocm_fp8_paged_mqa_logits(
         block_tables,
         max_context_len=max_model_len,
         clean_logits=True,
-        out=torch.empty((requests * next_n, max_model_len), dtype=torch.float32, device=q_fp8.device),
+        out=torch.empty((q_fp8.shape[0] * q_fp8.shape[1], max_model_len), dtype=torch.float32, device=q_fp8.device),
     )
 
 

@@ -99,12 +99,17 @@ def write_kernel(
     cell = k + row[:, None] * stride_kt + (dim.to(tl.int64) * stride_kd)[None, :]
     value = tl.load(cell, mask=kept[:, None], other=0.0).to(tl.float32)
 
-    scale = tl.div_rn(tl.maximum(tl.max(tl.abs(value), axis=1), FLOOR), tl.full([ROWS], LARGEST, tl.float32))
+    # Magnitudes order as their bits do, those that are not finite last.
+    largest = tl.max(value.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
+    amax = tl.maximum(largest.to(tl.float32, bitcast=True), FLOOR)
+    scale = tl.div_rn(amax, tl.full([ROWS], LARGEST, tl.float32))
     if POWER_OF_TWO:  # round up: carry every fraction bit into the exponent
         bits = scale.to(tl.int32, bitcast=True)
         scale = ((bits + 0x7FFFFF) & ~0x7FFFFF).to(tl.float32, bitcast=True)
-    scale = tl.where(tl.max((value != value).to(tl.int32), axis=1) > 0, float("nan"), scale)
+    whole = largest < 0x7F800000
+    scale = tl.where(whole, scale, float("nan"))
     value = tl.div_rn(value, tl.broadcast_to(scale[:, None], [ROWS, DIM]))
+    value = tl.where(whole[:, None], value, float("nan"))
     value = tl.where(value > LARGEST, LARGEST, value)  # comparisons keep NaN
     value = tl.where(value < -LARGEST, -LARGEST, value)
 
@@ -124,6 +129,7 @@ def gather_kernel(
     out_keys,  # [total, D] uint8
     out_scales,  # [total] float32
     num_requests,
+    num_blocks,
     limit,
     total,
     stride_keys,
@@ -141,6 +147,7 @@ def gather_kernel(
     held = request < num_requests
     wanted = position < total
     page = tl.load(table + request.to(tl.int64) * stride_tb + offset // BLOCK * stride_tk, mask=held & wanted, other=0)
+    held &= (page >= 0) & (page < num_blocks)
     page = page.to(tl.int64)
     inside = offset % BLOCK
     dim = tl.arange(0, DIM)
@@ -188,7 +195,19 @@ def prepare_gather(
     (blocks, block, dim), total = held_keys.shape, keys.shape[0]
     limit = block_table.shape[1] * block if blocks else 0
     strides = (held_keys.stride(0), held_scales.stride(0), *block_table.stride(), lens.stride(0))
-    arguments = (held_keys, held_scales, block_table, lens, keys.view(torch.uint8), scales, len(lens), limit, total, *strides)
+    arguments = (
+        held_keys,
+        held_scales,
+        block_table,
+        lens,
+        keys.view(torch.uint8),
+        scales,
+        len(lens),
+        blocks,
+        limit,
+        total,
+        *strides,
+    )
     keywords = {"DIM": dim, "BLOCK": block, "POSITIONS": POSITIONS, "REQUESTS": REQUESTS, "num_warps": 4}
     return Launch(gather_kernel, (-(-total // POSITIONS),), arguments, keywords)
 

@@ -4,13 +4,26 @@ import torch
 
 from capgate import compat
 
+from ..common.checks import Derived, Operand, Operands, among, check_apart, check_choice, check_integer
 from ..mqa_logits.operation import DIMS
-from ..quantize import FP8_MAX
+from ..quantize import FP8_MAX, SCALE_FORMATS
 from . import reference
-from .layout import check_address, check_cache, check_positions
+from .layout import CACHE, SCALE_BYTES, check_address, check_blocks, with_scale
 
-SCALE_FORMATS = ("fp32", "ue8m0")
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_CACHE = CACHE._replace(
+    limits=(*CACHE.limits, among("D + 4", tuple(map(with_scale, DIMS)))),
+    derived=(Derived("D", lambda width: width - SCALE_BYTES, ("D + 4",)),),
+)
+WRITTEN = Operands(
+    _CACHE,
+    Operand("k", (("T", "D"),), (torch.float32, torch.bfloat16, torch.float16)),
+    Operand("slot_mapping", (("T",),), (torch.int32, torch.int64)),
+)
+GATHERED = Operands(
+    _CACHE,
+    Operand("block_table", (("B", "max_blocks"),), (torch.int32,)),
+    Operand("lens", (("B",),), (torch.int32,)),
+)
 
 
 def quantize_keys_to_cache(
@@ -32,41 +45,24 @@ def quantize_keys_to_cache(
         ``stride(0)`` may be larger than that. block is 1, 16, 32, 64 or 128.
     slot_mapping : torch.Tensor, shape (T,), int32 or int64
         Slot ``s`` is position ``s % block`` of block ``s // block``. A key whose slot is negative, or past the cache, is
-        skipped. Where two keys have the same slot, either may win.
+        skipped. Where two keys have the same slot, either may win. Neither this nor ``k`` may share memory with the cache.
     dtype : torch.dtype
         Of the cache's keys: float8_e4m3fn or float8_e4m3fnuz.
     scale_format : str
         "fp32", or "ue8m0" to round each scale up to a power of two.
 
-    Nothing is read back from the device, so that the call can be captured in a GPU graph.
+    A key with a NaN or an infinity becomes NaN altogether, as there. Nothing is read back from the device, so that the call
+    can be captured in a GPU graph.
 
     Raises
     ------
     TypeError, ValueError
         An argument is not as above; nothing has been written.
     """
-    dim = check_cache(kv_cache, DIMS)
-    if not isinstance(k, torch.Tensor):
-        raise TypeError(f"k: got {type(k).__name__}, needs a torch.Tensor")
-    if k.ndim != 2 or k.shape[1] != dim:
-        raise ValueError(f"k: got shape {tuple(k.shape)}, needs [T, {dim}] to match kv_cache")
-    if k.dtype not in FLOATS:
-        raise TypeError(f"k: got {k.dtype}, needs float32, bfloat16 or float16")
-    if k.device != kv_cache.device:
-        raise ValueError(f"k: got device {k.device}, needs kv_cache's {kv_cache.device}")
-    if k.requires_grad and torch.is_grad_enabled():
-        raise ValueError("k: requires grad, which the cache does not have; detach it or use torch.no_grad()")
-    if not isinstance(slot_mapping, torch.Tensor):
-        raise TypeError(f"slot_mapping: got {type(slot_mapping).__name__}, needs a torch.Tensor")
-    if slot_mapping.shape != k.shape[:1]:
-        raise ValueError(f"slot_mapping: got shape {tuple(slot_mapping.shape)}, needs [{k.shape[0]}] to match k")
-    if slot_mapping.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"slot_mapping: got {slot_mapping.dtype}, needs torch.int32 or torch.int64")
-    if slot_mapping.device != k.device:
-        raise ValueError(f"slot_mapping: got device {slot_mapping.device}, needs k's {k.device}")
-    _check_dtype(dtype)
-    if scale_format not in SCALE_FORMATS:
-        raise ValueError(f"scale_format: got {scale_format!r}, needs 'fp32' or 'ue8m0'")
+    WRITTEN.check((kv_cache, k, slot_mapping), "the cache")
+    check_blocks(kv_cache)
+    check_choice("dtype", dtype, tuple(FP8_MAX))
+    check_choice("scale_format", scale_format, SCALE_FORMATS)
     torch.ops.capgate.quantize_keys_to_cache(k, kv_cache, slot_mapping, dtype, scale_format)
 
 
@@ -85,7 +81,8 @@ def gather_keys(
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
         The cache, laid out as :func:`quantize_keys_to_cache` writes it.
     block_table : torch.Tensor, shape (B, max_blocks), int32
-        Each request's blocks in order. What lies past a request's keys is not looked at.
+        Each request's blocks in order. What lies past a request's keys is not looked at. A block that the cache does not have
+        (below 0, or num_blocks and more) is never read: its keys are 0 with scale 0, and score 0 where a window has them.
     lens : torch.Tensor, shape (B,), int32
         How many keys to take of each request; one below 0 counts as 0, one past its row of the table is cut.
     total : int
@@ -105,25 +102,12 @@ def gather_keys(
     TypeError, ValueError
         An argument is not as above.
     """
-    check_cache(kv_cache, DIMS)
-    if not isinstance(block_table, torch.Tensor) or block_table.ndim != 2:
-        found = tuple(block_table.shape) if isinstance(block_table, torch.Tensor) else type(block_table).__name__
-        kind = ValueError if isinstance(block_table, torch.Tensor) else TypeError
-        raise kind(f"block_table: got {found}, needs a tensor [B, max_blocks]")
-    check_positions("block_table", block_table, tuple(block_table.shape), kv_cache.device)
-    check_positions("lens", lens, (block_table.shape[0],), kv_cache.device)
-    if not isinstance(total, (int, torch.SymInt)) or isinstance(total, bool):
-        raise TypeError(f"total: got {type(total).__name__}, needs an int")
-    if total < 0:
-        raise ValueError(f"total: got {total}, needs 0 or more")
-    _check_dtype(dtype)
+    GATHERED.check((kv_cache, block_table, lens), "the keys")
+    check_blocks(kv_cache)
+    total = check_integer("total", total, 0)
+    check_choice("dtype", dtype, tuple(FP8_MAX))
     keys, scales = torch.ops.capgate.gather_keys(kv_cache, block_table, lens, total)
     return keys.view(dtype), scales
-
-
-def _check_dtype(dtype: torch.dtype) -> None:
-    if dtype not in FP8_MAX:
-        raise ValueError(f"dtype: got {dtype}, needs float8_e4m3fn or float8_e4m3fnuz")
 
 
 def takes_triton(device: torch.device) -> bool:
@@ -135,6 +119,7 @@ def takes_triton(device: torch.device) -> bool:
 def _write(k: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor, dtype: torch.dtype, scale_format: str) -> None:
     """Operator ``capgate::quantize_keys_to_cache``."""
     check_address(kv_cache)
+    check_apart("kv_cache", kv_cache, WRITTEN.operands[1:], (k, slot_mapping))
     if takes_triton(k.device):
         from . import classic
 

@@ -6,42 +6,31 @@ of float32 scales. Blocks may lie further apart than they are long.
 
 import torch
 
+from ..common.checks import Operand, among
+
 BLOCK_SIZES = (1, 16, 32, 64, 128)
 SCALE_BYTES = 4
 
 
-def check_cache(kv_cache: torch.Tensor, dims: tuple[int, ...]) -> int:
-    """Raise TypeError or ValueError for what is no cache of keys of one of the ``dims``; return the dimension."""
-    if not isinstance(kv_cache, torch.Tensor):
-        raise TypeError(f"kv_cache: got {type(kv_cache).__name__}, needs a torch.Tensor")
-    if kv_cache.dtype != torch.uint8:
-        raise TypeError(f"kv_cache: got {kv_cache.dtype}, needs torch.uint8")
-    shape, widths = tuple(kv_cache.shape), tuple(dim + SCALE_BYTES for dim in dims)
-    if len(shape) != 4 or shape[1] not in BLOCK_SIZES or shape[2] != 1 or shape[3] not in widths:
-        raise ValueError(
-            f"kv_cache: got shape {shape}, needs [num_blocks, block, 1, D + {SCALE_BYTES}] "
-            f"with block in {BLOCK_SIZES} and D {'in ' + str(dims) if len(dims) > 1 else dims[0]}"
-        )
-    block, width = shape[1], int(shape[3])
-    flat = kv_cache.stride(3) == 1 and (block == 1 or kv_cache.stride(1) == width)
-    if not flat or kv_cache.stride(0) % SCALE_BYTES or (shape[0] > 1 and kv_cache.stride(0) < block * width):
+# A dimension "D + 4" is a key's bytes with those of its scale.
+CACHE = Operand("kv_cache", (("num_blocks", "block", 1, "D + 4"),), (torch.uint8,), (among("block", BLOCK_SIZES),))
+
+
+def with_scale(dim: int) -> int:
+    """Bytes of a key and its scale."""
+    return dim + SCALE_BYTES
+
+
+def check_blocks(kv_cache: torch.Tensor) -> None:
+    """Raise ValueError for a cache, otherwise as CACHE says, whose blocks are not flat or not apart."""
+    blocks, block, _, width = kv_cache.shape
+    distance, row, _, step = kv_cache.stride()
+    flat = step == 1 and (block == 1 or row == width)
+    if not flat or distance % SCALE_BYTES or (blocks > 1 and distance < block * width):
         raise ValueError(
             f"kv_cache: got strides {tuple(kv_cache.stride())}, needs blocks of adjacent bytes, "
             f"a multiple of {SCALE_BYTES} and at least {block * width} bytes apart"
         )
-    return width - SCALE_BYTES
-
-
-def check_positions(name: str, tensor: torch.Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    """Raise TypeError or ValueError for an int32 argument that has another type, shape or device."""
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name}: got {type(tensor).__name__}, needs a torch.Tensor")
-    if tensor.shape != shape:
-        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, needs {list(shape)}")
-    if tensor.dtype != torch.int32:
-        raise TypeError(f"{name}: got {tensor.dtype}, needs torch.int32")
-    if tensor.device != device:
-        raise ValueError(f"{name}: got device {tensor.device}, needs {device}")
 
 
 def keys_of(kv_cache: torch.Tensor) -> torch.Tensor:
@@ -49,6 +38,11 @@ def keys_of(kv_cache: torch.Tensor) -> torch.Tensor:
     blocks, block, _, width = kv_cache.shape
     dim = width - SCALE_BYTES
     return kv_cache.as_strided((blocks, block, dim), (kv_cache.stride(0), dim, 1), kv_cache.storage_offset())
+
+
+def readable(kv_cache: torch.Tensor) -> torch.Tensor:
+    """A checked cache, or where it has no block one of any contents: there is something to read in place of missing keys."""
+    return kv_cache if kv_cache.shape[0] else kv_cache.new_empty((1, *kv_cache.shape[1:]))
 
 
 def scale_bytes_of(kv_cache: torch.Tensor) -> torch.Tensor:
@@ -59,7 +53,7 @@ def scale_bytes_of(kv_cache: torch.Tensor) -> torch.Tensor:
 
 
 def check_address(kv_cache: torch.Tensor) -> None:
-    """Raise ValueError for a cache whose scales are not aligned; apart from check_cache, since torch.compile cannot follow."""
+    """Raise ValueError for a cache whose scales are not aligned; apart from check_blocks, since torch.compile cannot follow."""
     if not kv_cache.is_meta and kv_cache.data_ptr() % SCALE_BYTES:
         raise ValueError(f"kv_cache: got address {kv_cache.data_ptr():#x}, needs a multiple of {SCALE_BYTES}")
 

@@ -6,13 +6,21 @@ import torch
 
 from capgate import compat
 
+from ..common.checks import Operand, Operands, check_flag, check_integer, check_variant
+from ..key_cache.layout import check_blocks
 from ..mqa_logits import function as dense
+from ..mqa_logits.operation import operation as dense_operation
 from ..paged_mqa_logits import function as paged
+from ..paged_mqa_logits.operation import operation as paged_operation
 from . import plan
 from .operation import Problem, operation
 
 MAX_COLUMNS = 2**29  # so that the end of a block is 32 bits wide, and a grid's second dimension 16
 LOGITS_BUDGET = 2**31  # bytes, as in ROCm's ATOM
+
+_LOGITS = Operand("logits", (("S", "N"),), (torch.float32,))
+_STARTS, _ENDS = (Operand(name, (("S",),), (torch.int32,)) for name in ("starts", "ends"))
+WINDOWED, FROM_ZERO = Operands(_LOGITS, _STARTS, _ENDS), Operands(_LOGITS, _ENDS)
 
 Selected: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
@@ -54,9 +62,9 @@ def select_keys(
     return_scores : bool
         Return the selected keys' logits too.
     variant : str, optional
-        Take this branch of the selection ("classic", "reference") or raise.
+        Take this variant of the selection ("classic", "reference") or raise.
     logits_variant : str, optional
-        Take this branch of ``fp8_mqa_logits`` or raise.
+        Take this variant of ``fp8_mqa_logits`` or raise.
 
     Nothing is read back from the device, so that the call can be captured in a GPU graph.
 
@@ -76,14 +84,17 @@ def select_keys(
     capgate.compat.CapabilityError
         The branch that ``variant``, ``logits_variant`` or CAPGATE_VARIANT names cannot run here.
     """
-    dense.check_inputs(q, k, k_scale, weights, starts, ends)
-    _check_options(top_k=top_k, logits_budget_bytes=logits_budget_bytes, relative=relative, return_scores=return_scores)
-    _check_texts(variant=variant, logits_variant=logits_variant)
+    dense.OPERANDS.check((q, k, k_scale, weights, starts, ends), "the selection")
+    top_k, logits_budget_bytes = _check_sizes(top_k, logits_budget_bytes)
     if max_window is None:
         _check_columns("k", k.shape[0])
     else:
-        _check_count("max_window", max_window, 0)
+        max_window = check_integer("max_window", max_window, 0)
         _check_columns("max_window", max_window)
+    check_flag("relative", relative)
+    check_flag("return_scores", return_scores)
+    check_variant("variant", variant, operation)
+    check_variant("logits_variant", logits_variant, dense_operation)
     k_scale = k_scale[:, 0] if k_scale.ndim == 2 else k_scale
     indices, scores = torch.ops.capgate.select_keys(
         *(q, k, k_scale, weights, starts, ends, top_k, logits_budget_bytes, max_window),
@@ -117,7 +128,7 @@ def select_paged_keys(
         Row t of request b sees as many keys as ``context_lens`` says, and no more than this or than the table has room for.
     top_k, logits_budget_bytes, return_scores, variant : as in :func:`select_keys`; requests are taken in turn, not rows
     logits_variant : str, optional
-        Take this branch of ``fp8_paged_mqa_logits`` or raise.
+        Take this variant of ``fp8_paged_mqa_logits`` or raise.
 
     Returns
     -------
@@ -129,11 +140,14 @@ def select_paged_keys(
     TypeError, ValueError, capgate.compat.CapabilityError
         As :func:`select_keys`.
     """
-    paged.check_inputs(q, kv_cache, weights, context_lens, block_table)
-    paged.check_options(max_context_len, False, variant)
-    _check_options(top_k=top_k, logits_budget_bytes=logits_budget_bytes, return_scores=return_scores)
-    _check_texts(logits_variant=logits_variant)
+    paged.OPERANDS.check((q, kv_cache, weights, context_lens, block_table), "the selection")
+    check_blocks(kv_cache)
+    top_k, logits_budget_bytes = _check_sizes(top_k, logits_budget_bytes)
+    max_context_len = check_integer("max_context_len", max_context_len, 0)
     _check_columns("max_context_len", max_context_len)
+    check_flag("return_scores", return_scores)
+    check_variant("variant", variant, operation)
+    check_variant("logits_variant", logits_variant, paged_operation)
     indices, scores = torch.ops.capgate.select_paged_keys(
         *(q, kv_cache, weights, context_lens, block_table, max_context_len, top_k, logits_budget_bytes),
         *(return_scores, variant, logits_variant),
@@ -178,13 +192,17 @@ def select_from_logits(
     TypeError, ValueError, capgate.compat.CapabilityError
         As :func:`select_keys`.
     """
-    _check_logits(logits, starts, ends)
-    _check_options(top_k=top_k, relative=relative, return_scores=return_scores)
-    _check_texts(variant=variant)
+    if starts is None:
+        FROM_ZERO.check((logits, ends), "the selection")
+    else:
+        WINDOWED.check((logits, starts, ends), "the selection")
+    _check_columns("logits", logits.shape[1])
+    top_k = check_integer("top_k", top_k, 1)
+    check_flag("relative", relative)
+    check_flag("return_scores", return_scores)
+    check_variant("variant", variant, operation)
     if num_keys is not None:
-        _check_count("num_keys", num_keys, 0)
-        if num_keys >= 2**31:
-            raise ValueError(f"num_keys: got {num_keys}, needs less than 2**31")
+        num_keys = check_integer("num_keys", num_keys, 0, 2**31 - 1)
         if starts is None:
             raise ValueError("num_keys: needs starts, which say what key a row's first column means")
     indices, scores = torch.ops.capgate.select_from_logits(
@@ -196,47 +214,8 @@ def select_from_logits(
 # --- checks ---------------------------------------------------------------------------------------------------------------
 
 
-def _check_logits(logits: torch.Tensor, starts: torch.Tensor | None, ends: torch.Tensor) -> None:
-    for name, value in (("logits", logits), ("ends", ends), ("starts", ends if starts is None else starts)):
-        if not isinstance(value, torch.Tensor):
-            raise TypeError(f"{name}: got {type(value).__name__}, needs a torch.Tensor")
-    if logits.ndim != 2:
-        raise ValueError(f"logits: got shape {tuple(logits.shape)}, needs [S, N]")
-    if logits.dtype != torch.float32:
-        raise TypeError(f"logits: got {logits.dtype}, needs torch.float32")
-    _check_columns("logits", logits.shape[1])
-    if logits.requires_grad and torch.is_grad_enabled():
-        raise ValueError("logits: requires grad, which the selection does not have; detach it or use torch.no_grad()")
-    for name, tensor in (("starts", starts), ("ends", ends)):
-        if tensor is None:
-            continue
-        if tensor.shape != (logits.shape[0],):
-            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, needs {[logits.shape[0]]} to match logits")
-        if tensor.dtype != torch.int32:
-            raise TypeError(f"{name}: got {tensor.dtype}, needs torch.int32")
-        if tensor.device != logits.device:
-            raise ValueError(f"{name}: got device {tensor.device}, needs that of logits, {logits.device}")
-
-
-def _check_options(*, top_k: int, logits_budget_bytes: int = LOGITS_BUDGET, **switches: bool) -> None:
-    _check_count("top_k", top_k, 1)
-    _check_count("logits_budget_bytes", logits_budget_bytes, 0)
-    for name, value in switches.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name}: got {type(value).__name__}, needs a bool")
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
-        raise TypeError(f"{name}: got {type(value).__name__}, needs an int")
-    if value < least:
-        raise ValueError(f"{name}: got {value}, needs {least} or more")
-
-
-def _check_texts(**texts: str | None) -> None:
-    for name, value in texts.items():
-        if not isinstance(value, (str, type(None))):
-            raise TypeError(f"{name}: got {type(value).__name__}, needs a str or None")
+def _check_sizes(top_k: int, logits_budget_bytes: int) -> tuple[int, int]:
+    return check_integer("top_k", top_k, 1), check_integer("logits_budget_bytes", logits_budget_bytes, 0)
 
 
 def _check_columns(name: str, columns: int) -> None:

@@ -2,12 +2,32 @@
 
 import torch
 
+from ..common.checks import (
+    Limit,
+    Operand,
+    Operands,
+    among,
+    check_apart,
+    check_flag,
+    check_integer,
+    check_output,
+    check_variant,
+)
 from .operation import DIMS, MAX_HEADS, MIN_HEADS, Problem, operation
 
 # Rows of a new output start on 1024-byte boundaries (as DeepGEMM's and, at 256 elements, aiter's do), so stride(0) >= N.
 ROW_ALIGNMENT = 256
 
 FP8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e4m3fnuz: "float8_e4m3fnuz"}
+QUERY_SIZES = (Limit("H", MIN_HEADS, MAX_HEADS), among("D", DIMS))
+OPERANDS = Operands(
+    Operand("q", (("S", "H", "D"),), tuple(FP8), QUERY_SIZES),
+    Operand("k", (("N", "D"),)),
+    Operand("k_scale", (("N",), ("N", 1)), (torch.float32,)),
+    Operand("weights", (("S", "H"),), (torch.float32,)),
+    Operand("starts", (("S",),), (torch.int32,)),
+    Operand("ends", (("S",),), (torch.int32,)),
+)
 
 
 def fp8_mqa_logits(
@@ -49,10 +69,11 @@ def fp8_mqa_logits(
     out : torch.Tensor, shape (S, N) or (S, max_window), float32, optional
         Where to write. A new one is allocated otherwise, with rows padded to 256 elements: ``stride(0)`` need not be N.
     variant : str, optional
-        Take this branch ("classic", "reference", ...) or raise.
+        Take this variant ("classic", "reference", ...) or raise.
 
-    All tensors are on one device and may have any strides, except that rows of ``out`` may not overlap. NaN in ``q`` or ``k``
-    propagates to the logits it touches.
+    All tensors are on one device and may have any strides, except that ``out`` may share memory with no other tensor, and its
+    rows not with each other. NaN in ``q`` or ``k`` propagates to the logits it touches. Logits have no gradients: a tensor
+    that requires grad is an error unless grad is off, and so is one that ``torch.func`` or forward AD differentiates by.
 
     Returns
     -------
@@ -66,9 +87,15 @@ def fp8_mqa_logits(
     capgate.compat.CapabilityError
         The branch that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
-    check_inputs(q, k, k_scale, weights, starts, ends)
-    _check_options(clean_logits, max_window, variant)
-    check_output(out, _shape(q, k, max_window), q.device)
+    OPERANDS.check((q, k, k_scale, weights, starts, ends), "the logits")
+    check_flag("clean_logits", clean_logits)
+    if max_window is not None:
+        max_window = check_integer("max_window", max_window, 0)
+        if clean_logits:
+            raise ValueError("clean_logits: got True with max_window, needs False: compressed rows are not cleaned")
+    check_variant("variant", variant, operation)
+    if out is not None:
+        check_output(out, _shape(q, k, max_window), q.device)
     k_scale = k_scale[:, 0] if k_scale.ndim == 2 else k_scale
     if out is None:
         logits: torch.Tensor = torch.ops.capgate.fp8_mqa_logits(
@@ -78,86 +105,6 @@ def fp8_mqa_logits(
     compressed = max_window is not None
     torch.ops.capgate.fp8_mqa_logits_out(q, k, k_scale, weights, starts, ends, out, clean_logits, compressed, variant)
     return out
-
-
-def check_inputs(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    starts: torch.Tensor,
-    ends: torch.Tensor,
-) -> None:
-    """Raise TypeError or ValueError for operands that are not as :func:`fp8_mqa_logits` says."""
-    named = {"q": q, "k": k, "k_scale": k_scale, "weights": weights, "starts": starts, "ends": ends}
-    for name, tensor in named.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{name}: got {type(tensor).__name__}, needs a torch.Tensor")
-    if q.ndim != 3 or not MIN_HEADS <= q.shape[1] <= MAX_HEADS or q.shape[2] not in DIMS:
-        raise ValueError(
-            f"q: got shape {tuple(q.shape)}, needs [S, H, D] with H from {MIN_HEADS} to {MAX_HEADS} and D in {DIMS}"
-        )
-    if q.dtype not in FP8:
-        raise TypeError(f"q: got {q.dtype}, needs float8_e4m3fn or float8_e4m3fnuz")
-    if k.ndim != 2 or k.shape[1] != q.shape[2]:
-        raise ValueError(f"k: got shape {tuple(k.shape)}, needs [N, {q.shape[2]}] to match q")
-    rows, heads, keys = q.shape[0], q.shape[1], k.shape[0]
-    if k_scale.shape not in ((keys,), (keys, 1)):
-        raise ValueError(f"k_scale: got shape {tuple(k_scale.shape)}, needs [{keys}] or [{keys}, 1] to match k")
-    for name, shape in {"weights": (rows, heads), "starts": (rows,), "ends": (rows,)}.items():
-        if named[name].shape != shape:
-            raise ValueError(f"{name}: got shape {tuple(named[name].shape)}, needs {list(shape)} to match q")
-    dtypes = {"k": q.dtype, "k_scale": torch.float32, "weights": torch.float32, "starts": torch.int32, "ends": torch.int32}
-    for name, dtype in dtypes.items():
-        if named[name].dtype != dtype:
-            raise TypeError(f"{name}: got {named[name].dtype}, needs {dtype}{', as q' if name == 'k' else ''}")
-        if named[name].device != q.device:
-            raise ValueError(f"{name}: got device {named[name].device}, needs q's {q.device}")
-    if torch.is_grad_enabled():
-        for name in ("k_scale", "weights"):
-            if named[name].requires_grad:
-                raise ValueError(f"{name}: requires grad, which the logits do not have; detach it or use torch.no_grad()")
-
-
-def _check_options(clean_logits: bool, max_window: int | None, variant: str | None) -> None:
-    if not isinstance(clean_logits, bool):
-        raise TypeError(f"clean_logits: got {type(clean_logits).__name__}, needs a bool")
-    if not isinstance(max_window, (int, torch.SymInt, type(None))):
-        raise TypeError(f"max_window: got {type(max_window).__name__}, needs an int or None")
-    if not isinstance(variant, (str, type(None))):
-        raise TypeError(f"variant: got {type(variant).__name__}, needs a str or None")
-    if max_window is not None and max_window < 0:
-        raise ValueError(f"max_window: got {max_window}, needs 0 or more")
-    if max_window is not None and clean_logits:
-        raise ValueError("clean_logits: got True with max_window, needs False: compressed rows are not cleaned")
-
-
-def check_output(out: torch.Tensor | None, shape: tuple[int, int], device: torch.device) -> None:
-    """Raise TypeError or ValueError for an ``out`` that is given and cannot take the logits of q's ``device``."""
-    if out is None:
-        return
-    if not isinstance(out, torch.Tensor):
-        raise TypeError(f"out: got {type(out).__name__}, needs a torch.Tensor")
-    if out.shape != shape:
-        raise ValueError(f"out: got shape {tuple(out.shape)}, needs {list(shape)}")
-    if out.dtype != torch.float32:
-        raise TypeError(f"out: got {out.dtype}, needs torch.float32")
-    if out.device != device:
-        raise ValueError(f"out: got device {out.device}, needs q's {device}")
-    if _overlaps(out):
-        raise ValueError(f"out: got strides {tuple(out.stride())} for shape {list(shape)}, needs cells that do not overlap")
-    if out.requires_grad and torch.is_grad_enabled():
-        raise ValueError("out: requires grad, which the logits do not have")
-
-
-def _overlaps(out: torch.Tensor) -> bool:
-    """Whether two cells of the 2-D ``out`` may share memory; plain comparisons, which torch.compile can follow."""
-    (rows, columns), (row_step, column_step) = out.shape, out.stride()
-    if out.numel() == 0:
-        return False
-    if (rows > 1 and row_step == 0) or (columns > 1 and column_step == 0):
-        return True
-    return bool(row_step <= column_step * (columns - 1) and column_step <= row_step * (rows - 1))
 
 
 def copies_directly(k: torch.Tensor, k_scale: torch.Tensor) -> bool:
@@ -204,7 +151,24 @@ def _launch_into(
     compressed: bool,
     variant: str | None,
 ) -> None:
-    """Operator ``capgate::fp8_mqa_logits_out``: run the chosen branch, unless there is no cell to write."""
+    """Operator ``capgate::fp8_mqa_logits_out``: as :func:`_launch`, ``out`` being the caller's."""
+    check_apart("out", out, OPERANDS.operands, (q, k, k_scale, weights, starts, ends))
+    _launch(q, k, k_scale, weights, starts, ends, out, clean_logits, compressed, variant)
+
+
+def _launch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    k_scale: torch.Tensor,
+    weights: torch.Tensor,
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+    out: torch.Tensor,
+    clean_logits: bool,
+    compressed: bool,
+    variant: str | None,
+) -> None:
+    """Run the chosen variant, unless there is no cell to write."""
     problem = describe(q, k, k_scale, weights, out, clean_logits, compressed)
     if out.numel() == 0:  # a branch that cannot run is an error for empty calls too, but no operand can be in its way
         operation.select(problem._replace(direct_keys=True, tensor_maps=True), variant)
@@ -226,7 +190,7 @@ def _launch_new(
 ) -> torch.Tensor:
     """Operator ``capgate::fp8_mqa_logits``: the same into a new tensor."""
     out = empty_logits(_shape(q, k, max_window), q.device)
-    _launch_into(q, k, k_scale, weights, starts, ends, out, clean_logits, max_window is not None, variant)
+    _launch(q, k, k_scale, weights, starts, ends, out, clean_logits, max_window is not None, variant)
     return out
 
 

@@ -116,7 +116,6 @@ class Shared:
     query_full: gl.shared_memory_descriptor
     key_full: gl.shared_memory_descriptor
     key_empty: gl.shared_memory_descriptor
-    guessed: gl.shared_memory_descriptor
     ROWS: gl.constexpr
     HEADS: gl.constexpr
     DIM: gl.constexpr
@@ -125,7 +124,7 @@ class Shared:
 
     @gluon.constexpr_function
     def __init__(
-        self, query, weight, bounds, plan, key, scale, query_full, key_full, key_empty, guessed, ROWS, HEADS, DIM, KEYS, STAGES
+        self, query, weight, bounds, plan, key, scale, query_full, key_full, key_empty, ROWS, HEADS, DIM, KEYS, STAGES
     ):  # fmt: skip
         self.query = query
         self.weight = weight
@@ -136,7 +135,6 @@ class Shared:
         self.query_full = query_full
         self.key_full = key_full
         self.key_empty = key_empty
-        self.guessed = guessed
         self.ROWS = gl.constexpr(ROWS)
         self.HEADS = gl.constexpr(HEADS)
         self.DIM = gl.constexpr(DIM)
@@ -374,7 +372,7 @@ def wait_for_slot(shared, ended, sent):
 @gluon.jit
 def produce(
     shared, queries, keys, scales, weights, windows, group, part, last_group, last_part, inside,
-    guessed_row, guessed_tile, filled, blank, out, stride_os, parts, CLEAN: gl.constexpr, GUESS: gl.constexpr,
+    guessed, guessed_row, guessed_tile, filled, blank, out, stride_os, parts, CLEAN: gl.constexpr, GUESS: gl.constexpr,
 ):  # fmt: skip
     """The producer warp: keeps the consumers in keys, and fills what lies outside of their tiles."""
     ROWS: gl.constexpr = shared.ROWS
@@ -395,7 +393,8 @@ def produce(
     real = index % PADDED < ROWS
     window = read(group * GROUP + offset, windows, WINDOW)
     if GUESS:
-        mbarrier.wait(shared.guessed, 0)
+        mbarrier.wait(guessed, 0)
+        mbarrier.invalidate(guessed)
     stage = 0
     phase = 1
     slot = 0
@@ -595,7 +594,6 @@ def mqa_logits_kernel(
         gl.allocate_shared_memory(gl.int64, [2, 1], BARRIERS),
         gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIERS),
         gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIERS),
-        gl.allocate_shared_memory(gl.int64, [1], BARRIERS),
         ROWS,
         HEADS,
         DIM,
@@ -607,8 +605,12 @@ def mqa_logits_kernel(
     for stage in gl.static_range(STAGES):
         mbarrier.init(shared.key_full.index(stage), count=1)
         mbarrier.init(shared.key_empty.index(stage), count=2)
-    mbarrier.init(shared.guessed, count=2)
-    blank = shared.guessed  # not used
+    guessed = shared.query_full.index(0)  # not used, as is blank
+    blank = guessed
+    # The barriers above live to the kernel's end, since specialised warps use them; this one ends before.
+    if GUESS:
+        guessed = gl.allocate_shared_memory(gl.int64, [1], BARRIERS)
+        mbarrier.init(guessed, count=2)
     if CLEAN:
         LINES: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [4, 1], [1, 0])
         minus_infinity = gl.full([2 * ROWS, KEYS], float("-inf"), gl.float32, LINES)
@@ -629,8 +631,8 @@ def mqa_logits_kernel(
     guessed_tile = gl.to_tensor(0)
     if GUESS:  # while the windows come from memory, so does, with luck, what this program needs first
         guessed_row, guessed_tile = guess(windows, GROUP, KEYS, SAMPLES, GROUP_COST)
-        load_queries(queries, weights, guessed_row, shared.guessed, shared, 0, False)
-        load_keys(keys, scales, guessed_tile, shared.guessed, shared, 0, False)
+        load_queries(queries, weights, guessed_row, guessed, shared, 0, False)
+        load_keys(keys, scales, guessed_tile, guessed, shared, 0, False)
     group, part, last_group, last_part, inside = share(windows, GROUP, KEYS, SAMPLES, GROUP_COST)
     gl.warp_specialize(
         [
@@ -650,6 +652,7 @@ def mqa_logits_kernel(
                     last_group,
                     last_part,
                     inside,
+                    guessed,
                     guessed_row,
                     guessed_tile,
                     filled,

@@ -17,7 +17,7 @@ import triton.language as tl
 from capgate import compat
 
 from ..key_cache.classic import REQUESTS, locate, units_of
-from ..key_cache.layout import keys_of, scales_of
+from ..key_cache.layout import keys_of, readable, scales_of
 from ..launch import Launch, multiprocessors
 from ..mqa_logits.classic import Tuning, fill, fn_to_fnuz, relu
 from ..mqa_logits.operation import padded_heads
@@ -63,6 +63,25 @@ def seen(lens, request, row, most, stride_lb, stride_ln, NEXT_N: tl.constexpr, R
 
 
 @triton.jit
+def load_share(schedule, worker, num_requests):
+    """(first request, chunk of it, last request, chunk of it): where a worker begins and ends.
+
+    Whatever a schedule holds, requests are those of the batch, or behind it, and no chunk lies before a request's first.
+    """
+    words = schedule + 2 * worker
+    first_request = tl.minimum(tl.maximum(tl.load(words), 0), num_requests)
+    last_request = tl.minimum(tl.maximum(tl.load(words + 2), 0), num_requests)
+    return first_request, tl.maximum(tl.load(words + 1), 0), last_request, tl.maximum(tl.load(words + 3), 0)
+
+
+@triton.jit
+def load_blocks(entries, num_blocks):
+    """(blocks, whether the cache has them) from a table; in place of one that it has not, its last, which may be read."""
+    block = tl.load(entries).to(tl.uint32)
+    return tl.minimum(block, tl.maximum(num_blocks, 1) - 1).to(tl.int64), block < num_blocks
+
+
+@triton.jit
 def schedule_kernel(
     lens,  # [B] or [B, COLUMNS] int32
     schedule,  # [num_workers + 1, 2] int32
@@ -98,6 +117,7 @@ def paged_mqa_logits_kernel(
     schedule,  # [num_workers + 1, 2] int32
     out,  # [B * NEXT_N, width] float32
     num_requests,
+    num_blocks,  # of the cache; keys of others score as -inf
     limit,  # keys that a row can see: as many as it has cells, and its row of the table has room for
     width,
     strips,  # to fill: those of a row times the rows
@@ -132,10 +152,7 @@ def paged_mqa_logits_kernel(
 ):
     worker = tl.program_id(0)
     first_row = tl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
-    first_request = tl.load(schedule + 2 * worker)
-    first_chunk = tl.load(schedule + 2 * worker + 1)
-    last_request = tl.load(schedule + 2 * worker + 2)
-    last_chunk = tl.load(schedule + 2 * worker + 3)
+    first_request, first_chunk, last_request, last_chunk = load_share(schedule, worker, num_requests)
 
     if CLEAN:  # first, so that the stores drain behind the arithmetic
         near_strip = tl.arange(0, 1)
@@ -158,6 +175,7 @@ def paged_mqa_logits_kernel(
     near_head = tl.minimum(head, HEADS - 1).to(INDEX)
     dim = tl.arange(0, DIM)
     lane = tl.arange(0, BLOCK_KEYS)
+    num_blocks = tl.full((), num_blocks, tl.uint32)
     row = first_row + tl.arange(0, ROWS)
 
     past_request = tl.minimum(tl.where(last_chunk > 0, last_request + 1, last_request), num_requests)
@@ -189,13 +207,14 @@ def paged_mqa_logits_kernel(
                 base = tile * BLOCK_KEYS
                 base64 = base.to(tl.int64)
                 if BLOCK % BLOCK_KEYS == 0:  # in one block, whose end lies past the tile's: nothing to clamp
-                    block = tl.load(entries + base64 // BLOCK * stride_tk).to(tl.int64)
+                    block, held = load_blocks(entries + base64 // BLOCK * stride_tk, num_blocks)
                     inside = base % BLOCK + lane
                     key = tl.load(keys + block * stride_keys + (inside * DIM)[:, None] + dim[None, :])
                     scale = tl.load(scales + block * stride_scales + inside)
                 else:
                     position = tl.minimum(base + lane, longest - 1)
-                    block = tl.load(entries + (position // BLOCK).to(tl.int64) * stride_tk).to(tl.int64)
+                    block, lane_held = load_blocks(entries + (position // BLOCK).to(tl.int64) * stride_tk, num_blocks)
+                    held = lane_held[:, None]
                     inside = position % BLOCK
                     key = tl.load(keys + (block * stride_keys + inside * DIM)[:, None] + dim[None, :])
                     scale = tl.load(scales + block * stride_scales + inside)
@@ -204,6 +223,7 @@ def paged_mqa_logits_kernel(
                     scale *= 4.0  # both operands were halved
                 score = relu(tl.dot(key, query), MAXIMUM) * weight[None, :]
                 logit = tl.sum(tl.reshape(score, (BLOCK_KEYS, ROWS, PADDED_HEADS)), axis=2) * scale[:, None]
+                logit = tl.where(held, logit, float("-inf"))
                 cell = out + base64 * stride_on + row_offset[None, :] + (lane.to(INDEX) * stride_on)[:, None]
                 tl.store(cell, logit, mask=(base + lane)[:, None] < length[None, :])
 
@@ -252,9 +272,10 @@ def prepare(
     """The launch for one call on a target; the tensors may be meta tensors."""
     requests, next_n, heads, dim = q.shape
     tune = tuning(target, heads, clean_logits, next_n)
+    (blocks, block), width = kv_cache.shape[:2], out.shape[1]
+    kv_cache = readable(kv_cache)
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
-    (blocks, block), width = keys.shape[:2], out.shape[1]
-    limit = min(width, block_table.shape[1] * block) if blocks else 0
+    limit = min(width, block_table.shape[1] * block)
     lanes = max(32, target.warp_size)  # the interpreter has one lane, and no use for short strips
     strip = 16 * lanes * tune.num_warps  # four 16-byte stores a lane
     row_lens = context_lens.ndim == 2
@@ -267,7 +288,7 @@ def prepare(
         max(strip, tune.block_keys) * out.stride(1),
     )
     gfx942 = target.label == "gfx942"
-    counts = (requests, limit, width, requests * next_n * -(-width // strip))
+    counts = (requests, blocks, limit, width, requests * next_n * -(-width // strip))
     arguments = (q, keys, scales, weights, context_lens, block_table, schedule, out, *counts, *strides, *out.stride())
     keywords = {
         "NEXT_N": next_n,

@@ -1,17 +1,44 @@
 """The public functions: checks, allocation, and dispatch through operators that torch.compile and GPU graphs understand."""
 
 from importlib import import_module
+from operator import mul
 
 import torch
 
+from ..common.checks import (
+    Derived,
+    Limit,
+    Operand,
+    Operands,
+    check_apart,
+    check_flag,
+    check_integer,
+    check_output,
+    check_variant,
+)
 from ..key_cache.function import takes_triton
-from ..key_cache.layout import BLOCK_SIZES, check_address, check_cache, check_positions, keys_of
-from ..mqa_logits.function import FP8, check_output, empty_logits, mappable
-from ..mqa_logits.operation import DIMS, MAX_HEADS, MIN_HEADS
+from ..key_cache.layout import BLOCK_SIZES, CACHE, check_address, check_blocks, keys_of, with_scale
+from ..mqa_logits.function import FP8, QUERY_SIZES, empty_logits, mappable
+from ..mqa_logits.operation import MAX_HEADS
 from . import reference
 from .operation import MAX_NEXT, Problem, operation
 
 MAX_CONTEXT = 2**30  # so that a position and the end of its tile are 32 bits wide
+
+_NEXT = Limit("next_n", 1, MAX_NEXT)
+QUERIES = Operand(
+    "q",
+    (("B", "next_n", "H", "D"),),
+    tuple(FP8),
+    (_NEXT, *QUERY_SIZES),
+    (Derived("B * next_n", mul, ("B", "next_n")), Derived("D + 4", with_scale, ("D",))),
+)
+LENGTHS = Operand("context_lens", (("B",), ("B", "next_n")), (torch.int32,), (_NEXT,))
+TABLE = Operand("block_table", (("B", "max_blocks"),), (torch.int32,))
+WORKERS = "num_workers + 1"
+OPERANDS = Operands(QUERIES, CACHE, Operand("weights", (("B * next_n", "H"),), (torch.float32,)), LENGTHS, TABLE)
+SCHEDULED = Operands(*OPERANDS.operands, Operand("schedule", ((WORKERS, 2),), (torch.int32,), (Limit(WORKERS, 2),)))
+_OF_WORKERS, _OF_SCHEDULE = Operands(QUERIES, CACHE), Operands(LENGTHS)
 
 
 def fp8_paged_mqa_logits(
@@ -47,21 +74,24 @@ def fp8_paged_mqa_logits(
         ``context_lens[b] - next_n + t + 1``. Rows that see 0 keys or less are empty; more than ``max_context_len``, or than
         the table has room for, is cut.
     block_table : torch.Tensor, shape (B, max_blocks), int32
-        Each request's blocks in order. What lies past the keys that a request's rows see is not looked at.
+        Each request's blocks in order. What lies past the keys that a request's rows see is not looked at. A block that the
+        cache does not have (below 0, or num_blocks and more) is never read: the logits of its keys are -inf.
     max_context_len : int
         Columns of the output, 0 to 2**30.
     clean_logits : bool
         True sets every cell that a row does not see to -inf. False leaves those cells as they are, which saves writing them.
     schedule : torch.Tensor, shape (num_workers + 1, 2), int32, optional
-        What :func:`paged_mqa_schedule` returned for the same ``context_lens``; made by the call otherwise.
+        What :func:`paged_mqa_schedule` returned for the same ``context_lens``; made by the call otherwise. With other contents
+        some cells may stay unwritten or be written more than once, never with anything else than their logits.
     out : torch.Tensor, shape (B * next_n, max_context_len), float32, optional
         Where to write. A new one is allocated otherwise, with rows padded to 256 elements: ``stride(0)`` need not be
         ``max_context_len``.
     variant : str, optional
-        Take this branch ("classic", "reference", ...) or raise.
+        Take this variant ("classic", "reference", ...) or raise.
 
-    All tensors are on one device. Those but ``kv_cache`` and ``schedule`` may have any strides, except that rows of ``out``
-    may not overlap. Nothing is read back from the device, so that the call can be captured in a GPU graph and replayed with
+    All tensors are on one device. Those but ``kv_cache`` and ``schedule`` may have any strides, except that ``out`` may share
+    memory with no other tensor, and its rows not with each other. Logits have no gradients, as in :func:`fp8_mqa_logits`.
+    Nothing is read back from the device, so that the call can be captured in a GPU graph and replayed with
     other contents of every tensor.
 
     Returns
@@ -76,16 +106,25 @@ def fp8_paged_mqa_logits(
     capgate.compat.CapabilityError
         The branch that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
-    check_inputs(q, kv_cache, weights, context_lens, block_table)
-    check_options(max_context_len, clean_logits, variant)
-    if schedule is not None:
-        _check_schedule(schedule, q.device)
-    check_output(out, (q.shape[0] * q.shape[1], max_context_len), q.device)
-    inputs = (q, kv_cache, weights, context_lens, block_table, schedule)
+    tensors = (q, kv_cache, weights, context_lens, block_table)
+    if schedule is None:
+        OPERANDS.check(tensors, "the logits")
+    else:
+        SCHEDULED.check((*tensors, schedule), "the logits")
+    check_blocks(kv_cache)
+    if schedule is not None and not schedule.is_contiguous():
+        raise ValueError(f"schedule: got strides {tuple(schedule.stride())}, needs it contiguous, as it was made")
+    max_context_len = check_integer("max_context_len", max_context_len, 0, MAX_CONTEXT)
+    check_flag("clean_logits", clean_logits)
+    check_variant("variant", variant, operation)
+    if out is not None:
+        check_output(out, (q.shape[0] * q.shape[1], max_context_len), q.device)
     if out is None:
-        logits: torch.Tensor = torch.ops.capgate.fp8_paged_mqa_logits(*inputs, max_context_len, clean_logits, variant)
+        logits: torch.Tensor = torch.ops.capgate.fp8_paged_mqa_logits(
+            *tensors, schedule, max_context_len, clean_logits, variant
+        )
         return logits
-    torch.ops.capgate.fp8_paged_mqa_logits_out(*inputs, out, clean_logits, variant)
+    torch.ops.capgate.fp8_paged_mqa_logits_out(*tensors, schedule, out, clean_logits, variant)
     return out
 
 
@@ -115,19 +154,10 @@ def paged_mqa_schedule(context_lens: torch.Tensor, block_size: int, num_workers:
     TypeError, ValueError
         An argument is not as above.
     """
-    if not isinstance(context_lens, torch.Tensor):
-        raise TypeError(f"context_lens: got {type(context_lens).__name__}, needs a torch.Tensor")
-    shape = tuple(context_lens.shape)
-    if len(shape) not in (1, 2) or (len(shape) == 2 and not 1 <= shape[1] <= MAX_NEXT):
-        raise ValueError(f"context_lens: got shape {shape}, needs [B] or [B, next_n] with next_n from 1 to {MAX_NEXT}")
-    check_positions("context_lens", context_lens, shape, context_lens.device)
-    for name, value in {"block_size": block_size, "num_workers": num_workers}.items():
-        if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
-            raise TypeError(f"{name}: got {type(value).__name__}, needs an int")
-    if block_size not in BLOCK_SIZES:
+    _OF_SCHEDULE.check((context_lens,), "the schedule")
+    if check_integer("block_size", block_size, 1) not in BLOCK_SIZES:
         raise ValueError(f"block_size: got {block_size}, needs one of {', '.join(map(str, BLOCK_SIZES))}")
-    if num_workers < 1:
-        raise ValueError(f"num_workers: got {num_workers}, needs 1 or more")
+    num_workers = check_integer("num_workers", num_workers, 1)
     result: torch.Tensor = torch.ops.capgate.paged_mqa_schedule(context_lens, num_workers)
     return result
 
@@ -158,82 +188,13 @@ def paged_mqa_workers(
     capgate.compat.CapabilityError
         The branch that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
-    _check_queries(q, kv_cache)
-    check_options(0, clean_logits, variant)
+    _OF_WORKERS.check((q, kv_cache), "the logits")
+    check_blocks(kv_cache)
+    check_flag("clean_logits", clean_logits)
+    check_variant("variant", variant, operation)
     chosen = operation.select(describe(q, kv_cache, None, None, clean_logits), variant)
     workers: int = import_module(chosen.load().__module__).num_workers(q, kv_cache, clean_logits=clean_logits)
     return workers
-
-
-def _check_queries(q: torch.Tensor, kv_cache: torch.Tensor) -> None:
-    if not isinstance(q, torch.Tensor):
-        raise TypeError(f"q: got {type(q).__name__}, needs a torch.Tensor")
-    shape = tuple(q.shape)
-    if len(shape) != 4 or not (1 <= shape[1] <= MAX_NEXT and MIN_HEADS <= shape[2] <= MAX_HEADS and shape[3] in DIMS):
-        raise ValueError(
-            f"q: got shape {shape}, needs [B, next_n, H, D] with next_n from 1 to {MAX_NEXT}, "
-            f"H from {MIN_HEADS} to {MAX_HEADS} and D in {DIMS}"
-        )
-    if q.dtype not in FP8:
-        raise TypeError(f"q: got {q.dtype}, needs float8_e4m3fn or float8_e4m3fnuz")
-    check_cache(kv_cache, (shape[3],))
-    if kv_cache.device != q.device:
-        raise ValueError(f"kv_cache: got device {kv_cache.device}, needs q's {q.device}")
-
-
-def check_inputs(
-    q: torch.Tensor,
-    kv_cache: torch.Tensor,
-    weights: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_table: torch.Tensor,
-) -> None:
-    """Raise TypeError or ValueError for operands that are not as :func:`fp8_paged_mqa_logits` says."""
-    for name, tensor in {"weights": weights, "context_lens": context_lens, "block_table": block_table}.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{name}: got {type(tensor).__name__}, needs a torch.Tensor")
-    _check_queries(q, kv_cache)
-    requests, next_n, heads, _ = q.shape
-    if weights.shape != (requests * next_n, heads):
-        raise ValueError(f"weights: got shape {tuple(weights.shape)}, needs {[requests * next_n, heads]} to match q")
-    if weights.dtype != torch.float32:
-        raise TypeError(f"weights: got {weights.dtype}, needs torch.float32")
-    if weights.device != q.device:
-        raise ValueError(f"weights: got device {weights.device}, needs q's {q.device}")
-    if weights.requires_grad and torch.is_grad_enabled():
-        raise ValueError("weights: requires grad, which the logits do not have; detach it or use torch.no_grad()")
-    if context_lens.shape not in ((requests,), (requests, next_n)):
-        raise ValueError(
-            f"context_lens: got shape {tuple(context_lens.shape)}, needs [{requests}] or {[requests, next_n]} to match q"
-        )
-    check_positions("context_lens", context_lens, tuple(context_lens.shape), q.device)
-    if block_table.ndim != 2 or block_table.shape[0] != requests:
-        raise ValueError(f"block_table: got shape {tuple(block_table.shape)}, needs [{requests}, max_blocks] to match q")
-    check_positions("block_table", block_table, tuple(block_table.shape), q.device)
-
-
-def check_options(max_context_len: int, clean_logits: bool, variant: str | None) -> None:
-    """Raise TypeError or ValueError for options that are not as :func:`fp8_paged_mqa_logits` says."""
-    if not isinstance(max_context_len, (int, torch.SymInt)) or isinstance(max_context_len, bool):
-        raise TypeError(f"max_context_len: got {type(max_context_len).__name__}, needs an int")
-    if not 0 <= max_context_len <= MAX_CONTEXT:
-        raise ValueError(f"max_context_len: got {max_context_len}, needs 0 to {MAX_CONTEXT}")
-    if not isinstance(clean_logits, bool):
-        raise TypeError(f"clean_logits: got {type(clean_logits).__name__}, needs a bool")
-    if not isinstance(variant, (str, type(None))):
-        raise TypeError(f"variant: got {type(variant).__name__}, needs a str or None")
-
-
-def _check_schedule(schedule: torch.Tensor, device: torch.device) -> None:
-    if not isinstance(schedule, torch.Tensor):
-        raise TypeError(f"schedule: got {type(schedule).__name__}, needs a torch.Tensor or None")
-    if schedule.ndim != 2 or schedule.shape[0] < 2 or schedule.shape[1] != 2:
-        raise ValueError(f"schedule: got shape {tuple(schedule.shape)}, needs [num_workers + 1, 2]")
-    if not schedule.is_contiguous():
-        raise ValueError(
-            f"schedule: got strides {tuple(schedule.stride())}, needs it contiguous, as paged_mqa_schedule made it"
-        )
-    check_positions("schedule", schedule, tuple(schedule.shape), device)
 
 
 def copies_directly(kv_cache: torch.Tensor, weights: torch.Tensor | None, block_table: torch.Tensor | None) -> bool:
@@ -278,7 +239,23 @@ def _launch_into(
     clean_logits: bool,
     variant: str | None,
 ) -> None:
-    """Operator ``capgate::fp8_paged_mqa_logits_out``: run the chosen branch, unless there is no cell to write."""
+    """Operator ``capgate::fp8_paged_mqa_logits_out``: as :func:`_launch`, ``out`` being the caller's."""
+    check_apart("out", out, SCHEDULED.operands, (q, kv_cache, weights, context_lens, block_table, schedule))
+    _launch(q, kv_cache, weights, context_lens, block_table, schedule, out, clean_logits, variant)
+
+
+def _launch(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    schedule: torch.Tensor | None,
+    out: torch.Tensor,
+    clean_logits: bool,
+    variant: str | None,
+) -> None:
+    """Run the chosen variant, unless there is no cell to write."""
     problem = describe(q, kv_cache, weights, block_table, clean_logits)
     if out.numel() == 0:  # a branch that cannot run is an error for empty calls too, but no operand can be in its way
         operation.select(problem._replace(direct_keys=True, tensor_maps=True), variant)
@@ -300,7 +277,7 @@ def _launch_new(
 ) -> torch.Tensor:
     """Operator ``capgate::fp8_paged_mqa_logits``: the same into a new tensor."""
     out = empty_logits((q.shape[0] * q.shape[1], max_context_len), q.device)
-    _launch_into(q, kv_cache, weights, context_lens, block_table, schedule, out, clean_logits, variant)
+    _launch(q, kv_cache, weights, context_lens, block_table, schedule, out, clean_logits, variant)
     return out
 
 

@@ -25,7 +25,7 @@ import torch
 from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, constexpr_function, gl, gluon, reinterpret
 
-from ..key_cache.layout import keys_of, scales_of
+from ..key_cache.layout import keys_of, readable, scales_of
 from ..launch import Launch, multiprocessors
 from ..mqa_logits.gluon_cdna4 import fill, load, logit_layout, score, store
 from ..mqa_logits.operation import padded_heads
@@ -49,9 +49,9 @@ class Tuning(NamedTuple):
 # output mode alike. Compiled for gfx950 and executed in an emulator, never timed. "VALU" as in the dense kernel's table: vector
 # instructions per 32 keys of a row of 64 heads, D = 128, alike on Triton 3.6.0, 3.7.1, 3.8.0 and 3.9.0 unless said:
 #
-#   as in the table, 64 heads, blocks of 64 or 128 keys: VALU 55, of which 32 relu and 16 packed fma; 168 to 182 VGPRs, no
+#   as in the table, 64 heads, blocks of 64 or 128 keys: VALU 55.5, of which 32 relu and 16 packed fma; 168 to 182 VGPRs, no
 #     spills; no barrier in the loop, and one where waves share tiles (from 2 rows of 64 heads on)
-#   blocks of 32 and 16 keys: 62 and 63, of one key 60.5 to 61: every lane adds its blocks' offsets
+#   blocks of 32 and 16 keys: 66.5 and 68.5, of one key 67.5: every lane adds its blocks' offsets, and cuts them to the cache
 #   three tiles in LDS, of 8.5 KiB with scales and entries: two come while one is scored, and a CU holds six such programs, so
 #     that about 100 KiB are under way to it. With four tiles it holds four programs, and as much is under way
 #   tiles of 32 keys: 62, for half of the lanes store nothing; 128 heads have no room for 64
@@ -107,40 +107,67 @@ def seen(lens, request, row, most, stride_lb, stride_ln, NEXT_N: gl.constexpr, R
 
 
 @gluon.jit
+def load_share(schedule, worker, num_requests):
+    """(first request, chunk of it, last request, chunk of it): where a worker begins and ends.
+
+    Whatever a schedule holds, requests are those of the batch, or behind it, and no chunk lies before a request's first.
+    """
+    words = schedule + 2 * worker
+    first_request = gl.minimum(gl.maximum(gl.load(words), 0), num_requests)
+    last_request = gl.minimum(gl.maximum(gl.load(words + 2), 0), num_requests)
+    return first_request, gl.maximum(gl.load(words + 1), 0), last_request, gl.maximum(gl.load(words + 3), 0)
+
+
+@gluon.jit
 def copy_blocks(
     tile_blocks, entries, tile, longest, stride_tk, BLOCK: gl.constexpr, BLOCK_KEYS: gl.constexpr, LAYOUT: gl.constexpr
 ):
-    """Start the copy of the table's entries for one tile to LDS: a block for each lane, in turn."""
+    """Start the copy of the table's entries for one tile to LDS: for each key its block."""
     first = tile * BLOCK_KEYS // BLOCK
-    number = gl.arange(0, tile_blocks.shape[0], LAYOUT) % max(1, BLOCK_KEYS // BLOCK)
+    number = gl.arange(0, tile_blocks.shape[0], LAYOUT) % BLOCK_KEYS // min(BLOCK, BLOCK_KEYS)
     if BLOCK < BLOCK_KEYS:
         number = gl.minimum(number, (longest - 1) // BLOCK - first)  # what the table holds behind that may be garbage
     async_copy.buffer_load_to_shared(tile_blocks, entries + first.to(gl.int64) * stride_tk, number * stride_tk)
 
 
 @gluon.jit
+def near(blocks, num_blocks):
+    """Blocks that the cache has; in place of others its last, which may be read."""
+    return gl.minimum(blocks.to(gl.uint32), gl.maximum(num_blocks, 1) - 1)
+
+
+@gluon.jit
 def copy_tile(
-    tile_keys, tile_scales, tile_blocks, tile, keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK: gl.constexpr
-):
-    """Start the copy of one tile's keys and scales to LDS, out of the blocks that ``tile_blocks`` names."""
+    tile_keys, tile_scales, tile_blocks, tile, num_blocks,
+    keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK: gl.constexpr, of_lanes: gl.constexpr,
+):  # fmt: skip
+    """Start the copy of one tile's keys and scales to LDS, out of the blocks that ``tile_blocks`` names.
+
+    Returns the tile's block, or where it has several the block of each of its keys in the layout ``of_lanes``.
+    """
     BLOCKS: gl.constexpr = tile_keys.shape[0]
-    of_keys: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, key_at.type.layout))
-    of_scales: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, scale_at.type.layout))
+    PART_KEYS: gl.constexpr = tile_keys.shape[1]
     if BLOCKS == 1:
+        of_keys: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, key_at.type.layout))
         block = gl.max(async_copy.load_shared_relaxed(tile_blocks.slice(0, 1, 0), of_keys), 0)
         # Every lane has the same, but the compiler would loop over the lanes round each copy.
         block = gl.inline_asm_elementwise("v_readfirstlane_b32 $0, $1", "=s,v", [block], dtype=gl.int32, is_pure=True, pack=1)
-        block = block.to(gl.int64)
-        first = tile * tile_keys.shape[1] % BLOCK
-        keys += block * stride_keys + first * tile_keys.shape[2]
-        scales += block * stride_scales + first
+        held = near(block, num_blocks).to(gl.int64)
+        first = tile * PART_KEYS % BLOCK
+        keys += held * stride_keys + first * tile_keys.shape[2]
+        scales += held * stride_scales + first
     else:
-        blocks = async_copy.load_shared_relaxed(tile_blocks.slice(0, BLOCKS, 0), of_keys)
-        key_at += (blocks * stride_keys)[:, None, None]
-        blocks = async_copy.load_shared_relaxed(tile_blocks.slice(0, BLOCKS, 0), of_scales)
-        scale_at += (blocks * stride_scales)[None, :, None]
+        block = async_copy.load_shared_relaxed(tile_blocks.slice(0, BLOCKS * PART_KEYS, 0), of_lanes)
+        parts: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+        firsts = reinterpret(tile_blocks, gl.int32, [tile_blocks.shape[0] // PART_KEYS, PART_KEYS], parts)
+        firsts = firsts.slice(0, BLOCKS, 0).slice(0, 1, 1)
+        blocks = near(async_copy.load_shared_relaxed(firsts, gl.SliceLayout(2, key_at.type.layout)), num_blocks)
+        key_at += (blocks.to(gl.int32) * stride_keys)[:, :, None]
+        blocks = near(async_copy.load_shared_relaxed(firsts, gl.SliceLayout(0, scale_at.type.layout)), num_blocks)
+        scale_at += (blocks.to(gl.int32) * stride_scales)[None, :, :]
     async_copy.buffer_load_to_shared(tile_keys, keys, key_at)
     async_copy.buffer_load_to_shared(tile_scales, scales, scale_at)
+    return block
 
 
 @gluon.jit
@@ -154,6 +181,7 @@ def paged_mqa_logits_kernel(
     schedule,  # [num_workers + 1, 2] int32
     out,  # [B * NEXT_N, width] float32
     num_requests,
+    num_blocks,  # of the cache; keys of others score as -inf
     limit,  # keys that a row can see: as many as it has cells, and its row of the table has room for
     width,
     strips,  # to fill: those of a row times the rows
@@ -209,10 +237,8 @@ def paged_mqa_logits_kernel(
     worker = gl.program_id(0) // parts
     part = gl.program_id(0) % parts
     first_row = gl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
-    first_request = gl.load(schedule + 2 * worker)
-    first_chunk = gl.load(schedule + 2 * worker + 1)
-    last_request = gl.load(schedule + 2 * worker + 2)
-    last_chunk = gl.load(schedule + 2 * worker + 3)
+    first_request, first_chunk, last_request, last_chunk = load_share(schedule, worker, num_requests)
+    num_blocks = gl.to_tensor(num_blocks).to(gl.uint32)
 
     if CLEAN:  # first, so that the stores drain behind the arithmetic
         near_strip = gl.arange(0, 1, gl.SliceLayout(1, filled))
@@ -286,12 +312,14 @@ def paged_mqa_logits_kernel(
             async_copy.wait_group(0)
             weight = async_copy.load_shared_relaxed(columns_weights.slice(0, COLUMNS, 0), gl.SliceLayout(1, mfma))
             weight = gl.where(head < HEADS, weight, 0.0)
+            blocks = ()  # of the tiles under way, as copy_tile says them
             for stage in gl.static_range(AHEAD):
                 tile = gl.minimum(my_first + stage * parts, my_last)
-                copy_tile(
-                    tile_keys.index(stage), tile_scales.index(stage), tile_blocks.index(stage + 1), tile,
-                    keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK,
+                block = copy_tile(
+                    tile_keys.index(stage), tile_scales.index(stage), tile_blocks.index(stage + 1), tile, num_blocks,
+                    keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK, gl.SliceLayout(0, logits),
                 )  # fmt: skip
+                blocks += (block,)
                 tile = gl.minimum(my_first + (stage + AHEAD) * parts, my_last)
                 copy_blocks(tile_blocks.index(stage), entries, tile, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
                 async_copy.commit_group()
@@ -313,9 +341,9 @@ def paged_mqa_logits_kernel(
                 ahead = gl.minimum(tile + 2 * AHEAD * parts, my_last)
                 copy_blocks(tile_blocks.index(free), entries, ahead, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
                 ahead = gl.minimum(tile + AHEAD * parts, my_last)
-                copy_tile(
-                    tile_keys.index(free), tile_scales.index(free), tile_blocks.index(slot), ahead,
-                    keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK,
+                block = copy_tile(
+                    tile_keys.index(free), tile_scales.index(free), tile_blocks.index(slot), ahead, num_blocks,
+                    keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK, gl.SliceLayout(0, logits),
                 )  # fmt: skip
                 async_copy.commit_group()
                 base = tile * BLOCK_KEYS
@@ -323,6 +351,11 @@ def paged_mqa_logits_kernel(
                     scales_read.index(slot).slice(0, BLOCK_KEYS, 0), gl.SliceLayout(0, logits)
                 )
                 logit = score(query, weight, keys_read.index(slot), ROWS, PADDED_HEADS) * scale[None, :]
+                held = blocks[0].to(gl.uint32) < num_blocks
+                if BLOCKS > 1:
+                    held = held[None, :]
+                logit = gl.where(held, logit, float("-inf"))
+                blocks = blocks[1:] + (block,)  # noqa: RUF005 - Triton knows no starred elements
                 free = slot
                 slot = gl.where(slot == AHEAD, 0, slot + 1)
             async_copy.wait_group(0)
@@ -346,9 +379,10 @@ def prepare(
     """The launch for one call on a target; the tensors may be meta tensors."""
     requests, next_n, heads, dim = q.shape
     tune = tuning(target, heads, clean_logits, next_n, dim)
+    (blocks, block), width = kv_cache.shape[:2], out.shape[1]
+    kv_cache = readable(kv_cache)
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
-    (blocks, block), width = keys.shape[:2], out.shape[1]
-    limit = min(width, block_table.shape[1] * block) if blocks else 0
+    limit = min(width, block_table.shape[1] * block)
     strip = 16 * 64 * tune.num_warps  # four 16-byte stores a lane
     workers, groups = schedule.shape[0] - 1, -(-next_n // tune.rows)
     parts = max(1, multiprocessors(out.device) * tune.resident // (workers * groups))
@@ -359,7 +393,7 @@ def prepare(
         next_n * q.stride(1) + heads * q.stride(2) + dim * q.stride(3),
         4 * (tune.rows * out.stride(0) + max(strip, tune.block_keys) * out.stride(1)),
     )
-    counts = (requests, limit, width, requests * next_n * -(-width // strip), parts)
+    counts = (requests, blocks, limit, width, requests * next_n * -(-width // strip), parts)
     arguments = (q, keys, scales, weights, context_lens, block_table, schedule, out, *counts, *strides, *out.stride())
     keywords = {
         "NEXT_N": next_n,

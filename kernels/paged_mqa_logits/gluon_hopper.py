@@ -72,6 +72,7 @@ class Shared:
     query, weight : two slots, each with the ROWS rows of one request
     lengths, plan : by slot: keys that each row sees; first tile, count of tiles (0: no request follows) and first row
     key, scale : STAGES key tiles
+    missing : by key tile, a bit for each of its pieces: whether its block lies outside the cache
     """
 
     query: gl.shared_memory_descriptor
@@ -80,6 +81,7 @@ class Shared:
     plan: gl.shared_memory_descriptor
     key: gl.shared_memory_descriptor
     scale: gl.shared_memory_descriptor
+    missing: gl.shared_memory_descriptor
     query_full: gl.shared_memory_descriptor
     query_empty: gl.shared_memory_descriptor
     key_full: gl.shared_memory_descriptor
@@ -92,7 +94,7 @@ class Shared:
 
     @gluon.constexpr_function
     def __init__(
-        self, query, weight, lengths, plan, key, scale, query_full, query_empty, key_full, key_empty,
+        self, query, weight, lengths, plan, key, scale, missing, query_full, query_empty, key_full, key_empty,
         ROWS, HEADS, DIM, KEYS, STAGES,
     ):  # fmt: skip
         self.query = query
@@ -101,6 +103,7 @@ class Shared:
         self.plan = plan
         self.key = key
         self.scale = scale
+        self.missing = missing
         self.query_full = query_full
         self.query_empty = query_empty
         self.key_full = key_full
@@ -146,28 +149,52 @@ def seen(lengths, request, row):
 
 
 @gluon.jit
-def load_keys(keys, scales, entries, stride_tk, position, longest, full, key, scale, BLOCK: gl.constexpr):
+def load_share(schedule, num_requests):
+    """(first request, chunk of it, last request, chunk of it): where this program's worker begins and ends.
+
+    Whatever a schedule holds, requests are those of the batch, or behind it, and no chunk lies before a request's first.
+    """
+    words = schedule + 2 * gl.program_id(0)
+    first_request = gl.minimum(gl.maximum(gl.load(words), 0), num_requests)
+    last_request = gl.minimum(gl.maximum(gl.load(words + 2), 0), num_requests)
+    return first_request, gl.maximum(gl.load(words + 1), 0), last_request, gl.maximum(gl.load(words + 3), 0)
+
+
+@gluon.jit
+def load_keys(
+    shared, keys, scales, entries, stride_tk, num_blocks, position, longest, stage, BLOCK: gl.constexpr, LAYOUT: gl.constexpr
+):
     """Start the copy of the tile that begins at key ``position``, piece by piece: a piece lies in one block.
 
-    A piece past the longest row's last key has no entry in the table: block -1 lies outside the tensor map, which fills the
-    piece with zeros and reads nothing.
+    A block outside the cache lies outside the tensor map, which fills the piece with zeros and reads nothing; a bit says so
+    to the consumers. A piece past the longest row's last key, which has no entry in the table, is treated alike.
     """
-    KEYS: gl.constexpr = key.shape[0]
-    DIM: gl.constexpr = key.shape[1]
+    KEYS: gl.constexpr = shared.KEYS
     PIECE: gl.constexpr = min(BLOCK, KEYS)
-    key_pieces = reinterpret(key, gl.float8e4nv, [KEYS // PIECE, PIECE, DIM], bytes_layout(DIM, 3))
-    scale_pieces = reinterpret(scale, gl.float32, [KEYS // PIECE, PIECE], floats_layout(2))
+    full = shared.key_full.index(stage)
+    key = reinterpret(shared.key.index(stage), gl.float8e4nv, [KEYS // PIECE, PIECE, shared.DIM], bytes_layout(shared.DIM, 3))
+    scale = reinterpret(shared.scale.index(stage), gl.float32, [KEYS // PIECE, PIECE], floats_layout(2))
+    blocks = ()
+    missing = 0
     for piece in gl.static_range(KEYS // PIECE):
         at = position + piece * PIECE
         block = gl.load(entries + (at // BLOCK).to(gl.int64) * stride_tk, mask=at < longest, other=-1)
-        tma_load(keys, [block, at % BLOCK, 0], full, key_pieces.slice(piece, 1))
-        tma_load(scales, [block, at % BLOCK], full, scale_pieces.slice(piece, 1))
+        missing |= (block.to(gl.uint32) >= num_blocks.to(gl.uint32)).to(gl.int32) << piece
+        blocks += (block,)
+    shared.missing.index(stage).store(gl.full([1], missing, gl.int32, LAYOUT))
+    barrier()
+    mbarrier.expect(full, KEYS * (shared.DIM + 4))
+    for piece in gl.static_range(KEYS // PIECE):
+        inside = (position + piece * PIECE) % BLOCK
+        tma_load(keys, [blocks[piece], inside, 0], full, key.slice(piece, 1))
+        tma_load(scales, [blocks[piece], inside], full, scale.slice(piece, 1))
 
 
 @gluon.jit
 def produce(
     shared, queries, keys, scales, weights, lengths, table, stride_tb, stride_tk,
-    first_row, first_request, first_chunk, last_request, last_chunk, num_requests, BLOCK: gl.constexpr, CHUNK: gl.constexpr,
+    first_row, first_request, first_chunk, last_request, last_chunk, num_requests, num_blocks,
+    BLOCK: gl.constexpr, CHUNK: gl.constexpr,
 ):  # fmt: skip
     """The producer warp: keeps the consumers in keys."""
     ROWS: gl.constexpr = shared.ROWS
@@ -188,8 +215,11 @@ def produce(
         length = seen(lengths, request, row)
         longest = gl.max(length, axis=0)
         tiles = gl.cdiv(longest, KEYS)
-        first = gl.where(request == first_request, gl.minimum(first_chunk * (CHUNK // KEYS), tiles), 0)
-        last = gl.where(request == last_request, gl.minimum(last_chunk * (CHUNK // KEYS), tiles), tiles)
+        # A chunk may be any number: cut before it is multiplied.
+        begin = gl.minimum(gl.minimum(first_chunk, tiles) * (CHUNK // KEYS), tiles)
+        end = gl.minimum(gl.minimum(last_chunk, tiles) * (CHUNK // KEYS), tiles)
+        first = gl.where(request == first_request, begin, 0)
+        last = gl.where(request == last_request, end, tiles)
         if first < last:
             mbarrier.wait(shared.query_empty.index(slot), slot_phase)
             shared.lengths.index(slot).store(length)
@@ -207,12 +237,7 @@ def produce(
             entries = table + request.to(gl.int64) * stride_tb
             for tile in range(first, last):
                 mbarrier.wait(shared.key_empty.index(stage), phase)
-                full = shared.key_full.index(stage)
-                mbarrier.expect(full, KEYS * (shared.DIM + 4))
-                load_keys(
-                    keys, scales, entries, stride_tk, tile * KEYS, longest, full,
-                    shared.key.index(stage), shared.scale.index(stage), BLOCK,
-                )  # fmt: skip
+                load_keys(shared, keys, scales, entries, stride_tk, num_blocks, tile * KEYS, longest, stage, BLOCK, ONE)
                 stage += 1
                 if stage == shared.STAGES:
                     stage = 0
@@ -224,11 +249,12 @@ def produce(
 
 
 @gluon.jit
-def consume(shared, out, stride_os, stride_on):
+def consume(shared, out, stride_os, stride_on, BLOCK: gl.constexpr):
     """The consumer warpgroup: the logits of every tile."""
     ROWS: gl.constexpr = shared.ROWS
     HEADS: gl.constexpr = shared.HEADS
     KEYS: gl.constexpr = shared.KEYS
+    PIECE: gl.constexpr = min(BLOCK, KEYS)
     PADDED: gl.constexpr = max(ROWS, 2)
     COLUMNS: gl.constexpr = ROWS * HEADS
     MMA: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, COLUMNS, 32])
@@ -261,13 +287,14 @@ def consume(shared, out, stride_os, stride_on):
             left = shared.lengths.index(slot).load(ROW)[None, :] - position[:, None]
             cells = out + ((row.to(gl.int64) * stride_os)[None, :] + (position.to(gl.int64) * stride_on)[:, None])
         scale = shared.scale.index(stage).load(KEY)[:, None]
+        missing = (scalar(shared.missing.index(stage)) >> lane // PIECE & 1)[:, None]
         scores = hopper.warpgroup_mma_wait(0, [scores])
         barrier()  # of the warpgroup: one thread arrives for all
         mbarrier.arrive(shared.key_empty.index(stage), count=1)
         tiles -= 1
         fresh = tiles == 0
         mbarrier.arrive(shared.query_empty.index(slot), count=1, pred=fresh)
-        logits = head_sums(scores, weights, ROWS) * scale
+        logits = gl.where(missing == 0, head_sums(scores, weights, ROWS) * scale, float("-inf"))
         gl.store(cells, logits, mask=left > 0)
         left -= KEYS
         cells += KEYS * stride_on
@@ -315,6 +342,7 @@ def paged_mqa_logits_kernel(
     schedule,  # [num_workers + 1, 2] int32
     out,  # [B * NEXT_N, width] float32
     num_requests,
+    num_blocks,
     limit,  # keys that a row can see: as many as it has cells, and its row of the table has room for
     width,
     stride_lb,
@@ -337,12 +365,9 @@ def paged_mqa_logits_kernel(
 ):
     INTEGERS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     BARRIERS: gl.constexpr = mbarrier.MBarrierLayout()
-    worker = gl.program_id(0)
     first_row = gl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
-    first_request = gl.load(schedule + 2 * worker)
-    first_chunk = gl.load(schedule + 2 * worker + 1)
-    last_request = gl.load(schedule + 2 * worker + 2)
-    last_chunk = gl.load(schedule + 2 * worker + 3)
+    first_request, first_chunk, last_request, last_chunk = load_share(schedule, num_requests)
+    num_blocks = gl.to_tensor(num_blocks)
     shared = Shared(
         gl.allocate_shared_memory(gl.float8e4nv, [2, ROWS * HEADS, DIM], bytes_layout(DIM, 2)),
         gl.allocate_shared_memory(gl.float32, [2, ROWS, HEADS], weights.layout),
@@ -350,6 +375,7 @@ def paged_mqa_logits_kernel(
         gl.allocate_shared_memory(gl.int32, [8, 1], INTEGERS),
         gl.allocate_shared_memory(gl.float8e4nv, [STAGES, KEYS, DIM], bytes_layout(DIM, 2)),
         gl.allocate_shared_memory(gl.float32, [STAGES, KEYS], floats_layout(1)),
+        gl.allocate_shared_memory(gl.int32, [STAGES, 1], INTEGERS),
         gl.allocate_shared_memory(gl.int64, [2, 1], BARRIERS),
         gl.allocate_shared_memory(gl.int64, [2, 1], BARRIERS),
         gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIERS),
@@ -371,12 +397,13 @@ def paged_mqa_logits_kernel(
     if CLEAN:
         gl.warp_specialize(
             [
-                (consume, (shared, out, stride_os, stride_on)),
+                (consume, (shared, out, stride_os, stride_on, BLOCK)),
                 (
                     produce,
                     (
                         shared, queries, keys, scales, weights, lengths, table, stride_tb, stride_tk,
-                        first_row, first_request, first_chunk, last_request, last_chunk, num_requests, BLOCK, CHUNK,
+                        first_row, first_request, first_chunk, last_request, last_chunk, num_requests, num_blocks,
+                        BLOCK, CHUNK,
                     ),
                 ),
                 (fill, (lengths, out, width, gl.to_tensor(num_requests) * NEXT_N, stride_os, stride_on)),
@@ -387,12 +414,13 @@ def paged_mqa_logits_kernel(
     else:
         gl.warp_specialize(
             [
-                (consume, (shared, out, stride_os, stride_on)),
+                (consume, (shared, out, stride_os, stride_on, BLOCK)),
                 (
                     produce,
                     (
                         shared, queries, keys, scales, weights, lengths, table, stride_tb, stride_tk,
-                        first_row, first_request, first_chunk, last_request, last_chunk, num_requests, BLOCK, CHUNK,
+                        first_row, first_request, first_chunk, last_request, last_chunk, num_requests, num_blocks,
+                        BLOCK, CHUNK,
                     ),
                 ),
             ],
@@ -424,7 +452,7 @@ def prepare(
     tune, padded = tuning(target, heads, clean_logits, next_n), padded_heads(heads)
     rows = tune.rows
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
-    block, width = keys.shape[1], out.shape[1]
+    (blocks, block), width = keys.shape[:2], out.shape[1]
     piece = min(block, tune.block_keys)
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
@@ -434,7 +462,7 @@ def prepare(
         tensor_map(scales, scales.shape, scales.stride(), [1, piece], floats_layout(2)),
         tensor_map(weights, weights.shape, weights.stride(), [rows, padded], floats_layout(2)),
         *(context_lens, block_table, schedule, out),
-        *(requests, min(width, block_table.shape[1] * block), width),
+        *(requests, blocks, min(width, block_table.shape[1] * block), width),
         *(*lens_strides, *block_table.stride(), *out.stride()),
     )
     keywords = {

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..key_cache.layout import keys_of, scale_bytes_of
+from ..key_cache.layout import keys_of, readable, scale_bytes_of
 from ..mqa_logits.reference import CHUNK_BYTES, KEY_TILE
 from .operation import CHUNK_KEYS
 
@@ -30,8 +30,9 @@ def launch(
     requests, next_n, heads, dim = q.shape
     blocks, block = kv_cache.shape[:2]
     columns = out.shape[1]
-    limit = min(columns, block_table.shape[1] * block) if blocks else 0
+    limit = min(columns, block_table.shape[1] * block)
     lengths = row_lengths(context_lens, next_n)[..., None].clamp(max=limit)  # [B, next_n, 1]
+    kv_cache = readable(kv_cache)
     keys, scales = keys_of(kv_cache), scale_bytes_of(kv_cache)
     key_tile = min(KEY_TILE, columns)
     request_tile = max(1, CHUNK_BYTES // (max(next_n * heads, dim) * key_tile * accumulate.itemsize))
@@ -49,12 +50,14 @@ def launch(
                 continue
             # What the table holds past a request's longest row is not looked at.
             entry = block_table[batch, (position // block).clamp(max=block_table.shape[1] - 1)].long()
-            at = (torch.where(inside.any(1), entry, 0), position % block)  # indexing bytes works for every fp8 type
+            held = inside.any(1) & (entry >= 0) & (entry < blocks)  # [b, columns]
+            at = (torch.where(held, entry, 0), position % block)  # indexing bytes works for every fp8 type
             key = keys[at].view(q.dtype).to(accumulate)  # [b, columns, D]
             scale = scales[at].view(torch.float32)[..., 0]
             dots = q[batch].to(accumulate).flatten(1, 2) @ key.mT  # fp8 products are exact in TF32 too
             weight = weights.unflatten(0, (requests, next_n))[batch].to(accumulate)
             logits = (dots.relu_().unflatten(1, (next_n, heads)) * weight[..., None]).sum(2) * scale[:, None]
+            logits.masked_fill_(~held[:, None], float("-inf"))
             cells.copy_(torch.where(flat, logits.flatten(0, 1).to(out.dtype), outside))
 
 

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from rocm_bootstrap import _platform as rocm_platform
 
-from capgate.compat import current, operation, probes, switches, targets
+from capgate.compat import current, discovery, distributions, operation, probes, switches, targets
 
 LANES = ("3.5.1", "3.6.0", "3.7.1", "3.8.0", "3.9.0")
 
@@ -20,14 +19,19 @@ LANES = ("3.5.1", "3.6.0", "3.7.1", "3.8.0", "3.9.0")
 def _is_setting(name: str) -> bool:
     """Whether an environment variable changes what capgate answers, or what it prints."""
     return (
-        name.startswith(("CAPGATE_", "ROCM_BOOTSTRAP_"))
+        name.startswith(("CAPGATE_", "ROCM_BOOTSTRAP_", "HSA_OVERRIDE_GFX_VERSION"))
         or name.endswith("_VISIBLE_DEVICES")
-        or name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "PYTHONWARNINGS", "TRITON_PTXAS_PATH", "TTY_COMPATIBLE")
+        or name in ("CUDA_DEVICE_ORDER", "GPU_DEVICE_ORDINAL")
+        or name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "PYTHONWARNINGS", "TTY_COMPATIBLE")
+        or name in ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH")
     )
 
 
 class Nvml(ModuleType):
-    """As much of pynvml as discovery uses. ``gpus`` and ``mig`` map UUIDs to compute capabilities."""
+    """As much of pynvml as discovery uses. ``gpus`` and ``mig`` map UUIDs to compute capabilities.
+
+    fails_in : a function of NVML, or a function and the index of the GPU that it fails for, to its error's text
+    """
 
     class NVMLError(Exception):
         pass
@@ -36,7 +40,7 @@ class Nvml(ModuleType):
         self,
         gpus: Mapping[str | bytes, tuple[int, int]],
         mig: Mapping[str, tuple[int, int]],
-        fails_in: Mapping[str, str],
+        fails_in: Mapping[str | tuple[str, int], str],
     ) -> None:
         super().__init__("pynvml")
         self.gpus, self.mig, self.fails_in = list(gpus.items()), mig, fails_in
@@ -48,8 +52,10 @@ class Nvml(ModuleType):
 
         def call(*arguments: Any) -> Any:
             self.calls.append(name)
-            if name in self.fails_in:
-                raise self.NVMLError(self.fails_in[name])
+            index = self.gpus.index(arguments[0]) if arguments and arguments[0] in self.gpus else (*arguments, None)[0]
+            for failing in (name, (name, index)):
+                if failing in self.fails_in:
+                    raise self.NVMLError(self.fails_in[failing])
             return getattr(self, f"_{name}")(*arguments)
 
         return call
@@ -85,29 +91,48 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self._monkeypatch, self._kfd = monkeypatch, folder / "kfd"
         monkeypatch.setattr(targets, "KFD", str(self._kfd))
+        monkeypatch.setattr(discovery, "DRI", str(folder / "dri"))
+        monkeypatch.setattr(rocm_platform, "run_clinfo", lambda: pytest.fail("discovery starts another program"))
         self.nvidia({}, fails_in={"nvmlInit": "NVML Shared Library Not Found"})
 
     def amd(self, *archs: str) -> None:
         """AMD GPUs of these architectures, in this order."""
         self._monkeypatch.setenv("ROCM_BOOTSTRAP_FORCE_GFX_ARCH", ",".join(archs))
 
-    def kfd(self, nodes: Mapping[int, int]) -> None:
-        """What AMD's kernel driver shows: node number to ``gfx_target_version``, 0 for a CPU's node."""
+    def kfd(
+        self,
+        nodes: Mapping[int, int],
+        properties: Mapping[int, Mapping[str, int]] | None = None,
+        refused: Mapping[int, Exception] | None = None,
+    ) -> None:
+        """What AMD's kernel driver shows: node number to ``gfx_target_version``, 0 for a CPU's node.
+
+        properties : further properties of a node
+        refused : what reading a node raises
+        """
         topology = self._kfd / "kfd" / "topology" / "nodes"
         for number, version in nodes.items():
             node = topology / str(number)
             node.mkdir(parents=True)
-            (node / "properties").write_text(f"simd_count {version and 1024}\ngfx_target_version {version}\n")
+            shown = {"simd_count": version and 1024, "gfx_target_version": version, **(properties or {}).get(number, {})}
+            (node / "properties").write_text("".join(f"{name} {value}\n" for name, value in shown.items()))
+        read = rocm_platform.read_kfd_properties
+
+        def read_or_refuse(node: Path) -> str:
+            if error := (refused or {}).get(int(node.name)):
+                raise error
+            return read(node)
+
+        self._monkeypatch.setattr(rocm_platform, "read_kfd_properties", read_or_refuse)
         self._monkeypatch.setattr(rocm_platform, "KFD_TOPOLOGY", topology)
-        self._monkeypatch.setattr(rocm_platform, "run_clinfo", str)
 
     def nvidia(
         self,
         gpus: Mapping[str | bytes, tuple[int, int]],
         mig: Mapping[str, tuple[int, int]] | None = None,
-        fails_in: Mapping[str, str] | None = None,
+        fails_in: Mapping[str | tuple[str, int], str] | None = None,
     ) -> Nvml:
-        """NVIDIA GPUs in this order; ``fails_in`` maps a function of NVML to its error's text."""
+        """NVIDIA GPUs in this order; ``fails_in`` as :class:`Nvml` has it."""
         nvml = Nvml(gpus, mig or {}, fails_in or {})
         self._monkeypatch.setitem(sys.modules, "pynvml", nvml)
         return nvml
@@ -119,9 +144,12 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     for name in filter(_is_setting, list(os.environ)):
         monkeypatch.delenv(name)
     monkeypatch.setattr(probes, "_findings", {})
+    distributions._claims.cache_clear()
     monkeypatch.setattr(current, "_snapshots", {})
     monkeypatch.setattr(switches, "_from_environment", None)
     monkeypatch.setattr(targets, "_of_started_device", {})
+    if "torch" in sys.modules:  # other tests may have started the driver of the machine that these run on
+        monkeypatch.setattr(sys.modules["torch"].cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(operation, "_registered", dict(operation._registered))
     return Machine(monkeypatch, tmp_path)
 
@@ -150,14 +178,13 @@ def warned(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 
 class Site:
-    """A folder of packages in front of all others, and the only place where distributions are looked for."""
+    """A folder of packages in front of all others."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self._monkeypatch, self.folder = monkeypatch, folder
         self.packages: set[str] = set()
         folder.mkdir()
         monkeypatch.syspath_prepend(str(folder))
-        monkeypatch.setattr(metadata, "version", self._version)
 
     def package(self, name: str, source: str = "") -> None:
         """A package in the place of the real one of that name, which counts as not imported yet."""
@@ -167,17 +194,15 @@ class Site:
         for module in [module for module in sys.modules if module.partition(".")[0] == name]:
             self._monkeypatch.delitem(sys.modules, module)
 
-    def distribution(self, name: str, version: str, entry_points: str = "") -> None:
-        """A distribution's metadata, without files."""
+    def distribution(self, name: str, version: str, entry_points: str = "", record: str | None = None) -> Path:
+        """A distribution's metadata, in a folder that it returns; ``record`` lists files: path,hash,size."""
         info = self.folder / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         (info / "entry_points.txt").write_text(entry_points)
-
-    def _version(self, name: str) -> str:
-        for distribution in metadata.distributions(name=name, path=[str(self.folder)]):
-            return distribution.version
-        raise metadata.PackageNotFoundError(name)
+        if record is not None:
+            (info / "RECORD").write_text(record)
+        return info
 
 
 @pytest.fixture

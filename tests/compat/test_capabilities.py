@@ -90,9 +90,12 @@ HAS = {
     "cuda:90": {"gpu", "sm90", "fp8_e4m3fn", "tma", "wgmma"},
     "cuda:100": {"gpu", "sm100", "fp8_e4m3fn", "tma", "tcgen05"},
     "cuda:103": {"gpu", "sm100", "fp8_e4m3fn", "tma", "tcgen05"},
+    "cuda:110": {"gpu", "fp8_e4m3fn", "tma", "tcgen05"},
     "cuda:120": {"gpu", "sm120", "fp8_e4m3fn", "tma"},
     "cuda:121": {"gpu", "sm120", "fp8_e4m3fn", "tma"},
 }
+
+UNKNOWN_TO = {"3.5.1": {"cuda:103", "cuda:110", "cuda:121", "hip:gfx1250"}, "3.6.0": {"cuda:110", "hip:gfx1250"}}
 
 
 def _caps(target: str, **disabled: str) -> Capabilities:
@@ -108,7 +111,7 @@ def test_a_row_is_well_formed(name: str) -> None:
     answers = {
         "build": (row.probe is not None) != bool(row.package),
         "target": bool(row.archs),
-        "both": len(row.all_of) > 1,
+        "both": (len(row.all_of) > 1) != (row.asks is not None),
     }
     assert row.name == name
     assert name.isidentifier()
@@ -122,7 +125,9 @@ def test_a_row_is_well_formed(name: str) -> None:
 
 @pytest.mark.parametrize("name", KINDS["both"])
 def test_a_capability_of_both_joins_the_build_and_the_target(name: str) -> None:
-    assert {TABLE[need].kind for need in TABLE[name].all_of} == {"build", "target"}
+    row = TABLE[name]
+    assert row.asks or {TABLE[need].kind for need in row.all_of} == {"build", "target", "both"}
+    assert all(TABLE[need].asks for need in row.all_of if TABLE[need].kind == "both")
 
 
 @pytest.mark.parametrize("name", KINDS["target"])
@@ -131,7 +136,7 @@ def test_named_architectures_exist(name: str) -> None:
         assert targets.parse(arch).label == arch
 
 
-def test_the_design_s_names_are_there() -> None:
+def test_the_names_that_others_go_by_are_there() -> None:
     named = "triton triton_ge_36 gluon gluon_linear_async_copy gluon_padded_layout constexpr_tuple_permute gfx950 gfx942 sm90 "
     named += "fp8_e4m3fn fp8_e4m3fnuz scaled_mfma tma wgmma gluon_cdna4 gluon_hopper"
     assert set(named.split()) <= TABLE.keys()
@@ -160,8 +165,10 @@ def test_of_the_target(target: str) -> None:
 @pytest.mark.parametrize("target", HAS)
 def test_of_both(lane: str, target: str) -> None:
     caps = _caps(target)
+    known = target not in UNKNOWN_TO.get(lane, ()) and target != "cpu"
     expected = {
-        "triton_gpu": target != "cpu",
+        "known_target": known,
+        "triton_gpu": known,
         "gluon_cdna4": target == "hip:gfx950" and lane != "3.5.1",
         "gluon_hopper": target == "cuda:90" and lane != "3.5.1",
     }
@@ -181,14 +188,35 @@ def test_the_interpreter_is_of_the_environment(python, setting: str | None, expe
 
 @pytest.mark.parametrize("version", ["3.5.1", "1.0.0+nonsense.gitX+more"])
 def test_an_installed_package(site, version: str) -> None:
-    site.package("triton_kernels", "raise AssertionError('was imported')")
+    site.package("triton_kernels")
     site.distribution("triton-kernels", version)
     assert _caps("cpu")["triton_kernels"] == (True, f"found triton_kernels {version}")
+    assert "triton_kernels" not in sys.modules
 
 
-def test_a_broken_package_without_metadata(site) -> None:
-    site.package("triton_kernels", "raise ImportError('broken')")
-    assert not _caps("cpu").triton_kernels
+@pytest.mark.parametrize("metadata", [True, False], ids=["metadata", "no metadata"])
+@pytest.mark.parametrize("package", ["triton_kernels", "torch"])
+def test_a_package_that_does_not_import_is_not_there(site, package: str, metadata: bool) -> None:
+    """Installed for another Triton, or with libraries that are missing: nobody could use it."""
+    site.package(package, "from json import a_name_of_another_release")
+    if metadata:
+        site.distribution(package, "1.0.0")
+    verdict = _caps("cpu")[package]
+    assert not verdict
+    assert verdict.reason.startswith(f"needs {package}: found ")
+    assert "does not import: ImportError: cannot import name 'a_name_of_another_release'" in verdict.reason
+    assert ("1.0.0" in verdict.reason) is metadata
+
+
+def test_a_package_that_cannot_be_asked_now_is_asked_again(site, monkeypatch) -> None:
+    site.package("triton_kernels")
+    site.distribution("triton-kernels", "3.6.0")
+    caps = _caps("cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/no/such/python")
+        words = "found triton_kernels 3.6.0; whether it imports could not be asked: FileNotFoundError"
+        assert words in caps.why("triton_kernels")
+    assert caps.triton_kernels
 
 
 def test_a_package_that_is_absent(monkeypatch) -> None:
@@ -207,7 +235,7 @@ def test_every_verdict_joins_what_was_needed_and_what_was_found(target: str) -> 
         if available:
             assert reason.startswith("found ")
             assert "needs" not in reason
-        elif row.kind == "both":
+        elif row.all_of:
             assert any(f"needs {TABLE[need].needs}: found " in reason for need in row.all_of if not caps[need])
         else:
             assert reason.startswith(f"needs {row.needs}: found ")
@@ -222,7 +250,9 @@ def test_every_verdict_joins_what_was_needed_and_what_was_found(target: str) -> 
         pytest.param(_since("3.6.0"), "cpu", "gluon_cdna4", "needs gfx950: found no GPU", id="no GPU"),
         pytest.param(_since("3.6.0"), "hip:gfx942", "gluon_hopper", "needs sm90: found gfx942", id="other vendor"),
         pytest.param(_since("3.5.1"), "hip:gfx942", "scaled_mfma", "needs gfx950: found gfx942", id="target"),
-        pytest.param(_since("3.5.1"), "cuda:90", "tcgen05", "needs sm100 or sm103: found sm90", id="several targets"),
+        pytest.param(
+            _since("3.5.1"), "cuda:90", "tcgen05", "needs sm100 or sm101 or sm103 or sm110: found sm90", id="several targets"
+        ),
         pytest.param(_since("3.5.1"), "cpu", "gpu", "needs a GPU: found no GPU", id="any GPU"),
         pytest.param({"3.5.1"}, "cpu", "triton_ge_36", "needs Triton 3.6 or newer: found 3.5.1", id="release"),
         pytest.param(
@@ -287,6 +317,7 @@ def test_nearest_of_nothing() -> None:
 def test_names_are_listed() -> None:
     caps = _caps("cpu")
     assert list(caps) == list(TABLE)
+    assert len(caps) == len(TABLE)
     assert set(TABLE) <= set(dir(caps))
     assert repr(caps) == "Capabilities(cpu)"
 
@@ -355,7 +386,7 @@ def test_disabling_leaves_the_rest_alone() -> None:
 
 
 def test_a_disabled_capability_is_not_probed(monkeypatch) -> None:
-    monkeypatch.setattr("capgate.compat.probes.run", lambda probe: pytest.fail("was probed"))
+    monkeypatch.setattr("capgate.compat.probes.run", lambda *question: pytest.fail("was probed"))
     assert _caps("cpu", gluon="TEST").why("gluon") == "disabled by TEST"
 
 

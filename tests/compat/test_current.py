@@ -1,6 +1,9 @@
 """current: which target a question means, fresh where it must be, constant inside a compiled graph."""
 
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -91,6 +94,29 @@ def test_a_snapshot_does_not_change_with_the_switches() -> None:
     assert not inside.gfx950
 
 
+@pytest.mark.parametrize("variable", ["TRITON_INTERPRET", "TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH"])
+def test_a_snapshot_is_of_the_settings_of_triton(monkeypatch, variable: str) -> None:
+    before = compat.capabilities("cuda:90")
+    monkeypatch.setenv(variable, "/another")
+    assert compat.capabilities("cuda:90") is not before
+    monkeypatch.delenv(variable)
+    assert compat.capabilities("cuda:90") is before
+
+
+def test_a_snapshot_is_of_the_triton_that_is_loaded(monkeypatch) -> None:
+    """A stand-in gives way to the real one, of the same version or of none; neither may be asked in vain."""
+
+    class Lazy(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError(name)
+
+    monkeypatch.setitem(sys.modules, "triton", Lazy("triton"))
+    before = compat.capabilities("cuda:90")
+    assert not before.triton
+    monkeypatch.setitem(sys.modules, "triton", Lazy("triton"))
+    assert compat.capabilities("cuda:90") is not before
+
+
 def test_require_asks_under_the_switches() -> None:
     compat.require("gfx950", "hip:gfx950")
     with compat.override(disable=["gfx950"], target="hip:gfx950"):
@@ -127,6 +153,9 @@ QUESTIONS: dict[str, Callable[[compat.Capabilities, Any], Any]] = {
     "capabilities(tensor.device)": lambda caps, x: not compat.capabilities(x.device).gpu,
     "capabilities(text)": lambda caps, x: compat.capabilities("hip:gfx950").scaled_mfma,
     "capabilities(Target)": lambda caps, x: compat.capabilities(GFX950).scaled_mfma,
+    "capabilities(Target made inside)": lambda caps, x: compat.capabilities(Target("hip", "gfx950", 64)).scaled_mfma,
+    "names": lambda caps, x: "gfx950" in list(compat.capabilities(x.device)),
+    "names of a snapshot": lambda caps, x: sorted(name for name in caps) == sorted(caps) and len(caps) > 3,
     "require": lambda caps, x: compat.require("gfx950", "hip:gfx950") is None,
 }
 
@@ -153,3 +182,59 @@ def test_a_graph_compiled_under_an_override(compiled) -> None:
 
     with compat.override(disable=["gfx950"]):
         assert compiled(gated)(torch.zeros(1)) == -1
+
+
+ASKS: dict[str, tuple[Callable[[], bool], dict[str, Any]]] = {
+    "a named target": (lambda: compat.capabilities("hip:gfx950").gfx950, {"disable": ["gfx950"]}),
+    "what needs it": (lambda: compat.capabilities(Target("hip", "gfx950", 64)).gluon_cdna4, {"disable": ["gfx950"]}),
+    "the default target": (lambda: not compat.capabilities().gfx950, {"target": "hip:gfx950"}),
+    "two at once": (lambda: compat.capabilities("cuda:90").tma, {"disable": ["tma"], "target": "hip:gfx950"}),
+}
+
+
+@pytest.mark.parametrize("question", ASKS)
+@pytest.mark.parametrize("first", ["outside", "inside"])
+def test_an_override_round_a_compiled_function_holds_in_it(compiled, question: str, first: str) -> None:
+    """Whichever was compiled first, and again after the override has ended."""
+    torch = pytest.importorskip("torch")
+    ask, switches = ASKS[question]
+    x = torch.zeros(1)
+
+    def gated(x: Any) -> Any:
+        return x + 1 if ask() else x - 1
+
+    graph = compiled(gated)
+    outside = gated(x)
+    if first == "outside":
+        assert graph(x) == outside
+    for _ in range(2):
+        with compat.override(**switches):
+            assert graph(x) == gated(x) == (-1 if outside == 1 else outside)
+        assert graph(x) == outside
+
+
+def test_a_compiled_function_follows_the_override_of_its_own_thread(compiled) -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.zeros(1)
+    graph = compiled(lambda x: x + 1 if compat.capabilities("hip:gfx950").gfx950 else x - 1)
+    with compat.override(disable=["gfx950"]), ThreadPoolExecutor(1) as other:
+        assert (graph(x), other.submit(graph, x).result(), graph(x)) == (-1, 1, -1)
+
+
+def test_an_override_compiles_a_function_once_for_each_setting() -> None:
+    torch = pytest.importorskip("torch")
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    gated = torch.compile(
+        lambda x: x + 1 if compat.capabilities("hip:gfx950").gfx950 else x - 1, fullgraph=True, backend=backend
+    )
+    for _ in range(3):
+        gated(torch.zeros(1))
+        with compat.override(disable=["gfx950"]):
+            gated(torch.zeros(1))
+    assert len(graphs) == 2

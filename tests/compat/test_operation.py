@@ -1,7 +1,11 @@
 """operation: the choice between variants is ordered, explained and remembered; what fails is set aside aloud, and once."""
 
+import errno
 import logging
+import os
+import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -227,7 +231,14 @@ def test_a_module_is_imported_only_when_its_variant_is_chosen(toy, site) -> None
             "ImportError: gluon is gone",
             id="import",
         ),
-        pytest.param("raise RuntimeError('several\\nlines')", "RuntimeError: lines", id="any error"),
+        pytest.param("raise RuntimeError('several\\nlines')", "RuntimeError: several lines", id="any error"),
+        pytest.param("raise SystemExit(2)", "SystemExit: 2", id="exit"),
+        pytest.param("raise type('PanicException', (BaseException,), {})('of Rust')", "PanicException: of Rust", id="panic"),
+        pytest.param(
+            "raise OSError('libx.so: cannot open shared object file')",
+            "OSError: libx.so: cannot open shared object file",
+            id="library",
+        ),
         pytest.param("", "AttributeError: module 'lazy_variants' has no attribute 'run'", id="attribute"),
         pytest.param(None, "ModuleNotFoundError: No module named 'lazy_variants'", id="missing"),
     ],
@@ -254,6 +265,21 @@ def uses_what_is_gone(pointer, SIZE: tl.constexpr):  # noqa: N803
 
 def does_not_type_check(pointer, SIZE: tl.constexpr):  # noqa: N803
     tl.store(pointer, tl.arange(0, SIZE))
+
+
+def asserts_without_words(pointer, SIZE: tl.constexpr):  # noqa: N803
+    tl.static_assert(SIZE == 0)
+
+
+def compiles_well(pointer, SIZE: tl.constexpr):  # noqa: N803
+    tl.store(pointer, SIZE)
+
+
+def in_compiler(error: BaseException) -> Callable[..., Any]:
+    """An implementation that fails as if in Triton's compiler."""
+    scope: dict[str, Any] = {"__name__": "triton.compiler.compiler", "error": error}
+    exec("def compile():\n    raise error", scope)
+    return lambda *arguments, **keywords: scope["compile"]()
 
 
 KERNELS = [rejects_its_size, uses_what_is_gone, does_not_type_check]
@@ -390,6 +416,179 @@ def test_when_nothing_is_left_the_error_has_every_reason(toy, compiles) -> None:
 def test_an_operation_without_variants_cannot_run(toy) -> None:
     with pytest.raises(CapabilityError, match=r"^toy cannot run no variant"):
         toy(CPU)
+
+
+def test_the_warning_names_the_reason_first_and_the_command_behind_it(toy, warned) -> None:
+    said = "Internal error\n`ptxas` stderr:\nptxas fatal   : Value 'sm_199a' is not defined\n\nRepro command: ptxas x\n"
+    error = type("PTXASError", (RuntimeError,), {})(f"PTXAS error: {said}")
+    error.error_message = said
+    toy.add(Variant("kernel", in_compiler(error)))
+    toy.add(Variant("plain", returns("plain")))
+    toy(CPU)
+    assert (
+        "does not compile: PTXASError: ptxas fatal : Value 'sm_199a' is not defined (Repro command: ptxas x) for "
+        in warned()[0]
+    )
+
+
+def test_an_assertion_without_words_is_named_by_its_line(toy, compiles, warned) -> None:
+    toy.add(Variant("kernel", compiles(asserts_without_words)))
+    toy.add(Variant("plain", returns("plain")))
+    toy(CPU)
+    assert "CompileTimeAssertionFailure: at 2:4: tl.static_assert(SIZE == 0) for " in warned()[0]
+
+
+# Tried again
+
+
+def test_strict_tries_what_was_set_aside_and_raises_its_error(toy, compiles, warned) -> None:
+    toy.add(Variant("kernel", compiles(rejects_its_size)))
+    toy.add(Variant("plain", returns("plain")))
+    assert toy(CPU) == "plain"
+    for _ in range(2):
+        with compat.override(strict=True):
+            assert toy.explain(CPU).variant == toy.select(CPU).name == "kernel"
+            with pytest.raises(triton.CompilationError, match="takes no such SIZE"):
+                toy(CPU)
+        assert toy(CPU) == "plain"
+    assert len(warned()) == 1
+
+
+def test_strict_takes_what_was_set_aside_where_it_compiles_by_now(toy, warned, out_of_resources) -> None:
+    errors = [out_of_resources]
+    toy.add(Variant("large", lambda: raises(errors.pop())() if errors else "large"))
+    toy.add(Variant("plain", returns("plain")))
+    assert toy(CPU) == "plain"
+    with compat.override(strict=True):
+        assert toy(CPU) == "large"
+    assert toy(CPU) == "plain"
+
+
+def test_other_settings_of_triton_try_again(toy, warned, monkeypatch, out_of_resources) -> None:
+    """Its ptxas did not know the architecture; the one that the variable points at from now on may."""
+    errors = [out_of_resources]
+    toy.add(Variant("large", lambda: raises(errors.pop())() if errors else "large"))
+    toy.add(Variant("plain", returns("plain")))
+    assert [toy(CPU), toy(CPU)] == ["plain", "plain"]
+    monkeypatch.setenv("TRITON_PTXAS_PATH", "/another/ptxas")
+    assert [toy(CPU), toy(CPU)] == ["large", "large"]
+
+
+def test_a_choice_made_before_the_driver_started_is_made_again(toy, machine, monkeypatch) -> None:
+    """NVML counts in bus order, the driver has the fastest first."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    machine.nvidia({"GPU-display": (12, 0), "GPU-compute": (9, 0)})
+    toy.add(Variant("hopper", returns("hopper"), requires=("sm90",)))
+    toy.add(Variant("other", returns("other")))
+    problem = Problem(torch.device("cuda", 0))
+    assert toy(problem) == "other"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    properties = type("Properties", (), {"major": 9, "minor": 0, "gcnArchName": ""})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    assert toy.explain(problem).variant == toy.select(problem).name == toy(problem) == "hopper"
+
+
+KILLED = subprocess.CalledProcessError(-9, "ptxas")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("host"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        PermissionError(errno.EACCES, "Permission denied", "/root/.triton/cache"),
+        FileNotFoundError(errno.ENOENT, "No usable temporary directory found"),
+        OSError("a library of the driver is gone"),
+        KILLED,
+    ],
+    ids=repr,
+)
+def test_an_error_of_the_machine_in_a_compile_is_raised_and_sets_nothing_aside(toy, warned, error: Exception) -> None:
+    errors = [error]
+    toy.add(Variant("fast", lambda: in_compiler(errors.pop())() if errors else "fast"))
+    toy.add(Variant("slow", returns("slow")))
+    with pytest.raises(type(error)) as caught:
+        toy(CPU)
+    assert caught.value is error
+    assert [toy(CPU), toy(CPU)] == ["fast", "fast"]
+    assert warned() == []
+
+
+def test_a_cache_folder_that_is_missing_for_a_moment_sets_nothing_aside(toy, compiles, monkeypatch, tmp_path, warned) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where the folder should be")
+    implementation = compiles(compiles_well)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(blocked / "cache"))
+    toy.add(Variant("kernel", implementation))
+    toy.add(Variant("plain", returns("plain")))
+    with pytest.raises(OSError, match="Not a directory"):
+        toy(CPU)
+    os.remove(blocked)
+    assert toy(CPU) != "plain"
+    assert warned() == []
+
+
+@pytest.mark.parametrize("says", ["kill -9 $$", "echo 'ptxas fatal   : Memory allocation failure' >&2; exit 255"])
+def test_a_ptxas_without_memory_sets_nothing_aside(toy, compiles, monkeypatch, tmp_path, warned, says: str) -> None:
+    tool = tmp_path / "ptxas"
+    tool.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && echo "Cuda compilation tools, release 12.9, V12.9.1" && exit\n{says}\n'
+    )
+    tool.chmod(0o755)
+    for variable in ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH"):
+        monkeypatch.setenv(variable, str(tool))
+    toy.add(Variant("kernel", compiles(compiles_well)))
+    toy.add(Variant("plain", returns("plain")))
+    for _ in range(2):
+        with pytest.raises(Exception, match=r"Internal Triton PTX codegen error|failed with error code"):
+            toy(CPU)
+    assert toy.explain(CPU).variant == "kernel"
+    assert warned() == []
+
+
+@pytest.mark.parametrize("error", ["MemoryError()", "OSError(24, 'Too many open files')"])
+def test_a_module_that_the_machine_did_not_load_is_loaded_the_next_time(toy, site, warned, tmp_path, error: str) -> None:
+    trail = str(tmp_path / "trail")
+    site.package(
+        "lazy_variants",
+        f"import pathlib\nif not pathlib.Path({trail!r}).exists():\n"
+        f"    pathlib.Path({trail!r}).touch()\n    raise {error}\ndef run(): return 'lazy'",
+    )
+    toy.add(Variant("lazy", "lazy_variants:run"))
+    toy.add(Variant("plain", returns("plain")))
+    with pytest.raises((MemoryError, OSError)):
+        toy(CPU)
+    assert toy(CPU) == "lazy"
+    assert warned() == []
+
+
+def test_what_the_caller_handles_is_no_fault_of_the_machine(toy, compiles, warned) -> None:
+    toy.add(Variant("kernel", compiles(rejects_its_size)))
+    toy.add(Variant("plain", returns("plain")))
+    try:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    except OSError:
+        assert toy(CPU) == "plain"
+    assert len(warned()) == 1
+
+
+def test_threads_that_meet_the_same_failure_warn_once_and_run_the_next(toy, warned, out_of_resources) -> None:
+    together = threading.Barrier(4, timeout=60)
+    toy.add(Variant("large", lambda: (together.wait(), raises(out_of_resources)())))
+    toy.add(Variant("plain", returns("plain")))
+    answers: list[str] = []
+    threads = [threading.Thread(target=lambda: answers.append(toy(CPU))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == ["plain"] * 4
+    assert len(warned()) == 1
 
 
 # Errors that must be seen
@@ -562,6 +761,14 @@ def test_a_broken_entry_point_is_left_out_with_a_warning(toy, site, warned) -> N
     assert "theirs" not in found
     words = "operation theirs (their_kernels:operation) does not load: ImportError: libtheirs.so: undefined symbol"
     assert warned() == [words]
+
+
+@pytest.mark.parametrize("error", ["SystemExit(4)", "type('PanicException', (BaseException,), {})('of Rust')"])
+def test_an_entry_point_that_would_end_the_process_is_left_out(toy, site, warned, error: str) -> None:
+    site.package("their_kernels", f"raise {error}")
+    site.distribution("their-kernels", "1.0", ENTRY_POINT.format(name="theirs", module="their_kernels"))
+    assert "theirs" not in compat.operations()
+    assert len(warned()) == 1
 
 
 def test_asking_for_operations_does_not_give_the_registry_away(toy) -> None:

@@ -1,6 +1,7 @@
 """probes: the code is asked, not its name or version; whatever it answers becomes words."""
 
 import dataclasses
+import os
 import sys
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
@@ -75,29 +76,42 @@ def test_kinds_of_probe(probe: probes.Probe, holds: bool) -> None:
     assert finding.found.startswith("Triton 3.7.0+amd" if finding.holds else "3.7.0+amd")
 
 
+def _nvidia(monkeypatch, choose: Any) -> None:
+    """A back end for NVIDIA whose choice of a ptxas is ``choose``."""
+    compiler = SimpleNamespace(get_ptxas=choose, sm_arch_from_capability=lambda capability: f"sm_{capability}a")
+    monkeypatch.setitem(sys.modules, "triton.backends.nvidia.compiler", compiler)
+
+
 @pytest.mark.parametrize(
     ("tool", "finding"),
     [
         pytest.param("12.8", Finding(False, "ptxas 12.8 with Triton 3.7.0+amd"), id="older"),
         pytest.param("12.9", Finding(True, "ptxas 12.9 with Triton 3.7.0+amd"), id="of the release"),
         pytest.param("13.0", Finding(True, "ptxas 13.0 with Triton 3.7.0+amd"), id="newer"),
-        pytest.param(None, Finding(False, "3.7.0+amd, without ptxas"), id="of no release"),
-        pytest.param(RuntimeError("Cannot find ptxas"), Finding(False, "3.7.0+amd, without ptxas"), id="none"),
+        pytest.param(None, Finding(False, "3.7.0+amd, without ptxas"), id="none"),
     ],
 )
+@pytest.mark.parametrize("chooses", ["for all", "for each"])
 @pytest.mark.usefixtures("library")
-def test_ptxas_is_asked_and_not_triton(monkeypatch, tool: str | Exception | None, finding: Finding) -> None:
+def test_ptxas_is_asked_and_not_triton(monkeypatch, tool: str | None, finding: Finding, chooses: str) -> None:
     """A distribution may give Triton another ptxas than its release has, and AMD's builds have none."""
 
-    class Nvidia:
-        @property
-        def ptxas(self) -> Any:
-            if isinstance(tool, Exception):
-                raise tool
-            return tool and SimpleNamespace(version=tool)
+    def for_all() -> Any:
+        if tool is None:
+            raise RuntimeError("Cannot find ptxas")
+        return SimpleNamespace(version=tool)
 
-    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(knobs=SimpleNamespace(nvidia=Nvidia())))
-    assert probes.ptxas(12, 9)() == finding
+    def for_each(arch: int) -> Any:
+        assert arch == 90
+        return for_all()
+
+    _nvidia(monkeypatch, {"for all": for_all, "for each": for_each}[chooses])
+    assert probes.ptxas(90, 12, 9)() == finding
+
+
+def test_a_triton_without_a_back_end_for_nvidia_has_no_ptxas(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton.backends.nvidia.compiler", None)  # type: ignore[arg-type]
+    assert probes.ptxas_for(90) is None
 
 
 def test_an_unreadable_version_counts_as_newer_nowhere_and_as_older_nowhere(monkeypatch) -> None:
@@ -128,8 +142,121 @@ def test_a_probe_that_fails_says_how(error: Exception) -> None:
     def probe() -> Finding:
         raise error
 
-    words = f"{triton.__version__}, where the probe failed: {type(error).__name__}: {error}"
-    assert probes.run(probe) == Finding(False, words)
+    words = f"{triton.__version__}, where the probe failed: {type(error).__name__}: {str(error) or 'no message'}"
+    assert probes.run(probe)[:2] == (False, words)
+
+
+class PanicError(BaseException):
+    """As Python's bindings of Rust raise."""
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), PanicError("unwrap on None")], ids=repr)
+def test_a_probe_that_would_end_the_process_says_how(error: BaseException) -> None:
+    pytest.importorskip("triton")
+
+    def probe() -> Finding:
+        raise error
+
+    assert probes.run(probe).found.endswith(f"where the probe failed: {type(error).__name__}: {error}")
+
+
+def test_an_interrupted_probe_has_no_finding() -> None:
+    pytest.importorskip("triton")
+
+    def probe() -> Finding:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        probes.run(probe)
+
+
+# What is remembered
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError()], ids=repr)
+def test_what_the_machine_kept_from_being_answered_is_asked_again(error: Exception) -> None:
+    pytest.importorskip("triton")
+    errors = [error]
+
+    def probe() -> Finding:
+        if errors:
+            raise errors.pop()
+        return Finding(True, "an answer")
+
+    assert not probes.run(probe).holds
+    assert probes.run(probe) == Finding(True, "an answer")
+
+
+def test_a_verdict_is_asked_again_too(monkeypatch) -> None:
+    pytest.importorskip("triton")
+    findings = [Finding(False, "no space", lasts=False)]
+    monkeypatch.setattr(probes, "run", lambda probe, *arguments: findings.pop() if findings else Finding(True, "Triton"))
+    caps = Capabilities(GFX950)
+    assert not caps.gluon_cdna4
+    assert caps.gluon_cdna4
+
+
+@pytest.mark.parametrize("variable", ["TRITON_INTERPRET", "TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH"])
+def test_a_setting_that_changes_is_asked_about_again(monkeypatch, variable: str) -> None:
+    triton = pytest.importorskip("triton")
+    seen: list[str | None] = []
+
+    def probe() -> Finding:
+        seen.append(os.environ.get(variable))
+        return Finding(True, str(seen[-1]))
+
+    for value in ("1", "2"):
+        monkeypatch.setenv(variable, value)
+        assert {probes.run(probe).found, probes.run(probe).found} == {value}
+    monkeypatch.setattr(triton.knobs, "propagate_env", False)
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
+    probes.run(probe)
+    assert seen == ["1", "2", "2"]
+
+
+def test_another_triton_is_asked_anew(monkeypatch) -> None:
+    """An engine's stand-in may have the version of the real one that takes its place."""
+    real = pytest.importorskip("triton")
+    answers = iter("ab")
+
+    def probe() -> Finding:
+        return Finding(True, next(answers))
+
+    twin = ModuleType("triton")
+    vars(twin).update(vars(real))
+    assert probes.run(probe).found == "a"
+    monkeypatch.setitem(sys.modules, "triton", twin)
+    assert probes.run(probe).found == "b"
+
+
+ASKED_EARLY = """
+import os
+from capgate import compat
+
+assert not compat.capabilities("cpu").interpreter
+os.environ["TRITON_INTERPRET"] = "1"
+{before}
+import triton, triton.language as tl
+print(*compat.capabilities("cpu")["interpreter"], sep="|")
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        pytest.param("", "True|found TRITON_INTERPRET=1", id="in time"),
+        pytest.param(
+            "del os.environ['TRITON_INTERPRET']; import triton; os.environ['TRITON_INTERPRET'] = '1'",
+            "False|needs TRITON_INTERPRET=1: found TRITON_INTERPRET=1, set after Triton was imported, whose own functions are"
+            " compiled",
+            id="too late",
+        ),
+    ],
+)
+def test_the_interpreter_may_be_asked_for_after_a_question(python, before: str, said: str) -> None:
+    pytest.importorskip("triton")
+    done = python("-c", ASKED_EARLY.format(before=before))
+    assert done.stdout.strip() == said, done.stderr
 
 
 # Tritons that are not there, not real, or broken
@@ -153,7 +280,8 @@ def test_a_placeholder_is_not_taken_for_triton(site) -> None:
     site.package("triton")
     site.distribution("triton", "3.6.0")
     verdicts = _verdicts()
-    assert verdicts["triton"] == (False, "needs Triton: found 3.6.0, a placeholder without a compiler")
+    file = site.folder / "triton" / "__init__.py"
+    assert verdicts["triton"] == (False, f"needs Triton: found 3.6.0, a placeholder without a compiler: {file}")
     assert not any(verdict.available for name, verdict in verdicts.items() if name.startswith("gluon"))
 
 
@@ -162,7 +290,9 @@ def test_a_broken_triton_gives_its_error_as_the_reason(site, error: str) -> None
     site.package("triton", f"raise {error}")
     site.distribution("triton", "3.6.0+vendor")
     words = error.replace("('", ": ").rstrip("')")
-    for name, verdict in _verdicts().items():
+    verdicts = _verdicts()
+    assert verdicts.pop("interpreter") == (False, "needs TRITON_INTERPRET=1: found TRITON_INTERPRET unset")
+    for name, verdict in verdicts.items():
         assert verdict == (False, f"needs {TABLE[name].needs}: found 3.6.0+vendor, where the probe failed: {words}")
 
 

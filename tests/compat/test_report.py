@@ -1,7 +1,12 @@
 """report: everything with its reason, for people and for programs, on any machine."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
 
@@ -104,6 +109,173 @@ def test_json_of_the_command_differs_between_lanes_as_it_should(python, lane: st
         assert verdict == {"available": True, "reason": f"found Triton {lane}; found gfx950"}
 
 
+# What others' code does to it
+
+
+class Panic(BaseException):
+    """As an extension in Rust raises it."""
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def function(*arguments: Any) -> Any:
+        raise error
+
+    return function
+
+
+ENDINGS = [ZeroDivisionError("division by zero"), SystemExit(3), Panic("rust"), RecursionError()]
+
+
+@pytest.mark.parametrize("error", ENDINGS, ids=lambda error: type(error).__name__)
+def test_an_example_that_raises_is_named_and_hides_no_other_operation(toy, error: BaseException) -> None:
+    other: compat.Operation[Any] = compat.Operation("other", example=raising(error))
+    other.add(Variant("scaled", lambda: None, requires=("scaled_mfma",), accepts=raising(AssertionError("not asked"))))
+    shown = report.collect("hip:gfx950")["operations"]
+    assert shown["toy"]["variant"] == "plain"
+    assert shown["other"]["error"].startswith(f"its example raised {type(error).__name__}")
+    assert [step["variant"] for step in shown["other"]["trace"]] == ["scaled"], "its capabilities are known all the same"
+
+
+@pytest.mark.parametrize("error", ENDINGS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("rule", ["accepts", "unless_named"])
+def test_a_rule_that_raises_sets_its_own_variant_aside(rule: str, error: BaseException, capsys) -> None:
+    made: compat.Operation[Any] = compat.Operation("made", example=str)
+    made.add(Variant("faulty", lambda: None, **{rule: raising(error)}))
+    made.add(Variant("plain", lambda: None))
+    shown = report.collect("hip:gfx950")["operations"]["made"]
+    assert shown["variant"] == "plain"
+    faulty, plain = shown["trace"]
+    assert (faulty["accepted"], plain["accepted"]) == (False, True)
+    assert faulty["reason"].startswith(f"its rule {rule} raised {type(error).__name__}")
+    assert json.loads(json.dumps(shown)) == shown
+    assert report.main(["--target", "hip:gfx950"]) == 0
+    assert f"its rule {rule} raised" in " ".join(capsys.readouterr().out.split())
+
+
+def test_rules_of_the_operation_itself_stay_as_they_were(toy) -> None:
+    before = [(variant.accepts, variant.unless_named) for variant in toy.variants.values()]
+    report.collect("hip:gfx950")
+    assert [(variant.accepts, variant.unless_named) for variant in toy.variants.values()] == before
+
+
+def test_an_example_that_is_no_problem_is_named(toy) -> None:
+    compat.Operation("listed", example=lambda target: [target]).add(Variant("plain", lambda: None))
+    shown = report.collect("cpu")["operations"]
+    assert "the choice for its example raised TypeError" in shown["listed"]["error"]
+    assert shown["toy"]["variant"] == "plain"
+
+
+def test_ctrl_c_is_no_fault_of_an_operation(capsys) -> None:
+    compat.Operation("slow", example=raising(KeyboardInterrupt()))
+    assert report.main(["--target", "cpu"]) == 130
+    assert capsys.readouterr() == ("", "capgate: interrupted\n")
+
+
+ENTRY_POINT = "[capgate.operations]\ntheirs = their_kernels:operation\n"
+
+
+def test_an_entry_point_that_exits_is_an_operation_with_an_error(site, capsys) -> None:
+    site.package("their_kernels", "raise SystemExit(4)")
+    site.distribution("their-kernels", "1.0", ENTRY_POINT)
+    assert report.main(["--target", "cpu", "--json"]) == 0
+    said = capsys.readouterr()
+    shown = json.loads(said.out)["operations"]
+    words = "operation theirs (their_kernels:operation) does not load: SystemExit: 4"
+    assert shown["theirs"] == {"variant": None, "trace": [], "error": words}
+    assert {"fp8_mqa_logits", "select_keys"} <= shown.keys()
+    assert said.err == "", "it is said once"
+    assert report.main(["--target", "cpu"]) == 0
+    assert words in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("text", [b"[capgate.operations]\nno equals sign\n", b"[capgate.operations]\nJ\xfcrgen = a:b\n"])
+def test_a_distribution_with_broken_entry_points_hides_no_other(site, text: bytes) -> None:
+    site.distribution("broken", "1.0")
+    (site.folder / "broken-1.0.dist-info" / "entry_points.txt").write_bytes(text)
+    shown = report.collect("cpu")["operations"]
+    assert "fp8_mqa_logits" in shown
+    if "distribution broken" not in str(shown):  # Python 3.10 reads a line without an equals sign
+        assert all("error" not in choice for choice in shown.values())
+
+
+PRINTS = """
+import atexit, ctypes, os, subprocess, sys
+from capgate import compat
+print("Welcome")
+sys.__stdout__.write("Welcome, buffered")
+os.write(1, b"Welcome, unbuffered")
+libc = ctypes.CDLL(None)
+libc.printf(b"Welcome from C")
+subprocess.run([sys.executable, "-c", "print('Welcome from a child')"])
+atexit.register(print, "Goodbye")
+atexit.register(libc.printf, b"Goodbye from C")
+operation = compat.Operation("theirs", example=print)
+operation.add(compat.Variant("plain", print, accepts=print))
+"""
+
+
+def test_standard_output_is_json_alone_whatever_is_printed(site, python) -> None:
+    site.package("their_kernels", PRINTS)
+    site.distribution("their-kernels", "1.0", ENTRY_POINT)
+    path = os.pathsep.join([str(site.folder), os.environ.get("PYTHONPATH", "")])
+    done = python(*MODULE, "--target", "cpu", "--json", PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["operations"]["theirs"]["variant"] == "plain"
+    for words in ("Welcome\n", "buffered", "unbuffered", "from C", "from a child", "Goodbye\n", "Goodbye from C"):
+        assert words in done.stderr
+
+
+def _into(output: Any, arguments: list[str], unbuffered: str) -> tuple[int, str]:
+    """The status and last words of a report whose standard output is ``output``."""
+    command = [sys.executable, *MODULE, "--target", "cpu", *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=120, env=environment)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--json"], []], ids=" ".join)
+def test_nobody_has_to_read_to_the_end(arguments: list[str], unbuffered: str) -> None:
+    """A pipe without a reader: quiet, and with the status of a process that SIGPIPE ended."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        assert _into(closed, arguments, unbuffered) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--json"], []], ids=" ".join)
+def test_a_full_disk_is_one_line(arguments: list[str], unbuffered: str) -> None:
+    with open("/dev/full", "w") as full:
+        assert _into(full, arguments, unbuffered) == (2, "capgate: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_closed_descriptors_are_no_fault(closed: int) -> None:
+    command = [sys.executable, *MODULE, "--target", "cpu", "--json"]
+    done = subprocess.run(command, capture_output=True, preexec_fn=lambda: os.close(closed), timeout=120)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("package", "distribution"),
+    [("rich", "rich"), ("rocm_bootstrap", "rocm-bootstrap"), ("pynvml", "nvidia-ml-py"), ("packaging", "packaging")],
+)
+def test_a_dependency_that_is_missing_is_named_with_what_brings_it(site, python, package: str, distribution: str) -> None:
+    site.package("triton", "__version__ = '3.6.0'")  # without any Triton no version is read, and packaging not needed
+    path = os.pathsep.join([str(site.folder), os.environ.get("PYTHONPATH", "")])
+    done = python("-c", WITHOUT.format(names=(package,), arguments=["--target", "hip:gfx950"]), PYTHONPATH=path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"capgate: needs {distribution}, which is not installed: pip install {distribution} brings it\n"
+
+
+def test_json_needs_no_rich(python) -> None:
+    done = python("-c", WITHOUT.format(names=("rich",), arguments=["--target", "hip:gfx950", "--json"]))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["target"] == "hip:gfx950"
+
+
 # For people
 
 
@@ -169,6 +341,21 @@ def test_the_report_works_without_torch_and_triton(python, hidden: tuple[str, ..
         assert "not installed" in done.stdout
 
 
+def test_names_and_reasons_of_others_steer_no_terminal(tmp_path, capsys) -> None:
+    loud = "\x1b]8;;http://there\x07[red]here[/]\x9b31m \u202etxet"
+    made: compat.Operation[Any] = compat.Operation(loud, example=lambda target: "a problem")
+    made.add(Variant(loud, lambda: None, accepts=lambda problem: loud))
+    made.add(Variant("failing", lambda: None, accepts=raising(ValueError(loud))))
+    assert report.main(["--target", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert said.isprintable() or set(filter(lambda letter: not letter.isprintable(), said)) == {"\n"}
+    assert "[red]here[/]" in said
+    assert r"\x1b]8;;http://there\x07" in said
+    assert report.main(["--target", "cpu", "--svg", str(tmp_path / "report.svg")]) == 0
+    shown = "".join(ElementTree.fromstring((tmp_path / "report.svg").read_text()).itertext())
+    assert "[red]here[/]" in shown
+
+
 def test_a_brief_report_shows_what_the_build_can_do_on_the_target(toy, capsys) -> None:
     assert report.main(["--target", "hip:gfx950", "--brief"]) == 0
     said = capsys.readouterr().out
@@ -219,6 +406,15 @@ def test_a_wrong_request_is_one_line_and_status_2(python, arguments: list[str], 
     done = python(*MODULE, *arguments, **variables)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(f"capgate: {words}.*\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("file", "words"), [("missing/report.svg", "No such file or directory"), (".", "Is a directory"), ("", "Is a directory")]
+)
+def test_a_picture_that_cannot_be_written_is_one_line(file: str, words: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(report, "collect", lambda target: pytest.fail("nothing is asked before the file was looked at"))
+    assert report.main(["--svg", file]) == 2
+    assert capsys.readouterr() == ("", f"capgate: --svg: {file}: {words}\n")
 
 
 def test_help(python) -> None:

@@ -105,18 +105,54 @@ def test_the_environment_s_target_answers_where_no_device_is_named(monkeypatch, 
 # override()
 
 
+@pytest.fixture
+def toy() -> None:
+    """An operation with the variant "plain", gone after the test."""
+    compat.Operation("toy").add(compat.Variant("plain", print))
+
+
 @pytest.mark.parametrize(
     ("switch", "message"),
     [
         pytest.param({"disable": ["gluom"]}, "disable: no capability 'gluom'; the nearest are gluon", id="disable"),
         pytest.param({"disable": "gluon,nope"}, "disable: no capability 'nope'", id="disable as text"),
-        pytest.param({"variant": "classic"}, "variant: got 'classic', needs operation=variant pairs", id="variant"),
+        pytest.param({"variant": "classic"}, "variant: got 'classic', needs operation=variant pairs", id="no pair"),
+        pytest.param({"variant": "toi=plain"}, "variant: no operation 'toi'; the nearest are toy", id="operation"),
+        pytest.param({"variant": {"toi": "plain"}}, "variant: no operation 'toi'; the nearest are toy", id="operation as key"),
+        pytest.param({"variant": "toy=plane"}, "variant: toy has no variant 'plane'; the nearest are plain", id="variant"),
+        pytest.param({"variant": {"toy": ""}}, "variant: toy has no variant ''; known are plain", id="variant empty"),
+        pytest.param({"variant": "fp8_mqa_logits=clasic"}, "variant: fp8_mqa_logits has no variant 'clasic'", id="installed"),
         pytest.param({"target": "hip:gfx9500"}, "target: .*the nearest are gfx950", id="target"),
     ],
 )
+@pytest.mark.usefixtures("toy")
 def test_override_is_as_strict(switch: Any, message: str) -> None:
     before = switches.current()
     with pytest.raises(SwitchError, match=f"^{message}"), compat.override(**switch):
+        pytest.fail("the block was entered")
+    assert switches.current() is before
+
+
+@pytest.mark.parametrize(
+    ("switch", "message"),
+    [
+        ({"disable": None}, "disable: got NoneType, needs capability names"),
+        ({"disable": 3}, "disable: got int, needs capability names"),
+        ({"disable": ["gluon", 3]}, "disable: got int, needs capability names"),
+        ({"variant": None}, "variant: got NoneType, needs a mapping of operation to variant, or text"),
+        ({"variant": ["toy", "plain"]}, "variant: got list, needs a mapping"),
+        ({"variant": {"toy": None}}, "variant: got NoneType, needs names of variants"),
+        ({"variant": {3: "plain"}}, "variant: got int, needs names of operations"),
+        ({"target": 950}, "target: got int, needs a Target, its text or None"),
+        ({"strict": "yes"}, "strict: got str, needs a bool or None"),
+        ({"strict": 1}, "strict: got int, needs a bool or None"),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("toy")
+def test_override_names_a_value_of_another_type(switch: Any, message: str) -> None:
+    before = switches.current()
+    with pytest.raises(TypeError, match=f"^{message}"), compat.override(**switch):
         pytest.fail("the block was entered")
     assert switches.current() is before
 
@@ -139,6 +175,10 @@ def test_override_names_the_target(target: Any) -> None:
 
 
 def test_nested_overrides_add_up_and_the_inner_one_wins() -> None:
+    for name in ("a", "b"):
+        operation: compat.Operation[Any] = compat.Operation(name)
+        for variant in ("1", "2"):
+            operation.add(compat.Variant(variant, print))
     outer = {"disable": ["tma"], "variant": {"a": "1", "b": "1"}, "target": "hip:gfx950", "strict": True}
     with compat.override(**outer):
         with compat.override(disable=["wgmma"], variant="b=2"):

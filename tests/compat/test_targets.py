@@ -1,5 +1,6 @@
-"""targets: what names mean, and the GPUs that a machine shows."""
+"""targets: what names mean, and the target of a tensor's own device."""
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from capgate.compat import targets
 from capgate.compat.targets import CPU, Target, cuda, hip
 
-GFX942, GFX950, GFX1201 = hip("gfx942"), hip("gfx950"), hip("gfx1201")
+GFX942, GFX950 = hip("gfx942"), hip("gfx950")
 SM80, SM90, SM100 = cuda(80), cuda(90), cuda(100)
 
 NVIDIA = {"GPU-aaaa1111": (8, 0), "GPU-bbbb2222": (9, 0), "GPU-cccc3333": (10, 0)}
@@ -67,6 +68,7 @@ def test_any_text_is_a_target_or_a_value_error(text: str) -> None:
     [
         (GFX950, "hip:gfx950", "gfx950", True),
         (SM90, "cuda:90", "sm90", True),
+        (Target("cuda"), "cuda", "a cuda GPU that could not be read", True),
         (CPU, "cpu", "no GPU", False),
         (Target("xpu"), "xpu", "xpu", False),
     ],
@@ -74,153 +76,6 @@ def test_any_text_is_a_target_or_a_value_error(text: str) -> None:
 )
 def test_words_for_a_target(target: Target, text: str, label: str, is_gpu: bool) -> None:
     assert (str(target), target.label, target.is_gpu) == (text, label, is_gpu)
-
-
-# AMD
-
-
-@pytest.mark.parametrize(
-    ("variables", "visible"),
-    [
-        pytest.param({}, (GFX942, GFX950, GFX1201), id="all"),
-        pytest.param({"HIP_VISIBLE_DEVICES": "1"}, (GFX950,), id="hip"),
-        pytest.param({"HIP_VISIBLE_DEVICES": "2,0"}, (GFX1201, GFX942), id="hip reorders"),
-        pytest.param({"HIP_VISIBLE_DEVICES": " 1 , 2 "}, (GFX950, GFX1201), id="spaces"),
-        pytest.param({"ROCR_VISIBLE_DEVICES": "1,2"}, (GFX950, GFX1201), id="rocr"),
-        pytest.param(
-            {"ROCR_VISIBLE_DEVICES": "1,2", "HIP_VISIBLE_DEVICES": "1"}, (GFX1201,), id="hip counts in what rocr left"
-        ),
-        pytest.param({"CUDA_VISIBLE_DEVICES": "1"}, (GFX950,), id="cuda stands in"),
-        pytest.param({"CUDA_VISIBLE_DEVICES": "1", "HIP_VISIBLE_DEVICES": "0"}, (GFX942,), id="hip outranks cuda"),
-        pytest.param({"CUDA_VISIBLE_DEVICES": "0", "HIP_VISIBLE_DEVICES": ""}, (), id="an empty hip outranks cuda"),
-        pytest.param({"HIP_VISIBLE_DEVICES": "1,7,0"}, (GFX950,), id="out of range ends the list"),
-        pytest.param({"HIP_VISIBLE_DEVICES": "1,-1,0"}, (GFX950,), id="-1 ends the list"),
-        pytest.param({"HIP_VISIBLE_DEVICES": ""}, (), id="empty"),
-        pytest.param({"ROCR_VISIBLE_DEVICES": ""}, (), id="rocr empty"),
-        pytest.param({"HIP_VISIBLE_DEVICES": "-1"}, (), id="-1"),
-        pytest.param({"HIP_VISIBLE_DEVICES": "GPU-1a2b"}, (), id="a UUID among unlike GPUs"),
-    ],
-)
-def test_visible_amd_gpus(machine, monkeypatch, variables: dict[str, str], visible: tuple[Target, ...]) -> None:
-    machine.amd("gfx942", "gfx950", "gfx1201")
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    found = targets.discover()
-    assert found.targets == visible
-    assert targets.default() == (visible or (CPU,))[0]
-    if not visible:
-        assert any(f"3 found, all hidden by {name}={value!r}" in found.notes[0] for name, value in variables.items())
-
-
-def test_a_uuid_among_like_amd_gpus(machine, monkeypatch) -> None:
-    """sysfs knows no UUIDs, but where all GPUs are alike any of them is the one."""
-    machine.amd("gfx950", "gfx950", "gfx950")
-    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "GPU-1a2b,GPU-3c4d")
-    assert targets.discover().targets == (GFX950, GFX950)
-
-
-def test_amd_gpus_are_in_the_kernel_s_order(machine) -> None:
-    """Nodes 2 and 10: numbers, not text; and node 0 is a CPU."""
-    machine.kfd({0: 0, 10: 90500, 2: 90402})
-    assert targets.discover().targets == (GFX942, GFX950)
-
-
-@pytest.mark.parametrize(
-    ("nodes", "note"),
-    [
-        pytest.param({0: 0}, "AMD: no GPU in the kernel's topology", id="only CPUs"),
-        pytest.param({1: 19999999}, "AMD: the kernel's topology could not be read", id="newer than rocm-bootstrap"),
-    ],
-)
-def test_a_topology_without_a_readable_gpu_gives_a_note(machine, nodes: dict[int, int], note: str) -> None:
-    machine.kfd(nodes)
-    found = targets.discover()
-    assert found.targets == ()
-    assert found.notes[0].startswith(note)
-
-
-# NVIDIA
-
-
-@pytest.mark.parametrize(
-    ("setting", "visible"),
-    [
-        pytest.param(None, (SM80, SM90, SM100), id="all"),
-        pytest.param("2,1", (SM100, SM90), id="reordered"),
-        pytest.param("GPU-bbbb2222", (SM90,), id="UUID"),
-        pytest.param("GPU-cccc,0", (SM100, SM80), id="UUID abbreviated"),
-        pytest.param("MIG-1234", (SM90,), id="MIG"),
-        pytest.param("1,9,0", (SM90,), id="out of range ends the list"),
-        pytest.param("1,GPU-dddd,0", (SM90,), id="an unknown UUID ends the list"),
-        pytest.param("1,,0", (SM90,), id="an empty entry ends the list"),
-        pytest.param("", (), id="empty"),
-        pytest.param("-1", (), id="-1"),
-        pytest.param("NoDevFiles", (), id="a word"),
-    ],
-)
-@pytest.mark.parametrize("encode", [str, str.encode], ids=["text", "bytes"])
-def test_visible_nvidia_gpus(machine, monkeypatch, setting: str | None, visible: tuple[Target, ...], encode: Any) -> None:
-    nvml = machine.nvidia({encode(uuid): capability for uuid, capability in NVIDIA.items()}, mig={"MIG-1234": (9, 0)})
-    if setting is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
-    found = targets.discover()
-    assert found.targets == visible
-    if not visible:
-        assert f"NVIDIA: 3 found, all hidden by CUDA_VISIBLE_DEVICES={setting!r}" in found.notes
-    assert nvml.calls.count("nvmlInit") == nvml.calls.count("nvmlShutdown") == 1
-    assert nvml.calls[-1] == "nvmlShutdown"
-
-
-def test_an_unknown_mig_device_ends_the_list(machine, monkeypatch) -> None:
-    machine.nvidia(NVIDIA)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,MIG-dddd,0")
-    assert targets.discover().targets == (SM90,)
-
-
-@pytest.mark.parametrize(
-    ("gpus", "failing", "note", "shutdowns"),
-    [
-        pytest.param({}, {"nvmlInit": "Driver Not Loaded"}, "NVIDIA: Driver Not Loaded", 0, id="no driver"),
-        pytest.param({}, {}, "NVIDIA: the driver lists no GPU", 1, id="no GPU"),
-        pytest.param(
-            NVIDIA,
-            {"nvmlDeviceGetUUID": "GPU is lost"},
-            "NVIDIA: NVML could not describe the GPUs: GPU is lost",
-            1,
-            id="a lost GPU",
-        ),
-    ],
-)
-def test_nvml_without_gpus_gives_a_note(machine, gpus: Any, failing: Any, note: str, shutdowns: int) -> None:
-    nvml = machine.nvidia(gpus, fails_in=failing)
-    found = targets.discover()
-    assert found.targets == ()
-    assert note in found.notes
-    assert nvml.calls.count("nvmlShutdown") == shutdowns
-
-
-def test_a_bare_machine_has_a_note_for_each_vendor() -> None:
-    found = targets.discover()
-    assert found.targets == ()
-    assert [note.partition(":")[0] for note in found.notes] == ["AMD", "NVIDIA"]
-    assert targets.default() == CPU
-
-
-def test_both_vendors_in_one_machine(machine) -> None:
-    machine.amd("gfx950")
-    machine.nvidia(NVIDIA)
-    assert targets.discover() == ((GFX950, SM80, SM90, SM100), ())
-
-
-def test_discovery_is_never_remembered(machine, monkeypatch) -> None:
-    """A scheduler hides devices at import and shows them later, and the other way round."""
-    assert targets.default() == CPU
-    machine.nvidia(NVIDIA)
-    assert targets.default() == SM80
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert targets.default() == SM90
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert targets.default() == CPU
 
 
 # A tensor's own device
@@ -255,10 +110,59 @@ def test_before_the_driver_starts_discovery_answers(torch, machine, monkeypatch,
     assert targets.of_device(torch.device("cuda")) == expected[0]
 
 
-def test_a_device_that_is_not_visible(torch, machine) -> None:
+def test_a_device_that_is_not_visible(torch, machine, monkeypatch) -> None:
     machine.nvidia(NVIDIA)
-    with pytest.raises(ValueError, match=r"^device: got cuda:3, needs a visible GPU: found 3 for cuda$"):
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    words = (
+        r"^device: got cuda:3, needs a visible GPU: found 3 for cuda \(NVIDIA: unlike GPUs .*\); torch.cuda.init\(\) lets the "
+    )
+    with pytest.raises(ValueError, match=words):
         targets.of_device(torch.device("cuda:3"))
+
+
+@pytest.mark.parametrize(
+    ("versions", "words"),
+    [
+        pytest.param(
+            {"cuda": "12.8"},
+            "found 0 for cuda (NVIDIA: NVML Shared Library Not Found); "
+            "torch.cuda.init() lets the driver answer, or name the target, such as 'cuda:90'",
+            id="no NVML",
+        ),
+        pytest.param(
+            {"hip": "7.2"},
+            "kfd is absent)); torch.cuda.init() lets the driver answer, or name the target, such as 'hip:gfx950'",
+            id="no KFD",
+        ),
+        pytest.param({}, "; this torch is built for no GPU: name the target, such as 'cuda:90'", id="torch without GPUs"),
+    ],
+)
+def test_a_device_that_discovery_cannot_see_says_why_and_what_helps(torch, monkeypatch, versions: Any, words: str) -> None:
+    """The other vendor's reason is not this device's."""
+    for name in ("cuda", "hip"):
+        monkeypatch.setattr(torch.version, name, versions.get(name))
+    with pytest.raises(ValueError, match=re.escape(words)) as raised:
+        targets.of_device(torch.device("cuda"))
+    assert ("AMD" in str(raised.value)) is ("hip" in versions)
+
+
+def test_the_reason_for_a_hidden_device_is_the_variable(torch, machine, monkeypatch) -> None:
+    machine.nvidia(NVIDIA)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ValueError, match=r"found 0 for cuda .*3 found, all hidden by CUDA_VISIBLE_DEVICES=''"):
+        targets.of_device(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("hip_version", [None, "7.1"], ids=["cuda", "rocm"])
+def test_a_device_that_could_not_be_read_is_an_error_and_no_other_target(torch, machine, monkeypatch, hip_version: Any) -> None:
+    machine.nvidia(NVIDIA, fails_in={("nvmlDeviceGetHandleByIndex", 1): "GPU is lost"})
+    machine.kfd({0: 0, 1: 90402, 2: 19999999, 3: 90500})
+    monkeypatch.setattr(torch.version, "hip", hip_version)
+    others = [targets.of_device(torch.device("cuda", index)) for index in (0, 2)]
+    assert others == ([GFX942, GFX950] if hip_version else [SM80, SM100])
+    cause = "rocm-bootstrap knows no gfx" if hip_version else "GPU is lost"
+    with pytest.raises(ValueError, match=f"^device: got cuda:1, needs a GPU that can be read .*GPU 1 .*{cause}"):
+        targets.of_device(torch.device("cuda:1"))
 
 
 @pytest.mark.parametrize(
@@ -295,3 +199,40 @@ def test_a_started_driver_answers_for_each_device(torch, monkeypatch, hip_versio
         assert [targets.of_device(torch.device("cuda", index)) for index in (0, 1)] == expected
         assert targets.of_device(torch.device("cuda")) == expected[1], "without an index: torch's current device"
     assert asked == [0, 1], "a started device cannot change, so it is asked once"
+
+
+def test_an_index_that_a_started_driver_does_not_have(torch, monkeypatch) -> None:
+    def get_device_properties(index: int) -> Any:
+        raise AssertionError("Invalid device id")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", get_device_properties)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"^device: got cuda:7, needs one of the driver's 2 GPUs$"):
+        targets.of_device(torch.device("cuda:7"))
+
+
+def test_the_driver_s_order_is_believed_once_it_has_started(torch, machine, monkeypatch) -> None:
+    """A display GPU comes first on the bus, and last with a driver that counts the fastest first."""
+    machine.nvidia({"GPU-display": (12, 0), "GPU-compute": (9, 0)})
+    device = torch.device("cuda:0")
+    assert (targets.of_device(device), targets.is_settled(device)) == (cuda(120), False)
+    assert targets.default() == cuda(120)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(major=9, minor=0))
+    assert (targets.of_device(device), targets.is_settled(device)) == (SM90, True)
+    assert targets.default() == SM90
+
+
+@pytest.mark.parametrize(
+    ("device", "settled"),
+    [("hip:gfx950", True), (GFX950, True), ("cpu", True), (None, False)],
+    ids=str,
+)
+def test_what_needs_no_driver_is_settled_but_the_default(device: Any, settled: bool) -> None:
+    assert targets.is_settled(device) is settled
+
+
+@pytest.mark.parametrize(("name", "settled"), [("cpu", True), ("meta", True), ("cuda", False)])
+def test_a_torch_device_is_settled_unless_its_driver_may_say_otherwise(torch, name: str, settled: bool) -> None:
+    assert targets.is_settled(torch.device(name)) is settled

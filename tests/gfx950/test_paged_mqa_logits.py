@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from gfx950.launching import emulate
-from gfx950.mqa import Branch, execute, prepare
-from gfx950.paged import make_call
+from gfx950.emulator import parse, run
+from gfx950.launching import bound, compile_launch, emulate
+from gfx950.mqa import LIMIT, TARGET, Branch, execute, prepare
+from gfx950.paged import formula, make_call, without_blocks
 from gfx950.paged_mqa import BRANCHES, PagedCase
 
 from capgate.kernels.dropin import classic as dropin_classic
@@ -35,6 +36,53 @@ def agrees(branch: Branch, case: PagedCase) -> None:
 def test_blocks(branch: Branch, block: int, gap: int, clean_logits: bool) -> None:
     """Scattered blocks, some with gaps between them; table entries past a request's keys are garbage."""
     agrees(branch, PagedCase(make_call([150, 0, 64, 1, 129], 1, 64, 128, block, gap=gap), 150, clean_logits))
+
+
+@pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "skipped"])
+@pytest.mark.parametrize(("block", "gap"), [(1, 12), (16, 0), (32, 0), (64, 0), (128, 16)])
+def test_blocks_that_the_cache_lacks(branch: Branch, block: int, gap: int, clean_logits: bool) -> None:
+    """Below 0 and past the last, here and there or all of them: the emulator stops at a read outside of the cache."""
+    call = make_call([150, 0, 64, 1], 2, 64, 128, block, gap=gap, spare_entries=0)
+    for every in (2, 1):
+        agrees(branch, PagedCase(without_blocks(call, every), 150, clean_logits))
+
+
+@pytest.mark.parametrize(("heads", "next_n"), [(128, 1), (16, 8)])
+def test_sizes_of_programs_whose_cache_lacks_blocks(branch: Branch, heads: int, next_n: int) -> None:
+    """Tiles of 32 keys, and rows that share a lane's keys."""
+    for block in (16, 64):
+        agrees(branch, PagedCase(without_blocks(make_call([130, 70], next_n, heads, 64, block)), 131, False, workers=2))
+
+
+LOWEST, HIGHEST = -(2**31), 2**31 - 1
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        [(-3, 0), (0, 0)],
+        [(0, -2), (3, 0)],
+        [(LOWEST, 5), (HIGHEST, 5)],
+        [(HIGHEST, HIGHEST), (LOWEST, HIGHEST)],
+        [(0, 2**25), (3, 2**25)],
+        [(LOWEST, LOWEST), (2, 1)],
+        [(2, 1), (1, 0), (9, 9)],
+    ],
+    ids=str,
+)
+def test_any_schedule(branch: Branch, schedule: list[tuple[int, int]]) -> None:
+    """Cells get their logits or keep their bits, and nothing outside of an operand is read or written."""
+    call = make_call([30, 0, 150], 1, 32, 64, spare_entries=0)
+    answer, out = formula(call, 150), torch.zeros(3, 150)
+    words = torch.tensor(schedule, dtype=torch.int32)
+    launch = branch.prepare(*call, words, out, clean_logits=False, target=TARGET)
+    compiled = compile_launch(launch, branch.make_source)
+    arguments = bound(launch.arguments, unwritten=[out])
+    result = run(parse(compiled.asm["amdgcn"]), launch.grid, arguments, lds_bytes=compiled.metadata.shared)
+    position = next(number for number, argument in enumerate(launch.arguments) if argument is out)
+    written = torch.from_numpy(result.written[position].reshape(3, 150, 4).any(axis=2))
+    assert not (written & ~answer.inside).any()
+    assert ((out.double() - answer.logits).abs() <= LIMIT * answer.magnitude)[written].all()
 
 
 def test_blocks_that_are_not_aligned() -> None:
@@ -91,11 +139,13 @@ def test_write_and_gather(dtype: torch.dtype) -> None:
     call = make_call([70, 5])
     slots = torch.arange(20) * 5 - 3
     k = torch.randn(20, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
+    k[3, 5], k[4, 6], k[5, 7] = float("nan"), float("inf"), float("-inf")
     caches = [call.kv_cache.contiguous().clone() for _ in range(2)]
     cache_reference.write(k, caches[0], slots, dtype=dtype, scale_format="ue8m0")
     emulate(cache_classic.prepare_write(k, caches[1], slots, dtype=dtype, scale_format="ue8m0"), [])
     assert torch.equal(*caches)
 
+    call = without_blocks(call, 3)
     gathered = [(torch.ones(80, 32).to(dtype), torch.ones(80)) for _ in range(2)]
     cache_reference.gather(caches[0], call.block_table, call.context_lens, *gathered[0])
     emulate(cache_classic.prepare_gather(caches[0], call.block_table, call.context_lens, *gathered[1]), list(gathered[1]))
@@ -105,8 +155,8 @@ def test_write_and_gather(dtype: torch.dtype) -> None:
 
 def test_blocks_in_use_are_copied_out_of_tiles():
     cache = torch.randint(0, 256, (5, 32, 1, 132), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
-    table = torch.tensor([[3, 1, -1], [4, 2**30, 7]], dtype=torch.int32)
-    lens = torch.tensor([[1, 33], [32, 0]], dtype=torch.int32)
+    table = torch.tensor([[3, 1, -1], [4, 2**30, 7], [-1, 5, 2**31 - 1]], dtype=torch.int32)
+    lens = torch.tensor([[1, 33], [32, 0], [90, 96]], dtype=torch.int32)  # the last request's blocks are none of the cache's
     flat, copied = torch.empty_like(cache), torch.full_like(cache, 0xA5)
     unshuffle_all(cache, flat)
     emulate(dropin_classic.prepare(cache, table, lens, 100, copied), [])

@@ -1,8 +1,9 @@
 """Compile gluon_hopper kernels for cuda:90 without a GPU, and print one line of JSON for each kind of call, in order.
 
-    python compile_hopper.py OPERATION HEADS,DIM,MODE[,BLOCK,NEXT_N] ...
+    python compile_hopper.py mqa_logits HEADS,DIM,MODE[,ROWS] ...
+    python compile_hopper.py paged_mqa_logits HEADS,DIM,MODE,BLOCK,NEXT_N ...
 
-OPERATION: mqa_logits or paged_mqa_logits; MODE: a key of its MODES. test_offline_hopper.py runs it as a child process.
+MODE: a key of the operation's MODES; ROWS: query rows, 4096 otherwise. test_offline_hopper.py runs it as a child process.
 """
 
 import json
@@ -15,6 +16,7 @@ from io import StringIO
 from typing import Any
 
 import compiled as reading
+import mbarriers
 import triton
 
 from capgate import compat
@@ -35,12 +37,16 @@ def compile_kind(operation: str, kind: str) -> dict[str, Any]:
     target = compat.capabilities("cuda:90").target
     module = import_module(f"capgate.kernels.{operation}.operation")
     kernels = import_module(f"capgate.kernels.{operation}.gluon_hopper")
-    heads, dim, mode, *paged = kind.split(",")
+    heads, dim, mode, *sizes = kind.split(",")
     problem = module.example_problem(target, int(heads), int(dim), mode)
-    if paged:
-        problem = problem._replace(block_size=int(paged[0]), next_n=int(paged[1]))
+    if len(sizes) == 2:
+        problem = problem._replace(block_size=int(sizes[0]), next_n=int(sizes[1]))
     call = module.example_call(problem)
-    kernel, grid, arguments, keywords = kernels.prepare(*call.arguments, **call.keywords)
+    operands = call.arguments
+    if len(sizes) == 1:
+        q, k, k_scale, *of_rows = operands
+        operands = (q[: int(sizes[0])], k, k_scale, *(operand[: int(sizes[0])] for operand in of_rows))
+    kernel, grid, arguments, keywords = kernels.prepare(*operands, **call.keywords)
     with redirect_stdout(StringIO()) as log:
         compiled = kernel.warmup(*arguments, grid=grid, **keywords)
     taken = describe(compiled, target, call, log.getvalue())
@@ -54,6 +60,7 @@ def compile_kind(operation: str, kind: str) -> dict[str, Any]:
         "wgmma": Counter(re.findall(r"wgmma\.mma_async\S*", compiled.asm["ptx"])),
         "serialized": "C7514" in log.getvalue(),
         "loads": reading.loads_in_loops(compiled.asm["ttgir"]),
+        "faults": mbarriers.faults(compiled.asm["llir"], mbarriers.boxes_of(list(compiled.src.signature.values()))),
         "undefined": reading.undefined_descriptors(read_sass(disassembled(compiled.asm["cubin"]))),
     }
 

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import compiled as reading
+import mbarriers
 import pitfalls
 import torch
 
@@ -25,6 +26,11 @@ def loads(kernel: Any) -> int:
     return reading.loads_in_loops(compiled.asm["ttgir"])
 
 
+def faults(**constants: bool) -> list[str]:
+    compiled = pitfalls.tile_after_barrier.warmup(meta(torch.int32), **constants, grid=(1,), num_warps=4)
+    return mbarriers.faults(compiled.asm["llir"], [])
+
+
 def main() -> None:
     set_absent_gpu(compat.capabilities("cuda:90").target)
     found: dict[str, Any] = {"loads": {"carried_bounds": loads(pitfalls.carried_bounds)}}
@@ -33,6 +39,7 @@ def main() -> None:
         operands = (meta(torch.float8_e4m3fn), meta(torch.float8_e4m3fn), meta(torch.float32), meta(torch.int32), 9)
         product = pitfalls.product_after_loop.warmup(*operands, TILES=4, ITEMS=2, DIM=128, grid=(1,), num_warps=4)
         found["undefined"] = reading.undefined_descriptors(read_sass(disassembled(product.asm["cubin"])))
+        found["faults"] = [faults(INVALIDATED=invalidated) for invalidated in (False, True)]
     print(json.dumps(found))
 
 

@@ -16,7 +16,7 @@ _spec = importlib.util.spec_from_file_location("capgate_tests_judge", Path(__fil
 judge = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(judge)
 
-GARBAGE = (2**31 - 1, -(2**31), -1, 10**9, -7)  # of table entries past a request's keys
+GARBAGE = (2**31 - 1, -(2**31), -1, 10**9, -7)  # of table entries past a request's keys, and of blocks that no cache has
 
 
 class PagedCall(NamedTuple):
@@ -86,6 +86,15 @@ def make_call(
     return PagedCall(*on_device)
 
 
+def without_blocks(call: PagedCall, every: int = 2) -> PagedCall:
+    """The call with every so manieth of its blocks replaced by one that the cache does not have, just past it or far out."""
+    blocks, table = call.kv_cache.shape[0], call.block_table.clone()
+    absent = torch.tensor((*GARBAGE, blocks), dtype=torch.int32, device=table.device)
+    lost = torch.arange(0, table.numel(), every, device=table.device)
+    table.view(-1)[lost] = absent[torch.arange(len(lost), device=table.device) % len(absent)]
+    return call._replace(block_table=table)
+
+
 def read_keys(
     kv_cache: torch.Tensor, pages: torch.Tensor, inside: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, ...]:
@@ -100,7 +109,7 @@ def read_keys(
 
 
 def formula(call: PagedCall, columns: int):
-    """judge.Answer for the first ``columns`` cells of every row, in float64."""
+    """judge.Answer for the first ``columns`` cells of every row, in float64; -inf for keys whose block the cache lacks."""
     requests, next_n = call.q.shape[:2]
     device = call.q.device
     rows = requests * next_n
@@ -117,12 +126,15 @@ def formula(call: PagedCall, columns: int):
             continue
         position = torch.arange(context, device=device)
         pages = call.block_table[request].long()[position // call.kv_cache.shape[1]]
+        held = (pages >= 0) & (pages < call.kv_cache.shape[0])
+        position, pages = position[held], pages[held]
         key, scale = read_keys(call.kv_cache, pages, position % call.kv_cache.shape[1], call.q.dtype)
         dots = torch.einsum("nhd,jd->nhj", q[request], key).relu_()
         sizes = torch.einsum("nhd,jd->nhj", q[request].abs(), key.abs())
         batch = slice(request * next_n, (request + 1) * next_n)
-        logits[batch, :context] = torch.einsum("nh,nhj->nj", weights[request], dots) * scale
-        magnitude[batch, :context] = torch.einsum("nh,nhj->nj", weights[request].abs(), sizes) * scale.abs()
+        logits[batch, :context] = float("-inf")
+        logits[batch, position] = torch.einsum("nh,nhj->nj", weights[request], dots) * scale
+        magnitude[batch, position] = torch.einsum("nh,nhj->nj", weights[request].abs(), sizes) * scale.abs()
     return judge.Answer(logits, inside, magnitude)
 
 
@@ -154,9 +166,9 @@ def check(
     kept[address[answer.inside | clean_logits]] = False
     changed = (memory != before) & kept
     assert not changed.any(), f"{int(changed.sum())} words changed that belong to no written cell, of {int(kept.sum())}"
-    if clean_logits:
-        filled = memory[address] == judge.NEGATIVE_INFINITY_BITS
-        assert torch.equal(filled, ~answer.inside), f"{int((filled != ~answer.inside).sum())} cells wrongly -inf or not"
-    on_matrix_unit = variant != "reference" and out.device.type != "cpu"
-    judge.agree(out[answer.inside], answer.logits[answer.inside], answer.magnitude[answer.inside], on_matrix_unit)
+    absent = answer.inside & answer.logits.isneginf()  # keys that the cache lacks
+    filled, expected = memory[address] == judge.NEGATIVE_INFINITY_BITS, absent | (~answer.inside & clean_logits)
+    assert torch.equal(filled, expected), f"{int((filled != expected).sum())} cells wrongly -inf or not"
+    on_matrix_unit, scored = variant != "reference" and out.device.type != "cpu", answer.inside & ~absent
+    judge.agree(out[scored], answer.logits[scored], answer.magnitude[scored], on_matrix_unit)
     return out

@@ -22,7 +22,7 @@ def carried_bounds(firsts, lasts, out, count, WIDTH: tl.constexpr):
 
 
 if compat.capabilities().gluon:
-    from capgate.compat.gluon import gl, gluon, hopper
+    from capgate.compat.gluon import gl, gluon, hopper, mbarrier
 
     @gluon.jit
     def gluon_carried_bounds(firsts, lasts, out, count, WIDTH: gl.constexpr):
@@ -66,3 +66,15 @@ if compat.capabilities().gluon:
                 product = hopper.warpgroup_mma(key.index(count - 1), columns, zeros, use_acc=False, is_async=True)
                 product = hopper.warpgroup_mma_wait(0, [product])
                 gl.store(rows + (count - 1) * 4096, product)
+
+    @gluon.jit
+    def tile_after_barrier(out, INVALIDATED: gl.constexpr):
+        """out[i] = i for 512 cells, by way of a tile in shared memory that is allocated behind an mbarrier that nobody uses."""
+        LINE: gl.constexpr = gl.BlockedLayout([4], [32], [4], [0])
+        unused = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+        mbarrier.init(unused, count=2)
+        if INVALIDATED:
+            mbarrier.invalidate(unused)
+        cells = gl.arange(0, 512, LINE)
+        tile = gl.allocate_shared_memory(gl.int32, [512], gl.SwizzledSharedLayout(1, 1, 1, [0]), cells)
+        gl.store(out + cells, tile.load(LINE))

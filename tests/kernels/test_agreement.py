@@ -1,4 +1,4 @@
-"""Each branch against the formula in float64, on the contract's small grid."""
+"""Each variant against the formula in float64, on the small grid of the upstream projects' tests."""
 
 from types import ModuleType
 
@@ -10,7 +10,7 @@ from capgate import compat
 from capgate.kernels import fp8_mqa_logits
 from capgate.kernels.mqa_logits import reference
 
-# (rows, keys) of the contract's small grid, with every head count and dimension at least once.
+# (rows, keys) of that small grid, with every head count and dimension at least once.
 SMALL_GRID = [
     (1, 1, 1, 32),
     (1, 1, 64, 64),

@@ -1,12 +1,17 @@
 """The commands on a CPU: the demo, the benchmark, and what they say where they cannot run."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from capgate import compat
 from capgate.compat import versions
 from capgate.kernels import cli
+from capgate.kernels.bench import command as bench_command
 from capgate.kernels.bench.plot import plot
 from capgate.kernels.demo import decode, prefill, stacks
 
@@ -97,15 +102,15 @@ def test_bench_draws_what_it_timed(tmp_path):
     assert "fp8_paged_mqa_logits, clean_logits=True" in picture
 
 
-def test_a_plot_has_the_ceilings_of_its_run(tmp_path):
+def test_a_plot_has_the_ceilings_of_its_run():
     row = {"flops": 4e12, "least_bytes": 4e9, "median_ms": 4.0, "floor_ms": 3.0, "clean_logits": False, "variant": "classic"}
     rows = [
         {**row, "operation": "fp8_mqa_logits", "workload": "a"},
         {**row, "operation": "fp8_paged_mqa_logits", "workload": "decode-8k"},
     ]
     ceilings = {"flops": 1.5e15, "copy": 3.0e12, "read": 3.05e12}
-    plot({"rows": rows, "stack": {"device": "a GPU", "triton": "3.6.0"}, "ceilings": ceilings}, [tmp_path / "p.svg"])
-    picture = (tmp_path / "p.svg").read_text()
+    stack = {"device": "a GPU", "triton": "3.6.0"}
+    picture = plot("svg", {"rows": rows, "stack": stack, "ceilings": ceilings}).decode()
     for words in ("fp8 matmul of 8192", "device read", "roofline of the shape", "TFLOP/s", "GB/s"):
         assert words in picture
 
@@ -135,6 +140,141 @@ def test_bench_needs_something_to_take_a_median_of(number, capsys):
 def test_bench_names_what_it_does_not_know(arguments, capsys):
     assert cli.main(["bench", *arguments]) == 2
     assert f"capgate: {arguments[0]}: got {arguments[1]!r}, needs one of" in capsys.readouterr().err
+
+
+# Results before files
+
+SMALLEST = ["bench", "--workload", "f", "--variants", "reference", "--clean", "off", "--rounds", "1", "--repeats", "1"]
+FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
+
+
+@pytest.fixture
+def _no_work(monkeypatch):
+    """Nothing may be timed, scored, compiled or shown."""
+
+    def work(*arguments, **options):
+        pytest.fail("files come first")
+
+    monkeypatch.setattr(bench_command, "_measure", work)
+    monkeypatch.setattr("capgate.kernels.demo.command._score", work)
+    monkeypatch.setattr("capgate.kernels.compile_command.compile_variants", work)
+
+
+@pytest.mark.usefixtures("_no_work")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([*SMALLEST, "--json", "missing/a.json"], "--json: missing/a.json: No such file or directory"),
+        ([*SMALLEST, "--json", "."], "--json: .: Is a directory"),
+        ([*SMALLEST, "--json", ""], "--json: : Is a directory"),
+        ([*SMALLEST, "--plot", "missing/a.svg"], "--plot: missing/a.svg: No such file or directory"),
+        ([*SMALLEST, "--plot", "missing/a"], "--plot: missing/a.png: No such file or directory"),
+        ([*SMALLEST, "--plot", ""], "--plot: got '', needs a file's name"),
+        (["demo", "--json", "missing/a.json"], "--json: missing/a.json: No such file or directory"),
+        (["demo", "--stack", "missing"], "--stack: missing: is no folder"),
+        (["compile", "fp8_mqa_logits", "--target", "gfx950", "--save", "file/a"], "--save: file/a: Not a directory"),
+        (["compare", "missing.json"], "[Errno 2] No such file or directory: 'missing.json'"),
+        (["report", "--svg", "missing/a.svg"], "--svg: missing/a.svg: No such file or directory"),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
+)
+def test_a_bad_path_is_one_line_before_any_work(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr() == ("", f"capgate: {words}\n")
+
+
+@FULL
+def test_what_was_timed_is_shown_and_written_elsewhere_where_a_file_takes_nothing(tmp_path, capsys):
+    assert cli.main([*SMALLEST, "--json", "/dev/full", "--plot", str(tmp_path / "p.png")]) == 2
+    said = capsys.readouterr()
+    assert "8x1024" in said.out
+    assert said.err == "capgate: --json: /dev/full: No space left on device\n"
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_was_timed_is_kept_when_the_picture_cannot_be_drawn(tmp_path, monkeypatch, capsys):
+    def fails(kind, results):
+        raise RuntimeError("no such font")
+
+    monkeypatch.setattr(bench_command, "plot", fails)
+    files = ["--plot", str(tmp_path / "p.svg"), "--json", str(tmp_path / "b.json")]
+    assert cli.main([*SMALLEST, *files]) == 2
+    said = capsys.readouterr()
+    assert "8x1024" in said.out
+    assert said.err == f"capgate: --plot: {tmp_path}/p.svg: RuntimeError: no such font\n"
+    assert len(json.loads((tmp_path / "b.json").read_text())["rows"]) == 1
+
+
+def test_an_older_result_stays_until_there_is_a_newer_one(tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    file = tmp_path / "b.json"
+    file.write_text("older")
+    monkeypatch.setattr(bench_command, "_measure", interrupted)
+    assert cli.main([*SMALLEST, "--json", str(file)]) == 130
+    assert capsys.readouterr() == ("", "capgate: interrupted\n")
+    assert file.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.usefixtures("_short_demo")
+def test_what_the_demo_scored_is_kept_when_a_stack_has_no_report(tmp_path, monkeypatch, capsys):
+    def ends(folders):
+        raise subprocess.CalledProcessError(1, ["python"])
+
+    monkeypatch.setattr(stacks, "collect", ends)
+    assert cli.main(["demo", "--json", str(tmp_path / "d.json")]) == 2
+    assert "capgate: --stack: a report ended with status 1\n" in capsys.readouterr().err
+    said = json.loads((tmp_path / "d.json").read_text())
+    assert (len(said["outcomes"]) > 0, said["stacks"]) == (True, [])
+
+
+@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name != "compare"])
+def test_ctrl_c_ends_every_command_in_one_line(command, monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    words, add_arguments, _ = cli.COMMANDS[command]
+    monkeypatch.setitem(cli.COMMANDS, command, (words, add_arguments, interrupted))
+    assert cli.main([command]) == 130
+    assert capsys.readouterr() == ("", "capgate: interrupted\n")
+
+
+def test_ctrl_c_in_a_process_of_its_own_is_one_line_too(tmp_path):
+    """Where the terminal sends the signal, and where libraries are still being imported."""
+    code = (
+        "import os, signal, sys\n"
+        "from capgate.kernels import cli\n"
+        "from capgate.kernels.bench import timing\n"
+        "timing.this_device = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.exit(cli.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "bench"], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "capgate: interrupted\n")
+
+
+def test_json_on_standard_output_stands_alone(monkeypatch, capfd):
+    measure = bench_command._measure
+
+    def loud(*arguments):
+        os.write(1, b"[library] compiling\n")
+        print("[library] done")
+        return measure(*arguments)
+
+    monkeypatch.setattr(bench_command, "_measure", loud)
+    assert cli.main([*SMALLEST, "--json", "-"]) == 0
+    said = capfd.readouterr()
+    assert len(json.loads(said.out)["rows"]) == 1
+    assert "[library] compiling\n[library] done\n" in said.err
+
+
+@pytest.mark.parametrize("size", ["-1", "nan", "inf"])
+def test_bench_needs_a_size_to_flush(size, capsys):
+    assert cli.main(["bench", "--flush-gb", size]) == 2
+    assert f"capgate: --flush-gb: got {float(size)}, needs 0 or more" in capsys.readouterr().err
 
 
 def test_commands_that_need_torch_say_so(monkeypatch, capsys):

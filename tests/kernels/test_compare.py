@@ -2,12 +2,17 @@
 
 import copy
 import json
+import re
+import warnings
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+from markdown_it import MarkdownIt  # rich brings it
 
 from capgate.compat import versions
+from capgate.compat.terminal import plain
 from capgate.kernels import cli
 from capgate.kernels.bench.compare import Metric, Stack, Value, compare, load
 from capgate.kernels.bench.compare_show import lines, markdown, notes
@@ -216,6 +221,58 @@ def test_an_unknown_noise_is_a_question_mark(runs):
         for row in results["serving"]:
             row["metrics"]["total tok/s"] = row["metrics"]["total tok/s"][:1]
     assert "+20.00% ±? |" in markdown(compare(runs))
+
+
+HOSTILE = "[bold]x[/] :smile: \x1b]8;;http://there\x07 \u202e a|b `c` *d* _e_ <b>f</b> &amp; [g](h) $\\frac$ $ \n# i"
+
+
+@pytest.fixture
+def hostile(runs, tmp_path) -> str:
+    """A file whose strings are whatever a terminal, Markdown, HTML or a formula could make something of."""
+    results = runs["new.json"]
+    results["stack"].update(dict.fromkeys(("device", "target", "triton", "torch", "driver"), HOSTILE))
+    results["workloads"][HOSTILE] = {}
+    for kind in ("serving", "accuracy"):
+        results[kind][1]["variant"] = HOSTILE
+        for row in results[kind]:
+            row["workload"] = HOSTILE
+            row["metrics"] = {HOSTILE: [0.5, 0.75]}
+    (tmp_path / "hostile.json").write_text(json.dumps(results))
+    return str(tmp_path / "hostile.json")
+
+
+def test_strings_of_a_file_are_text_on_a_terminal(hostile, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert cli.main(["compare", hostile]) == 0
+    shown = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert set(filter(lambda letter: not letter.isprintable(), shown)) == {"\n"}
+    assert plain(HOSTILE) in shown
+
+
+def test_strings_of_a_file_are_text_in_markdown(hostile, capsys):
+    assert cli.main(["compare", hostile, "--markdown"]) == 0
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(capsys.readouterr().out)
+    assert [token.type for token in tokens if token.level == 0 and token.nesting >= 0] == ["table_open", "paragraph_open"]
+    inline = [child for token in tokens for child in token.children or []]
+    assert {child.type for child in inline} <= {"text", "text_special", "strong_open", "strong_close"}
+    assert plain(HOSTILE) in "".join(child.content for child in inline)
+
+
+def test_strings_of_a_file_are_text_in_a_picture(hostile, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "constrained_layout not applied")  # for names as long as these
+        assert cli.main(["compare", hostile, "--plot", str(tmp_path / "p.svg")]) == 0
+    picture = (tmp_path / "p.svg").read_text()
+    ElementTree.fromstring(picture)
+    assert "&lt;b&gt;f&lt;/b&gt;" in picture
+    assert "$\\frac$" in picture
+
+
+def test_a_figure_that_stands_twice_is_refused(runs):
+    runs["new.json"]["serving"].append(runs["new.json"]["serving"][0])
+    with pytest.raises(ValueError, match=r"^new.json: holds 8k1, total tok/s of Triton 3.6.0, classic, clean on twice$"):
+        compare(runs)
 
 
 def test_the_plot_has_a_bar_for_each_stack(files, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from markdown_it import MarkdownIt  # rich brings it
 
 from capgate.compat import versions
 from capgate.kernels import cli, compile_command
@@ -26,6 +27,7 @@ ROW = {
         "accepted",
         "matrix_instructions",
         "code_bytes",
+        "unread",
     ),
 }
 LOOP = {"total", "valu", "salu", "mfma", "lds", "vmem", "keys"}
@@ -69,6 +71,7 @@ def test_the_keys_of_the_json_are_stable(fresh: Fresh) -> None:
         assert set(row["hot_loop"]) == LOOP
         assert row["compiled"] is True
         assert row["error"] is None
+        assert row["unread"] == []
         assert (row["heads"], row["dim"], row["dtype"]) == (64, 128, "float8_e4m3fn")
         assert row["seconds"] > 0
 
@@ -178,6 +181,29 @@ def test_a_branch_that_should_compile_and_does_not_fails_the_command(
     assert "classic, unclean: does not compile: the compiler died of SIGABRT" in " ".join(capsys.readouterr().out.split())
 
 
+UNREAD = "machine code: nvdisasm cannot read it: no such architecture"
+
+
+def test_a_figure_that_cannot_be_read_is_a_dash_and_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path, "3.6.0", row(hot_loop=None, unread=[UNREAD]))
+    assert cli.main(["compile", "--from", file]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["matrix", "instructions", "-"] in lines
+    assert f"classic, unclean: not read, {UNREAD}" in " ".join(word for line in lines for word in line)
+    assert cli.main(["compile", "--from", file, "--markdown"]) == 0
+    said = capsys.readouterr().out
+    assert "| 3.6.0 | classic | yes | - | not emulated | 128 + 44 | 2 | 0 | not emulated |" in said
+    assert f"Not read: classic, unclean, Triton 3.6.0: {UNREAD}." in said
+
+
+def test_what_could_not_be_saved_fails_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full = row(error="compiled, and not saved: OSError: [Errno 28] No space left on device")
+    assert cli.main(["compile", "--from", write(tmp_path, "3.6.0", full)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "fp8_mqa_logits compiled for hip:gfx950" in said
+    assert "classic, unclean: compiled, and not saved: OSError: [Errno 28] No space left on device" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -207,6 +233,64 @@ def test_other_json_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "bench.json").write_text('{"rows": []}')
     assert cli.main(["compile", "--from", str(tmp_path / "bench.json")]) == 2
     assert "does not hold what capgate compile --json prints" in capsys.readouterr().err
+
+
+def test_what_compile_prints_can_be_read_again(fresh: Fresh, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "fresh.json").write_text(json.dumps(fresh.result))
+    for form in ([], ["--markdown"]):
+        assert cli.main(["compile", "--from", str(tmp_path / "fresh.json"), *form]) == 0
+        assert "classic" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"compiled": "yes"}, 'variants[0].compiled: got "yes", needs to be boolean'),
+        ({"heads": -1}, "variants[0].heads: got -1, needs to be bigger than or equal to 0"),
+        ({"heads": 1.5}, "variants[0].heads: got 1.5, needs to be integer"),
+        ({"error": {}}, "variants[0].error: got an object, needs to be string or null"),
+        ({"hot_loop": {"valu": 1}}, "variants[0].hot_loop: got an object, needs to contain"),
+        ({"hot_loop": [1]}, "variants[0].hot_loop: got a list of 1, needs to be object or null"),
+        ({"matrix_instructions": {"mfma": "many"}}, 'variants[0].matrix_instructions.mfma: got "many", needs to be integer'),
+        (
+            {"emulated": {"lds_cycles": 1}},
+            "variants[0].emulated: got an object, missing dependency lds_ideal_cycles for lds_cycles",
+        ),
+        ({"waves_per_simd": float("inf")}, "variants[0].waves_per_simd: got Infinity, needs to be number or null"),
+    ],
+)
+def test_a_wrong_result_is_refused_with_the_place(
+    changes: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path, "3.6.0", row(**changes))
+    assert cli.main(["compile", "--from", file]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"capgate: {file}: does not hold what capgate compile --json prints: {words}")
+    assert said.err.count("\n") == 1
+
+
+def test_a_loop_without_heads_has_no_scaled_figure() -> None:
+    """Keys are written without queries."""
+    assert compile_command.vector_per_32_keys({"heads": None, "hot_loop": {"valu": 150, "keys": 64.0}}) is None
+
+
+def test_strings_of_a_result_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loud = "[red]x[/] \x1b]8;;http://there\x07 \u202e a|b `c` *d* <e> &amp; [f](g) \\\n"
+    rows = [
+        row(variant=loud, mode=loud, dtype=loud, matrix_instructions={loud: 1}, tuning={loud: loud}, files=[loud]),
+        row(variant=loud, mode="clean", dtype=loud, compiled=False, error=loud, hot_loop=None),
+    ]
+    file = write(tmp_path, "3.6.0", *rows)
+    assert cli.main(["compile", "--from", file]) == 1
+    said = capsys.readouterr().out
+    assert set(filter(lambda letter: not letter.isprintable(), said)) == {"\n"}
+    assert "[red]x[/]" in said
+    assert cli.main(["compile", "--from", file, "--markdown"]) == 1
+    said = capsys.readouterr().out
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(said)
+    assert [token.type for token in tokens if token.level == 0 and token.nesting >= 0] == ["table_open", "paragraph_open"]
+    assert {child.type for token in tokens for child in token.children or []} <= {"text", "text_special"}
 
 
 def test_without_triton_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ _spec.loader.exec_module(upstream)
 
 FN = torch.float8_e4m3fn
 
-# As in the libraries' sources. The contract writes q, kv_cache, block_tables for some of these names.
+# As in the libraries' sources. Callers write q, kv_cache, block_tables for some of these names.
 SIGNATURES = {
     aiter.fp8_mqa_logits: "(Q, KV, kv_scales, weights, cu_starts, cu_ends, clean_logits=True)",
     aiter.deepgemm_fp8_paged_mqa_logits: (
@@ -153,7 +153,13 @@ def test_aiter_masks_the_keys_of_later_drafts(next_n: int, columns: int, preshuf
     ("change", "message"),
     [
         ({"KVBlockSize": 64}, "KVBlockSize: got 64, needs kv_cache's 32"),
-        ({"q_fp8": torch.zeros(6, 32, 64).to(FN)}, r"q_fp8: got \(6, 32, 64\), needs a tensor \[B, next_n, H, D\]"),
+        ({"q_fp8": torch.zeros(6, 32, 64).to(FN)}, r"q_fp8: got shape \(6, 32, 64\), needs \[B, next_n, H, D\]"),
+        ({"q_fp8": [1.0]}, "q_fp8: got list, needs a torch.Tensor"),
+        ({"out_logits": [1.0]}, "out_logits: got list, needs a torch.Tensor"),
+        ({"max_model_len": True}, "max_model_len: got bool, needs an int"),
+        ({"max_model_len": 200.0}, "max_model_len: got float, needs an int"),
+        ({"max_model_len": -1}, "max_model_len: got -1, needs 0 or more"),
+        ({"KVBlockSize": True}, "KVBlockSize: got bool, needs an int"),
         ({"out_logits": torch.zeros(5, 200)}, r"out_logits: got shape \(5, 200\), needs \[6, 200\] or more"),
         ({"out_logits": torch.zeros(6, 199)}, r"out_logits: got shape \(6, 199\), needs \[6, 200\] or more"),
         ({"kv_cache": torch.zeros(4, 32, 1, 34).half()}, "kv_cache: got torch.float16, needs .* one byte"),
@@ -171,6 +177,63 @@ def test_what_aiters_paged_function_does_not_take(decode: "upstream.Decode", cha
     arguments = {**dict(zip(names, values, strict=True)), "KVBlockSize": 32, **change}
     with pytest.raises((ValueError, TypeError), match=message):
         aiter.deepgemm_fp8_paged_mqa_logits(**arguments)
+
+
+def test_aiters_out_is_not_in_the_cache_that_is_copied(decode: "upstream.Decode") -> None:
+    """A preshuffled cache is read from a copy, but stays what it was."""
+    cache = decode.cache(tiles=True)
+    out = cache.view(-1)[: 6 * 200 * 4].view(torch.float32).view(6, 200)
+    before = cache.clone()
+    with pytest.raises(ValueError, match=r"^out_logits: shares memory with kv_cache, needs "):
+        aiter.deepgemm_fp8_paged_mqa_logits(
+            decode.q_fp8, cache, decode.weights, out, decode.lens, decode.table, 200, Preshuffle=True, KVBlockSize=32
+        )
+    assert torch.equal(cache, before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q_fp8": None}, "q_fp8: got NoneType, needs a torch.Tensor"),
+        (
+            {"kv_cache_fp8": torch.zeros(4, 32, 1, 60).byte()},
+            r"kv_cache_fp8: got shape \(4, 32, 1, 60\), needs .* to match q_fp8",
+        ),
+        ({"max_model_len": -1}, "max_model_len: got -1, needs 0 or more"),
+        ({"max_model_len": True}, "max_model_len: got bool, needs an int"),
+        ({"compress_ratio": "4"}, "compress_ratio: got str, needs an int"),
+    ],
+)
+def test_what_vllms_paged_function_does_not_take(decode: "upstream.Decode", change: dict[str, Any], message: str) -> None:
+    names = ("q_fp8", "kv_cache_fp8", "weights", "context_lens", "block_tables", "schedule_metadata", "max_model_len")
+    values = (decode.q_fp8, decode.cache(), decode.weights, decode.lens, decode.table, None, 200)
+    with pytest.raises((ValueError, TypeError), match=f"^{message}"):
+        vllm_rocm.rocm_fp8_paged_mqa_logits(**dict(zip(names, values, strict=True)) | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": torch.zeros(()).to(FN)}, r"q: got shape \(\), needs \[S, H, D\]"),
+        ({"kv": (torch.zeros(()).to(FN), torch.zeros(4))}, r"k: got shape \(\), needs \[N, 32\] to match q"),
+        ({"kv": (torch.zeros(4, 32).to(FN), 1.0)}, "kv: got tuple, needs a pair of tensors"),
+        ({"kv": (torch.zeros(4, 32).to(FN), torch.zeros(4).to_sparse())}, "kv: got a tensor of layout torch.sparse_coo"),
+        ({"max_seqlen_k": True}, "max_seqlen_k: got bool, needs an int"),
+        ({"max_seqlen_k": -4}, "max_seqlen_k: got -4, needs 0 or more"),
+        ({"clean_logits": 4}, "clean_logits: got int, needs a bool"),  # what a newer DeepGEMM has in this place
+    ],
+)
+def test_what_deep_gemms_dense_function_does_not_take(change: dict[str, Any], message: str) -> None:
+    good = {
+        "q": torch.zeros(1, 4, 32).to(FN),
+        "kv": (torch.zeros(4, 32).to(FN), torch.zeros(4)),
+        "weights": torch.zeros(1, 4),
+        "cu_seq_len_k_start": torch.zeros(1).int(),
+        "cu_seq_len_k_end": torch.ones(1).int(),
+    }
+    deep_gemm.fp8_mqa_logits(**good)
+    with pytest.raises((ValueError, TypeError), match=f"^{message}"):
+        deep_gemm.fp8_mqa_logits(**good | change)
 
 
 def test_a_preshuffled_block_is_of_whole_tiles() -> None:
@@ -278,6 +341,7 @@ def test_deep_gemm_s_indices_change_nothing() -> None:
         (1, torch.zeros(4).int(), r"indices: got shape \(4,\), needs \[3\]"),
         (1, torch.zeros(3).long(), "indices: got torch.int64, needs torch.int32"),
         (1, 5, "indices: got int, needs a torch.Tensor"),
+        (1, torch.zeros(3).int().to_sparse(), "indices: got a tensor of layout torch.sparse_coo"),
     ],
 )
 def test_indices_that_deep_gemm_does_not_take_either(next_n: int, indices: Any, message: str) -> None:
@@ -299,3 +363,5 @@ def test_num_sms(monkeypatch: pytest.MonkeyPatch) -> None:
     assert deep_gemm.get_num_sms() == 7
     with pytest.raises(ValueError, match="num_sms: got 0, needs 1 or more"):
         deep_gemm.set_num_sms(0)
+    with pytest.raises(TypeError, match="num_sms: got bool, needs an int"):
+        deep_gemm.set_num_sms(True)

@@ -197,6 +197,13 @@ def test_a_module_that_does_not_import(engines: Path, source: str, why: str) -> 
 
 
 @pytest.mark.parametrize("function", [dropin.install, dropin.uninstall])
+@pytest.mark.parametrize("name", [None, ["aiter"], 3])
+def test_what_is_no_name(function: Callable[[Any], None], name: Any) -> None:
+    with pytest.raises(TypeError, match=f"^name: got {type(name).__name__}, needs a str"):
+        function(name)
+
+
+@pytest.mark.parametrize("function", [dropin.install, dropin.uninstall])
 def test_a_name_that_does_not_exist(function: Callable[[str], None]) -> None:
     with pytest.raises(ValueError, match="name: no drop-in 'aitr'; the nearest are aiter"):
         function("aitr")
@@ -300,21 +307,167 @@ def test_a_module_found_through_the_hook_is_as_it_was(engines: Path, monkeypatch
     assert deep_gemm.__spec__.submodule_search_locations == [str(file.parent)]
 
 
-def test_the_hook_refuses_so_that_no_engine_takes_it_for_an_absent_library(
-    engines: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_hook_only_warns_of_what_it_refuses(
+    engines: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
 ) -> None:
-    (engines / "aiter/ops/triton/attention/fp8_mqa_logits.py").write_text("")
+    """An engine's import does not fail for it, and nothing of the drop-in stays or is replaced later."""
+    (engines / "aiter/ops/triton/attention/pa_mqa_logits.py").write_text("")
     activate(monkeypatch, "aiter")
-    with pytest.raises(dropin.DropinError, match=f"cannot replace fp8_mqa_logits: {DENSE} offers no such function"):
-        importlib.import_module(DENSE)
-    assert not issubclass(dropin.DropinError, ImportError), "an engine would go on without aiter"
+    dense = importlib.import_module(DENSE)
+    assert dense.fp8_mqa_logits is ours("aiter", "fp8_mqa_logits")
+    importlib.import_module(PAGED)
+    assert dense.fp8_mqa_logits.__module__ == DENSE
+    importlib.reload(dense)
+    assert dense.fp8_mqa_logits.__module__ == DENSE
+    words = f"aiter: cannot replace deepgemm_fp8_paged_mqa_logits: {PAGED} offers no such function"
+    assert said()[1:] == [f"CAPGATE_DROPIN: nothing is replaced: {words}"]
+    assert not issubclass(dropin.DropinError, ImportError), "install()'s error is none of an absent library"
 
 
-def test_a_loaded_module_without_the_function_is_refused(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loaded_module_without_the_function_is_warned_of(
+    engines: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
+) -> None:
     (engines / "deep_gemm/__init__.py").write_text("")
     importlib.import_module("deep_gemm")
-    with pytest.raises(dropin.DropinError, match="deep_gemm offers no such function"):
-        activate(monkeypatch, "deep_gemm")
+    activate(monkeypatch, "deep_gemm")
+    assert hook._finder not in sys.meta_path
+    (message,) = said()
+    assert "deep_gemm offers no such function" in message
+
+
+# A schedule and all that read it
+
+
+def deep_gemm_with(site: Path, source: str, file: str = "deep_gemm/__init__.py") -> None:
+    """DeepGEMM with what the drop-in replaces, and more."""
+    name = site / file
+    upstream.write_module(name, (name.read_text() if name.exists() else "") + source)
+
+
+def compiled_reader(documentation: str) -> str:
+    """A function of which only its documentation says what it takes."""
+    return f"class _Compiled:\n    __doc__ = {documentation!r}\n    __signature__ = 'none'\n    def __call__(self): pass\n"
+
+
+READERS = {
+    "fp8_fp4_paged_mqa_logits": "def fp8_fp4_paged_mqa_logits(*args): pass",
+    "bf16_paged_mqa_logits": "from functools import partial\nbf16_paged_mqa_logits = partial(print)",
+    "paged_mqa_logits_for_later": "def paged_mqa_logits_for_later(): pass",
+    "_hidden": "def _hidden(q, schedule_meta): pass",
+    "indexer": "def indexer(q, *, schedule_metadata=None): pass",
+    "Indexer": "class Indexer:\n    def __init__(self, schedule_meta_data): pass",
+    "lazy_paged_mqa_logits": """
+def __dir__(): return ["lazy_paged_mqa_logits"]
+def __getattr__(name):
+    if name == "lazy_paged_mqa_logits": return print
+    raise AttributeError(name)
+""",
+    "compiled": compiled_reader("compiled(q: torch.Tensor, schedule_meta: torch.Tensor) -> torch.Tensor")
+    + "compiled = _Compiled()",
+}
+
+
+@pytest.mark.parametrize(("reader", "source"), READERS.items(), ids=READERS)
+def test_a_reader_of_the_schedule_that_would_stay_is_refused(
+    engines: Path, said: Callable[[], list[str]], reader: str, source: str
+) -> None:
+    deep_gemm_with(engines, source)
+    importlib.import_module("deep_gemm")
+    originals = held("deep_gemm")
+    with pytest.raises(dropin.DropinError, match=f"cannot replace get_paged_mqa_logits_metadata: .*deep_gemm.{reader}.* would"):
+        dropin.install("deep_gemm")
+    assert held("deep_gemm") == originals
+    assert said() == []
+
+
+@pytest.mark.parametrize("loaded", [True, False], ids=["loaded", "later"])
+def test_the_variable_leaves_the_schedule_to_its_other_reader(
+    engines: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]], loaded: bool
+) -> None:
+    deep_gemm_with(engines, READERS["fp8_fp4_paged_mqa_logits"])
+    if loaded:
+        importlib.import_module("deep_gemm")
+    activate(monkeypatch, "deep_gemm")
+    importlib.import_module("deep_gemm")
+    assert {function.__module__ for function in held("deep_gemm").values()} == {"deep_gemm"}
+    (message,) = said()
+    assert "deep_gemm.fp8_fp4_paged_mqa_logits" in message
+
+
+def test_a_library_s_other_functions_read_no_schedule(engines: Path) -> None:
+    """Nor does a submodule that holds the very functions that are replaced, or makes other schedules."""
+    deep_gemm_with(engines, "def get_paged_mqa_logits_metadata_v2(n): pass\ndef fp8_fp4_mqa_logits(q): pass\nschedule_meta = 3")
+    deep_gemm_with(engines, "from . import fp8_paged_mqa_logits as paged_mqa_logits", "deep_gemm/again.py")
+    importlib.import_module("deep_gemm.again")
+    dropin.install("deep_gemm")
+    assert sys.modules["deep_gemm.again"].paged_mqa_logits is ours("deep_gemm", "fp8_paged_mqa_logits")
+
+
+def test_a_reader_in_a_submodule_is_refused(engines: Path) -> None:
+    deep_gemm_with(engines, "def fp8_paged_mqa_logits(*args): pass", "deep_gemm/other.py")
+    importlib.import_module("deep_gemm.other")
+    with pytest.raises(dropin.DropinError, match=r"deep_gemm\.other\.fp8_paged_mqa_logits would"):
+        dropin.install("deep_gemm")
+
+
+WRAPPERS = """
+from deep_gemm import get_paged_mqa_logits_metadata as _metadata_impl, fp8_paged_mqa_logits as _impl
+def get_paged_mqa_logits_metadata(*args): return _metadata_impl(*args)
+def fp8_paged_mqa_logits(q, schedule_metadata): return _impl(q, schedule_metadata)
+"""
+
+
+def test_an_engine_s_wrappers_go_with_what_they_wrap(engines: Path) -> None:
+    """But not those of a function that is not replaced, beside the schedule that is."""
+    upstream.write_module(engines / "vllm/utils/deep_gemm.py", WRAPPERS)
+    module = importlib.import_module("vllm.utils.deep_gemm")
+    dropin.install("deep_gemm")
+    assert module._metadata_impl is ours("deep_gemm", "get_paged_mqa_logits_metadata")
+    assert module._impl is ours("deep_gemm", "fp8_paged_mqa_logits")
+    dropin.uninstall("deep_gemm")
+    module._fp8_fp4_paged_mqa_logits_impl = lambda *arguments: None
+    with pytest.raises(dropin.DropinError, match=r"vllm\.utils\.deep_gemm\._fp8_fp4_paged_mqa_logits_impl would"):
+        dropin.install("deep_gemm")
+
+
+@pytest.mark.parametrize(
+    ("source", "refused"),
+    [
+        ("from deep_gemm import fp8_paged_mqa_logits", True),
+        ("from deep_gemm import fp8_paged_mqa_logits, get_paged_mqa_logits_metadata", False),
+        ("from deep_gemm import get_paged_mqa_logits_metadata", False),  # ours reads theirs
+        ("import deep_gemm", False),
+    ],
+)
+def test_what_others_imported_before(engines: Path, source: str, refused: bool) -> None:
+    """Their originals stay: a reader may do so together with its maker, or it would be given schedules of ours."""
+    (engines / "my_engine.py").write_text(source)
+    module = importlib.import_module("my_engine")
+    before = dict(vars(module))
+    try:
+        if refused:
+            with pytest.raises(dropin.DropinError, match=r"my_engine\.fp8_paged_mqa_logits would"):
+                dropin.install("deep_gemm")
+        else:
+            dropin.install("deep_gemm")
+        assert dict(vars(module)) == before
+    finally:
+        del sys.modules["my_engine"]
+
+
+def test_a_reload_that_brings_a_reader_takes_ours_away(
+    engines: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
+) -> None:
+    """Also from the engines that had imported ours."""
+    activate(monkeypatch, "deep_gemm")
+    upstream.write_module(engines / "sglang/indexer.py", "from deep_gemm import get_paged_mqa_logits_metadata")
+    engine, library = importlib.import_module("sglang.indexer"), importlib.import_module("deep_gemm")
+    assert engine.get_paged_mqa_logits_metadata is ours("deep_gemm", "get_paged_mqa_logits_metadata")
+    deep_gemm_with(engines, "# another size, so that it is read again\n" + READERS["fp8_fp4_paged_mqa_logits"])
+    importlib.reload(library)
+    assert engine.get_paged_mqa_logits_metadata.__module__ == "deep_gemm"
+    assert {function.__module__ for function in held("deep_gemm").values()} == {"deep_gemm"}
+    assert sum("fp8_fp4_paged_mqa_logits would" in message for message in said()) == 1
 
 
 def test_a_name_in_the_variable_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,6 +130,21 @@ def test_gathered_keys_lie_side_by_side(paged: ModuleType, cache_branch: Any, bl
         assert not gathered[len(expected) :].double().any()
 
 
+def test_gather_gives_zeros_for_blocks_that_the_cache_lacks(paged: ModuleType, cache_branch: Any) -> None:
+    """Such keys keep their places, so that the others keep theirs."""
+    call = paged.make_call([40, 3, 33], block=16, spare_entries=0)
+    lacking = paged.without_blocks(call)
+    keys, scales = torch.ones(76, 32).to(torch.float8_e4m3fn), torch.ones(76)
+    cache_branch.gather(call.kv_cache, call.block_table, call.context_lens, keys, scales)
+    held = (lacking.block_table == call.block_table).repeat_interleave(16, 1)
+    held = torch.cat([row[:count] for row, count in zip(held, call.context_lens, strict=True)])
+    assert 0 < held.sum() < len(held)
+    some_keys, some_scales = torch.ones(76, 32).to(torch.float8_e4m3fn), torch.ones(76)
+    cache_branch.gather(call.kv_cache, lacking.block_table, call.context_lens, some_keys, some_scales)
+    assert torch.equal(some_keys.float(), keys.float() * held[:, None])
+    assert torch.equal(some_scales, scales * held)
+
+
 def test_gather_needs_no_cache_for_no_keys(paged: ModuleType, cache_branch: Any) -> None:
     call = paged.make_call([0, 0], spare_entries=0)
     for cache in (call.kv_cache, call.kv_cache[:0]):
@@ -173,12 +188,78 @@ def test_from_bf16_activations_to_logits(dtype: torch.dtype) -> None:
         assert logits[row, seen.stop - seen.start :].isneginf().all()
 
 
+NOT_FINITE = [
+    [float("nan")],
+    [float("inf")],
+    [float("-inf")],
+    [float("inf"), float("nan")],
+    [1e38, float("inf")],
+    [-float("nan")],
+]
+
+
+@DTYPES
+@pytest.mark.parametrize("scale_format", ["fp32", "ue8m0"])
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_keys_that_are_not_finite_are_nan_altogether(
+    cache_branch: Any, dtype: torch.dtype, scale_format: str, given: torch.dtype
+) -> None:
+    """Bit for bit: the format's one NaN in every value, and the scale's; other keys are as without them."""
+    k = some_keys(2 * len(NOT_FINITE), 32, given)
+    cache, expected = (torch.zeros(1, 16, 1, 36, dtype=torch.uint8) for _ in range(2))
+    slots = torch.arange(len(k))
+    reference.write(k, expected, slots, dtype=dtype, scale_format=scale_format)
+    for row, values in enumerate(NOT_FINITE):
+        k[2 * row, 5 : 5 + len(values)] = torch.tensor(values)
+        octets = expected.view(-1)[: 16 * 32].view(16, 32)
+        octets[2 * row] = 0x7F if dtype == torch.float8_e4m3fn else 0x80
+        expected.view(-1)[16 * 32 :].view(torch.int32)[2 * row] = 0x7FC00000
+    cache_branch.write(k, cache, slots, dtype=dtype, scale_format=scale_format)
+    assert torch.equal(cache, expected)
+    keys, scales = quantize_keys(k, dtype, scale_format=scale_format)
+    assert torch.equal(keys.view(torch.uint8).flatten(), expected.view(-1)[: keys.numel()])
+    assert torch.equal(scales.view(torch.uint8), expected.view(-1)[16 * 32 :][: 4 * len(k)])
+
+
+@DTYPES
+@pytest.mark.parametrize("scale_format", ["fp32", "ue8m0"])
+def test_every_scale_is_torch_s(cache_branch: Any, dtype: torch.dtype, scale_format: str) -> None:
+    """From the largest magnitude to the smallest, and round the powers of two."""
+    largest = torch.tensor(FP8_MAX[dtype]) * torch.logspace(-130, 118, 249, base=2)
+    largest = torch.cat([largest, largest.nextafter(torch.tensor(0.0)), largest.nextafter(torch.tensor(float("inf")))])
+    k = torch.zeros(len(largest), 32)
+    k[:, 3], k[:, 4] = largest, -largest / 3
+    blocks = -(-len(k) // 64)
+    caches = [torch.zeros(blocks, 64, 1, 36, dtype=torch.uint8) for _ in range(2)]
+    cache_branch.write(k, caches[0], torch.arange(len(k)), dtype=dtype, scale_format=scale_format)
+    reference.write(k, caches[1], torch.arange(len(k)), dtype=dtype, scale_format=scale_format)
+    assert torch.equal(*caches)
+
+
+def test_the_cache_shares_no_memory_with_its_keys() -> None:
+    memory = torch.zeros(2 * 16 * 36 + 4 * 96 + 8, dtype=torch.uint8)
+    cache = memory[: 2 * 16 * 36].view(2, 16, 1, 36)
+    words = memory[2 * 16 * 36 - 4 :].view(torch.float32)
+    slots = torch.zeros(3, dtype=torch.int32)
+    quantize_keys_to_cache(words[1:97].view(3, 32), cache, slots)
+    before = memory.clone()
+    with pytest.raises(ValueError, match=r"^kv_cache: shares memory with k, needs "):
+        quantize_keys_to_cache(words[:96].view(3, 32), cache, slots)
+    with pytest.raises(ValueError, match=r"^kv_cache: shares memory with slot_mapping, needs "):
+        quantize_keys_to_cache(torch.ones(3, 32), cache, words[:3].view(torch.int32))
+    assert torch.equal(memory, before)
+
+
 GOOD = {"k": lambda: torch.zeros(3, 32), "slot_mapping": lambda: torch.zeros(3, dtype=torch.int32)}
 BAD_WRITES = {
     "k-list": ({"k": lambda: [1.0]}, TypeError, "k"),
     "k-three-dimensional": ({"k": lambda: torch.zeros(3, 1, 32)}, ValueError, "k"),
     "k-other-dim": ({"k": lambda: torch.zeros(3, 64)}, ValueError, "k"),
     "k-double": ({"k": lambda: torch.zeros(3, 32).double()}, TypeError, "k"),
+    "k-sparse": ({"k": lambda: torch.zeros(3, 32).to_sparse()}, TypeError, "k"),
+    "slot_mapping-sparse": ({"slot_mapping": lambda: torch.zeros(3, dtype=torch.int32).to_sparse()}, TypeError, "slot_mapping"),
+    "dtype-text": ({"dtype": lambda: "float8_e4m3fn"}, TypeError, "dtype"),
+    "scale_format-none": ({"scale_format": lambda: None}, TypeError, "scale_format"),
     "k-other-device": ({"k": lambda: torch.zeros(3, 32, device="meta")}, ValueError, "k"),
     "k-requires-grad": ({"k": lambda: torch.zeros(3, 32).requires_grad_()}, ValueError, "k"),
     "slot_mapping-list": ({"slot_mapping": lambda: [0, 1, 2]}, TypeError, "slot_mapping"),
@@ -222,6 +303,8 @@ def test_a_bad_write_is_refused_by_name_and_changes_nothing(
         ({"lens": torch.zeros(2, dtype=torch.int64)}, TypeError, "lens"),
         ({"total": -1}, ValueError, "total"),
         ({"total": torch.tensor(5)}, TypeError, "total"),
+        ({"total": True}, TypeError, "total"),
+        ({"lens": torch.zeros(2, dtype=torch.int32).to_sparse()}, TypeError, "lens"),
         ({"dtype": torch.uint8}, ValueError, "dtype"),
         ({"kv_cache": torch.zeros(2, 16, 1, 36)}, TypeError, "kv_cache"),
     ],

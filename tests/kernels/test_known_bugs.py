@@ -1,4 +1,4 @@
-"""Bugs that other implementations shipped, one test or more for each, by the number that the contract gives them.
+"""Bugs that other implementations shipped, one test or more for each, by their number in docs/known-bugs.md.
 
 Not here: 11, which test_paged_known_bugs.py has with what else concerns the paged operation. 3 and the compiled half of 12 are
 in test_offline_compile.py, what only a GPU shows of 4, 5 and 10 in tests/gpu.

@@ -5,7 +5,7 @@ from itertools import chain
 import pytest
 
 from capgate.kernels import resources
-from capgate.kernels.listing import HotLoop, hot_loop, matrix_instructions, read_amdgcn, read_sass
+from capgate.kernels.listing import HotLoop, hot_loop, matrix_instructions, normal_form, read_amdgcn, read_sass
 from capgate.kernels.loops import Flow, natural_loops
 
 AMDGCN = """
@@ -281,6 +281,26 @@ def test_figures_of_ptxas():
 )
 def test_warps_on_a_sub_partition(arch, kernel, warps):
     assert nvidia(arch, **kernel).waves_per_simd == warps
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "old", "new", "changed"),
+    [
+        (read_amdgcn, AMDGCN, ("kernel", ".LBB0_"), ("renamed", ".LBB7_"), ("s2, s2, 1", "s2, s2, 2")),
+        (read_amdgcn, AMDGCN, (".loc\t1 0 32",), (".loc\t1 0 99",), ("s_cbranch_scc0 .LBB0_4", "s_cbranch_scc0 .LBB0_3")),
+        (read_sass, SASS, (".L_x_",), (".L_y_",), ("0x1", "0x2")),
+    ],
+)
+def test_programs_that_differ_in_names_have_one_normal_form(read, text, old, new, changed):
+    renamed = text
+    for was, now in zip(old, new, strict=True):
+        assert was in text
+        renamed = renamed.replace(was, now)
+    lines = normal_form(read(text))
+    assert len(lines) == len(read(text).instructions)
+    assert normal_form(read(renamed)) == lines
+    assert changed[0] in text
+    assert normal_form(read(text.replace(*changed, 1))) != lines
 
 
 def test_what_a_compiler_does_not_say_is_unknown():

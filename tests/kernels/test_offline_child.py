@@ -1,14 +1,23 @@
 """Compilers that abort, hang, exit or complain: one row says so, and the next job gets a new process."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from capgate import compat
+from capgate.kernels import offline_child
+from capgate.kernels.children import Child
+from capgate.kernels.launch import ExampleCall
 from capgate.kernels.offline import Job, compile_jobs, compile_variants
 
 OPERATION = """
@@ -42,11 +51,12 @@ def prepare(heads):
     os.abort()
 """,
     "hangs": """
-import subprocess, sys
+import os, subprocess, sys
 def prepare(heads):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    with open("pid", "w") as file:
-        file.write(str(child.pid))
+    with open("pids.part", "w") as file:
+        file.write(f"{os.getpid()} {child.pid}")
+    os.rename("pids.part", "pids")
     child.wait()
 """,
     "exits": """
@@ -120,15 +130,68 @@ def test_each_failure_takes_one_job_with_it(toy: Path) -> None:
     assert fitted["seconds"] > 0
 
 
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    """Long enough for a machine that does much else; it ends as soon as it can."""
+    end = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+def running(pid: str) -> bool:
+    """Whether a process still runs; one that nobody has asked for its status yet does not."""
+    try:
+        return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_a_hanging_compiler_is_stopped_with_what_it_started(toy: Path) -> None:
     (row,) = rows(["hangs"], timeout=1)
     assert (row["accepted"], row["compiled"], row["error"]) == (True, False, "no result within 1 s")
-    state = Path("/proc", (toy / "pid").read_text(), "stat")
-    for _ in range(100):
-        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
-            return
-        time.sleep(0.05)
-    pytest.fail("what the compiler had started still runs")
+    for pid in (toy / "pids").read_text().split():
+        wait_until(lambda pid=pid: not running(pid), f"process {pid} still runs")
+
+
+COMMAND = [sys.executable, "-c", "import sys; from capgate.kernels.cli import main; sys.exit(main())", "compile", "toy"]
+
+
+def test_no_signal_to_the_command_leaves_a_compiler_behind(toy: Path) -> None:
+    """SIGKILL runs no handler, and SIGTERM and SIGHUP run none either unless somebody installs one."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
+    folders = [toy / number.name for number in numbers]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with ExitStack() as stack:
+        commands = []
+        for folder in folders:
+            folder.mkdir()
+            command = subprocess.Popen(
+                [*COMMAND, "--variant", "hangs", "--target", "hip:gfx950"],
+                env=environment,
+                cwd=folder,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            commands.append(stack.enter_context(command))
+            stack.callback(command.kill)
+        for folder, command, number in zip(folders, commands, numbers, strict=True):
+            wait_until(lambda folder=folder: (folder / "pids").exists(), "it never began to compile")
+            pids = (folder / "pids").read_text().split()
+            assert [running(pid) for pid in pids] == [True, True]
+            command.send_signal(number)
+            assert command.wait(120) != 0
+            for pid in pids:
+                wait_until(lambda pid=pid: not running(pid), f"{number.name}: process {pid} still runs")
+
+
+def test_what_a_compiler_that_died_had_started_is_ended(tmp_path: Path) -> None:
+    script = "import os, subprocess; print(subprocess.Popen(['sleep', '600'], stdout=2).pid, flush=True); os._exit(3)"
+    with Child([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+        pid = child.stdout.readline().strip()
+        assert child.wait(120) == 3
+        assert running(pid)
+        child.kill()
+        wait_until(lambda: not running(pid), f"process {pid} still runs")
 
 
 def test_a_named_variant_that_breaks_the_compiler_is_a_row(toy: Path) -> None:
@@ -136,8 +199,169 @@ def test_a_named_variant_that_breaks_the_compiler_is_a_row(toy: Path) -> None:
     assert (row["accepted"], row["compiled"]) == (True, False)
 
 
+def script(folder: Path, name: str, body: str) -> str:
+    """A program in place of Triton's nvdisasm, which says its version when it is looked for."""
+    file = folder / name
+    file.write_text(f"""#!/bin/sh\nif [ "$1" = --version ]; then echo "Cuda, release 12.8"; exit; fi\n{body}\n""")
+    file.chmod(0o755)
+    return str(file)
+
+
+SASS = (
+    "kernel:\n        /*0000*/                   HMMA.16816.F32 R4, R8, R10, R4 ;\n        /*0010*/                   EXIT ;\n"
+)
+PTXAS = "    0 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads\nptxas info    : Used 40 registers\n"
+METADATA = {"shared": 1024, "num_warps": 4}
+
+
+def described(
+    asm: dict[str, Any], backend: str = "cuda", log: str = PTXAS, metadata: dict[str, Any] = METADATA
+) -> dict[str, Any]:
+    target = compat.capabilities("cuda:90" if backend == "cuda" else "hip:gfx950").target
+    compiled = SimpleNamespace(asm=asm, metadata=SimpleNamespace(**metadata))
+    return offline_child.describe(compiled, target, ExampleCall((), {}, 1), log)
+
+
+CUDA = {"cubin": b"", "ptx": ".reqntid 128\n"}
+NO_CODE = {"code_bytes": None, "matrix_instructions": None}
+KNOWN = {"vgprs": 40, "spills": 12, "scratch_bytes": 0, "lds_bytes": 1024, "waves_per_simd": 12.0}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (
+            "echo 'nvdisasm fatal   : Unsupported ELF' >&2; exit 255",
+            "nvdisasm cannot read it: nvdisasm fatal   : Unsupported ELF",
+        ),
+        ("exit 1", "nvdisasm cannot read it: without a word"),
+        ("kill -SEGV $$", "nvdisasm died of SIGSEGV: without a word"),
+        ("true", "nvdisasm's text shows no instruction"),
+        (
+            "echo '/*0000*/ <unknown> ;'",
+            "nvdisasm's text has lines unknown to this reader (1), the first '/*0000*/ <unknown> ;'",
+        ),
+        ("printf '\\377'", "nvdisasm's text shows no instruction"),
+    ],
+)
+def test_machine_code_that_nvdisasm_cannot_read_leaves_the_other_figures(
+    body: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_NVDISASM_PATH", script(tmp_path, "nvdisasm", body))
+    row = described(CUDA)
+    assert row["unread"] == [f"machine code: {words}"]
+    assert {key: row.get(key) for key in KNOWN | NO_CODE} == KNOWN | NO_CODE
+
+
+def test_a_triton_without_nvdisasm_leaves_the_other_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton import knobs
+
+    monkeypatch.setattr(vars(type(knobs.nvidia))["nvdisasm"], "default_path", "/nowhere")
+    row = described(CUDA)
+    assert row["unread"] == ["machine code: Cannot find nvdisasm"]
+    assert {key: row.get(key) for key in KNOWN | NO_CODE} == KNOWN | NO_CODE
+
+
+def test_a_slow_nvdisasm_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_NVDISASM_PATH", script(tmp_path, "nvdisasm", "exec sleep 600"))
+    monkeypatch.setattr(offline_child, "NVDISASM_TIMEOUT", 0.1)
+    assert described(CUDA)["unread"] == ["machine code: nvdisasm gave nothing within 0.1 s"]
+
+
+@pytest.fixture
+def readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_NVDISASM_PATH", script(tmp_path, "nvdisasm", f"cat <<'END'\n{SASS}END"))
+
+
+@pytest.mark.usefixtures("readable")
+@pytest.mark.parametrize(
+    ("changes", "unread", "figures"),
+    [
+        ({}, [], KNOWN | {"code_bytes": 32}),
+        (
+            {"log": ""},
+            ["resources: ptxas' log does not say registers, spills, scratch"],
+            {"vgprs": None, "spills": None, "waves_per_simd": None, "lds_bytes": 1024, "code_bytes": 32},
+        ),
+        (
+            {"metadata": {"num_warps": 4}},
+            ["resources: metadata does not say how much shared memory"],
+            {"vgprs": 40, "lds_bytes": None, "waves_per_simd": None},
+        ),
+        ({"asm": {"cubin": b""}}, ["resources: KeyError: 'ptx'"], {"matrix_instructions": {"HMMA.16816.F32": 1}}),
+        ({"asm": {"ptx": ""}}, ["machine code: KeyError: 'cubin'"], {"vgprs": 40}),
+    ],
+)
+def test_what_the_nvidia_compilers_do_not_say_is_noted(
+    changes: dict[str, Any], unread: list[str], figures: dict[str, Any]
+) -> None:
+    row = described(**{"asm": CUDA, **changes})
+    assert row["unread"] == unread
+    assert {key: row[key] for key in figures} == figures
+
+
+AMDGCN = """
+kernel:
+	v_mfma_f32_16x16x32_fp8_fp8 v[0:3], v[4:5], v[6:7], 0
+	s_endpgm
+; codeLenInByte = 12
+; Occupancy: 8
+	.amdgpu_metadata
+  - .agpr_count:     0
+    .max_flat_workgroup_size: 256
+    .private_segment_fixed_size: 0
+    .sgpr_count:     20
+    .sgpr_spill_count: 0
+    .vgpr_count:     40
+    .vgpr_spill_count: 0
+    .wavefront_size: 64
+	.end_amdgpu_metadata
+"""
+MATRIX = {"v_mfma_f32_16x16x32_fp8_fp8": 1}
+
+
+@pytest.mark.parametrize(
+    ("assembly", "unread", "figures"),
+    [
+        (AMDGCN, [], {"vgprs": 40, "spills": 0, "waves_per_simd": 8.0, "matrix_instructions": MATRIX, "code_bytes": 12}),
+        (
+            AMDGCN.replace("s_endpgm", "s_endpgm\n\tV.NEW {v1}"),
+            ["machine code: assembly has lines unknown to this reader (1), the first 'V.NEW {v1}'"],
+            {"vgprs": 40, "code_bytes": 12},
+        ),
+        (
+            AMDGCN.partition("\t.amdgpu_metadata")[0],
+            ["resources: assembly does not say VGPRs, SGPRs, spills, scratch"],
+            {"vgprs": None, "agprs": None, "spills": None, "waves_per_simd": None, "matrix_instructions": MATRIX},
+        ),
+        (
+            AMDGCN.replace("; codeLenInByte = 12\n", ""),
+            ["resources: assembly does not say code length"],
+            {"vgprs": 40, "code_bytes": None},
+        ),
+        (AMDGCN.replace("    .sgpr_spill_count: 0\n", ""), ["resources: assembly does not say spills"], {"spills": None}),
+    ],
+)
+def test_what_llvm_does_not_say_is_noted(assembly: str, unread: list[str], figures: dict[str, Any]) -> None:
+    row = described({"amdgcn": assembly}, "hip")
+    assert row["unread"] == unread
+    assert {key: row[key] for key in figures} == figures
+
+
+def test_a_compile_that_nvdisasm_cannot_read_is_a_compile(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for the command's parent: its row has every key, and the program's own figures."""
+    monkeypatch.setenv("TRITON_NVDISASM_PATH", script(toy, "nvdisasm", "exit 1"))
+    (row,) = compile_jobs("toy", "cuda:90", [Job("fits")], save="saved")
+    assert (row["compiled"], row["error"], row["spills"]) == (True, None, 0)
+    assert row["unread"] == ["machine code: nvdisasm cannot read it: without a word"]
+    assert (row["hot_loop"], row["matrix_instructions"], row["code_bytes"]) == (None, None, None)
+    assert [Path(file).suffix for file in row["files"]] == [".ptx", ".ttgir", ".json"]
+
+
 def test_what_was_compiled_can_be_saved(toy: Path) -> None:
-    (row,) = rows(["fits"], save="saved")
+    """What the disk refuses is said, and does not take the compile with it."""
+    (toy / "saved" / "fits.clean.ttgir").mkdir(parents=True)
+    row, refused = compile_jobs("toy", "hip:gfx950", [Job("fits"), Job("fits", mode="clean")], save="saved")
     assert [Path(file).name for file in row["files"]] == [
         "fits.unclean.amdgcn",
         "fits.unclean.ttgir",
@@ -149,3 +373,5 @@ def test_what_was_compiled_can_be_saved(toy: Path) -> None:
     assert arguments["arguments"] == [{"name": "x", "type": "*fp32"}, {"name": "count", "type": "i32"}]
     assert arguments["constants"] == {"SIZE": 64}
     assert (arguments["kernel"], arguments["num_warps"], arguments["options"]) == ("double", 2, {"num_warps": 2})
+    assert (refused["compiled"], refused["vgprs"]) == (True, row["vgprs"])
+    assert refused["error"].startswith("compiled, and not saved: IsADirectoryError: ")

@@ -13,8 +13,12 @@ import pytest
 from capgate import compat
 from capgate.kernels.resources import MULTIPROCESSORS, RESERVED_SHARED_BYTES
 
-# Kinds of call as compile_hopper.py takes them: heads, dims, output; then keys of a block and next_n.
-DENSE = ("64,128,clean", "64,128,unclean", "64,128,compressed", "32,128,clean", "16,64,clean", "128,32,clean")
+# Kinds of call as compile_hopper.py takes them: heads, dims, output; then query rows, where they are so few that the kernel
+# guesses what it needs first, or keys of a block and next_n. Every row of the tuning tables, and every output mode.
+DENSE = (
+    *("64,128,clean", "64,128,unclean", "64,128,compressed", "32,128,clean", "16,64,clean", "128,32,clean"),
+    *("64,128,unclean,64", "32,128,compressed,64"),
+)
 PAGED = {  # and the columns of their products: rows of a request together, times heads
     "64,128,unclean,64,1": 64,
     "64,128,clean,32,2": 128,
@@ -79,14 +83,21 @@ def test_products_are_issued_in_one_place_and_in_parallel(result: dict[str, Any]
 
 
 @kinds
+def test_an_mbarriers_memory_is_nobody_elses_while_it_is_valid(result: dict[str, Any], operation: str, kind: str) -> None:
+    """Triton's allocator gives the memory of a barrier that is not used any more to the next tile, scratch, or arguments of
+    specialised warps, invalidated or not; then cells of -inf held what an init had stored there."""
+    assert result["faults"] == []
+
+
+@kinds
 def test_no_load_left_the_producers_loops(result: dict[str, Any], operation: str, kind: str) -> None:
     """In every lane alike, also where carried_loop_bounds does not hold: what is loaded ahead is loaded for every item."""
-    _, _, mode, *paged = kind.split(",")
+    _, _, mode, *sizes = kind.split(",")
     clean = mode == "clean"
     if operation == "mqa_logits":  # the windows of the next group; the fill's, beside the key tiles and behind them
         assert result["loads"] == 1 + 2 * clean
     else:  # a request's lengths; the block of each piece of a tile of 64 keys; the fill's lengths
-        assert result["loads"] == 1 + max(1, 64 // int(paged[0])) + clean
+        assert result["loads"] == 1 + max(1, 64 // int(sizes[0])) + clean
 
 
 @pytest.mark.parametrize(

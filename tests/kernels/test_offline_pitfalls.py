@@ -1,7 +1,8 @@
-"""What this lane's Triton makes of the kernels of pitfalls.py, read in compiled code, is what two capabilities say."""
+"""What this lane's Triton makes of the kernels of pitfalls.py, read in compiled code."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import lru_cache
@@ -36,3 +37,14 @@ def test_a_wgmma_behind_a_loop_has_its_descriptor_on_every_way_where_the_capabil
     if not caps.gluon:
         pytest.skip(caps.why("gluon"))
     assert (compile_all()["undefined"] == []) == caps.wgmma_after_zero_trip_loop, caps.why("wgmma_after_zero_trip_loop")
+
+
+def test_an_mbarrier_that_nobody_uses_shares_its_memory_and_is_found_out() -> None:
+    """Every Triton's allocator gives it to the tile behind it; what invalidates the barrier first is in order."""
+    caps = compat.capabilities("cuda:90")
+    if not caps.gluon:
+        pytest.skip(caps.why("gluon"))
+    unused, invalidated = compile_all()["faults"]
+    assert len(unused) == 1
+    assert re.fullmatch(r"the mbarrier at \d+ is valid while store .* writes \d+ to \d+", unused[0])
+    assert invalidated == []

@@ -91,6 +91,41 @@ def test_operands_of_any_strides(paged: ModuleType, branch: str) -> None:
 
 
 @cleaning
+@pytest.mark.parametrize("block", [1, 16, 32, 64, 128])
+def test_keys_that_the_cache_lacks_score_as_minus_infinity(
+    paged: ModuleType, branch: str, block: int, clean_logits: bool
+) -> None:
+    """Blocks below 0 or past the last are not read, wherever they stand in a request."""
+    call = paged.make_call([150, 0, 64, 1], 2, block=block)
+    paged.check(paged.without_blocks(call), branch, 160, clean_logits=clean_logits)
+    nowhere = paged.without_blocks(call, 1)
+    out = paged.check(nowhere, branch, 160, clean_logits=clean_logits)
+    assert (out.isneginf() == (paged.formula(call, 160).inside | clean_logits)).all()
+
+
+@cleaning
+def test_missing_keys_whatever_the_others_hold(paged: ModuleType, branch: str, clean_logits: bool) -> None:
+    """What may be read in place of missing keys is NaN, and so are weights: neither reaches a logit of theirs."""
+    call = paged.without_blocks(paged.make_call([150, 70], block=16))
+    call.kv_cache.fill_(0xFF)
+    call.weights.fill_(float("nan"))
+    out = torch.zeros(2, 150)
+    fp8_paged_mqa_logits(*call, max_context_len=150, clean_logits=clean_logits, out=out, variant=branch)
+    answer = paged.formula(call, 150)
+    absent = answer.inside & answer.logits.isneginf()
+    assert absent.any()
+    assert out[absent].isneginf().all()
+    assert out[answer.inside & ~absent].isnan().all()
+
+
+@cleaning
+def test_a_cache_without_blocks_lacks_every_key(paged: ModuleType, branch: str, clean_logits: bool) -> None:
+    call = paged.make_call([70, 0, 5], 2)
+    empty = call._replace(kv_cache=call.kv_cache[:0])
+    paged.check(empty, branch, 100, clean_logits=clean_logits)
+
+
+@cleaning
 def test_nothing_to_score(paged: ModuleType, branch: str, clean_logits: bool) -> None:
     for lens in ([0, 0, 0], [0, -1, -(2**31)]):
         paged.check(paged.make_call(lens, 3), branch, 50, clean_logits=clean_logits)

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from capgate import compat
-from capgate.kernels import fp8_paged_mqa_logits
+from capgate.kernels import fp8_paged_mqa_logits, paged_mqa_schedule, paged_mqa_workers
 
 REQUESTS, NEXT_N, HEADS, DIM, COLUMNS = 3, 2, 16, 32, 70
 FN, FNUZ, INT, BYTE = torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int32, torch.uint8
@@ -33,6 +34,7 @@ BAD: dict[str, tuple[dict[str, Callable[[], Any]], type[Exception], str]] = {
     "q-too-many-heads": ({"q": lambda: zeros(REQUESTS, NEXT_N, 129, DIM, dtype=FN)}, ValueError, "q"),
     "q-dim-48": ({"q": lambda: zeros(REQUESTS, NEXT_N, HEADS, 48, dtype=FN)}, ValueError, "q"),
     "q-bfloat16": ({"q": lambda: zeros(REQUESTS, NEXT_N, HEADS, DIM, dtype=torch.bfloat16)}, TypeError, "q"),
+    "q-requires-grad": ({"q": lambda: zeros(REQUESTS, NEXT_N, HEADS, DIM, dtype=FN).requires_grad_()}, ValueError, "q"),
     "kv_cache-none": ({"kv_cache": lambda: None}, TypeError, "kv_cache"),
     "kv_cache-fp8": ({"kv_cache": lambda: cache(4, 64, 1, 36).view(FN)}, TypeError, "kv_cache"),
     "kv_cache-three-dimensional": ({"kv_cache": lambda: cache(4, 64, 36)}, ValueError, "kv_cache"),
@@ -58,6 +60,7 @@ BAD: dict[str, tuple[dict[str, Callable[[], Any]], type[Exception], str]] = {
     "weights-of-requests": ({"weights": lambda: zeros(REQUESTS, HEADS)}, ValueError, "weights"),
     "weights-half": ({"weights": lambda: zeros(6, HEADS, dtype=torch.float16)}, TypeError, "weights"),
     "weights-other-device": ({"weights": lambda: zeros(6, HEADS, device="meta")}, ValueError, "weights"),
+    "weights-sparse": ({"weights": lambda: zeros(6, HEADS).to_sparse()}, TypeError, "weights"),
     "weights-requires-grad": ({"weights": lambda: zeros(6, HEADS).requires_grad_()}, ValueError, "weights"),
     "context_lens-list": ({"context_lens": lambda: [1, 2, 3]}, TypeError, "context_lens"),
     "context_lens-of-rows": ({"context_lens": lambda: zeros(6, dtype=INT)}, ValueError, "context_lens"),
@@ -70,6 +73,7 @@ BAD: dict[str, tuple[dict[str, Callable[[], Any]], type[Exception], str]] = {
     ),
     "block_table-none": ({"block_table": lambda: None}, TypeError, "block_table"),
     "block_table-flat": ({"block_table": lambda: zeros(REQUESTS, dtype=INT)}, ValueError, "block_table"),
+    "block_table-sparse": ({"block_table": lambda: zeros(REQUESTS, 2, dtype=INT).to_sparse()}, TypeError, "block_table"),
     "block_table-other-rows": ({"block_table": lambda: zeros(4, 2, dtype=INT)}, ValueError, "block_table"),
     "block_table-int64": ({"block_table": lambda: zeros(REQUESTS, 2, dtype=torch.int64)}, TypeError, "block_table"),
     "block_table-other-device": (
@@ -80,9 +84,12 @@ BAD: dict[str, tuple[dict[str, Callable[[], Any]], type[Exception], str]] = {
     "max_context_len-negative": ({"max_context_len": lambda: -1}, ValueError, "max_context_len"),
     "max_context_len-too-many": ({"max_context_len": lambda: 2**30 + 1}, ValueError, "max_context_len"),
     "max_context_len-fraction": ({"max_context_len": lambda: 2.0}, TypeError, "max_context_len"),
+    "max_context_len-bool": ({"max_context_len": lambda: True}, TypeError, "max_context_len"),
     "max_context_len-none": ({"max_context_len": lambda: None}, TypeError, "max_context_len"),
     "clean_logits-number": ({"clean_logits": lambda: 1}, TypeError, "clean_logits"),
     "schedule-list": ({"schedule": lambda: [[0, 0], [3, 0]]}, TypeError, "schedule"),
+    "schedule-scalar": ({"schedule": lambda: zeros(dtype=INT)}, ValueError, "schedule"),
+    "schedule-sparse": ({"schedule": lambda: zeros(5, 2, dtype=INT).to_sparse()}, TypeError, "schedule"),
     "schedule-one-row": ({"schedule": lambda: zeros(1, 2, dtype=INT)}, ValueError, "schedule"),
     "schedule-three-columns": ({"schedule": lambda: zeros(5, 3, dtype=INT)}, ValueError, "schedule"),
     "schedule-int64": ({"schedule": lambda: zeros(5, 2, dtype=torch.int64)}, TypeError, "schedule"),
@@ -96,6 +103,7 @@ BAD: dict[str, tuple[dict[str, Callable[[], Any]], type[Exception], str]] = {
     "out-requires-grad": ({"out": lambda: zeros(6, COLUMNS).requires_grad_()}, ValueError, "out"),
     "out-rows-overlap": ({"out": lambda: zeros(999).as_strided((6, COLUMNS), (COLUMNS - 1, 1))}, ValueError, "out"),
     "variant-unknown": ({"variant": lambda: "clasic"}, ValueError, "variant"),
+    "variant-empty": ({"variant": lambda: ""}, ValueError, "variant"),
     "variant-number": ({"variant": lambda: 3}, TypeError, "variant"),
 }
 
@@ -131,3 +139,82 @@ def test_weights_that_require_grad_serve_where_grad_is_off(paged: ModuleType, br
         needy = call._replace(weights=call.weights.clone().requires_grad_())
         logits = fp8_paged_mqa_logits(*needy, max_context_len=70, clean_logits=True, variant=branch)
     assert torch.equal(logits, expected)
+
+
+@pytest.mark.parametrize("name", ["q", "kv_cache", "weights", "context_lens", "block_table", "schedule"])
+def test_out_shares_no_memory_with_what_is_read(paged: ModuleType, branch: str, name: str) -> None:
+    call = paged.make_call([70, 5, 64], NEXT_N, HEADS, DIM)
+    operands = call._asdict() | {"schedule": paged_mqa_schedule(call.context_lens, 64, 3)}
+    tensor = operands[name].contiguous()
+    octets = tensor.numel() * tensor.element_size()
+    memory = torch.zeros(octets + REQUESTS * NEXT_N * COLUMNS * 4, dtype=BYTE)
+    operands[name] = memory[:octets].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+    keywords = {"max_context_len": COLUMNS, "clean_logits": True, "variant": branch}
+    expected = fp8_paged_mqa_logits(**operands, **keywords)
+    words = memory.view(torch.float32)
+    for first, fine in ((octets // 4, True), (octets // 4 - 1, False), (0, False)):
+        out = words[first : first + expected.numel()].view(expected.shape)
+        if fine:
+            assert torch.equal(fp8_paged_mqa_logits(**operands, **keywords, out=out), expected)
+            continue
+        before = memory.clone()
+        with pytest.raises(ValueError, match=f"^out: shares memory with {name}, needs "):
+            fp8_paged_mqa_logits(**operands, **keywords, out=out)
+        assert torch.equal(memory, before)
+
+
+def test_out_may_lie_between_the_blocks_of_the_cache(paged: ModuleType) -> None:
+    """As in a pool that several buffers share block by block."""
+    call = paged.make_call([70, 5, 64], gap=4 * 128)
+    expected = fp8_paged_mqa_logits(*call, max_context_len=COLUMNS, clean_logits=True)
+    block = call.kv_cache.shape[1] * call.kv_cache.shape[3]
+    words = paged.judge.storage_of(call.kv_cache, torch.float32)
+    assert len(call.kv_cache) >= REQUESTS
+    for start, fine in ((block // 4, True), (block // 4 - 1, False)):
+        out = words.as_strided((REQUESTS, COLUMNS), (call.kv_cache.stride(0) // 4, 1), start)
+        if fine:
+            assert torch.equal(fp8_paged_mqa_logits(*call, max_context_len=COLUMNS, clean_logits=True, out=out), expected)
+        else:
+            with pytest.raises(ValueError, match=r"^out: shares memory with kv_cache"):
+                fp8_paged_mqa_logits(*call, max_context_len=COLUMNS, clean_logits=True, out=out)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "argument"),
+    [
+        ({"context_lens": [1, 2]}, TypeError, "context_lens"),
+        ({"context_lens": zeros(2, 9, dtype=INT)}, ValueError, "context_lens"),
+        ({"context_lens": zeros(2)}, TypeError, "context_lens"),
+        ({"context_lens": zeros(2, dtype=INT).to_sparse()}, TypeError, "context_lens"),
+        ({"block_size": 48}, ValueError, "block_size"),
+        ({"block_size": True}, TypeError, "block_size"),
+        ({"block_size": 64.0}, TypeError, "block_size"),
+        ({"num_workers": 0}, ValueError, "num_workers"),
+        ({"num_workers": True}, TypeError, "num_workers"),
+        ({"num_workers": "4"}, TypeError, "num_workers"),
+    ],
+    ids=str,
+)
+def test_a_bad_schedule_is_refused_by_name(bad: dict[str, Any], error: type[Exception], argument: str) -> None:
+    good = {"context_lens": zeros(2, dtype=INT), "block_size": np.int64(64), "num_workers": np.int32(3)}
+    assert paged_mqa_schedule(**good).shape == (4, 2)
+    with pytest.raises(error, match=f"^{argument}: got "):
+        paged_mqa_schedule(**good | bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "argument"),
+    [
+        ({"q": None}, TypeError, "q"),
+        ({"kv_cache": zeros(4, 64, 1, 68, dtype=BYTE)}, ValueError, "kv_cache"),
+        ({"clean_logits": 1}, TypeError, "clean_logits"),
+        ({"variant": ""}, ValueError, "variant"),
+        ({"variant": "clasic"}, ValueError, "variant"),
+    ],
+)
+def test_workers_of_bad_operands_are_refused_by_name(
+    paged: ModuleType, bad: dict[str, Any], error: type[Exception], argument: str
+) -> None:
+    call = paged.make_call([5, 70])
+    with pytest.raises(error, match=f"^{argument}: "):
+        paged_mqa_workers(**{"q": call.q, "kv_cache": call.kv_cache} | bad)

@@ -1,4 +1,4 @@
-"""Bugs of paged MQA logits that other implementations shipped, by the number that the contract gives them.
+"""Bugs of paged MQA logits that other implementations shipped, by their number in docs/known-bugs.md.
 
 What only a compiler shows of 3 and 12 is in test_paged_compile.py, what only a GPU shows of 5 in tests/gpu.
 """

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from capgate.kernels import fp8_paged_mqa_logits, paged_mqa_schedule, paged_mqa_workers
 from capgate.kernels.paged_mqa_logits.operation import CHUNK_KEYS
@@ -51,6 +53,52 @@ def test_lengths_of_any_strides(make) -> None:
     lens = torch.arange(60, dtype=torch.int32).reshape(6, 10) * 50
     for view in (lens[:, 3], lens[::2, 1:9:3], lens.mT[:, :4][:3].mT):
         assert torch.equal(make(view, 5), make(view.contiguous(), 5))
+
+
+# Whatever a schedule holds
+
+LOWEST, HIGHEST = -(2**31), 2**31 - 1
+words = st.one_of(
+    st.integers(-3, 6),
+    st.sampled_from([LOWEST, LOWEST + 1, HIGHEST, HIGHEST - 1, 2**24, 2**25, 2**30, -(2**24), -(2**25), -(2**30)]),
+    st.integers(LOWEST, HIGHEST),
+)
+
+
+@given(st.lists(st.tuples(words, words), min_size=2, max_size=4), st.booleans())
+@example([(-3, 0), (0, 0)], False)  # requests in front of the batch
+@example([(0, -2), (4, 0)], False)  # keys in front of a request
+@example([(LOWEST, 5), (HIGHEST, 5)], True)
+@example([(HIGHEST, HIGHEST), (LOWEST, HIGHEST)], False)  # a difference that wraps to one request
+@example([(0, 2**25), (4, 2**25)], False)  # chunks whose first key is request 0's, in 32 bits
+@example([(3, 1), (1, 0), (9, 9)], False)  # backwards
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@pytest.mark.usefixtures("interpreter")
+def test_any_schedule_writes_logits_or_nothing(paged, schedule: list, clean_logits: bool) -> None:
+    """Requests and keys in front of an operand, or behind it, would be those of poisoned tensors that it is cut out of."""
+    call, spare = paged.make_call([30, 0, 130, 17], 1, 1, block=16), 6
+    rows = slice(spare, spare + 4)
+    for name, poison in {"weights": float("nan"), "context_lens": 140, "block_table": 0}.items():
+        tensor = getattr(call, name)
+        around = torch.full((4 + 2 * spare, *tensor.shape[1:]), poison, dtype=tensor.dtype)
+        around[rows] = tensor
+        call = call._replace(**{name: around[rows]})
+    answer = paged.formula(call, 140)
+    out = torch.full((4 + 2 * spare, 200), 7.0)
+    cells = out[rows, :140]
+    fp8_paged_mqa_logits(
+        *call,
+        max_context_len=140,
+        clean_logits=clean_logits,
+        schedule=torch.tensor(schedule, dtype=torch.int32),
+        out=cells,
+        variant="classic",
+    )
+    scored = answer.inside & (cells != 7.0)
+    paged.judge.agree(cells[scored], answer.logits[scored], answer.magnitude[scored])
+    assert (cells[~answer.inside] == (float("-inf") if clean_logits else 7.0)).all()
+    cells.fill_(7.0)
+    assert (out == 7.0).all()
 
 
 @pytest.mark.parametrize(

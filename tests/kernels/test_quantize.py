@@ -43,6 +43,63 @@ def test_query_scales_are_folded_into_the_weights():
     assert quantized.shape == q.shape
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf"), float("-inf")])
+def test_a_query_that_is_not_finite_is_nan_altogether(dtype, bad):
+    q, weights = torch.ones(2, 3, 32), torch.ones(2, 3)
+    q[1, 2, 7] = bad
+    quantized, folded = quantize_queries(q, weights, dtype)
+    assert set(quantized[1, 2].view(torch.uint8).tolist()) == {0x7F if dtype == torch.float8_e4m3fn else 0x80}
+    assert torch.equal(folded.isnan(), torch.tensor([[False] * 3, [False, False, True]]))
+    assert quantized.float().isnan().sum() == 32
+
+
+BAD_KEYS = {
+    "list": ([[1.0]], TypeError),
+    "one dimension": (torch.ones(32), ValueError),
+    "three dimensions": (torch.ones(1, 2, 32), ValueError),
+    "no values": (torch.ones(3, 0), ValueError),
+    "integers": (torch.ones(3, 32, dtype=torch.int32), TypeError),
+    "quantised already": (torch.ones(3, 32).to(torch.float8_e4m3fn), TypeError),
+    "complex": (torch.ones(3, 32, dtype=torch.complex64), TypeError),
+    "sparse": (torch.ones(3, 32).to_sparse(), TypeError),
+}
+
+
+@pytest.mark.parametrize(("k", "error"), BAD_KEYS.values(), ids=BAD_KEYS)
+def test_bad_keys_are_refused_by_name(k, error):
+    with pytest.raises(error, match=r"^k: got "):
+        quantize_keys(k)
+
+
+@pytest.mark.parametrize(
+    ("q", "weights", "error", "argument"),
+    [
+        (torch.ones(4, 32), torch.ones(4), ValueError, "q"),
+        (torch.ones(2, 2, 2, 4, 32), torch.ones(2, 2, 2, 4), ValueError, "q"),
+        (torch.ones(2, 0, 32), torch.ones(2, 0), ValueError, "q"),
+        (torch.ones(2, 4, 32).int(), torch.ones(2, 4), TypeError, "q"),
+        (None, torch.ones(2, 4), TypeError, "q"),
+        (torch.ones(2, 4, 32), None, TypeError, "weights"),
+        (torch.ones(2, 4, 32), torch.ones(2, 1), ValueError, "weights"),
+        (torch.ones(2, 4, 32), torch.ones(4), ValueError, "weights"),
+        (torch.ones(2, 4, 32), torch.ones(2, 1, 4), ValueError, "weights"),
+        (torch.ones(2, 1, 4, 32), torch.ones(2, 4), ValueError, "weights"),
+        (torch.ones(2, 4, 32), torch.ones(2, 4).int(), TypeError, "weights"),
+        (torch.ones(2, 4, 32), torch.ones(2, 4, device="meta"), ValueError, "weights"),
+    ],
+)
+def test_bad_queries_are_refused_by_name(q, weights, error, argument):
+    with pytest.raises(error, match=f"^{argument}: got "):
+        quantize_queries(q, weights)
+
+
+@pytest.mark.parametrize("keywords", [{"dtype": "float8_e4m3fn"}, {"dtype": None}, {"scale_format": None}])
+def test_what_is_no_dtype_or_format(keywords):
+    with pytest.raises(TypeError, match=f"^{next(iter(keywords))}: got "):
+        quantize_keys(torch.ones(1, 32), **keywords)
+
+
 @pytest.mark.parametrize(
     ("keywords", "argument"), [({"dtype": torch.float8_e5m2}, "dtype"), ({"scale_format": "fp16"}, "scale_format")]
 )

@@ -26,6 +26,7 @@ COMMON: dict[str, tuple[dict[str, Callable[[], Any]], type[Exception], str]] = {
     "top_k-bool": ({"top_k": lambda: True}, TypeError, "top_k"),
     "return_scores-number": ({"return_scores": lambda: 1}, TypeError, "return_scores"),
     "variant-unknown": ({"variant": lambda: "clasic"}, ValueError, "variant"),
+    "variant-empty": ({"variant": lambda: ""}, ValueError, "variant"),
     "variant-number": ({"variant": lambda: 3}, TypeError, "variant"),
 }
 LOGITS: dict[str, tuple[dict[str, Callable[[], Any]], type[Exception], str]] = {
@@ -34,6 +35,7 @@ LOGITS: dict[str, tuple[dict[str, Callable[[], Any]], type[Exception], str]] = {
     "logits-one-dimensional": ({"logits": lambda: zeros(COLUMNS)}, ValueError, "logits"),
     "logits-half": ({"logits": lambda: zeros(ROWS, COLUMNS, dtype=torch.float16)}, TypeError, "logits"),
     "logits-requires-grad": ({"logits": lambda: zeros(ROWS, COLUMNS).requires_grad_()}, ValueError, "logits"),
+    "logits-sparse": ({"logits": lambda: zeros(ROWS, COLUMNS).to_sparse()}, TypeError, "logits"),
     "logits-too-wide": ({"logits": lambda: zeros(ROWS, 1).expand(ROWS, 2**29 + 1)}, ValueError, "logits"),
     "starts-list": ({"starts": lambda: [0] * ROWS}, TypeError, "starts"),
     "starts-long": ({"starts": lambda: zeros(ROWS + 1, dtype=INT)}, ValueError, "starts"),
@@ -46,6 +48,8 @@ LOGITS: dict[str, tuple[dict[str, Callable[[], Any]], type[Exception], str]] = {
     "num_keys-negative": ({"num_keys": lambda: -1}, ValueError, "num_keys"),
     "num_keys-too-many": ({"num_keys": lambda: 2**31}, ValueError, "num_keys"),
     "num_keys-fraction": ({"num_keys": lambda: 5.0}, TypeError, "num_keys"),
+    "num_keys-bool": ({"num_keys": lambda: True}, TypeError, "num_keys"),
+    "ends-without-starts": ({"ends": lambda: zeros(ROWS + 1, dtype=INT), "starts": lambda: None}, ValueError, "ends"),
     "num_keys-without-starts": ({"num_keys": lambda: 5, "starts": lambda: None}, ValueError, "num_keys"),
     "relative-text": ({"relative": lambda: "yes"}, TypeError, "relative"),
 }
@@ -54,7 +58,9 @@ CHUNKED: dict[str, tuple[dict[str, Callable[[], Any]], type[Exception], str]] = 
     "logits_budget_bytes-small": ({"logits_budget_bytes": lambda: 1023}, ValueError, "logits_budget_bytes"),
     "logits_budget_bytes-negative": ({"logits_budget_bytes": lambda: -1}, ValueError, "logits_budget_bytes"),
     "logits_budget_bytes-fraction": ({"logits_budget_bytes": lambda: 1e9}, TypeError, "logits_budget_bytes"),
-    "logits_variant-unknown": ({"logits_variant": lambda: "clasic"}, ValueError, "variant"),
+    "logits_budget_bytes-bool": ({"logits_budget_bytes": lambda: True}, TypeError, "logits_budget_bytes"),
+    "logits_variant-empty": ({"logits_variant": lambda: ""}, ValueError, "logits_variant"),
+    "logits_variant-unknown": ({"logits_variant": lambda: "clasic"}, ValueError, "logits_variant"),
     "logits_variant-number": ({"logits_variant": lambda: 3}, TypeError, "logits_variant"),
 }
 DENSE = {
@@ -64,6 +70,8 @@ DENSE = {
     "weights-half": ({"weights": lambda: zeros(ROWS, 16, dtype=torch.float16)}, TypeError, "weights"),
     "max_window-negative": ({"max_window": lambda: -1}, ValueError, "max_window"),
     "max_window-fraction": ({"max_window": lambda: 2.5}, TypeError, "max_window"),
+    "max_window-bool": ({"max_window": lambda: True}, TypeError, "max_window"),
+    "q-requires-grad": ({"q": lambda: zeros(ROWS, 16, 32, dtype=FN).requires_grad_()}, ValueError, "q"),
     "max_window-too-wide": ({"max_window": lambda: 2**29 + 1}, ValueError, "max_window"),
     "relative-text": ({"relative": lambda: "yes"}, TypeError, "relative"),
 }
@@ -71,6 +79,7 @@ PAGED = {
     **CHUNKED,
     "q-three-dimensional": ({"q": lambda: zeros(ROWS, 16, 32, dtype=FN)}, ValueError, "q"),
     "block_table-int64": ({"block_table": lambda: zeros(ROWS, 2, dtype=torch.int64)}, TypeError, "block_table"),
+    "max_context_len-bool": ({"max_context_len": lambda: True}, TypeError, "max_context_len"),
     "max_context_len-negative": ({"max_context_len": lambda: -1}, ValueError, "max_context_len"),
     "max_context_len-too-many": ({"max_context_len": lambda: 2**29 + 1}, ValueError, "max_context_len"),
 }

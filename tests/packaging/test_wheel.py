@@ -43,7 +43,7 @@ def test_types_are_marked_as_shipped():
 def test_no_hard_dependency_can_replace_a_vendors_torch_or_triton():
     requirements = [Requirement(text) for text in metadata.requires("capgate") or ()]
     hard = {requirement.name for requirement in requirements if requirement.marker is None}
-    assert hard == {"packaging", "rocm-bootstrap", "nvidia-ml-py", "rich"}
+    assert hard == {"fastjsonschema", "packaging", "rocm-bootstrap", "nvidia-ml-py", "rich"}
     assert "torch" in {requirement.name for requirement in requirements}, "the extra [torch] is for those who want it"
 
 

@@ -1,0 +1,1 @@
+"""What the operations share; it imports none of them."""

@@ -1,0 +1,183 @@
+"""Every call that is compiled: all operations, variants and output modes, at the sizes that tuning tables tell apart.
+
+A call's name is its file's name and must outlive moves of the code; ``launches`` alone knows how a kernel is prepared.
+"""
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+
+from capgate import compat
+from capgate.kernels.launch import Launch
+
+TARGETS = ("cuda:90", "hip:gfx950", "hip:gfx942")
+HEADS, DIMS = (16, 32, 64, 128), (32, 64)  # and 128 dims, with each head count
+SCORING = ("gluon_cdna4", "gluon_hopper", "classic")
+
+
+class Call(NamedTuple):
+    """One call of a variant. ``problem`` is None for what is no operation; operands and options are ``prepare``'s."""
+
+    name: str
+    operation: str
+    variant: str
+    problem: Any
+    operands: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+def calls(target: compat.Target) -> dict[str, Call]:
+    """The calls that a target takes, by name."""
+    every = (*dense(target), *paged(target), *selecting(target), *caching(target))
+    taken = {call.name: call for call in every if call.problem is None or accepted(call)}
+    assert len({call.name for call in every}) == len(every), "two calls would share a file"
+    return taken
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def integers(*shape: int) -> torch.Tensor:
+    return meta(*shape, dtype=torch.int32)
+
+
+def formats(target: compat.Target) -> tuple[str, ...]:
+    """The fp8 format that the target's matrix instructions read, then the one that is converted, if it takes one."""
+    return ("float8_e4m3fnuz", "float8_e4m3fn") if target.label == "gfx942" else ("float8_e4m3fn",)
+
+
+def dense(target: compat.Target) -> Iterator[Call]:
+    operation = import_module("capgate.kernels.mqa_logits.operation")
+    native, *converted = formats(target)
+    kinds = [(heads, 128, mode, native, 4096) for heads in HEADS for mode in operation.MODES]
+    kinds += [(64, dim, mode, native, 4096) for dim in DIMS for mode in operation.MODES]
+    kinds += [(heads, 128, "unclean", other, 4096) for other in converted for heads in HEADS]
+    kinds += [(100, 128, "clean", native, 4096), (64, 128, "clean", native, 64)]
+    kinds += [(heads, 128, mode, native, 64) for heads in HEADS for mode in ("unclean", "compressed")]  # a few rows
+    for variant in SCORING:
+        for heads, dim, mode, dtype, rows in kinds:
+            problem = operation.example_problem(target, heads, dim, mode, dtype)
+            fp8, window = getattr(torch, dtype), integers(rows)
+            operands = (meta(rows, heads, dim, dtype=fp8), meta(8192, dim, dtype=fp8), meta(8192), meta(rows, heads))
+            yield Call(
+                f"fp8_mqa_logits.{variant}.{heads}x{dim}.{mode}.{rows}rows.{dtype}",
+                "fp8_mqa_logits",
+                variant,
+                problem,
+                (*operands, window, window, meta(rows, 8192)),
+                {"clean_logits": problem.clean_logits, "compressed": problem.compressed},
+            )
+
+
+def paged(target: compat.Target) -> Iterator[Call]:
+    operation = import_module("capgate.kernels.paged_mqa_logits.operation")
+    native, *converted = formats(target)
+    kinds = [(heads, 128, mode, native, 64, 1, False) for heads in HEADS for mode in operation.MODES]
+    kinds += [(64, dim, mode, native, 64, 1, False) for dim in DIMS for mode in operation.MODES]
+    kinds += [(heads, 128, "unclean", other, 64, 1, False) for other in converted for heads in HEADS]
+    kinds += [(heads, 128, "unclean", native, 64, next_n, False) for heads in HEADS for next_n in (2, 3, 8)]
+    kinds += [(64, 128, "clean", native, block, 1, False) for block in (1, 16, 32, 128)]
+    kinds += [(64, 128, "clean", native, 64, 2, True), (100, 128, "clean", native, 64, 1, False)]
+    for variant in SCORING:
+        for heads, dim, mode, dtype, block, next_n, row_lens in kinds:
+            aligned = block * (dim + 4) % 16 == 0  # what direct copies and tensor maps need of blocks
+            problem = operation.example_problem(target, heads, dim, mode, dtype)._replace(
+                block_size=block, next_n=next_n, direct_keys=aligned, tensor_maps=aligned
+            )
+            blocks = 65536 // block
+            operands = (
+                meta(256, next_n, heads, dim, dtype=getattr(torch, dtype)),
+                meta(blocks, block, 1, dim + 4, dtype=torch.uint8),
+                meta(256 * next_n, heads),
+                integers(256, next_n) if row_lens else integers(256),
+                integers(256, blocks),
+                integers(257, 2),
+                meta(256 * next_n, 65536),
+            )
+            lens = "row_lens" if row_lens else "lens"
+            yield Call(
+                f"fp8_paged_mqa_logits.{variant}.{heads}x{dim}.{mode}.block{block}.next{next_n}.{lens}.{dtype}",
+                "fp8_paged_mqa_logits",
+                variant,
+                problem,
+                operands,
+                {"clean_logits": problem.clean_logits},
+            )
+
+
+def selecting(target: compat.Target) -> Iterator[Call]:
+    operation = import_module("capgate.kernels.key_selection.operation")
+    rows = 4096
+    # Columns, top_k, whether scores are returned, and keys of a compressed source; 65536 logits take two launches.
+    kinds = [(8192, 2048, scores, None, False) for scores in (False, True)]
+    kinds += [(512, 64, False, None, False), (16384, 2048, False, None, False), (65536, 2048, True, None, False)]
+    kinds += [(8192, 512, False, None, True), (8192, 512, True, 65536, False), (8190, 512, False, None, False)]
+    for columns, top_k, scores, num_keys, relative in kinds:
+        source = "compressed" if num_keys else "whole"
+        counted = "relative" if relative else "absolute"
+        selected = (integers(rows, top_k), meta(rows, top_k) if scores else None)
+        yield Call(
+            f"select_keys.classic.{columns}.top{top_k}.{'scores' if scores else 'indices'}.{source}.{counted}",
+            "select_keys",
+            "classic",
+            operation.example(target)._replace(top_k=top_k),
+            (meta(rows, columns), integers(rows), integers(rows), *selected),
+            {"num_keys": num_keys, "relative": relative},
+        )
+
+
+def caching(target: compat.Target) -> Iterator[Call]:
+    def cache(dim: int, block: int) -> torch.Tensor:
+        return meta(1024, block, 1, dim + 4, dtype=torch.uint8)
+
+    # Of the keys that are written: dims, block, their dtype, the cache's, and the format of the scales.
+    bf16, fn, fnuz = torch.bfloat16, torch.float8_e4m3fn, torch.float8_e4m3fnuz
+    writes = [(dim, 64, bf16, fn, "fp32") for dim in (32, 64, 128)] + [(128, block, bf16, fn, "fp32") for block in (1, 16)]
+    writes += [(128, 64, kind, fn, "fp32") for kind in (torch.float16, torch.float32)]
+    writes += [(128, 64, bf16, fnuz, "fp32"), (128, 64, bf16, fn, "ue8m0")]
+    for dim, block, kind, dtype, scales in writes:
+        kinds = f"{str(kind)[6:]}.{str(dtype)[6:]}.{scales}"
+        operands = (meta(4096, dim, dtype=kind), cache(dim, block), meta(4096, dtype=torch.int64))
+        options = {"dtype": dtype, "scale_format": scales}
+        yield Call(f"quantize_keys_to_cache.classic.{dim}.block{block}.{kinds}", "write", "classic", None, operands, options)
+    for dim, block in ((32, 64), (64, 64), (128, 64), (128, 1), (128, 16)):
+        operands = (cache(dim, block), integers(256, 64), integers(256))
+        gathered = (*operands, meta(4096, dim, dtype=torch.uint8), meta(4096))
+        yield Call(f"gather_keys.classic.{dim}.block{block}", "gather", "classic", None, gathered, {})
+        if block > 1:
+            unshuffled = (*operands, 4096, cache(dim, block))
+            yield Call(f"unshuffle_keys.classic.{dim}.block{block}", "unshuffle", "classic", None, unshuffled, {})
+    for lens in (integers(256), integers(256, 2)):
+        name = f"paged_mqa_schedule.classic.{lens.ndim}d"
+        yield Call(name, "schedule", "classic", None, (lens, integers(529, 2)), {})
+
+
+# --- how a kernel is prepared -----------------------------------------------------------------------------------------------
+
+OPERATIONS = {"fp8_mqa_logits": "mqa_logits", "fp8_paged_mqa_logits": "paged_mqa_logits", "select_keys": "key_selection"}
+OTHERS = {  # kernels that are no operation's
+    "write": ("key_cache.classic", "prepare_write"),
+    "gather": ("key_cache.classic", "prepare_gather"),
+    "unshuffle": ("dropin.classic", "prepare"),
+    "schedule": ("paged_mqa_logits.classic", "prepare_schedule"),
+}
+
+
+def accepted(call: Call) -> bool:
+    operation = import_module(f"capgate.kernels.{OPERATIONS[call.operation]}.operation").operation
+    steps = operation.explain(call.problem, call.variant).steps
+    return bool(next(step.accepted for step in steps if step.variant == call.variant))
+
+
+def launches(call: Call, target: compat.Target) -> list[Launch]:
+    """The launches of a call, in order."""
+    if call.problem is None:
+        module, function = OTHERS[call.operation]
+        return [getattr(import_module(f"capgate.kernels.{module}"), function)(*call.operands, **call.options)]
+    kernels = import_module(f"capgate.kernels.{OPERATIONS[call.operation]}.{call.variant}")
+    if hasattr(kernels, "launches"):
+        return list(kernels.launches(*call.operands, **call.options, target=target))
+    return [kernels.prepare(*call.operands, **call.options, target=target)]
