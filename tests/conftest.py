@@ -32,7 +32,6 @@ ANY_TRITON = {
         "kernels/test_judge.py",
         "kernels/test_listing.py",
         "kernels/test_quantize.py",
-        "packaging/test_readme.py",
         "packaging/test_vendor_triton.py",
         "packaging/test_wheel.py",
         "test_lanes.py",
