@@ -41,8 +41,8 @@ def keys_of(kv_cache: torch.Tensor) -> torch.Tensor:
 
 
 def readable(kv_cache: torch.Tensor) -> torch.Tensor:
-    """A checked cache, or where it has no block one of any contents: there is something to read in place of missing keys."""
-    return kv_cache if kv_cache.shape[0] else kv_cache.new_empty((1, *kv_cache.shape[1:]))
+    """A checked cache, or where it has no block one of zeros: there is something to read in place of missing keys."""
+    return kv_cache if kv_cache.shape[0] else kv_cache.new_zeros((1, *kv_cache.shape[1:]))
 
 
 def scale_bytes_of(kv_cache: torch.Tensor) -> torch.Tensor:
