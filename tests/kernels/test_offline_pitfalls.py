@@ -46,5 +46,5 @@ def test_an_mbarrier_that_nobody_uses_shares_its_memory_and_is_found_out() -> No
         pytest.skip(caps.why("gluon"))
     unused, invalidated = compile_all()["faults"]
     assert len(unused) == 1
-    assert re.fullmatch(r"the mbarrier at \d+ is valid while store .* writes \d+ to \d+", unused[0])
+    assert re.fullmatch(r"the mbarrier at \d+ is valid while .* writes \d+ to \d+", unused[0])
     assert invalidated == []
