@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from filelock import FileLock
 
@@ -41,6 +42,11 @@ MARKED = FOLDER / "kernels"  # the folder where tests are marked one by one; it 
 
 
 NO_LIMIT = 1200.0  # seconds, for what a test waits for and expects to end
+
+
+# An example takes as long as the machine is busy.
+hypothesis.settings.register_profile("capgate", deadline=None)
+hypothesis.settings.load_profile("capgate")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
