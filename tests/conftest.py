@@ -23,15 +23,20 @@ FOLDER = Path(__file__).parent
 ANY_TRITON = {
     FOLDER / name
     for name in (
+        "docs/test_pages.py",
         "gfx950/test_lanes.py",
         "gfx950/test_matrix.py",
         "gfx950/test_memory.py",
         "gfx950/test_scalar.py",
         "gfx950/test_vector.py",
+        "kernels/test_bench_peers.py",
+        "kernels/test_checks.py",
         "kernels/test_compare.py",
         "kernels/test_dropin_install.py",
+        "kernels/test_foreign.py",
         "kernels/test_judge.py",
         "kernels/test_listing.py",
+        "kernels/test_markdown.py",
         "kernels/test_quantize.py",
         "packaging/test_vendor_triton.py",
         "packaging/test_wheel.py",
