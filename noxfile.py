@@ -32,6 +32,8 @@ SYSTEM_TORCH = "--system-torch"
 WORKERS = ("-n", "auto", "--dist", "worksteal", "--durations=10")  # side by side, one worker a core; then what took longest
 WHOLE = "3.6.0"  # the lane that also runs what checks no Triton: tests/conftest.py says which tests those are
 
+built: list[str] = []  # the wheel of this run of nox
+
 
 def group(name: str) -> list[str]:
     """The requirements of a dependency group of pyproject.toml."""
@@ -39,12 +41,14 @@ def group(name: str) -> list[str]:
 
 
 def wheel(session: nox.Session) -> str:
-    """Build this tree's wheel and return its path; every session tests what a user would install."""
-    shutil.rmtree("build", ignore_errors=True)  # setuptools copies what an earlier build left there into the wheel
-    folder = Path(session.create_tmp()) / "wheel"
-    shutil.rmtree(folder, ignore_errors=True)
-    session.run_install("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), ".")
-    return str(next(folder.glob("*.whl")))
+    """Build this tree's wheel, once a run, and return its path; every session tests what a user would install."""
+    folder = Path(session.cache_dir) / "wheel"
+    if not built:
+        shutil.rmtree("build", ignore_errors=True)  # setuptools copies what an earlier build left there into the wheel
+        shutil.rmtree(folder, ignore_errors=True)
+        session.run_install("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), ".")
+        built.append(str(next(folder.glob("*.whl"))))
+    return built[0]
 
 
 def stack(triton: str) -> list[str]:
@@ -81,7 +85,8 @@ def tests(session: nox.Session, triton: str) -> None:
         environment["PYTHONPATH"] = folder
         pytest = [python, f"{folder}/bin/pytest"]
     else:
-        session.install(wheel(session), *stack(triton), *group("test"))
+        # Most modules of torch and sympy are never imported: byte code for all of them would take half of an install's time.
+        session.install("--no-compile", wheel(session), *stack(triton), *group("test"))
         python, pytest = "python", ["pytest"]
     check = f"import triton; assert triton.__version__ == {triton!r}, triton.__version__; print('Triton', triton.__version__)"
     session.run(python, "-c", check, env=environment, external=True)

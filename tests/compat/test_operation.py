@@ -578,7 +578,7 @@ def test_what_the_caller_handles_is_no_fault_of_the_machine(toy, compiles, warne
 
 
 def test_threads_that_meet_the_same_failure_warn_once_and_run_the_next(toy, warned, out_of_resources) -> None:
-    together = threading.Barrier(4, timeout=60)
+    together = threading.Barrier(4, timeout=1200)
     toy.add(Variant("large", lambda: (together.wait(), raises(out_of_resources)())))
     toy.add(Variant("plain", returns("plain")))
     answers: list[str] = []

@@ -229,7 +229,7 @@ def _into(output: Any, arguments: list[str], unbuffered: str) -> tuple[int, str]
     """The status and last words of a report whose standard output is ``output``."""
     command = [sys.executable, *MODULE, "--target", "cpu", *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=1200, env=environment)
     return done.returncode, done.stderr
 
 
@@ -254,7 +254,7 @@ def test_a_full_disk_is_one_line(arguments: list[str], unbuffered: str) -> None:
 @pytest.mark.parametrize("closed", [1, 2])
 def test_closed_descriptors_are_no_fault(closed: int) -> None:
     command = [sys.executable, *MODULE, "--target", "cpu", "--json"]
-    done = subprocess.run(command, capture_output=True, preexec_fn=lambda: os.close(closed), timeout=120)
+    done = subprocess.run(command, capture_output=True, preexec_fn=lambda: os.close(closed), timeout=1200)
     assert done.returncode == 0
 
 

@@ -108,7 +108,7 @@ class Newcomer:
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
             "COLUMNS": "200",
         }
-        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=1200)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
         return done.stdout
 

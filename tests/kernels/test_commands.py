@@ -252,7 +252,7 @@ def test_ctrl_c_in_a_process_of_its_own_is_one_line_too(tmp_path):
         "timing.this_device = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.exit(cli.main())"
     )
-    done = subprocess.run([sys.executable, "-c", code, "bench"], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", code, "bench"], capture_output=True, text=True, timeout=1200, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "capgate: interrupted\n")
 
 

@@ -43,6 +43,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Fresh:
     """One real run: classic for gfx950 in both modes, its files saved."""
     folder = tmp_path_factory.mktemp("saved")
     arguments = ["compile", "fp8_mqa_logits", "--target", "hip:gfx950", "--variant", "classic", "--save", str(folder), "--json"]
+    arguments += ["--timeout", "1200"]
     with redirect_stdout(StringIO()) as printed:
         assert cli.main(arguments) == 0
     return Fresh(json.loads(printed.getvalue()), folder)

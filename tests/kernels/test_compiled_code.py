@@ -14,7 +14,7 @@ TARGET, NAME = "hip:gfx942", "paged_mqa_schedule.classic.1d"
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=280)
+    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=1200)
 
 
 def compare(before: Path, after: Path) -> tuple[int, list[str]]:
