@@ -9,7 +9,6 @@ import os
 import re
 import signal
 from collections.abc import Iterator
-from subprocess import CalledProcessError, SubprocessError
 
 LONGEST = 400  # characters of a reason in a warning or a table's cell
 
@@ -54,6 +53,8 @@ def of_the_machine(error: BaseException, handled: BaseException | None = None) -
 
 
 def _is_trouble(error: BaseException) -> bool:
+    from subprocess import CalledProcessError, SubprocessError  # 5 ms that importing this package need not take
+
     if isinstance(error, CalledProcessError):
         code = -error.returncode if error.returncode < 0 else error.returncode - 128  # a shell adds 128
         if code in signal.valid_signals() and code not in _OWN_FAULTS:
@@ -69,8 +70,10 @@ def _is_trouble(error: BaseException) -> bool:
 def _chain(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:
     """``error`` and what it was raised from; behind Triton's own errors also what they replaced without naming it."""
     link: BaseException | None = error
-    while link is not None and link is not handled:
+    seen: list[BaseException] = []
+    while link is not None and link is not handled and link not in seen:
         yield link
+        seen.append(link)
         replaced = link.__context__ if type(link).__module__.startswith("triton.") else None
         link = link.__cause__ or replaced
 
@@ -81,8 +84,9 @@ def _reason(error: BaseException) -> tuple[str, str]:
     commands = [line for line in lines if _COMMAND.match(line)]
     lines = [line for line in lines if line not in commands]
     command = commands[0].strip() if commands else ""
-    if isinstance(error, CalledProcessError):
-        said = [line for text in (error.stderr, error.output) for line in _decoded(text).splitlines() if line.strip()]
+    if type(error).__name__ == "CalledProcessError":
+        texts = getattr(error, "stderr", None), getattr(error, "output", None)
+        said = [line for text in texts for line in _decoded(text).splitlines() if line.strip()]
         lines, command = (said, " ".join(lines)) if said else (lines, "")
     if lines and _SOURCE.match(lines[0]):
         return _of_source(lines, error.__cause__), command

@@ -5,7 +5,6 @@ Triton finds out when a kernel is compiled: ptxas 12.8 knows no sm_103a, and eac
 
 import os
 import re
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,8 @@ def knows(target: Target) -> Finding:
 
 
 def _ptxas_knows(target: Target) -> Finding:
+    import subprocess
+
     text = versions.find("triton").found
     if probes.resolve("triton.backends.nvidia.compiler") is None:
         return Finding(False, f"{text}, without a back end for NVIDIA")

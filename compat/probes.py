@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from subprocess import SubprocessError
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -89,6 +88,8 @@ def settings() -> str:
 
 def package(name: str) -> Finding:
     """Whether a package is installed and imports."""
+    from subprocess import SubprocessError
+
     build = versions.find(name)
     if build.text is None:
         return Finding(False, build.found)

@@ -7,8 +7,6 @@ is empty. Only releases are compared, so that ``3.6.0.dev20251120`` and ``3.6.0+
 
 import os
 import re
-import signal
-import subprocess
 import sys
 from functools import cache
 from types import ModuleType
@@ -168,6 +166,9 @@ def import_failure(name: str) -> str:
 
     Raises OSError or SubprocessError where that cannot be asked now.
     """
+    import signal
+    import subprocess
+
     if name in sys.modules:
         return ""
     key = (name, *sys.path, *(find(package).text for package in PACKAGES))

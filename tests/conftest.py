@@ -22,6 +22,7 @@ FOLDER = Path(__file__).parent
 ANY_TRITON = {
     FOLDER / name
     for name in (
+        "docs/test_pages.py",
         "gfx950/test_lanes.py",
         "gfx950/test_matrix.py",
         "gfx950/test_memory.py",
@@ -29,10 +30,11 @@ ANY_TRITON = {
         "gfx950/test_vector.py",
         "kernels/test_compare.py",
         "kernels/test_dropin_install.py",
+        "kernels/test_foreign.py",
         "kernels/test_judge.py",
         "kernels/test_listing.py",
+        "kernels/test_markdown.py",
         "kernels/test_quantize.py",
-        "packaging/test_readme.py",
         "packaging/test_vendor_triton.py",
         "packaging/test_wheel.py",
         "test_lanes.py",

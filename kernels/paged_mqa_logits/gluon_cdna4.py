@@ -351,7 +351,7 @@ def paged_mqa_logits_kernel(
                     scales_read.index(slot).slice(0, BLOCK_KEYS, 0), gl.SliceLayout(0, logits)
                 )
                 logit = score(query, weight, keys_read.index(slot), ROWS, PADDED_HEADS) * scale[None, :]
-                held = blocks[0].to(gl.uint32) < num_blocks
+                held = blocks[0].to(gl.uint32) < num_blocks  # type: ignore[misc]
                 if BLOCKS > 1:
                     held = held[None, :]
                 logit = gl.where(held, logit, float("-inf"))

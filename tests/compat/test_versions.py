@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import subprocess
 import sys
 from types import ModuleType
 from unittest import mock
@@ -147,7 +148,7 @@ def test_files_that_name_another_release_than_their_owner_are_believed(site) -> 
     """Files were copied over an installation."""
     site.package("triton", '__version__ = "3.6.0"')
     site.distribution("triton", "3.4.0", record=LISTED)
-    assert versions.find("triton") == Build("triton", "3.6.0 (triton 3.4.0 lists them)", (3, 6, 0), "source")
+    assert versions.find("triton") == Build("triton", "3.6.0 (triton 3.4.0 lists its files)", (3, 6, 0), "source")
 
 
 @pytest.mark.parametrize("own", ['__version__ = "3.6.0"', ""], ids=["the files name one", "they do not"])
@@ -372,7 +373,7 @@ def test_an_import_that_was_killed_is_tried_again(site, tmp_path) -> None:
     once = f"import os, pathlib\ntrail = pathlib.Path({str(trail)!r})\nif not trail.exists():\n    trail.touch()\n"
     site.package("triton_kernels", f"{once}    os.kill(os.getpid(), 9)")
     site.distribution("triton-kernels", "3.6.0")
-    with pytest.raises(versions.subprocess.CalledProcessError, match="SIGKILL"):
+    with pytest.raises(subprocess.CalledProcessError, match="SIGKILL"):
         versions.import_failure("triton_kernels")
     assert versions.import_failure("triton_kernels") == ""
 

@@ -100,6 +100,49 @@ def test_any_schedule_and_twenty_repeats_give_the_same_bits(
         assert torch.equal(bits(fp8_paged_mqa_logits(*call, **keywords, schedule=schedule)), expected)
 
 
+LOWEST, HIGHEST = -(2**31), 2**31 - 1
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        [(-3, 0), (0, 0)],
+        [(0, -2), (9, 0)],
+        [(0, 2**30), (9, 2**30)],  # twice or 128 times as much is another number in 32 bits
+        [(0, 2**25), (9, -(2**25))],
+        [(LOWEST, 5), (HIGHEST, 5), (LOWEST, LOWEST)],
+        [(HIGHEST, HIGHEST), (LOWEST, HIGHEST)],
+        [(6, 1), (1, 0), (19, 19)],
+    ],
+    ids=str,
+)
+@cleaning
+def test_any_schedule_writes_logits_or_nothing(
+    paged: ModuleType, branch: str, fp8: torch.dtype, schedule: list[tuple[int, int]], clean_logits: bool
+) -> None:
+    call = paged.make_call(LENS, 2, 64, 128, dtype=fp8, device="cuda")
+    taken(branch, call, clean_logits)
+    rows = slice(400, 400 + 2 * len(LENS))
+    memory, right = (torch.full((818, 7168), 7.0, device="cuda") for _ in range(2))
+    keywords = {"max_context_len": 7000, "clean_logits": clean_logits, "variant": branch}
+    fp8_paged_mqa_logits(*call, **keywords, out=right[rows, :7000])
+    words = torch.tensor(schedule, dtype=torch.int32, device="cuda")
+    fp8_paged_mqa_logits(*call, **keywords, schedule=words, out=memory[rows, :7000])
+    assert ((bits(memory) == bits(right)) | (memory == 7.0)).all()
+
+
+@cleaning
+@pytest.mark.parametrize("block", [1, 16, 32, 64, 128])
+@pytest.mark.parametrize("next_n", [1, 2, 8])
+def test_keys_that_the_cache_lacks_score_as_minus_infinity(
+    paged: ModuleType, branch: str, fp8: torch.dtype, block: int, next_n: int, clean_logits: bool
+) -> None:
+    call = paged.make_call(LENS, next_n, 64, 128, block, gap=16, dtype=fp8, device="cuda")
+    taken(branch, call, clean_logits)
+    for every in (2, 1):
+        paged.check(paged.without_blocks(call, every), branch, 7000, clean_logits=clean_logits)
+
+
 @pytest.mark.parametrize("requests", [1, 255, 257, 4096])
 def test_schedules_of_large_batches(gpu: torch.device, requests: int) -> None:
     generator = torch.Generator("cuda").manual_seed(requests)
@@ -253,6 +296,7 @@ lens, columns, workers = {
 for block in (1, 16, 64, 128):
     for heads, dim, next_n in [(64, 128, 1), (64, 128, 3), (3, 32, 2)]:
         call = paged.make_call(lens, next_n, heads, dim, block, spare_entries=0, dtype=fp8, device="cuda")
+        lacking = paged.without_blocks(call)
         schedule = workers and paged_mqa_schedule(call.context_lens, block, workers)
         for clean_logits in (True, False):
             problem = describe(call.q, call.kv_cache, call.weights, call.block_table, clean_logits)
@@ -260,10 +304,12 @@ for block in (1, 16, 64, 128):
                 if sys.argv[1] == "racecheck" and branch == "gluon_hopper":
                     continue
                 if operation.explain(problem, variant=branch).variant:
-                    out = torch.zeros(len(lens) * next_n, columns, device="cuda")
-                    paged.check(call, branch, columns, clean_logits=clean_logits, schedule=schedule, out=out)
-                    calls += 1
-        gather_keys(call.kv_cache, call.block_table, call.context_lens, 333, dtype=fp8)
+                    for some in (call, lacking):
+                        out = torch.zeros(len(lens) * next_n, columns, device="cuda")
+                        paged.check(some, branch, columns, clean_logits=clean_logits, schedule=schedule, out=out)
+                        calls += 1
+        for some in (call, lacking):
+            gather_keys(call.kv_cache, some.block_table, call.context_lens, 333, dtype=fp8)
         slots = torch.tensor([-1, 0, 3, 2**40, 5], device="cuda")
         quantize_keys_to_cache(torch.randn(5, dim, device="cuda"), call.kv_cache, slots, dtype=fp8)
 print(calls, "calls")
@@ -271,4 +317,4 @@ print(calls, "calls")
 
 
 def test_the_sanitizer_finds_nothing_on_small_calls(sanitizer: Any) -> None:
-    sanitizer.passes(SMALL_CALLS, str(PAGED), calls=24)  # those of one branch
+    sanitizer.passes(SMALL_CALLS, str(PAGED), calls=48)  # those of one branch

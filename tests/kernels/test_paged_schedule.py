@@ -1,11 +1,16 @@
 """How a batch's keys are shared out among workers."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from capgate import compat
 from capgate.kernels import fp8_paged_mqa_logits, paged_mqa_schedule, paged_mqa_workers
+from capgate.kernels.offline import Job, compile_jobs
 from capgate.kernels.paged_mqa_logits.operation import CHUNK_KEYS
 
 BATCHES = {
@@ -99,6 +104,26 @@ def test_any_schedule_writes_logits_or_nothing(paged, schedule: list, clean_logi
     assert (cells[~answer.inside] == (float("-inf") if clean_logits else 7.0)).all()
     cells.fill_(7.0)
     assert (out == 7.0).all()
+
+
+@pytest.mark.parametrize(
+    ("target", "variant"), [("cuda:90", "gluon_hopper"), ("hip:gfx950", "gluon_cdna4"), ("cuda:90", "classic")]
+)
+def test_compiled_kernels_cut_every_word_before_anything_else(target: str, variant: str, tmp_path: Path) -> None:
+    caps = compat.capabilities(target)
+    if variant != "classic" and not caps[variant]:
+        pytest.skip(caps.why(variant))
+    (row,) = compile_jobs("fp8_paged_mqa_logits", target, [Job(variant)], save=tmp_path)
+    assert row["compiled"], row["error"]
+    pointers, loaded, uses = {"%schedule"}, [], []
+    for line in (tmp_path / f"{variant}.unclean.ttgir").read_text().splitlines():
+        found = re.match(r"\s*(%\w+) = ([\w.]+) (.*)", line)
+        name, operation, operands = found.groups() if found else ("", "", line)
+        read = re.findall(r"%\w+", operands)
+        uses += [(operation, "%c0_i32" in read) for operand in read if operand in loaded]
+        if operation in ("tt.addptr", "tt.load") and read[0] in pointers:
+            (loaded.append if operation == "tt.load" else pointers.add)(name)
+    assert uses == [("arith.maxsi", True)] * 4
 
 
 @pytest.mark.parametrize(
