@@ -10,6 +10,7 @@ Importing this package imports neither torch nor Triton and starts no driver.
 
 from .capabilities import Capabilities, Capability, CapabilityError, Verdict
 from .current import capabilities, require
+from .kernel import ExampleCall, Examples, Kernel, Launch
 from .operation import Operation, Step, Trace, Variant, operations
 from .switches import SwitchError, override
 from .targets import Target
@@ -18,6 +19,10 @@ __all__ = [
     "Capabilities",
     "Capability",
     "CapabilityError",
+    "ExampleCall",
+    "Examples",
+    "Kernel",
+    "Launch",
     "Operation",
     "Step",
     "SwitchError",

@@ -28,6 +28,7 @@ from . import probes, switches
 from ._errors import of_the_machine, summary
 from .capabilities import TABLE, CapabilityError, nearest
 from .current import capabilities, target_of
+from .kernel import Examples, Kernel
 from .thirdparty import Raised, ask
 
 LOG = logging.getLogger("capgate")
@@ -60,7 +61,7 @@ class Trace(NamedTuple):
 class Variant(Generic[P]):
     """One implementation of an operation.
 
-    implementation : the function, or ``"package.module:function"`` to import it only when it is chosen
+    implementation : a function, a :class:`.Kernel`, or ``"package.module:name"`` of one, imported only when it is chosen
     requires : capabilities that must hold on the problem's device
     accepts : a rule that returns None, or the reason why this variant cannot take the problem
     unless_named : a rule that returns None, or the reason why this variant takes the problem only when named
@@ -72,7 +73,7 @@ class Variant(Generic[P]):
     def __init__(
         self,
         name: str,
-        implementation: Callable[..., Any] | str,
+        implementation: Callable[..., Any] | Kernel[P] | str,
         *,
         requires: Iterable[str] = (),
         accepts: Rule[P] | None = None,
@@ -89,13 +90,19 @@ class Variant(Generic[P]):
         self.last_resort = last_resort
         self._implementation = implementation
 
-    def load(self) -> Callable[..., Any]:
-        """The implementation; given as ``"package.module:function"`` its module is imported now, and not before."""
+    def load(self) -> Callable[..., Any] | Kernel[P]:
+        """The implementation; given as ``"package.module:name"`` its module is imported now, and not before.
+
+        Raises what the import raises, AttributeError where the module lacks the name, TypeError for what cannot be called.
+        """
         implementation = self._implementation
         if isinstance(implementation, str):
-            module, _, function = implementation.partition(":")
-            self._implementation = implementation = getattr(import_module(module), function)
-        return cast(Callable[..., Any], implementation)
+            module, _, name = implementation.partition(":")
+            implementation = getattr(import_module(module), name)
+        if not isinstance(implementation, Kernel) and not callable(implementation):
+            raise TypeError(f"variant {self.name!r}: got {type(implementation).__name__}, needs a function or a Kernel")
+        self._implementation = implementation
+        return implementation
 
     def __repr__(self) -> str:
         return f"Variant({self.name!r})"
@@ -106,18 +113,29 @@ class Operation(Generic[P]):
 
     name : what CAPGATE_VARIANT and the report call it
     example : makes a representative problem for a device, for the report; without it the report asks capabilities only
+    examples : what an offline compile asks for; without it the operation cannot be compiled ahead of time
+    offers : what every Kernel among its variants must offer besides ``prepare``: "tuning", "workers"
 
     Raises ValueError when another module has defined an operation of this name.
     """
 
-    def __init__(self, name: str, *, example: Callable[[Any], P] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        example: Callable[[Any], P] | None = None,
+        examples: Examples | None = None,
+        offers: Iterable[str] = (),
+    ) -> None:
         self.name = name
         self.example = example
+        self.examples = examples
+        self.offers = tuple(offers)
         self.variants: dict[str, Variant[P]] = {}
         self._set_aside: dict[tuple[str, P | None, str], str] = {}
-        self._module = sys._getframe(1).f_globals.get("__name__")
-        if name in _registered and _registered[name]._module != self._module:
-            raise ValueError(f"name: operation {name!r} is defined by {_registered[name]._module} already")
+        self.module: str | None = sys._getframe(1).f_globals.get("__name__")
+        if name in _registered and _registered[name].module != self.module:
+            raise ValueError(f"name: operation {name!r} is defined by {_registered[name].module} already")
         _registered[name] = self
 
     def add(self, variant: Variant[P]) -> None:
@@ -147,7 +165,7 @@ class Operation(Generic[P]):
         while True:
             chosen = self.select(problem, variant)
             try:
-                implementation = chosen.load()
+                implementation = self.load(chosen)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a module may fail to import in any way on a build it was not written for
@@ -156,12 +174,23 @@ class Operation(Generic[P]):
                 self._fall_back(chosen, problem, variant, "does not load", error)
                 continue
             try:
+                if isinstance(implementation, Kernel):
+                    return implementation.launch(problem, *arguments, **keywords)
                 return implementation(*arguments, **keywords)
             except Exception as error:
                 # A compiler does not speak of kernels through OSError, whatever it says.
                 if not _in_compiler(error) or isinstance(error, OSError) or of_the_machine(error, handled):
                     raise
                 self._fall_back(chosen, problem, variant, "does not compile", error)
+
+    def load(self, variant: Variant[P]) -> Callable[..., Any] | Kernel[P]:
+        """The variant's implementation; TypeError names what a Kernel lacks of what this operation's must offer."""
+        implementation = variant.load()
+        if isinstance(implementation, Kernel):
+            lacking = [name for name in self.offers if getattr(implementation, name) is None]
+            if lacking:
+                raise TypeError(f"{self.name}: the kernel of variant {variant.name!r} offers no {' and no '.join(lacking)}")
+        return implementation
 
     def select(self, problem: P, variant: str | None = None) -> Variant[P]:
         """The variant that a call with ``problem`` runs.

@@ -26,13 +26,10 @@ __all__ = [
     "select_paged_keys",
 ]
 
-_HOMES = {  # of operations
+_FUNCTIONS = {
     "fp8_mqa_logits": ".mqa_logits",
     "fp8_paged_mqa_logits": ".paged_mqa_logits",
     "select_keys": ".key_selection",
-}
-_FUNCTIONS = {
-    **_HOMES,
     "gather_keys": ".key_cache",
     "paged_mqa_schedule": ".paged_mqa_logits",
     "paged_mqa_workers": ".paged_mqa_logits",

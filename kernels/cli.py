@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from capgate.compat import report, versions
 from capgate.compat.command import CommandError, conclude
 
-from . import compile_command
-from .bench import command as bench
-from .bench import compare_command as compare
-from .demo import command as demo
+from .tools import compile_command
+from .tools.bench import command as bench
+from .tools.compare import command as compare
+from .tools.demo import command as demo
 
 # Each: help line, what adds its options, what runs it and returns the exit status.
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {

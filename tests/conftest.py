@@ -117,7 +117,7 @@ def compile_once(once: Callable[..., Any]) -> Callable[..., list[dict[str, Any]]
     """``compile_once(operation, target, jobs)``: as capgate's compile_jobs, without its limit of time; a row of one worker
     serves the others. Ask for all jobs that tests share: the first to ask has them compiled in one process.
     """
-    from capgate.kernels.offline import compile_jobs
+    from capgate.compat.offline.jobs import compile_jobs
 
     def rows(operation: str, target: str, jobs: Sequence[Any]) -> list[dict[str, Any]]:
         return once((operation, target, jobs), lambda: compile_jobs(operation, target, jobs, timeout=NO_LIMIT))

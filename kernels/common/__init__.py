@@ -1,1 +1,1 @@
-"""What the operations share; it imports none of them."""
+"""What the operations share. Nothing in here imports an operation."""

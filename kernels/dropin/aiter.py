@@ -6,8 +6,8 @@ ATOM, and vLLM and SGLang on ROCm, call them so. Errors that this package's func
 import torch
 
 from .. import mqa_logits, paged_mqa_logits
+from ..common.cache import CACHE
 from ..common.checks import check_apart, check_integer, check_strided
-from ..key_cache.layout import CACHE
 from .preshuffle import block_flat, named, unshuffle
 
 _OPERANDS = named("q_fp8", "kv_cache")

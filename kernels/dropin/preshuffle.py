@@ -7,19 +7,11 @@ d of key t lies at ``t // 16 * 16 * D + d // 16 * 256 + t % 16 * 16 + d % 16``. 
 
 import torch
 
+from ..common.cache import CACHE, check_address, check_blocks, with_scale
 from ..common.checks import Operands, check_strided
-from ..key_cache.function import takes_triton
-from ..key_cache.layout import (
-    CACHE,
-    check_address,
-    check_blocks,
-    keys_of,
-    scale_bytes_of,
-    with_scale,
-)
+from ..key_cache.operation import Problem, unshuffling
+from ..key_cache.reference import TILE
 from ..paged_mqa_logits.function import LENGTHS, QUERIES, TABLE
-
-TILE = 16  # keys of a tile, and bytes that it holds of each of them in a row
 
 _UNSHUFFLED = Operands(CACHE, TABLE, LENGTHS)
 
@@ -76,19 +68,5 @@ def unshuffle(
     flat = torch.empty(kv_cache.shape, dtype=torch.uint8, device=kv_cache.device)
     if flat.numel() == 0 or block_table.numel() == 0:
         return flat
-    if not takes_triton(kv_cache.device):
-        unshuffle_all(kv_cache, flat)
-        return flat
-    from . import classic
-
-    classic.unshuffle(kv_cache, block_table, context_lens, max_context_len, flat)
+    unshuffling(Problem(kv_cache.device), kv_cache, block_table, context_lens, max_context_len, flat)
     return flat
-
-
-def unshuffle_all(kv_cache: torch.Tensor, flat: torch.Tensor) -> None:
-    """Fill ``flat`` with every block in plain torch: for machines without a GPU."""
-    keys = keys_of(kv_cache)
-    blocks, block, dim = keys.shape
-    tiles = keys.reshape(blocks, block // TILE, dim // TILE, TILE, TILE)  # tile, piece of the keys, key, byte
-    keys_of(flat).copy_(tiles.transpose(2, 3).reshape(blocks, block, dim))
-    scale_bytes_of(flat).copy_(scale_bytes_of(kv_cache))

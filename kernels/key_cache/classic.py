@@ -4,52 +4,20 @@ import torch
 import triton
 import triton.language as tl
 
-from ..launch import Launch
+from capgate import compat
+
+from ..common.cache import SCALE_BYTES, keys_of, scales_of
+from ..common.device.classic import locate
+from ..common.hardware import multiprocessors
 from ..quantize import AMAX_FLOOR, FP8_MAX
-from .layout import keys_of, scales_of
+from .operation import Problem
 
 ROWS = 8  # keys that a program quantises
 POSITIONS = 32  # keys that a program gathers
 REQUESTS = 256  # lengths that are summed at a time
+PIECES = 256  # of 16 bytes, that a program unshuffles at a time
+PROGRAMS = 8  # on each SM or CU, shared by the requests
 POWER_OF_TWO = {"fp32": False, "ue8m0": True}
-
-
-@triton.jit
-def units_of(lens, request, num_requests, most, stride_request, stride_column, COLUMNS: tl.constexpr, UNIT: tl.constexpr):
-    """How many units of UNIT keys the requests' longest rows have, as int64; requests past the last have none."""
-    longest = tl.zeros(request.shape, tl.int32)
-    for column in tl.static_range(COLUMNS):
-        cell = lens + request.to(tl.int64) * stride_request + column * stride_column
-        longest = tl.maximum(longest, tl.load(cell, mask=request < num_requests, other=0))
-    return (tl.minimum(longest, most).to(tl.int64) + (UNIT - 1)) // UNIT
-
-
-@triton.jit
-def locate(
-    target,
-    lens,
-    num_requests,
-    most,
-    stride_request,
-    stride_column,
-    COLUMNS: tl.constexpr,
-    UNIT: tl.constexpr,
-    REQUESTS: tl.constexpr,
-):
-    """(request, unit of it) of each of the ``target`` units [int64], counted through all requests; past the last unit,
-    the number of requests and what is left."""
-    request = tl.zeros(target.shape, tl.int32)
-    passed_units = tl.zeros(target.shape, tl.int64)
-    summed = tl.full((), 0, tl.int64)
-    for base in range(0, num_requests, REQUESTS):
-        candidate = base + tl.arange(0, REQUESTS)
-        units = units_of(lens, candidate, num_requests, most, stride_request, stride_column, COLUMNS, UNIT)
-        ends = summed + tl.cumsum(units, axis=0)
-        passed = (ends[None, :] <= target[:, None]) & (candidate < num_requests)[None, :]
-        request += tl.sum(passed.to(tl.int32), axis=1)
-        passed_units += tl.sum(tl.where(passed, units[None, :], 0), axis=1)
-        summed += tl.sum(units, axis=0)
-    return request, target - passed_units
 
 
 @triton.jit
@@ -158,9 +126,49 @@ def gather_kernel(
     tl.store(out_scales + position, scale, mask=wanted)
 
 
+@triton.jit
+def unshuffle_kernel(
+    shuffled,  # [num_blocks, BLOCK_PIECES * 4] int32
+    flat,  # the same, contiguous
+    table,  # [B, max_blocks] int32
+    lens,  # [B, COLUMNS] int32
+    num_blocks,
+    limit,  # keys that a request can have
+    stride_shuffled,
+    stride_tb,
+    stride_tk,
+    stride_lb,
+    stride_ln,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    KEY_PIECES: tl.constexpr,
+    BLOCK_PIECES: tl.constexpr,
+    PIECES: tl.constexpr,
+):
+    request = tl.program_id(0).to(tl.int64)
+    longest = 0
+    for column in tl.static_range(COLUMNS):
+        longest = tl.maximum(longest, tl.load(lens + request * stride_lb + column * stride_ln))
+    entries = tl.cdiv(tl.minimum(longest, limit), BLOCK)
+    first = tl.program_id(1)
+    word = tl.arange(0, 4)[None, :]  # of a piece
+    for number in range(tl.cdiv(entries - first, tl.num_programs(1))):
+        entry = (first + number * tl.num_programs(1)).to(tl.int64)
+        block = tl.load(table + request * stride_tb + entry * stride_tk).to(tl.int64)
+        held = (block >= 0) & (block < num_blocks)
+        for base in range(0, BLOCK_PIECES, PIECES):
+            piece = base + tl.arange(0, PIECES)
+            key = piece // KEY_PIECES
+            source = key // 16 * (16 * KEY_PIECES) + piece % KEY_PIECES * 16 + key % 16
+            source = tl.where(key < BLOCK, source, piece)  # the scales stay where they are
+            inside = (held & (piece < BLOCK_PIECES))[:, None]
+            value = tl.load(shuffled + block * stride_shuffled + source[:, None] * 4 + word, mask=inside)
+            tl.store(flat + block * (BLOCK_PIECES * 4) + piece[:, None] * 4 + word, value, mask=inside)
+
+
 def prepare_write(
-    k: torch.Tensor, kv_cache: torch.Tensor, slots: torch.Tensor, *, dtype: torch.dtype, scale_format: str
-) -> Launch:
+    problem: Problem, k: torch.Tensor, kv_cache: torch.Tensor, slots: torch.Tensor, *, dtype: torch.dtype, scale_format: str
+) -> compat.Launch:
     """The launch that quantises the keys of one call into their slots."""
     keys, scales = keys_of(kv_cache), scales_of(kv_cache)
     (blocks, block, dim), num_keys = keys.shape, k.shape[0]
@@ -178,18 +186,20 @@ def prepare_write(
         "num_warps": 4,
     }
     arguments = (k, keys, scales, slots, num_keys, blocks * block, *strides)
-    return Launch(write_kernel, (-(-num_keys // ROWS),), arguments, keywords)
+    return compat.Launch(write_kernel, (-(-num_keys // ROWS),), arguments, keywords)
 
 
-def write(k: torch.Tensor, kv_cache: torch.Tensor, slots: torch.Tensor, *, dtype: torch.dtype, scale_format: str) -> None:
-    """As :func:`.reference.write`."""
-    if k.shape[0] and kv_cache.shape[0]:
-        prepare_write(k, kv_cache, slots, dtype=dtype, scale_format=scale_format)()
+write = compat.Kernel(prepare_write)
 
 
 def prepare_gather(
-    kv_cache: torch.Tensor, block_table: torch.Tensor, lens: torch.Tensor, keys: torch.Tensor, scales: torch.Tensor
-) -> Launch:
+    problem: Problem,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    lens: torch.Tensor,
+    keys: torch.Tensor,
+    scales: torch.Tensor,
+) -> compat.Launch:
     """The launch that fills ``keys`` [total, D] and ``scales`` [total], both contiguous."""
     held_keys, held_scales = keys_of(kv_cache), scales_of(kv_cache)
     (blocks, block, dim), total = held_keys.shape, keys.shape[0]
@@ -209,12 +219,39 @@ def prepare_gather(
         *strides,
     )
     keywords = {"DIM": dim, "BLOCK": block, "POSITIONS": POSITIONS, "REQUESTS": REQUESTS, "num_warps": 4}
-    return Launch(gather_kernel, (-(-total // POSITIONS),), arguments, keywords)
+    return compat.Launch(gather_kernel, (-(-total // POSITIONS),), arguments, keywords)
 
 
-def gather(
-    kv_cache: torch.Tensor, block_table: torch.Tensor, lens: torch.Tensor, keys: torch.Tensor, scales: torch.Tensor
-) -> None:
-    """As :func:`.reference.gather`."""
-    if keys.shape[0]:
-        prepare_gather(kv_cache, block_table, lens, keys, scales)()
+gather = compat.Kernel(prepare_gather)
+
+
+def prepare_unshuffle(
+    problem: Problem,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    context_lens: torch.Tensor,
+    max_context_len: int,
+    flat: torch.Tensor,
+) -> compat.Launch:
+    """The launch that fills the blocks of ``flat`` that the requests use, none of the shapes being empty."""
+    blocks, block, _, width = kv_cache.shape
+    requests, entries = block_table.shape
+    octets = kv_cache.as_strided((blocks, block * width), (kv_cache.stride(0), 1), kv_cache.storage_offset())
+    shuffled = octets.view(torch.int32)
+    limit = min(max_context_len, entries * block)
+    lens = context_lens if context_lens.ndim == 2 else context_lens[:, None]
+    programs = min(entries, max(1, -(-PROGRAMS * multiprocessors(flat.device) // requests)))
+    strides = (shuffled.stride(0), *block_table.stride(), *lens.stride())
+    arguments = (shuffled, flat.view(-1).view(torch.int32), block_table, lens, blocks, limit, *strides)
+    keywords = {
+        "COLUMNS": lens.shape[1],
+        "BLOCK": block,
+        "KEY_PIECES": (width - SCALE_BYTES) // 16,
+        "BLOCK_PIECES": block * width // 16,
+        "PIECES": PIECES,
+        "num_warps": 4,
+    }
+    return compat.Launch(unshuffle_kernel, (requests, programs), arguments, keywords)
+
+
+unshuffle = compat.Kernel(prepare_unshuffle)

@@ -2,13 +2,12 @@
 
 import torch
 
-from capgate import compat
-
+from ..common.cache import CACHE, SCALE_BYTES, check_address, check_blocks, with_scale
 from ..common.checks import Derived, Operand, Operands, among, check_apart, check_choice, check_integer
-from ..mqa_logits.operation import DIMS
+from ..common.rules import DIMS
+from ..common.torch_ops import register
 from ..quantize import FP8_MAX, SCALE_FORMATS
-from . import reference
-from .layout import CACHE, SCALE_BYTES, check_address, check_blocks, with_scale
+from .operation import Problem, gathering, writing
 
 _CACHE = CACHE._replace(
     limits=(*CACHE.limits, among("D + 4", tuple(map(with_scale, DIMS)))),
@@ -110,22 +109,12 @@ def gather_keys(
     return keys.view(dtype), scales
 
 
-def takes_triton(device: torch.device) -> bool:
-    """Whether a device runs Triton's kernels; torch's branch serves otherwise."""
-    caps = compat.capabilities(device)
-    return bool(device.type != "meta" and caps.gpu and caps.triton and (caps.knows_gfx1250 or not caps.gfx1250))
-
-
 def _write(k: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor, dtype: torch.dtype, scale_format: str) -> None:
     """Operator ``capgate::quantize_keys_to_cache``."""
     check_address(kv_cache)
     check_apart("kv_cache", kv_cache, WRITTEN.operands[1:], (k, slot_mapping))
-    if takes_triton(k.device):
-        from . import classic
-
-        classic.write(k, kv_cache, slot_mapping, dtype=dtype, scale_format=scale_format)
-    else:
-        reference.write(k, kv_cache, slot_mapping, dtype=dtype, scale_format=scale_format)
+    if k.shape[0] and kv_cache.shape[0]:
+        writing(Problem(k.device), k, kv_cache, slot_mapping, dtype=dtype, scale_format=scale_format)
 
 
 def _gather(
@@ -134,12 +123,8 @@ def _gather(
     """Operator ``capgate::gather_keys``; the keys as bytes."""
     check_address(kv_cache)
     keys, scales = _empty(kv_cache, block_table, lens, total)
-    if takes_triton(kv_cache.device):
-        from . import classic
-
-        classic.gather(kv_cache, block_table, lens, keys, scales)
-    else:
-        reference.gather(kv_cache, block_table, lens, keys, scales)
+    if total:
+        gathering(Problem(kv_cache.device), kv_cache, block_table, lens, keys, scales)
     return keys, scales
 
 
@@ -150,13 +135,8 @@ def _empty(
     return kv_cache.new_empty((total, dim)), kv_cache.new_empty((total,), dtype=torch.float32)
 
 
-# Operators hide the choice of a branch from torch.compile, as fp8_mqa_logits' do.
-_library = torch.library.Library("capgate", "FRAGMENT")
-_library.define(
-    "quantize_keys_to_cache(Tensor k, Tensor(a!) kv_cache, Tensor slot_mapping, ScalarType dtype, str scale_format) -> ()"
+register(
+    "quantize_keys_to_cache(Tensor k, Tensor(a!) kv_cache, Tensor slot_mapping, ScalarType dtype, str scale_format) -> ()",
+    _write,
 )
-_library.define("gather_keys(Tensor kv_cache, Tensor block_table, Tensor lens, SymInt total) -> (Tensor, Tensor)")
-_library.impl("quantize_keys_to_cache", _write, "CompositeExplicitAutograd")
-_library.impl("gather_keys", _gather, "CompositeExplicitAutograd")
-torch.library.register_fake("capgate::quantize_keys_to_cache", lambda *arguments: None, lib=_library)
-torch.library.register_fake("capgate::gather_keys", _empty, lib=_library)
+register("gather_keys(Tensor kv_cache, Tensor block_table, Tensor lens, SymInt total) -> (Tensor, Tensor)", _gather, _empty)

@@ -2,8 +2,10 @@
 
 import torch
 
+from ..common.cache import keys_of, scale_bytes_of
 from ..quantize import quantize_keys
-from .layout import keys_of, scale_bytes_of
+
+TILE = 16  # keys of a tile of a preshuffled cache, and bytes that it holds of each of them in a row
 
 
 def write(k: torch.Tensor, kv_cache: torch.Tensor, slots: torch.Tensor, *, dtype: torch.dtype, scale_format: str) -> None:
@@ -46,3 +48,14 @@ def gather(
     page = torch.where(held, page, 0)
     octets.copy_(torch.where(held[:, None], keys_of(kv_cache)[page, offset % block], 0))
     scales.copy_(torch.where(held[:, None], scale_bytes_of(kv_cache)[page, offset % block], 0).view(torch.float32)[:, 0])
+
+
+def unshuffle(
+    kv_cache: torch.Tensor, block_table: torch.Tensor, context_lens: torch.Tensor, max_context_len: int, flat: torch.Tensor
+) -> None:
+    """Fill ``flat`` with every block of a preshuffled cache, in use or not."""
+    keys = keys_of(kv_cache)
+    blocks, block, dim = keys.shape
+    tiles = keys.reshape(blocks, block // TILE, dim // TILE, TILE, TILE)  # tile, piece of the keys, key, byte
+    keys_of(flat).copy_(tiles.transpose(2, 3).reshape(blocks, block, dim))
+    scale_bytes_of(flat).copy_(scale_bytes_of(kv_cache))

@@ -10,16 +10,14 @@ its block, in order, and the next launch selects from those, until a row fits on
 shapes alone. Counts are exact and nothing is added up in an order that may change, so results repeat bit for bit.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
 from capgate import compat
 
-from ..launch import Launch
 from . import plan
+from .operation import Problem
 
 LOWEST = tl.constexpr(0x007FFFFF)  # the key of -inf
 PAST_LARGEST = tl.constexpr(0xFF800001)  # one more than the key of inf: only NaN is not less than its value, a NaN
@@ -447,7 +445,17 @@ def select_keys_kernel(
                 )
 
 
-def launches(
+def in_quads(source: torch.Tensor) -> bool:
+    """Whether the rows can be read 16 bytes at a time: they begin on 16-byte boundaries, and memory goes on to the next one."""
+    rows, columns = source.shape
+    if source.stride(1) != 1 or source.stride(0) % 16 or source.data_ptr() % 16:
+        return False
+    end = source.storage_offset() + (rows - 1) * source.stride(0) + -(-columns // 4) * 4
+    return bool(4 * end <= source.untyped_storage().nbytes())
+
+
+def prepare(
+    problem: Problem,
     logits: torch.Tensor,
     starts: torch.Tensor | None,
     ends: torch.Tensor,
@@ -456,16 +464,16 @@ def launches(
     *,
     num_keys: int | None,
     relative: bool,
-    target: compat.Target,
-) -> list[Launch]:
-    """The launches of one call on a target, in order, with the scratch that they share; the tensors may be meta tensors."""
+) -> list[compat.Launch]:
+    """The launches of one call, in order, with the scratch that they share; ``scores`` is written if it is given."""
     (rows, columns), top_k = logits.shape, indices.shape[1]
+    target = compat.capabilities(problem.device).target
     tune, block = plan.tuning(target), plan.block_of(target, columns)
     buffers = [
         (ends.new_empty((rows, room)), torch.empty((rows, room), dtype=torch.float32, device=ends.device))
         for room in plan.scratch_rooms(columns, top_k, block)
     ]
-    found: list[Launch] = []
+    found: list[compat.Launch] = []
     source: torch.Tensor = logits
     places: torch.Tensor | None = None
     left = plan.rooms(columns, top_k, block)
@@ -497,37 +505,15 @@ def launches(
             **(dict(tune.options) if places is None else {}),
         }
         blocks = 1 if last else -(-(columns if number == 0 else left[number - 1]) // block)
-        found.append(Launch(select_keys_kernel, (rows, blocks), arguments, keywords))
+        found.append(compat.Launch(select_keys_kernel, (rows, blocks), arguments, keywords))
         if not last:
             places, source = buffers[number % 2]
     return found
 
 
-def in_quads(source: torch.Tensor) -> bool:
-    """Whether the rows can be read 16 bytes at a time: they begin on 16-byte boundaries, and memory goes on to the next one."""
-    rows, columns = source.shape
-    if source.stride(1) != 1 or source.stride(0) % 16 or source.data_ptr() % 16:
-        return False
-    end = source.storage_offset() + (rows - 1) * source.stride(0) + -(-columns // 4) * 4
-    return bool(4 * end <= source.untyped_storage().nbytes())
+def tuning(problem: Problem) -> plan.Tuning:
+    """The table's row for a problem's target."""
+    return plan.tuning(compat.capabilities(problem.device).target)
 
 
-def prepare(*arguments: Any, number: int = 0, **keywords: Any) -> Launch:
-    """The launch with this number of those of one call; arguments as of :func:`launches`."""
-    return launches(*arguments, **keywords)[number]
-
-
-def launch(
-    logits: torch.Tensor,
-    starts: torch.Tensor | None,
-    ends: torch.Tensor,
-    indices: torch.Tensor,
-    scores: torch.Tensor | None,
-    *,
-    num_keys: int | None,
-    relative: bool,
-) -> None:
-    """Write each row's selected keys into ``indices``, and their logits into ``scores`` if it is given."""
-    target = compat.capabilities(logits.device).target
-    for step in launches(logits, starts, ends, indices, scores, num_keys=num_keys, relative=relative, target=target):
-        step()
+kernel = compat.Kernel(prepare, tuning=tuning)

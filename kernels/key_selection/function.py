@@ -6,8 +6,10 @@ import torch
 
 from capgate import compat
 
+from ..common.cache import check_blocks
 from ..common.checks import Operand, Operands, check_flag, check_integer, check_variant
-from ..key_cache.layout import check_blocks
+from ..common.logits import ROW_ALIGNMENT
+from ..common.torch_ops import register
 from ..mqa_logits import function as dense
 from ..mqa_logits.operation import operation as dense_operation
 from ..paged_mqa_logits import function as paged
@@ -338,7 +340,7 @@ def _row_ends(context_lens: torch.Tensor, next_n: int) -> torch.Tensor:
 def _logits_buffer(groups: int, rows: int, columns: int, top_k: int, budget: int, device: torch.device) -> torch.Tensor:
     """A buffer for the logits of as many groups of ``rows`` rows as the budget has room for, of ``groups``; rows are padded."""
     target = compat.capabilities(device).target
-    padded = -(-columns // dense.ROW_ALIGNMENT) * dense.ROW_ALIGNMENT
+    padded = -(-columns // ROW_ALIGNMENT) * ROW_ALIGNMENT
     group_bytes = rows * (4 * padded + plan.scratch_bytes(target, columns, top_k))
     taken = plan.rows_within(budget, group_bytes, groups)
     if taken == 0 < groups:
@@ -347,41 +349,29 @@ def _logits_buffer(groups: int, rows: int, columns: int, top_k: int, budget: int
     return torch.empty((taken * rows, padded), dtype=torch.float32, device=device)
 
 
-# Operators hide chunks and the choice of branches from torch.compile, as fp8_mqa_logits' do.
-_library = torch.library.Library("capgate", "FRAGMENT")
 _DENSE = "Tensor q, Tensor k, Tensor k_scale, Tensor weights, Tensor starts, Tensor ends"
 _PAGED = "Tensor q, Tensor kv_cache, Tensor weights, Tensor context_lens, Tensor block_table, SymInt max_context_len"
 _CHUNKS = "SymInt top_k, SymInt logits_budget_bytes"
 _VARIANTS = "str? variant, str? logits_variant"
-_library.define(
-    f"select_keys({_DENSE}, {_CHUNKS}, SymInt? max_window, bool relative, bool return_scores, {_VARIANTS}) -> (Tensor, Tensor)"
-)
-_library.define(f"select_paged_keys({_PAGED}, {_CHUNKS}, bool return_scores, {_VARIANTS}) -> (Tensor, Tensor)")
-_library.define(
-    "select_from_logits(Tensor logits, Tensor? starts, Tensor ends, SymInt top_k, SymInt? num_keys, bool relative, "
-    "bool return_scores, str? variant) -> (Tensor, Tensor)"
-)
-_library.impl("select_keys", _select_keys, "CompositeExplicitAutograd")
-_library.impl("select_paged_keys", _select_paged_keys, "CompositeExplicitAutograd")
-_library.impl("select_from_logits", _select_from_logits, "CompositeExplicitAutograd")
-torch.library.register_fake(
-    "capgate::select_keys",
+register(
+    f"select_keys({_DENSE}, {_CHUNKS}, SymInt? max_window, bool relative, bool return_scores, {_VARIANTS}) -> (Tensor, Tensor)",
+    _select_keys,
     lambda q, k, k_scale, weights, starts, ends, top_k, budget, max_window, relative, return_scores, *variants: _empty(
         q.shape[0], top_k, return_scores, q.device
     ),
-    lib=_library,
 )
-torch.library.register_fake(
-    "capgate::select_paged_keys",
+register(
+    f"select_paged_keys({_PAGED}, {_CHUNKS}, bool return_scores, {_VARIANTS}) -> (Tensor, Tensor)",
+    _select_paged_keys,
     lambda q, kv_cache, weights, context_lens, block_table, max_context_len, top_k, budget, return_scores, *variants: _empty(
         q.shape[0] * q.shape[1], top_k, return_scores, q.device
     ),
-    lib=_library,
 )
-torch.library.register_fake(
-    "capgate::select_from_logits",
+register(
+    "select_from_logits(Tensor logits, Tensor? starts, Tensor ends, SymInt top_k, SymInt? num_keys, bool relative, "
+    "bool return_scores, str? variant) -> (Tensor, Tensor)",
+    _select_from_logits,
     lambda logits, starts, ends, top_k, num_keys, relative, return_scores, variant: _empty(
         logits.shape[0], top_k, return_scores, logits.device
     ),
-    lib=_library,
 )

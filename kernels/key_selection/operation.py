@@ -4,13 +4,11 @@ from typing import Any, NamedTuple
 
 from capgate import compat
 
-from ..launch import ExampleCall
-from ..mqa_logits.operation import interpreter_accepts
+from ..common.rules import classic_runs, interpreted_when_named
 from .plan import max_top_k
 
 # Columns, whether scores are returned, and which of the launches: a row of 65536 logits takes two.
 MODES = {"indices": (8192, False, 0), "scores": (8192, True, 0), "cut": (65536, False, 0), "candidates": (65536, False, 1)}
-COMPILED_MODES = tuple(MODES)
 
 
 class Problem(NamedTuple):
@@ -44,7 +42,7 @@ def example_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | N
     return example(device)._replace(mode=mode)
 
 
-def example_call(problem: Problem) -> ExampleCall:
+def example_call(problem: Problem) -> compat.ExampleCall:
     """A call with 4096 rows, for an offline compile."""
     import torch
 
@@ -54,40 +52,34 @@ def example_call(problem: Problem) -> ExampleCall:
     columns, scores, number = MODES[problem.mode]
     rows, window = 4096, meta(4096, dtype=torch.int32)
     selected = (meta(rows, problem.top_k, dtype=torch.int32), meta(rows, problem.top_k) if scores else None)
-    return ExampleCall(
+    return compat.ExampleCall(
         (meta(rows, columns), window, window, *selected),
-        {
-            "num_keys": None,
-            "relative": False,
-            "number": number,
-            "target": compat.capabilities(problem.device).target,
-        },
-        1,
+        {"num_keys": None, "relative": False},
+        number=number,
     )
 
 
 def _classic_accepts(problem: Problem) -> str | None:
-    caps = compat.capabilities(problem.device)
-    most = max_top_k(caps.target)
+    most = max_top_k(compat.capabilities(problem.device).target)
     if problem.top_k > most:
         return f"needs top_k of at most {most}: found {problem.top_k}"
-    if caps.interpreter:
-        return interpreter_accepts(caps)
-    if not caps.gpu:
-        return f"{caps.why('gpu')}; on the CPU {caps.why('interpreter')}"
-    return caps.why("knows_gfx1250") if caps.gfx1250 and not caps.knows_gfx1250 else None
+    return classic_runs(problem.device)
 
 
 def _classic_unless_named(problem: Problem) -> str | None:
-    on_gpu = compat.capabilities(problem.device).gpu
-    return None if on_gpu else "would run in Triton's interpreter, which is slow; name it to use it"
+    return interpreted_when_named(problem.device)
 
 
-operation = compat.Operation("select_keys", example=example)
+operation = compat.Operation(
+    "select_keys",
+    example=example,
+    examples=compat.Examples(example_problem, example_call, tuple(MODES)),
+    offers=("tuning",),
+)
 operation.add(
     compat.Variant(
         "classic",
-        f"{__package__}.classic:launch",
+        f"{__package__}.classic:kernel",
         requires=("triton", "torch"),
         accepts=_classic_accepts,
         unless_named=_classic_unless_named,

@@ -16,8 +16,11 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..launch import Launch, multiprocessors
-from .operation import padded_heads
+from ..common.device.classic import fill, fill_edge, fill_strip, fn_to_fnuz, relu
+from ..common.device.windows import window
+from ..common.hardware import multiprocessors
+from ..common.rules import padded_heads
+from .operation import Problem
 
 
 class Tuning(NamedTuple):
@@ -51,67 +54,12 @@ TUNINGS: dict[tuple[str, bool], tuple[Any, ...]] = {
 
 
 @cache
-def tuning(target: compat.Target, heads: int, clean_logits: bool) -> Tuning:
-    """The table's row for a target and an output mode, cut to the head count."""
+def tuning(problem: Problem) -> Tuning:
+    """The table's row for a problem's target and output mode, cut to its head count."""
+    target, clean_logits = compat.capabilities(problem.device).target, problem.clean_logits
     keys = ((target.label, clean_logits), (target.label, False), ("", False))
     block_keys, columns, *rest = next(TUNINGS[key] for key in keys if key in TUNINGS)
-    return Tuning(block_keys, columns // padded_heads(heads), *rest)
-
-
-@triton.jit
-def relu(x, MAXIMUM: tl.constexpr):
-    """max(x, 0) that keeps NaN: one instruction where the target has maximum, otherwise compare and select."""
-    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) if MAXIMUM else tl.where(x < 0.0, 0.0, x)
-
-
-@triton.jit
-def fn_to_fnuz(x):
-    """e4m3fn -> e4m3fnuz of half the value, byte by byte: -0 (fnuz's NaN) becomes 0, either NaN becomes fnuz's."""
-    byte = x.to(tl.uint8, bitcast=True)
-    byte = tl.where(byte == 0x80, 0, byte).to(tl.uint8)
-    byte = tl.where((byte & 0x7F) == 0x7F, 0x80, byte).to(tl.uint8)
-    return byte.to(tl.float8e4b8, bitcast=True)
-
-
-@triton.jit
-def window(row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED: tl.constexpr):
-    """(start, begin, end): window [begin, end) is cut to the keys and to the row's cells; a row past the last has none."""
-    near_row = tl.minimum(row, num_queries - 1).to(tl.int64)
-    start = tl.load(starts + near_row * stride_starts)
-    end = tl.where(row < num_queries, tl.minimum(tl.load(ends + near_row * stride_ends), num_keys), 0)
-    if COMPRESSED:
-        end = tl.minimum(end, start + width)
-    return start, tl.maximum(start, 0), end
-
-
-@triton.jit
-def fill(out, base, width, row_offset, wanted, stride_on, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
-    """-inf into columns [base, base + width) of the wanted rows; width is at most COLUMNS."""
-    column = tl.arange(0, COLUMNS)
-    cell = out + base.to(tl.int64) * stride_on + row_offset[:, None] + (column.to(INDEX) * stride_on)[None, :]
-    value = tl.full([row_offset.shape[0], COLUMNS], float("-inf"), tl.float32)
-    tl.store(cell, value, mask=wanted[:, None] & (column < width)[None, :])
-
-
-@triton.jit
-def fill_strip(out, strip, first, last, row_offset, row_exists, stride_on, STRIP: tl.constexpr, INDEX: tl.constexpr):
-    """One of the whole strips of columns [0, first) and from last on: no column mask, so stores are 16 bytes wide."""
-    left = first // STRIP
-    base = tl.where(strip < left, strip * STRIP, last + (strip - left) * STRIP)
-    fill(out, tl.multiple_of(base, 16), STRIP, row_offset, row_exists, stride_on, STRIP, INDEX)
-
-
-@triton.jit
-def fill_edge(
-    out, base, begin, end, num_keys, row_offset, row_exists, stride_on, BLOCK_KEYS: tl.constexpr, INDEX: tl.constexpr
-):
-    """-inf into the cells of one tile, from column ``base``, that lie outside their row's window."""
-    lane = tl.arange(0, BLOCK_KEYS)
-    position = (base + lane)[None, :]
-    outside = (position < begin[:, None]) | (position >= end[:, None])
-    cell = out + base.to(tl.int64) * stride_on + row_offset[:, None] + (lane.to(INDEX) * stride_on)[None, :]
-    value = tl.full([row_offset.shape[0], BLOCK_KEYS], float("-inf"), tl.float32)
-    tl.store(cell, value, mask=outside & (position < num_keys) & row_exists[:, None])
+    return Tuning(block_keys, columns // padded_heads(problem.heads), *rest)
 
 
 @triton.jit
@@ -243,6 +191,7 @@ def mqa_logits_kernel(
 
 
 def prepare(
+    problem: Problem,
     q: torch.Tensor,
     k: torch.Tensor,
     k_scale: torch.Tensor,
@@ -253,11 +202,10 @@ def prepare(
     *,
     clean_logits: bool,
     compressed: bool,
-    target: compat.Target,
-) -> Launch:
-    """The launch for one call on a target; the tensors may be meta tensors."""
+) -> compat.Launch:
+    """The launch of one call, which writes the logits of every row's window, and with ``clean_logits`` -inf beside it."""
     (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
-    tune = tuning(target, heads, clean_logits)
+    tune, target = tuning(problem), compat.capabilities(problem.device).target
     lanes = max(32, target.warp_size)  # the interpreter has one lane, and no use for short strips
     strip = 8 * lanes * tune.num_warps // tune.rows  # two 16-byte stores a lane
     groups = -(-num_queries // tune.rows)
@@ -291,21 +239,7 @@ def prepare(
         "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
         **dict(tune.options),
     }
-    return Launch(mqa_logits_kernel, (groups, splits), arguments, keywords)
+    return compat.Launch(mqa_logits_kernel, (groups, splits), arguments, keywords)
 
 
-def launch(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    starts: torch.Tensor,
-    ends: torch.Tensor,
-    out: torch.Tensor,
-    *,
-    clean_logits: bool,
-    compressed: bool,
-) -> None:
-    """Write the logits of every row's window into ``out``; with ``clean_logits``, -inf into every other cell."""
-    target = compat.capabilities(q.device).target
-    prepare(q, k, k_scale, weights, starts, ends, out, clean_logits=clean_logits, compressed=compressed, target=target)()
+kernel = compat.Kernel(prepare, tuning=tuning)

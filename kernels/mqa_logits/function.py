@@ -3,23 +3,18 @@
 import torch
 
 from ..common.checks import (
-    Limit,
     Operand,
     Operands,
-    among,
     check_apart,
     check_flag,
     check_integer,
     check_output,
     check_variant,
 )
-from .operation import DIMS, MAX_HEADS, MIN_HEADS, Problem, operation
+from ..common.logits import FP8, QUERY_SIZES, empty_logits, mappable
+from ..common.torch_ops import register
+from .operation import Problem, operation
 
-# Rows of a new output start on 1024-byte boundaries (as DeepGEMM's and, at 256 elements, aiter's do), so stride(0) >= N.
-ROW_ALIGNMENT = 256
-
-FP8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e4m3fnuz: "float8_e4m3fnuz"}
-QUERY_SIZES = (Limit("H", MIN_HEADS, MAX_HEADS), among("D", DIMS))
 OPERANDS = Operands(
     Operand("q", (("S", "H", "D"),), tuple(FP8), QUERY_SIZES),
     Operand("k", (("N", "D"),)),
@@ -131,14 +126,6 @@ def describe(
     return Problem(q.device, q.shape[1], q.shape[2], FP8[q.dtype], clean_logits, compressed, direct_keys, tensor_maps)
 
 
-def mappable(tensor: torch.Tensor) -> bool:
-    """Whether a tensor map of NVIDIA's copy engine can describe ``tensor``: aligned lines of adjacent elements."""
-    *outer, (size, step) = zip(tensor.shape, tensor.stride(), strict=True)
-    if tensor.numel() == 0 or tensor.data_ptr() % 16 or (size > 1 and step != 1):
-        return False
-    return all(size == 1 or (step > 0 and step * tensor.itemsize % 16 == 0) for size, step in outer)
-
-
 def _launch_into(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -212,20 +199,6 @@ def _shape(q: torch.Tensor, k: torch.Tensor, max_window: int | None) -> tuple[in
     return q.shape[0], k.shape[0] if max_window is None else max_window
 
 
-def empty_logits(shape: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """A new output, its rows aligned."""
-    rows, columns = shape
-    row_stride = (columns + ROW_ALIGNMENT - 1) // ROW_ALIGNMENT * ROW_ALIGNMENT
-    # The last row has its padding as well, so that every row can be read in whole vectors.
-    return torch.empty((rows, row_stride), dtype=torch.float32, device=device)[:, :columns]
-
-
-# Operators hide the choice of a branch from torch.compile. Library.impl and not custom_op: the latter adds 5 us to a call.
-_library = torch.library.Library("capgate", "FRAGMENT")
 _INPUTS = "Tensor q, Tensor k, Tensor k_scale, Tensor weights, Tensor starts, Tensor ends"
-_library.define(f"fp8_mqa_logits({_INPUTS}, bool clean_logits, SymInt? max_window, str? variant) -> Tensor")
-_library.define(f"fp8_mqa_logits_out({_INPUTS}, Tensor(a!) out, bool clean_logits, bool compressed, str? variant) -> ()")
-_library.impl("fp8_mqa_logits", _launch_new, "CompositeExplicitAutograd")
-_library.impl("fp8_mqa_logits_out", _launch_into, "CompositeExplicitAutograd")
-torch.library.register_fake("capgate::fp8_mqa_logits", _fake_new, lib=_library)
-torch.library.register_fake("capgate::fp8_mqa_logits_out", lambda *arguments: None, lib=_library)
+register(f"fp8_mqa_logits({_INPUTS}, bool clean_logits, SymInt? max_window, str? variant) -> Tensor", _launch_new, _fake_new)
+register(f"fp8_mqa_logits_out({_INPUTS}, Tensor(a!) out, bool clean_logits, bool compressed, str? variant) -> ()", _launch_into)

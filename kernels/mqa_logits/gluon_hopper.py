@@ -26,8 +26,7 @@ from capgate.compat.gluon import (
     tma_store_wait,
 )
 
-from ..launch import Launch, multiprocessors
-from .gluon_hopper_tile import (
+from ..common.device.hopper import (
     bytes_layout,
     column_weights,
     floats_layout,
@@ -39,7 +38,10 @@ from .gluon_hopper_tile import (
     scalar,
     tensor_map,
 )
-from .operation import padded_heads
+from ..common.device.windows import clip
+from ..common.hardware import multiprocessors
+from ..common.rules import padded_heads
+from .operation import Problem
 
 
 class Tuning(NamedTuple):
@@ -87,9 +89,9 @@ TUNINGS: dict[int, Tuning] = {
 }
 
 
-def tuning(target: compat.Target, heads: int, clean_logits: bool) -> Tuning:
-    """The table's row for a head count."""
-    return TUNINGS[padded_heads(heads)]
+def tuning(problem: Problem) -> Tuning:
+    """The table's row for a problem's head count."""
+    return TUNINGS[padded_heads(problem.heads)]
 
 
 FEW_GROUPS = 32  # whose windows one load of a warp reads; what programs need first may then be guessed
@@ -168,15 +170,6 @@ class Windows:
 
 
 @gluon.jit
-def clip(start, end, windows):
-    """(begin, end): windows cut to the keys and to the row's cells."""
-    end = gl.minimum(end, windows.num_keys)
-    if windows.COMPRESSED:
-        end = gl.minimum(end, start + windows.width)
-    return gl.maximum(start, 0), end
-
-
-@gluon.jit
 def cover(begin, end, KEYS: gl.constexpr):
     """[first, last) tiles: what the windows touch together; the first is far behind the last where all are empty."""
     first = gl.min(gl.where(begin < end, begin, 2147483647), axis=0)
@@ -250,7 +243,7 @@ def share(windows, ROWS: gl.constexpr, KEYS: gl.constexpr, SAMPLES: gl.constexpr
     start = gl.load(windows.starts + row.to(gl.int64) * windows.stride_starts, mask=exists, other=0)
     row = gl.minimum(row + (ROWS - 1), windows.num_queries - 1)
     end = gl.load(windows.ends + row.to(gl.int64) * windows.stride_ends, mask=exists, other=0)
-    begin, end = clip(start, end, windows)
+    begin, end = clip(start, end, windows.num_keys, windows.width, windows.COMPRESSED)
     tiles = gl.where(begin < end, (end + (KEYS - 1)) // KEYS - begin // KEYS, 0)
     cost = gl.where(exists, gl.minimum(tiles, 65535) * 8 + GROUP_COST, 0)
     sums = gl.associative_scan(cost, 0, add)
@@ -291,7 +284,7 @@ def find_unfilled(unit, parts, windows, out, stride_os, ROWS: gl.constexpr, KEYS
     part = unit % parts
     row = group * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, WINDOW))
     start, end = gl.split(read(row, windows, WINDOW))
-    begin, end = clip(start, end, windows)
+    begin, end = clip(start, end, windows.num_keys, windows.width, windows.COMPRESSED)
     first, last = cover(begin, gl.where(row < windows.num_queries, end, 0), KEYS)
     tiles = gl.cdiv(windows.num_keys, KEYS).to(gl.int64)
     low = (tiles * part // parts).to(gl.int32)
@@ -409,7 +402,7 @@ def produce(
     while group < stop:
         first_row = group * GROUP
         start, end = gl.split(window)
-        begin, end = clip(start, end, windows)
+        begin, end = clip(start, end, windows.num_keys, windows.width, windows.COMPRESSED)
         end = gl.where(real & (first_row + offset < windows.num_queries), end, 0)
         window = read(first_row + GROUP + offset, windows, WINDOW)
         first, last = cover(begin, end, KEYS)
@@ -671,6 +664,7 @@ def mqa_logits_kernel(
 
 
 def prepare(
+    problem: Problem,
     q: torch.Tensor,
     k: torch.Tensor,
     k_scale: torch.Tensor,
@@ -681,11 +675,10 @@ def prepare(
     *,
     clean_logits: bool,
     compressed: bool,
-    target: compat.Target,
-) -> Launch:
-    """The launch for one call on a target; the tensors may be meta tensors."""
+) -> compat.Launch:
+    """The launch of one call, which writes the logits of every row's window, and with ``clean_logits`` -inf beside it."""
     (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
-    tune, padded = tuning(target, heads, clean_logits), padded_heads(heads)
+    tune, padded = tuning(problem), padded_heads(heads)
     rows = COLUMNS // padded
     groups, tiles = -(-num_queries // (2 * rows)), -(-num_keys // BLOCK_KEYS)
     programs = min(multiprocessors(out.device), groups * tiles)
@@ -720,21 +713,7 @@ def prepare(
         "maxnreg": THREADS_REGISTERS,
         "enable_fp_fusion": True,  # as in the other branches; Triton 3.10 turns this off by default
     }
-    return Launch(mqa_logits_kernel, (programs,), arguments, keywords)
+    return compat.Launch(mqa_logits_kernel, (programs,), arguments, keywords)
 
 
-def launch(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    starts: torch.Tensor,
-    ends: torch.Tensor,
-    out: torch.Tensor,
-    *,
-    clean_logits: bool,
-    compressed: bool,
-) -> None:
-    """Write the logits of every row's window into ``out``; with ``clean_logits``, -inf into every other cell."""
-    target = compat.capabilities(q.device).target
-    prepare(q, k, k_scale, weights, starts, ends, out, clean_logits=clean_logits, compressed=compressed, target=target)()
+kernel = compat.Kernel(prepare, tuning=tuning)

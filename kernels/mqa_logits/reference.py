@@ -2,8 +2,7 @@
 
 import torch
 
-CHUNK_BYTES = 2**28  # of scores at a time: rows * heads * keys in the accumulation type
-KEY_TILE = 8192
+from ..common.reference import CHUNK_BYTES, KEY_TILE
 
 
 def launch(

@@ -8,7 +8,7 @@ the dense kernel: keys on the M side of the dot, rows x heads on the N side, and
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -16,14 +16,26 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..key_cache.classic import REQUESTS, locate, units_of
-from ..key_cache.layout import keys_of, readable, scales_of
-from ..launch import Launch, multiprocessors
-from ..mqa_logits.classic import Tuning, fill, fn_to_fnuz, relu
-from ..mqa_logits.operation import padded_heads
-from .operation import CHUNK_KEYS
+from ..common.cache import keys_of, readable, scales_of
+from ..common.device.classic import fill, fn_to_fnuz, relu
+from ..common.device.windows import load_share, seen
+from ..common.rules import padded_heads
+from ..common.schedule.classic import new_schedule, workers_that_fit
+from ..common.schedule.operation import CHUNK_KEYS
+from .operation import Problem
 
-WORKERS = 16  # of a schedule, that one program places
+
+class Tuning(NamedTuple):
+    """How the work is cut, and what is asked of the compiler."""
+
+    block_keys: int  # keys in a tile, the M side of the dot
+    rows: int  # of a request in a program; rows * padded heads is the N side
+    num_warps: int
+    num_stages: int
+    resident: int  # programs that one SM or CU holds
+    options: tuple[tuple[str, Any], ...] = ()  # options that one backend alone knows
+
+
 COLUMNS = 128  # on the N side at most: rows x padded heads
 
 # (arch, columns on the N side at most) -> block_keys, num_warps, num_stages, resident, options. The shapes of the dense
@@ -40,10 +52,11 @@ TUNINGS: dict[tuple[str, int], tuple[Any, ...]] = {
 
 
 @cache
-def tuning(target: compat.Target, heads: int, clean_logits: bool, next_n: int = 1) -> Tuning:
-    """The table's row for a target, cut to the heads and rows of a request."""
-    rows = min(1 << (next_n - 1).bit_length(), COLUMNS // padded_heads(heads))
-    columns = rows * padded_heads(heads)
+def tuning(problem: Problem) -> Tuning:
+    """The table's row for a problem's target, cut to its heads and to the rows of a request."""
+    target, padded = compat.capabilities(problem.device).target, padded_heads(problem.heads)
+    rows = min(1 << (problem.next_n - 1).bit_length(), COLUMNS // padded)
+    columns = rows * padded
     keys = ((target.label, 64), (target.label, COLUMNS), ("", COLUMNS))
     block_keys, num_warps, *rest = next(TUNINGS[key] for key in keys if key in TUNINGS and columns <= key[1])
     if target.backend == "hip" and columns == 32:
@@ -52,58 +65,10 @@ def tuning(target: compat.Target, heads: int, clean_logits: bool, next_n: int = 
 
 
 @triton.jit
-def seen(lens, request, row, most, stride_lb, stride_ln, NEXT_N: tl.constexpr, ROW_LENS: tl.constexpr):
-    """How many keys a row of a request sees; none if the request has no such row."""
-    near = tl.minimum(row, NEXT_N - 1)
-    if ROW_LENS:
-        length = tl.load(lens + request.to(tl.int64) * stride_lb + near.to(tl.int64) * stride_ln)
-    else:
-        length = tl.maximum(tl.load(lens + request.to(tl.int64) * stride_lb), 0) - (NEXT_N - 1) + near
-    return tl.where(row < NEXT_N, tl.minimum(tl.maximum(length, 0), most), 0)
-
-
-@triton.jit
-def load_share(schedule, worker, num_requests):
-    """(first request, chunk of it, last request, chunk of it): where a worker begins and ends.
-
-    Whatever a schedule holds, requests are those of the batch, or behind it, and no chunk lies before a request's first.
-    """
-    words = schedule + 2 * worker
-    first_request = tl.minimum(tl.maximum(tl.load(words), 0), num_requests)
-    last_request = tl.minimum(tl.maximum(tl.load(words + 2), 0), num_requests)
-    return first_request, tl.maximum(tl.load(words + 1), 0), last_request, tl.maximum(tl.load(words + 3), 0)
-
-
-@triton.jit
 def load_blocks(entries, num_blocks):
     """(blocks, whether the cache has them) from a table; in place of one that it has not, its last, which may be read."""
     block = tl.load(entries).to(tl.uint32)
     return tl.minimum(block, tl.maximum(num_blocks, 1) - 1).to(tl.int64), block < num_blocks
-
-
-@triton.jit
-def schedule_kernel(
-    lens,  # [B] or [B, COLUMNS] int32
-    schedule,  # [num_workers + 1, 2] int32
-    num_requests,
-    num_workers,
-    stride_lb,
-    stride_ln,
-    COLUMNS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    WORKERS: tl.constexpr,
-    REQUESTS: tl.constexpr,
-):
-    total = tl.full((), 0, tl.int64)
-    for base in range(0, num_requests, REQUESTS):
-        request = base + tl.arange(0, REQUESTS)
-        units = units_of(lens, request, num_requests, 0x7FFFFFFF, stride_lb, stride_ln, COLUMNS, CHUNK)
-        total += tl.sum(units, axis=0)
-    worker = tl.program_id(0) * WORKERS + tl.arange(0, WORKERS)
-    start = total * worker.to(tl.int64) // num_workers
-    request, chunk = locate(start, lens, num_requests, 0x7FFFFFFF, stride_lb, stride_ln, COLUMNS, CHUNK, REQUESTS)
-    tl.store(schedule + 2 * worker, request, mask=worker <= num_workers)
-    tl.store(schedule + 2 * worker + 1, chunk.to(tl.int32), mask=worker <= num_workers)
 
 
 @triton.jit
@@ -228,52 +193,33 @@ def paged_mqa_logits_kernel(
                 tl.store(cell, logit, mask=(base + lane)[:, None] < length[None, :])
 
 
-def prepare_schedule(context_lens: torch.Tensor, schedule: torch.Tensor) -> Launch:
-    """The launch that fills ``schedule`` [num_workers + 1, 2]."""
-    num_workers = schedule.shape[0] - 1
-    columns = context_lens.shape[1] if context_lens.ndim == 2 else 1
-    strides = (context_lens.stride(0), context_lens.stride(1) if context_lens.ndim == 2 else 0)
-    arguments = (context_lens, schedule, context_lens.shape[0], num_workers, *strides)
-    keywords = {"COLUMNS": columns, "CHUNK": CHUNK_KEYS, "WORKERS": WORKERS, "REQUESTS": REQUESTS, "num_warps": 4}
-    return Launch(schedule_kernel, (-(-(num_workers + 1) // WORKERS),), arguments, keywords)
-
-
-def make_schedule(context_lens: torch.Tensor, num_workers: int) -> torch.Tensor:
-    """As :func:`.reference.make_schedule`."""
-    result = torch.empty((num_workers + 1, 2), dtype=torch.int32, device=context_lens.device)
-    prepare_schedule(context_lens, result)()
-    return result
-
-
-def workers_that_fit(device: torch.device, tune: Any, next_n: int) -> int:
-    """As many workers as a device holds programs of a tuning (``resident`` on each SM or CU), ``rows`` of a request in each."""
-    groups = -(-next_n // tune.rows)
-    return max(1, multiprocessors(device) * tune.resident // groups)
-
-
-def num_workers(q: torch.Tensor, kv_cache: torch.Tensor, *, clean_logits: bool) -> int:
+def workers(problem: Problem) -> int:
     """As :func:`capgate.kernels.paged_mqa_workers`."""
-    tune = tuning(compat.capabilities(q.device).target, q.shape[2], clean_logits, q.shape[1])
-    return workers_that_fit(q.device, tune, q.shape[1])
+    tune = tuning(problem)
+    return workers_that_fit(problem.device, tune.resident, -(-problem.next_n // tune.rows))
 
 
 def prepare(
+    problem: Problem,
     q: torch.Tensor,
     kv_cache: torch.Tensor,
     weights: torch.Tensor,
     context_lens: torch.Tensor,
     block_table: torch.Tensor,
-    schedule: torch.Tensor,
+    schedule: torch.Tensor | None,
     out: torch.Tensor,
     *,
     clean_logits: bool,
-    target: compat.Target,
-) -> Launch:
-    """The launch for one call on a target; the tensors may be meta tensors."""
+) -> tuple[compat.Launch, ...]:
+    """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
+
+    With ``clean_logits`` every other cell becomes -inf.
+    """
     requests, next_n, heads, dim = q.shape
-    tune = tuning(target, heads, clean_logits, next_n)
     (blocks, block), width = kv_cache.shape[:2], out.shape[1]
     kv_cache = readable(kv_cache)
+    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem))
+    tune, target = tuning(problem), compat.capabilities(problem.device).target
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     limit = min(width, block_table.shape[1] * block)
     lanes = max(32, target.warp_size)  # the interpreter has one lane, and no use for short strips
@@ -310,22 +256,8 @@ def prepare(
         "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
         **dict(tune.options),
     }
-    return Launch(paged_mqa_logits_kernel, (schedule.shape[0] - 1, -(-next_n // tune.rows)), arguments, keywords)
+    grid = (schedule.shape[0] - 1, -(-next_n // tune.rows))
+    return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))
 
 
-def launch(
-    q: torch.Tensor,
-    kv_cache: torch.Tensor,
-    weights: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_table: torch.Tensor,
-    schedule: torch.Tensor | None,
-    out: torch.Tensor,
-    *,
-    clean_logits: bool,
-) -> None:
-    """Write the logits of every key that a row sees into ``out``; with ``clean_logits``, -inf into every other cell."""
-    if schedule is None:
-        schedule = make_schedule(context_lens, num_workers(q, kv_cache, clean_logits=clean_logits))
-    arguments = (q, kv_cache, weights, context_lens, block_table, schedule, out)
-    prepare(*arguments, clean_logits=clean_logits, target=compat.capabilities(q.device).target)()
+kernel = compat.Kernel(prepare, tuning=tuning, workers=workers)

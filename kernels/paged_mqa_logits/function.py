@@ -1,10 +1,12 @@
 """The public functions: checks, allocation, and dispatch through operators that torch.compile and GPU graphs understand."""
 
-from importlib import import_module
 from operator import mul
 
 import torch
 
+from capgate import compat
+
+from ..common.cache import BLOCK_SIZES, CACHE, check_address, check_blocks, keys_of, with_scale
 from ..common.checks import (
     Derived,
     Limit,
@@ -16,11 +18,10 @@ from ..common.checks import (
     check_output,
     check_variant,
 )
-from ..key_cache.function import takes_triton
-from ..key_cache.layout import BLOCK_SIZES, CACHE, check_address, check_blocks, keys_of, with_scale
-from ..mqa_logits.function import FP8, QUERY_SIZES, empty_logits, mappable
-from ..mqa_logits.operation import MAX_HEADS
-from . import reference
+from ..common.logits import FP8, QUERY_SIZES, empty_logits, mappable
+from ..common.rules import MAX_HEADS
+from ..common.schedule import operation as scheduling
+from ..common.torch_ops import register
 from .operation import MAX_NEXT, Problem, operation
 
 MAX_CONTEXT = 2**30  # so that a position and the end of its tile are 32 bits wide
@@ -192,9 +193,10 @@ def paged_mqa_workers(
     check_blocks(kv_cache)
     check_flag("clean_logits", clean_logits)
     check_variant("variant", variant, operation)
-    chosen = operation.select(describe(q, kv_cache, None, None, clean_logits), variant)
-    workers: int = import_module(chosen.load().__module__).num_workers(q, kv_cache, clean_logits=clean_logits)
-    return workers
+    problem = describe(q, kv_cache, None, None, clean_logits)
+    chosen = operation.select(problem, variant)
+    kernel = operation.load(chosen)
+    return kernel.workers(problem) if isinstance(kernel, compat.Kernel) and kernel.workers else 1  # torch looks at no schedule
 
 
 def copies_directly(kv_cache: torch.Tensor, weights: torch.Tensor | None, block_table: torch.Tensor | None) -> bool:
@@ -297,26 +299,20 @@ def _fake_new(
 
 def _schedule(context_lens: torch.Tensor, num_workers: int) -> torch.Tensor:
     """Operator ``capgate::paged_mqa_schedule``."""
-    if not takes_triton(context_lens.device):
-        return reference.make_schedule(context_lens, num_workers)
-    from . import classic
-
-    return classic.make_schedule(context_lens, num_workers)
+    schedule = _fake_schedule(context_lens, num_workers)
+    scheduling.operation(scheduling.Problem(context_lens.device), context_lens, schedule)
+    return schedule
 
 
 def _fake_schedule(context_lens: torch.Tensor, num_workers: int) -> torch.Tensor:
     return context_lens.new_empty((num_workers + 1, 2))
 
 
-# Operators hide the choice of a branch from torch.compile, as fp8_mqa_logits' do.
-_library = torch.library.Library("capgate", "FRAGMENT")
 _INPUTS = "Tensor q, Tensor kv_cache, Tensor weights, Tensor context_lens, Tensor block_table, Tensor? schedule"
-_library.define(f"fp8_paged_mqa_logits({_INPUTS}, SymInt max_context_len, bool clean_logits, str? variant) -> Tensor")
-_library.define(f"fp8_paged_mqa_logits_out({_INPUTS}, Tensor(a!) out, bool clean_logits, str? variant) -> ()")
-_library.define("paged_mqa_schedule(Tensor context_lens, SymInt num_workers) -> Tensor")
-_library.impl("fp8_paged_mqa_logits", _launch_new, "CompositeExplicitAutograd")
-_library.impl("fp8_paged_mqa_logits_out", _launch_into, "CompositeExplicitAutograd")
-_library.impl("paged_mqa_schedule", _schedule, "CompositeExplicitAutograd")
-torch.library.register_fake("capgate::fp8_paged_mqa_logits", _fake_new, lib=_library)
-torch.library.register_fake("capgate::fp8_paged_mqa_logits_out", lambda *arguments: None, lib=_library)
-torch.library.register_fake("capgate::paged_mqa_schedule", _fake_schedule, lib=_library)
+register(
+    f"fp8_paged_mqa_logits({_INPUTS}, SymInt max_context_len, bool clean_logits, str? variant) -> Tensor",
+    _launch_new,
+    _fake_new,
+)
+register(f"fp8_paged_mqa_logits_out({_INPUTS}, Tensor(a!) out, bool clean_logits, str? variant) -> ()", _launch_into)
+register("paged_mqa_schedule(Tensor context_lens, SymInt num_workers) -> Tensor", _schedule, _fake_schedule)

@@ -24,14 +24,16 @@ import torch
 
 from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, constexpr_function, gl, gluon, reinterpret
+from capgate.compat.offline.occupancy import LDS
 
-from ..key_cache.layout import keys_of, readable, scales_of
-from ..launch import Launch, multiprocessors
-from ..mqa_logits.gluon_cdna4 import fill, load, logit_layout, score, store
-from ..mqa_logits.operation import padded_heads
-from ..resources import LDS
-from .classic import make_schedule, workers_that_fit
-from .operation import CHUNK_KEYS
+from ..common.cache import keys_of, readable, scales_of
+from ..common.device.cdna4 import fill, load, logit_layout, score, store
+from ..common.device.windows import load_share, seen
+from ..common.hardware import multiprocessors
+from ..common.rules import padded_heads
+from ..common.schedule.classic import new_schedule, workers_that_fit
+from ..common.schedule.operation import CHUNK_KEYS
+from .operation import Problem
 
 
 class Tuning(NamedTuple):
@@ -70,12 +72,12 @@ WAVES = 8  # of a CU, for which its registers last
 
 
 @cache
-def tuning(target: compat.Target, heads: int, clean_logits: bool, next_n: int = 1, dim: int = 128) -> Tuning:
-    """The table's row for a head count, cut to the rows of a request."""
-    padded = padded_heads(heads)
+def tuning(problem: Problem) -> Tuning:
+    """The table's row for a problem's head count, cut to the rows of its request."""
+    padded, dim = padded_heads(problem.heads), problem.dim
     block_keys, columns, most_warps, num_stages, options = TUNINGS[padded]
     most_warps = min(most_warps, block_keys * dim // 1024)  # no wave without keys to copy: a wave copies 1024 bytes at a time
-    rows = min(max(1 << (next_n - 1).bit_length(), 32 // padded), most_warps * columns // padded)
+    rows = min(max(1 << (problem.next_n - 1).bit_length(), 32 // padded), most_warps * columns // padded)
     num_warps = max(1, rows * padded // columns)
     lanes = 64 * num_warps
     lds_bytes = num_stages * (block_keys * dim + 4 * lanes + 4 * lanes) + 4 * max(rows * padded, lanes)
@@ -93,29 +95,6 @@ def in_order(SHAPE, ELEMENTS, NUM_WARPS):
         waves_of.append(min(waves, size // lanes_of[-1]))
         lanes, waves = lanes // lanes_of[-1], waves // waves_of[-1]
     return gl.BlockedLayout([1, 1, ELEMENTS], [lanes, *lanes_of[::-1]], [waves, *waves_of[::-1]], [2, 1, 0])
-
-
-@gluon.jit
-def seen(lens, request, row, most, stride_lb, stride_ln, NEXT_N: gl.constexpr, ROW_LENS: gl.constexpr):
-    """How many keys a row of a request sees; none if the request has no such row."""
-    near = gl.minimum(row, NEXT_N - 1)
-    if ROW_LENS:
-        length = gl.load(lens + request.to(gl.int64) * stride_lb + near.to(gl.int64) * stride_ln)
-    else:
-        length = gl.maximum(gl.load(lens + request.to(gl.int64) * stride_lb), 0) - (NEXT_N - 1) + near
-    return gl.where(row < NEXT_N, gl.minimum(gl.maximum(length, 0), most), 0)
-
-
-@gluon.jit
-def load_share(schedule, worker, num_requests):
-    """(first request, chunk of it, last request, chunk of it): where a worker begins and ends.
-
-    Whatever a schedule holds, requests are those of the batch, or behind it, and no chunk lies before a request's first.
-    """
-    words = schedule + 2 * worker
-    first_request = gl.minimum(gl.maximum(gl.load(words), 0), num_requests)
-    last_request = gl.minimum(gl.maximum(gl.load(words + 2), 0), num_requests)
-    return first_request, gl.maximum(gl.load(words + 1), 0), last_request, gl.maximum(gl.load(words + 3), 0)
 
 
 @gluon.jit
@@ -364,28 +343,38 @@ def paged_mqa_logits_kernel(
         turn = gl.where(turn < 0, turn + parts, turn)
 
 
+def workers(problem: Problem) -> int:
+    """As :func:`capgate.kernels.paged_mqa_workers`."""
+    tune = tuning(problem)
+    return workers_that_fit(problem.device, tune.resident, -(-problem.next_n // tune.rows))
+
+
 def prepare(
+    problem: Problem,
     q: torch.Tensor,
     kv_cache: torch.Tensor,
     weights: torch.Tensor,
     context_lens: torch.Tensor,
     block_table: torch.Tensor,
-    schedule: torch.Tensor,
+    schedule: torch.Tensor | None,
     out: torch.Tensor,
     *,
     clean_logits: bool,
-    target: compat.Target,
-) -> Launch:
-    """The launch for one call on a target; the tensors may be meta tensors."""
+) -> tuple[compat.Launch, ...]:
+    """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
+
+    With ``clean_logits`` every other cell becomes -inf.
+    """
     requests, next_n, heads, dim = q.shape
-    tune = tuning(target, heads, clean_logits, next_n, dim)
     (blocks, block), width = kv_cache.shape[:2], out.shape[1]
     kv_cache = readable(kv_cache)
+    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem))
+    tune = tuning(problem)
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     limit = min(width, block_table.shape[1] * block)
     strip = 16 * 64 * tune.num_warps  # four 16-byte stores a lane
-    workers, groups = schedule.shape[0] - 1, -(-next_n // tune.rows)
-    parts = max(1, multiprocessors(out.device) * tune.resident // (workers * groups))
+    programs, groups = schedule.shape[0] - 1, -(-next_n // tune.rows)
+    parts = max(1, multiprocessors(out.device) * tune.resident // (programs * groups))
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     strides = (*q.stride(), keys.stride(0), scales.stride(0), *weights.stride(), *lens_strides, *block_table.stride())
@@ -414,28 +403,8 @@ def prepare(
         **VGPRS_ONLY,
         **dict(tune.options),
     }
-    return Launch(paged_mqa_logits_kernel, (workers * parts, groups), arguments, keywords)
+    grid = (programs * parts, groups)
+    return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))
 
 
-def num_workers(q: torch.Tensor, kv_cache: torch.Tensor, *, clean_logits: bool) -> int:
-    """As :func:`capgate.kernels.paged_mqa_workers`."""
-    _, next_n, heads, dim = q.shape
-    return workers_that_fit(q.device, tuning(compat.capabilities(q.device).target, heads, clean_logits, next_n, dim), next_n)
-
-
-def launch(
-    q: torch.Tensor,
-    kv_cache: torch.Tensor,
-    weights: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_table: torch.Tensor,
-    schedule: torch.Tensor | None,
-    out: torch.Tensor,
-    *,
-    clean_logits: bool,
-) -> None:
-    """Write the logits of every key that a row sees into ``out``; with ``clean_logits``, -inf into every other cell."""
-    if schedule is None:
-        schedule = make_schedule(context_lens, num_workers(q, kv_cache, clean_logits=clean_logits))
-    arguments = (q, kv_cache, weights, context_lens, block_table, schedule, out)
-    prepare(*arguments, clean_logits=clean_logits, target=compat.capabilities(q.device).target)()
+kernel = compat.Kernel(prepare, tuning=tuning, workers=workers)

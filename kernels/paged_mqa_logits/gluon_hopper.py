@@ -16,9 +16,8 @@ import torch
 from capgate import compat
 from capgate.compat.gluon import aggregate, barrier, gl, gluon, hopper, mbarrier, reinterpret, tma_load
 
-from ..key_cache.layout import keys_of, scales_of
-from ..launch import Launch
-from ..mqa_logits.gluon_hopper_tile import (
+from ..common.cache import keys_of, scales_of
+from ..common.device.hopper import (
     bytes_layout,
     column_weights,
     floats_layout,
@@ -30,9 +29,11 @@ from ..mqa_logits.gluon_hopper_tile import (
     scalar,
     tensor_map,
 )
-from ..mqa_logits.operation import padded_heads
-from .classic import make_schedule, workers_that_fit
-from .operation import CHUNK_KEYS
+from ..common.device.windows import load_share, seen
+from ..common.rules import padded_heads
+from ..common.schedule.classic import new_schedule, workers_that_fit
+from ..common.schedule.operation import CHUNK_KEYS
+from .operation import Problem
 
 
 class Tuning(NamedTuple):
@@ -59,10 +60,11 @@ TUNING = (64, 128, 5, 2, 128, 72)
 
 
 @cache
-def tuning(target: compat.Target, heads: int, clean_logits: bool, next_n: int = 1) -> Tuning:
-    """The one row of the table, cut to the heads and rows of a request."""
+def tuning(problem: Problem) -> Tuning:
+    """The one row of the table, cut to the heads and rows of a problem's request."""
     block_keys, columns, *rest = TUNING
-    return Tuning(block_keys, min(1 << (next_n - 1).bit_length(), columns // padded_heads(heads)), *rest)
+    rows = min(1 << (problem.next_n - 1).bit_length(), columns // padded_heads(problem.heads))
+    return Tuning(block_keys, rows, *rest)
 
 
 @aggregate
@@ -137,27 +139,11 @@ class Lengths:
 
 
 @gluon.jit
-def seen(lengths, request, row):
+def seen_by(lengths, request, row):
     """How many keys a row of a request sees; none if the request has no such row."""
-    near = gl.minimum(row, lengths.NEXT_N - 1)
-    line = lengths.lens + request.to(gl.int64) * lengths.stride_lb
-    if lengths.ROW_LENS:
-        length = gl.load(line + near.to(gl.int64) * lengths.stride_ln)
-    else:
-        length = gl.maximum(gl.load(line), 0) - (lengths.NEXT_N - 1) + near
-    return gl.where(row < lengths.NEXT_N, gl.minimum(gl.maximum(length, 0), lengths.most), 0)
-
-
-@gluon.jit
-def load_share(schedule, num_requests):
-    """(first request, chunk of it, last request, chunk of it): where this program's worker begins and ends.
-
-    Whatever a schedule holds, requests are those of the batch, or behind it, and no chunk lies before a request's first.
-    """
-    words = schedule + 2 * gl.program_id(0)
-    first_request = gl.minimum(gl.maximum(gl.load(words), 0), num_requests)
-    last_request = gl.minimum(gl.maximum(gl.load(words + 2), 0), num_requests)
-    return first_request, gl.maximum(gl.load(words + 1), 0), last_request, gl.maximum(gl.load(words + 3), 0)
+    return seen(
+        lengths.lens, request, row, lengths.most, lengths.stride_lb, lengths.stride_ln, lengths.NEXT_N, lengths.ROW_LENS
+    )
 
 
 @gluon.jit
@@ -212,7 +198,7 @@ def produce(
     past_request = gl.minimum(gl.where(last_chunk > 0, last_request + 1, last_request), num_requests)
     for request in range(first_request, past_request):
         row = gl.where(each < ROWS, first_row + each, NEXT_N)
-        length = seen(lengths, request, row)
+        length = seen_by(lengths, request, row)
         longest = gl.max(length, axis=0)
         tiles = gl.cdiv(longest, KEYS)
         # A chunk may be any number: cut before it is multiplied.
@@ -322,7 +308,7 @@ def fill(lengths, out, width, rows, stride_os, stride_on):
     for unit in range(program.to(gl.int64), rows.to(gl.int64) * strips, step):
         row = (unit // strips).to(gl.int32)
         base = (unit % strips).to(gl.int32) * STRIP
-        length = seen(lengths, row // lengths.NEXT_N, row % lengths.NEXT_N)
+        length = seen_by(lengths, row // lengths.NEXT_N, row % lengths.NEXT_N)
         if base + STRIP > length:
             cells = out + row.to(gl.int64) * stride_os + base.to(gl.int64) * stride_on + column.to(gl.int64) * stride_on
             if (base >= length) & (base + STRIP <= width):
@@ -366,7 +352,7 @@ def paged_mqa_logits_kernel(
     INTEGERS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     BARRIERS: gl.constexpr = mbarrier.MBarrierLayout()
     first_row = gl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
-    first_request, first_chunk, last_request, last_chunk = load_share(schedule, num_requests)
+    first_request, first_chunk, last_request, last_chunk = load_share(schedule, gl.program_id(0), num_requests)
     num_blocks = gl.to_tensor(num_blocks)
     shared = Shared(
         gl.allocate_shared_memory(gl.float8e4nv, [2, ROWS * HEADS, DIM], bytes_layout(DIM, 2)),
@@ -429,27 +415,31 @@ def paged_mqa_logits_kernel(
         )  # fmt: skip
 
 
-def num_workers(q: torch.Tensor, kv_cache: torch.Tensor, *, clean_logits: bool) -> int:
+def workers(problem: Problem) -> int:
     """As :func:`capgate.kernels.paged_mqa_workers`."""
-    tune = tuning(compat.capabilities(q.device).target, q.shape[2], clean_logits, q.shape[1])
-    return workers_that_fit(q.device, tune, q.shape[1])
+    tune = tuning(problem)
+    return workers_that_fit(problem.device, tune.resident, -(-problem.next_n // tune.rows))
 
 
 def prepare(
+    problem: Problem,
     q: torch.Tensor,
     kv_cache: torch.Tensor,
     weights: torch.Tensor,
     context_lens: torch.Tensor,
     block_table: torch.Tensor,
-    schedule: torch.Tensor,
+    schedule: torch.Tensor | None,
     out: torch.Tensor,
     *,
     clean_logits: bool,
-    target: compat.Target,
-) -> Launch:
-    """The launch for one call on a target; the tensors may be meta tensors."""
+) -> tuple[compat.Launch, ...]:
+    """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
+
+    With ``clean_logits`` every other cell becomes -inf.
+    """
     requests, next_n, heads, dim = q.shape
-    tune, padded = tuning(target, heads, clean_logits, next_n), padded_heads(heads)
+    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem))
+    tune, padded = tuning(problem), padded_heads(heads)
     rows = tune.rows
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     (blocks, block), width = keys.shape[:2], out.shape[1]
@@ -481,22 +471,8 @@ def prepare(
         "maxnreg": tune.thread_registers,
         "enable_fp_fusion": True,  # as in the other branches; Triton 3.10 turns this off by default
     }
-    return Launch(paged_mqa_logits_kernel, (schedule.shape[0] - 1, -(-next_n // rows)), arguments, keywords)
+    grid = (schedule.shape[0] - 1, -(-next_n // rows))
+    return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))
 
 
-def launch(
-    q: torch.Tensor,
-    kv_cache: torch.Tensor,
-    weights: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_table: torch.Tensor,
-    schedule: torch.Tensor | None,
-    out: torch.Tensor,
-    *,
-    clean_logits: bool,
-) -> None:
-    """Write the logits of every key that a row sees into ``out``; with ``clean_logits``, -inf into every other cell."""
-    if schedule is None:
-        schedule = make_schedule(context_lens, num_workers(q, kv_cache, clean_logits=clean_logits))
-    arguments = (q, kv_cache, weights, context_lens, block_table, schedule, out)
-    prepare(*arguments, clean_logits=clean_logits, target=compat.capabilities(q.device).target)()
+kernel = compat.Kernel(prepare, tuning=tuning, workers=workers)

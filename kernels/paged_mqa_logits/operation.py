@@ -4,13 +4,17 @@ from typing import Any, NamedTuple
 
 from capgate import compat
 
-from ..launch import ExampleCall
-from ..mqa_logits import operation as dense
-from ..mqa_logits.operation import padded_heads
+from ..common.rules import (
+    check_sizes,
+    classic_scores,
+    interpreted_when_named,
+    native_fp8,
+    needs_e4m3fn,
+    padded_heads,
+)
 
 MODES = {"unclean": False, "clean": True}  # clean_logits
 MAX_NEXT = 8
-CHUNK_KEYS = 128  # a schedule's unit of work: a multiple of every branch's key tile
 
 
 class Problem(NamedTuple):
@@ -37,19 +41,18 @@ class Problem(NamedTuple):
 
 def example(device: Any) -> Problem:
     """A DeepSeek-V4 decode call (64 heads of 128 dims) with the fp8 format that the device's matrix instructions read."""
-    heads, dim, dtype = dense.example(device)[1:4]
-    return Problem(device, heads, dim, dtype, False)
+    return Problem(device, 64, 128, native_fp8(device), False)
 
 
 def example_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | None = None) -> Problem:
     """As :func:`example` with these sizes, output mode (a key of MODES) and dtype; ValueError for what does not exist."""
+    check_sizes(heads, dim)
     if mode not in MODES:
         raise ValueError(f"mode: got {mode!r}, needs one of {', '.join(MODES)}")
-    found = dense.example_problem(device, heads, dim, mode, dtype)
-    return Problem(device, found.heads, found.dim, found.dtype, MODES[mode])
+    return Problem(device, heads, dim, dtype or native_fp8(device), MODES[mode])
 
 
-def example_call(problem: Problem) -> ExampleCall:
+def example_call(problem: Problem) -> compat.ExampleCall:
     """A call with 256 requests of up to 65536 keys, for an offline compile."""
     import torch
 
@@ -58,7 +61,7 @@ def example_call(problem: Problem) -> ExampleCall:
 
     requests, keys, block = 256, 65536, problem.block_size
     rows, blocks = requests * problem.next_n, keys // block
-    return ExampleCall(
+    return compat.ExampleCall(
         (
             meta(requests, problem.next_n, problem.heads, problem.dim, dtype=getattr(torch, problem.dtype)),
             meta(blocks, block, 1, problem.dim + 4, dtype=torch.uint8),
@@ -68,14 +71,14 @@ def example_call(problem: Problem) -> ExampleCall:
             meta(257, 2, dtype=torch.int32),
             meta(rows, keys),
         ),
-        {"clean_logits": problem.clean_logits, "target": compat.capabilities(problem.device).target},
+        {"clean_logits": problem.clean_logits},
         padded_heads(problem.heads) * problem.dim,
     )
 
 
 def _gluon_cdna4_accepts(problem: Problem) -> str | None:
-    if problem.dtype != "float8_e4m3fn":
-        return compat.capabilities(problem.device).why("fp8_e4m3fnuz")
+    if reason := needs_e4m3fn(problem.device, problem.dtype):
+        return reason
     if not problem.direct_keys:
         return (
             "needs 16-byte aligned blocks a multiple of 16 bytes apart, those of fewer than 64 keys within 2 GiB, "
@@ -85,8 +88,8 @@ def _gluon_cdna4_accepts(problem: Problem) -> str | None:
 
 
 def _gluon_hopper_accepts(problem: Problem) -> str | None:
-    if problem.dtype != "float8_e4m3fn":
-        return compat.capabilities(problem.device).why("fp8_e4m3fnuz")
+    if reason := needs_e4m3fn(problem.device, problem.dtype):
+        return reason
     if problem.heads % 4:
         return f"needs a multiple of 4 heads: found {problem.heads}"
     if problem.block_size < 32:
@@ -99,38 +102,37 @@ def _gluon_hopper_accepts(problem: Problem) -> str | None:
     return None
 
 
-def classic_accepts(problem: Problem) -> str | None:
-    return dense.classic_accepts(dense.Problem(*problem[:5], compressed=False))
+def _classic_accepts(problem: Problem) -> str | None:
+    return classic_scores(problem.device, problem.dtype)
 
 
-def classic_unless_named(problem: Problem) -> str | None:
-    return dense.classic_unless_named(dense.Problem(*problem[:5], compressed=False))
+def _classic_unless_named(problem: Problem) -> str | None:
+    return interpreted_when_named(problem.device)
 
 
-operation = compat.Operation("fp8_paged_mqa_logits", example=example)
+operation = compat.Operation(
+    "fp8_paged_mqa_logits",
+    example=example,
+    examples=compat.Examples(example_problem, example_call, tuple(MODES)),
+    offers=("tuning", "workers"),
+)
 operation.add(
     compat.Variant(
-        "gluon_cdna4",
-        f"{__package__}.gluon_cdna4:launch",
-        requires=("gluon_cdna4", "torch"),
-        accepts=_gluon_cdna4_accepts,
+        "gluon_cdna4", f"{__package__}.gluon_cdna4:kernel", requires=("gluon_cdna4", "torch"), accepts=_gluon_cdna4_accepts
     )
 )
 operation.add(
     compat.Variant(
-        "gluon_hopper",
-        f"{__package__}.gluon_hopper:launch",
-        requires=("gluon_hopper", "torch"),
-        accepts=_gluon_hopper_accepts,
+        "gluon_hopper", f"{__package__}.gluon_hopper:kernel", requires=("gluon_hopper", "torch"), accepts=_gluon_hopper_accepts
     )
 )
 operation.add(
     compat.Variant(
         "classic",
-        f"{__package__}.classic:launch",
+        f"{__package__}.classic:kernel",
         requires=("triton", "torch"),
-        accepts=classic_accepts,
-        unless_named=classic_unless_named,
+        accepts=_classic_accepts,
+        unless_named=_classic_unless_named,
     )
 )
 operation.add(compat.Variant("reference", f"{__package__}.reference:launch", requires=("torch",), last_resort=True))

@@ -2,9 +2,8 @@
 
 import torch
 
-from ..key_cache.layout import keys_of, readable, scale_bytes_of
-from ..mqa_logits.reference import CHUNK_BYTES, KEY_TILE
-from .operation import CHUNK_KEYS
+from ..common.cache import keys_of, readable, scale_bytes_of
+from ..common.reference import CHUNK_BYTES, KEY_TILE
 
 
 def launch(
@@ -61,25 +60,8 @@ def launch(
             cells.copy_(torch.where(flat, logits.flatten(0, 1).to(out.dtype), outside))
 
 
-def num_workers(q: torch.Tensor, kv_cache: torch.Tensor, *, clean_logits: bool) -> int:
-    """As :func:`capgate.kernels.paged_mqa_workers`: one, since a schedule is not looked at here."""
-    return 1
-
-
 def row_lengths(context_lens: torch.Tensor, next_n: int) -> torch.Tensor:
     """How many keys each row sees, [B, next_n] in int64; 0 or less for none."""
     if context_lens.ndim == 2:
         return context_lens.long()
     return context_lens.long()[:, None] + torch.arange(1 - next_n, 1, device=context_lens.device)
-
-
-def make_schedule(context_lens: torch.Tensor, num_workers: int) -> torch.Tensor:
-    """As :func:`capgate.kernels.paged_mqa_schedule`; the arguments have been checked."""
-    longest = context_lens.long() if context_lens.ndim == 1 else context_lens.long().amax(1)
-    chunks = (longest.clamp(min=0) + CHUNK_KEYS - 1) // CHUNK_KEYS
-    ends = chunks.cumsum(0)
-    total = chunks.sum()
-    start = total * torch.arange(num_workers + 1, device=ends.device) // num_workers
-    request = torch.searchsorted(ends, start, right=True)
-    before = torch.where(request > 0, ends[request - 1], 0) if len(ends) else torch.zeros_like(start)
-    return torch.stack([request, start - before], 1).to(torch.int32)

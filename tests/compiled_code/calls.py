@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from capgate import compat
-from capgate.kernels.launch import Launch
+from capgate.kernels.common.schedule.operation import Problem as Scheduling
+from capgate.kernels.key_cache.operation import Problem as Caching
 
 TARGETS = ("cuda:90", "hip:gfx950", "hip:gfx942")
 HEADS, DIMS = (16, 32, 64, 128), (32, 64)  # and 128 dims, with each head count
@@ -18,7 +19,7 @@ SCORING = ("gluon_cdna4", "gluon_hopper", "classic")
 
 
 class Call(NamedTuple):
-    """One call of a variant. ``problem`` is None for what is no operation; operands and options are ``prepare``'s."""
+    """One call of a variant; operands and options are those of its kernel's ``prepare``."""
 
     name: str
     operation: str
@@ -31,7 +32,7 @@ class Call(NamedTuple):
 def calls(target: compat.Target) -> dict[str, Call]:
     """The calls that a target takes, by name."""
     every = (*dense(target), *paged(target), *selecting(target), *caching(target))
-    taken = {call.name: call for call in every if call.problem is None or accepted(call)}
+    taken = {call.name: call for call in every if accepted(call)}
     assert len({call.name for call in every}) == len(every), "two calls would share a file"
     return taken
 
@@ -133,6 +134,7 @@ def caching(target: compat.Target) -> Iterator[Call]:
     def cache(dim: int, block: int) -> torch.Tensor:
         return meta(1024, block, 1, dim + 4, dtype=torch.uint8)
 
+    problem = Caching(target)
     # Of the keys that are written: dims, block, their dtype, the cache's, and the format of the scales.
     bf16, fn, fnuz = torch.bfloat16, torch.float8_e4m3fn, torch.float8_e4m3fnuz
     writes = [(dim, 64, bf16, fn, "fp32") for dim in (32, 64, 128)] + [(128, block, bf16, fn, "fp32") for block in (1, 16)]
@@ -142,42 +144,37 @@ def caching(target: compat.Target) -> Iterator[Call]:
         kinds = f"{str(kind)[6:]}.{str(dtype)[6:]}.{scales}"
         operands = (meta(4096, dim, dtype=kind), cache(dim, block), meta(4096, dtype=torch.int64))
         options = {"dtype": dtype, "scale_format": scales}
-        yield Call(f"quantize_keys_to_cache.classic.{dim}.block{block}.{kinds}", "write", "classic", None, operands, options)
+        yield Call(
+            f"quantize_keys_to_cache.classic.{dim}.block{block}.{kinds}",
+            "quantize_keys_to_cache",
+            "classic",
+            problem,
+            operands,
+            options,
+        )
     for dim, block in ((32, 64), (64, 64), (128, 64), (128, 1), (128, 16)):
         operands = (cache(dim, block), integers(256, 64), integers(256))
         gathered = (*operands, meta(4096, dim, dtype=torch.uint8), meta(4096))
-        yield Call(f"gather_keys.classic.{dim}.block{block}", "gather", "classic", None, gathered, {})
+        yield Call(f"gather_keys.classic.{dim}.block{block}", "gather_keys", "classic", problem, gathered, {})
         if block > 1:
             unshuffled = (*operands, 4096, cache(dim, block))
-            yield Call(f"unshuffle_keys.classic.{dim}.block{block}", "unshuffle", "classic", None, unshuffled, {})
+            yield Call(f"unshuffle_keys.classic.{dim}.block{block}", "unshuffle_keys", "classic", problem, unshuffled, {})
     for lens in (integers(256), integers(256, 2)):
         name = f"paged_mqa_schedule.classic.{lens.ndim}d"
-        yield Call(name, "schedule", "classic", None, (lens, integers(529, 2)), {})
+        yield Call(name, "paged_mqa_schedule", "classic", Scheduling(target), (lens, integers(529, 2)), {})
 
 
 # --- how a kernel is prepared -----------------------------------------------------------------------------------------------
 
-OPERATIONS = {"fp8_mqa_logits": "mqa_logits", "fp8_paged_mqa_logits": "paged_mqa_logits", "select_keys": "key_selection"}
-OTHERS = {  # kernels that are no operation's
-    "write": ("key_cache.classic", "prepare_write"),
-    "gather": ("key_cache.classic", "prepare_gather"),
-    "unshuffle": ("dropin.classic", "prepare"),
-    "schedule": ("paged_mqa_logits.classic", "prepare_schedule"),
-}
-
 
 def accepted(call: Call) -> bool:
-    operation = import_module(f"capgate.kernels.{OPERATIONS[call.operation]}.operation").operation
-    steps = operation.explain(call.problem, call.variant).steps
+    steps = compat.operations()[call.operation].explain(call.problem, call.variant).steps
     return bool(next(step.accepted for step in steps if step.variant == call.variant))
 
 
-def launches(call: Call, target: compat.Target) -> list[Launch]:
+def launches(call: Call) -> tuple[compat.Launch, ...]:
     """The launches of a call, in order."""
-    if call.problem is None:
-        module, function = OTHERS[call.operation]
-        return [getattr(import_module(f"capgate.kernels.{module}"), function)(*call.operands, **call.options)]
-    kernels = import_module(f"capgate.kernels.{OPERATIONS[call.operation]}.{call.variant}")
-    if hasattr(kernels, "launches"):
-        return list(kernels.launches(*call.operands, **call.options, target=target))
-    return [kernels.prepare(*call.operands, **call.options, target=target)]
+    operation = compat.operations()[call.operation]
+    kernel = operation.load(operation.variants[call.variant])
+    assert isinstance(kernel, compat.Kernel)
+    return kernel.prepare(call.problem, *call.operands, **call.options)

@@ -21,10 +21,10 @@ from calls import calls, launches
 
 from capgate import compat
 from capgate.compat import versions
-from capgate.kernels.children import Child
-from capgate.kernels.launch import Launch
-from capgate.kernels.listing import normal_form
-from capgate.kernels.offline_child import machine_code, set_absent_gpu, summary
+from capgate.compat._errors import summary
+from capgate.compat.offline.child import machine_code, set_absent_gpu
+from capgate.compat.offline.children import Child
+from capgate.compat.offline.disassembly import normal_form
 
 TIMEOUT = 300  # seconds without a file more, after which a compiler hangs
 FAILED, FAULT = "; does not compile: ", "; mbarrier: "
@@ -105,7 +105,7 @@ def compile_part(target_name: str, part: str, parts: str, folder: str, only: str
         if file.exists():
             continue
         try:
-            text = "".join(text_of(launch, target) for launch in launches(every[name], target))
+            text = "".join(text_of(launch, target) for launch in launches(every[name]))
         except Exception as error:  # a compiler may fail in any way; that it does is what is saved
             text = f"{FAILED}{summary(error)}\n"
         unfinished = file.with_suffix(".part")
@@ -117,7 +117,7 @@ def compile_part(target_name: str, part: str, parts: str, folder: str, only: str
 DIRECTIVES = {"hip": r"^\s*(\.(?:amdhsa_(?!kernel )\w+|set) .*)", "cuda": r"^(\.(?:maxnreg|reqntid|maxntid|minnctapersm) .*)"}
 
 
-def text_of(launch: Launch, target: compat.Target) -> str:
+def text_of(launch: compat.Launch, target: compat.Target) -> str:
     """A launch's instructions, a line each, behind what else its machine code depends on, in lines that begin with ";"."""
     compiled = launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.keywords)
     assembly = compiled.asm["ptx" if target.backend == "cuda" else "amdgcn"].replace(compiled.metadata.name, "<kernel>")

@@ -8,7 +8,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from capgate.kernels.launch import Launch
+from capgate.compat import Launch
 
 from .emulator import Pointer, Result, parse, run
 

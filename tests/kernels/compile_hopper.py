@@ -20,8 +20,8 @@ import mbarriers
 import triton
 
 from capgate import compat
-from capgate.kernels.listing import read_sass
-from capgate.kernels.offline_child import describe, disassembled, set_absent_gpu
+from capgate.compat.offline.child import describe, disassembled, set_absent_gpu
+from capgate.compat.offline.disassembly import read_sass
 
 
 def main(operation: str, *kinds: str) -> None:
@@ -42,11 +42,12 @@ def compile_kind(operation: str, kind: str) -> dict[str, Any]:
     if len(sizes) == 2:
         problem = problem._replace(block_size=int(sizes[0]), next_n=int(sizes[1]))
     call = module.example_call(problem)
-    operands = call.arguments
+    operands = call.operands
     if len(sizes) == 1:
         q, k, k_scale, *of_rows = operands
         operands = (q[: int(sizes[0])], k, k_scale, *(operand[: int(sizes[0])] for operand in of_rows))
-    kernel, grid, arguments, keywords = kernels.prepare(*operands, **call.keywords)
+    (launch,) = kernels.kernel.prepare(problem, *operands, **call.options)
+    kernel, grid, arguments, keywords = launch
     with redirect_stdout(StringIO()) as log:
         compiled = kernel.warmup(*arguments, grid=grid, **keywords)
     taken = describe(compiled, target, call, log.getvalue())

@@ -12,8 +12,8 @@ import pitfalls
 import torch
 
 from capgate import compat
-from capgate.kernels.listing import read_sass
-from capgate.kernels.offline_child import disassembled, set_absent_gpu
+from capgate.compat.offline.child import disassembled, set_absent_gpu
+from capgate.compat.offline.disassembly import read_sass
 
 
 def meta(dtype: torch.dtype) -> torch.Tensor:

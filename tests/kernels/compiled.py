@@ -2,7 +2,7 @@
 
 import re
 
-from capgate.kernels.listing import Listing, _flow
+from capgate.compat.offline.disassembly import Listing, _flow
 
 
 def loads_in_loops(ttgir: str) -> int:

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from capgate.kernels import cli, fp8_mqa_logits, fp8_paged_mqa_logits
-from capgate.kernels.bench import command, peers, show
-from capgate.kernels.bench.decode import Decode, given
-from capgate.kernels.bench.measure import Plan, kernel_rows, selection_rows, serving_rows
-from capgate.kernels.bench.prefill import Prefill, causal
-from capgate.kernels.bench.selection import Selection
-from capgate.kernels.bench.serving import Serving
-from capgate.kernels.bench.timing import Timer
-from capgate.kernels.bench.trial import difference
-from capgate.kernels.bench.workloads import SMALL
 from capgate.kernels.mqa_logits.operation import operation as dense
+from capgate.kernels.tools.bench import command, peers, show
+from capgate.kernels.tools.bench.measure import Plan, kernel_rows, selection_rows, serving_rows
+from capgate.kernels.tools.bench.timing import Timer
+from capgate.kernels.tools.bench.trial import difference
+from capgate.kernels.tools.workloads.catalogue import SMALL
+from capgate.kernels.tools.workloads.decode import Decode, given
+from capgate.kernels.tools.workloads.prefill import Prefill, causal
+from capgate.kernels.tools.workloads.selection import Selection
+from capgate.kernels.tools.workloads.serving import Serving
 
 CPU, FN = torch.device("cpu"), torch.float8_e4m3fn
 PREFILL = Prefill("tiny", "", 5, 16, 4, 32, causal(5, 16))

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from capgate.kernels import cli
-from capgate.kernels.bench.ceilings import Ceilings
-from capgate.kernels.bench.measure import Plan, selection_rows
-from capgate.kernels.bench.prefill import Prefill, causal, full
-from capgate.kernels.bench.selection import Selection
-from capgate.kernels.bench.timing import Timing
-from capgate.kernels.bench.workloads import SMALL, WORKLOADS
+from capgate.kernels.tools.bench.ceilings import Ceilings
+from capgate.kernels.tools.bench.measure import Plan, selection_rows
+from capgate.kernels.tools.bench.timing import Timing
+from capgate.kernels.tools.workloads.catalogue import SMALL, WORKLOADS
+from capgate.kernels.tools.workloads.prefill import Prefill, causal, full
+from capgate.kernels.tools.workloads.selection import Selection
 
 CPU, FN = torch.device("cpu"), torch.float8_e4m3fn
 TINY = Selection(Prefill("tiny", "", 20, 40, 4, 32, causal(20, 40)), 8, budget=8 * 64 * 4)

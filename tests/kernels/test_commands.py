@@ -11,9 +11,9 @@ import pytest
 from capgate import compat
 from capgate.compat import versions
 from capgate.kernels import cli
-from capgate.kernels.bench import command as bench_command
-from capgate.kernels.bench.plot import plot
-from capgate.kernels.demo import decode, prefill, stacks
+from capgate.kernels.tools.bench import command as bench_command
+from capgate.kernels.tools.bench.plot import plot
+from capgate.kernels.tools.demo import decode, prefill, stacks
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
 
@@ -156,8 +156,8 @@ def _no_work(monkeypatch):
         pytest.fail("files come first")
 
     monkeypatch.setattr(bench_command, "_measure", work)
-    monkeypatch.setattr("capgate.kernels.demo.command._score", work)
-    monkeypatch.setattr("capgate.kernels.compile_command.compile_variants", work)
+    monkeypatch.setattr("capgate.kernels.tools.demo.command._score", work)
+    monkeypatch.setattr("capgate.kernels.tools.compile_command.compile_variants", work)
 
 
 @pytest.mark.usefixtures("_no_work")
@@ -248,7 +248,7 @@ def test_ctrl_c_in_a_process_of_its_own_is_one_line_too(tmp_path):
     code = (
         "import os, signal, sys\n"
         "from capgate.kernels import cli\n"
-        "from capgate.kernels.bench import timing\n"
+        "from capgate.kernels.tools.bench import timing\n"
         "timing.this_device = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.exit(cli.main())"
     )

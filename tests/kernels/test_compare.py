@@ -14,8 +14,8 @@ from markdown_it import MarkdownIt  # rich brings it
 from capgate.compat import versions
 from capgate.compat.terminal import plain
 from capgate.kernels import cli
-from capgate.kernels.bench.compare import Metric, Stack, Value, compare, load
-from capgate.kernels.bench.compare_show import lines, markdown, notes
+from capgate.kernels.tools.compare.stacks import Metric, Stack, Value, compare, load
+from capgate.kernels.tools.compare.tables import lines, markdown, notes
 
 OLD, NEW = Stack("3.5.1", "classic", True), Stack("3.6.0", "classic", True)
 GLUON, SKIPPED = Stack("3.6.0", "gluon_hopper", True), Stack("3.6.0", "gluon_hopper", False)

@@ -10,7 +10,8 @@ import pytest
 from markdown_it import MarkdownIt  # rich brings it
 
 from capgate.compat import versions
-from capgate.kernels import cli, compile_command
+from capgate.kernels import cli
+from capgate.kernels.tools import compile_command
 
 # What dashboards and issues rely on.
 RESULT = {"triton", "target", "variants", "torch", "operation"}

@@ -11,7 +11,9 @@ import torch
 
 from capgate import compat
 from capgate.kernels import fp8_paged_mqa_logits
-from capgate.kernels.dropin import DROPINS, aiter, deep_gemm, preshuffle, vllm_rocm  # noqa: A004 - a library's name
+from capgate.kernels.dropin import DROPINS, aiter, deep_gemm, vllm_rocm  # noqa: A004 - a library's name
+from capgate.kernels.key_cache import reference
+from capgate.kernels.key_cache.operation import Problem
 
 _spec = importlib.util.spec_from_file_location("capgate_tests_upstream", Path(__file__).with_name("upstream.py"))
 upstream = importlib.util.module_from_spec(_spec)
@@ -261,12 +263,12 @@ def test_undoing_the_preshuffle(
     flat = torch.full_like(cache.contiguous(), 0xA5)
     if kind == "classic":
         request.getfixturevalue("interpreter")
-        from capgate.kernels.dropin import classic
+        from capgate.kernels.key_cache import classic
 
-        classic.unshuffle(cache, table, lens, 2 * block, flat)  # columns for two blocks
+        classic.unshuffle.launch(Problem(cache.device), cache, table, lens, 2 * block, flat)  # columns for two blocks
         used = {5, 0, 3, 4}
     else:
-        preshuffle.unshuffle_all(cache, flat)
+        reference.unshuffle(cache, table, lens, 2 * block, flat)
         used = set(range(blocks))
     t, d = torch.meshgrid(torch.arange(block), torch.arange(dim), indexing="ij")
     place = t // 16 * 16 * dim + d // 16 * 256 + t % 16 * 16 + d % 16

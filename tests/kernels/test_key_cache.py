@@ -1,6 +1,7 @@
 """The paged key cache: what the writer writes, what the gather reads, and from bf16 activations to logits."""
 
-from types import ModuleType
+from functools import partial
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from capgate.kernels import fp8_mqa_logits, fp8_paged_mqa_logits, gather_keys, quantize_keys_to_cache
 from capgate.kernels.key_cache import reference
+from capgate.kernels.key_cache.operation import Problem
 from capgate.kernels.quantize import FP8_MAX, quantize_keys, quantize_queries
 
 DTYPES = pytest.mark.parametrize("dtype", list(FP8_MAX), ids=str)
@@ -16,13 +18,14 @@ BLOCKS = pytest.mark.parametrize("block", [1, 16, 64])
 
 @pytest.fixture(params=[pytest.param("reference", marks=pytest.mark.any_triton), "classic"])
 def cache_branch(request: pytest.FixtureRequest) -> Any:
-    """The module that writes and gathers."""
+    """What writes and gathers, called as the operations call it."""
     if request.param == "reference":
         return reference
     request.getfixturevalue("interpreter")
     from capgate.kernels.key_cache import classic
 
-    return classic
+    cpu = Problem(torch.device("cpu"))
+    return SimpleNamespace(write=partial(classic.write.launch, cpu), gather=partial(classic.gather.launch, cpu))
 
 
 def empty_cache(blocks: int, block: int, dim: int, gap: int = 0) -> torch.Tensor:
@@ -105,8 +108,9 @@ def test_classic_rounds_every_float32_as_torch_does(dtype: torch.dtype) -> None:
     k[:, 1:].copy_(torch.cat([values, values.new_zeros(-len(values) % 31)]).view(-1, 31))
     blocks = -(-len(k) // 64)
     caches, slots = [torch.zeros(blocks, 64, 1, 36, dtype=torch.uint8) for _ in range(2)], torch.arange(len(k))
-    for module, cache in zip((classic, reference), caches, strict=True):
-        module.write(k, cache, slots, dtype=dtype, scale_format="fp32")
+    writers = (partial(classic.write.launch, Problem(k.device)), reference.write)
+    for write, cache in zip(writers, caches, strict=True):
+        write(k, cache, slots, dtype=dtype, scale_format="fp32")
     assert torch.equal(*caches)
 
 

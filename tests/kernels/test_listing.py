@@ -4,9 +4,16 @@ from itertools import chain
 
 import pytest
 
-from capgate.kernels import resources
-from capgate.kernels.listing import HotLoop, hot_loop, matrix_instructions, normal_form, read_amdgcn, read_sass
-from capgate.kernels.loops import Flow, natural_loops
+from capgate.compat.offline import occupancy as resources
+from capgate.compat.offline.control_flow import Flow, natural_loops
+from capgate.compat.offline.disassembly import (
+    HotLoop,
+    hot_loop,
+    matrix_instructions,
+    normal_form,
+    read_amdgcn,
+    read_sass,
+)
 
 AMDGCN = """
 	.text

@@ -15,15 +15,14 @@ from typing import Any
 import pytest
 
 from capgate import compat
-from capgate.kernels import offline, offline_child
-from capgate.kernels.children import Child
-from capgate.kernels.launch import ExampleCall
-from capgate.kernels.offline import Job, compile_jobs, compile_variants
+from capgate.compat.offline import child as offline_child
+from capgate.compat.offline import jobs as offline
+from capgate.compat.offline.children import Child
+from capgate.compat.offline.jobs import Job, compile_jobs, compile_variants
 
 OPERATION = """
 from typing import Any, NamedTuple
 from capgate import compat
-from capgate.kernels.launch import ExampleCall
 
 class Problem(NamedTuple):
     device: Any
@@ -36,23 +35,23 @@ def example_problem(device, heads, dim, mode, dtype):
     return Problem(device, heads, dim, dtype or "float32", mode == "clean")
 
 def example_call(problem):
-    return ExampleCall((problem.heads,), {}, 1)
+    return compat.ExampleCall((problem.heads,), {})
 
-operation = compat.Operation("toy")
+operation = compat.Operation("toy", examples=compat.Examples(example_problem, example_call, ("unclean",)))
 for name in ("aborts", "hangs", "exits", "complains", "absent", "fits"):
-    operation.add(compat.Variant(name, f"toy_{name}:launch"))
+    operation.add(compat.Variant(name, f"toy_{name}:kernel"))
 """
 
 KERNELS = {
     "aborts": """
 import os, sys
-def prepare(heads):
+def prepare(problem, heads):
     print("IR of a failed pass\\n" * 9, "x.cpp:7: Assertion `rank > 0` failed.\\n", "a stack trace\\n" * 9, file=sys.stderr)
     os.abort()
 """,
     "hangs": """
 import os, subprocess, sys
-def prepare(heads):
+def prepare(problem, heads):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     with open("pids.part", "w") as file:
         file.write(f"{os.getpid()} {child.pid}")
@@ -61,13 +60,13 @@ def prepare(heads):
 """,
     "exits": """
 import os
-def prepare(heads):
+def prepare(problem, heads):
     os.write(2, b"Killed for a reason")
     os._exit(3)
 """,
     "complains": """
 import sys
-def prepare(heads):
+def prepare(problem, heads):
     print("not JSON, on what a compiler takes for standard output")
     print("before\\n" * 20000, 'k.py:3:4: error: failed to legalize operation\\n', "after\\n" * 20000, file=sys.stderr)
     raise RuntimeError("PassManager::run failed")
@@ -77,24 +76,29 @@ def prepare(heads):
 from typing import NamedTuple
 import torch, triton
 import triton.language as tl
-from capgate.kernels.launch import Launch
+from capgate import compat
 
 class Tuning(NamedTuple):
     size: int
 
-def tuning(target, heads, clean_logits):
-    return Tuning(heads)
+def tuning(problem):
+    return Tuning(problem.heads)
 
 @triton.jit
 def double(x, count, SIZE: tl.constexpr):
     at = tl.arange(0, SIZE)
     tl.store(x + at, 2 * tl.load(x + at, mask=at < count), mask=at < count)
 
-def prepare(heads):
+def prepare(problem, heads):
     x = torch.empty(heads, device="meta")
-    return Launch(double, (1,), (x, heads), {"SIZE": heads, "num_warps": 2})
+    return compat.Launch(double, (1,), (x, heads), {"SIZE": heads, "num_warps": 2})
 """,
 }
+
+OFFERED = """
+from capgate import compat
+kernel = compat.Kernel(prepare, tuning=globals().get("tuning"))
+"""
 
 
 @pytest.fixture
@@ -102,7 +106,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An operation of another distribution, in the folder that the compilers start in."""
     (tmp_path / "toy_operation.py").write_text(OPERATION)
     for name, source in KERNELS.items():
-        (tmp_path / f"toy_{name}.py").write_text(f"{source}\ndef launch(): pass\n")
+        (tmp_path / f"toy_{name}.py").write_text(source + OFFERED)
     info = tmp_path / "toy-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
@@ -221,7 +225,7 @@ def described(
 ) -> dict[str, Any]:
     target = compat.capabilities("cuda:90" if backend == "cuda" else "hip:gfx950").target
     compiled = SimpleNamespace(asm=asm, metadata=SimpleNamespace(**metadata))
-    return offline_child.describe(compiled, target, ExampleCall((), {}, 1), log)
+    return offline_child.describe(compiled, target, compat.ExampleCall((), {}, 1), log)
 
 
 CUDA = {"cubin": b"", "ptx": ".reqntid 128\n"}

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from capgate import compat
+from capgate.compat.offline.jobs import Job, compile_jobs, compile_variants
 from capgate.kernels.mqa_logits.operation import operation
-from capgate.kernels.offline import Job, compile_jobs, compile_variants
 
 SHARED_MEMORY = {"cuda:90": 227 * 1024, "hip:gfx950": 160 * 1024, "hip:gfx942": 64 * 1024}
 MATRIX_INSTRUCTION = {"cuda:90": "QGMMA", "hip:gfx950": "f8f6f4", "hip:gfx942": "fp8_fp8"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from capgate import compat
-from capgate.kernels.resources import MULTIPROCESSORS, RESERVED_SHARED_BYTES
+from capgate.compat.offline.occupancy import MULTIPROCESSORS, RESERVED_SHARED_BYTES
 
 # Kinds of call as compile_hopper.py takes them: heads, dims, output; then query rows, where they are so few that the kernel
 # guesses what it needs first, or keys of a block and next_n. Every row of the tuning tables, and every output mode.

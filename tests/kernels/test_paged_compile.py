@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from capgate import compat
-from capgate.kernels.offline import Job, compile_variants
-from capgate.kernels.paged_mqa_logits.operation import CHUNK_KEYS, operation
+from capgate.compat.offline.jobs import Job, compile_variants
+from capgate.kernels.common.schedule.operation import CHUNK_KEYS
+from capgate.kernels.paged_mqa_logits.operation import operation
 
 # Target: its shared memory, a part of its fp8 matrix instructions' names, and the formats that the kernel takes there.
 TARGETS = {

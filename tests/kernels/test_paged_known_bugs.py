@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from capgate import compat
-from capgate.kernels import fp8_paged_mqa_logits
+from capgate.kernels import fp8_paged_mqa_logits, paged_mqa_schedule
+from capgate.kernels.paged_mqa_logits.function import describe
 
 
 def in_sparse_memory(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
@@ -77,13 +78,14 @@ def test_bug_9_rows_are_padded(paged: ModuleType, branch: str) -> None:
 @pytest.mark.usefixtures("interpreter")
 def test_bug_12_any_number_of_compute_units_gives_the_same_bits(paged: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """12: CU count hard-coded. The call's own schedule has as many workers as the device can hold."""
+    from capgate.kernels.common.schedule import classic as schedules
     from capgate.kernels.paged_mqa_logits import classic
 
     call, logits, workers = paged.make_call([300, 0, 7, 260]), [], []
-    make_schedule = classic.make_schedule
-    monkeypatch.setattr(classic, "make_schedule", lambda lens, count: workers.append(count) or make_schedule(lens, count))
+    new_schedule = schedules.new_schedule
+    monkeypatch.setattr(classic, "new_schedule", lambda lens, count: workers.append(count) or new_schedule(lens, count))
     for count in (1, 2, 30):
-        monkeypatch.setattr(classic, "multiprocessors", lambda device, count=count: count)
+        monkeypatch.setattr(schedules, "multiprocessors", lambda device, count=count: count)
         logits.append(paged.check(call, "classic", 300, clean_logits=True).view(torch.int32))
     assert len(set(workers)) == 3
     assert all(torch.equal(other, logits[0]) for other in logits)
@@ -177,8 +179,8 @@ def test_bug_4_e4m3fn_keeps_its_value_where_the_matrix_unit_reads_fnuz(paged: Mo
     from capgate.kernels.paged_mqa_logits import classic
 
     call, out = paged.make_call([20, 70]), torch.empty(2, 70)
-    schedule = classic.make_schedule(call.context_lens, 3)
-    target = compat.capabilities("hip:gfx942").target
-    classic.prepare(*call, schedule, out, clean_logits=True, target=target)()
+    problem = describe(call.q, call.kv_cache, call.weights, call.block_table, True)
+    gfx942 = problem._replace(device=compat.capabilities("hip:gfx942").target)
+    classic.kernel.launch(gfx942, *call, paged_mqa_schedule(call.context_lens, 64, 3), out, clean_logits=True)
     answer = paged.formula(call, 70)
     paged.judge.agree(out[answer.inside], answer.logits[answer.inside], answer.magnitude[answer.inside])

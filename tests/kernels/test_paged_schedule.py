@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from capgate import compat
+from capgate.compat.offline.jobs import Job, compile_jobs
 from capgate.kernels import fp8_paged_mqa_logits, paged_mqa_schedule, paged_mqa_workers
-from capgate.kernels.offline import Job, compile_jobs
-from capgate.kernels.paged_mqa_logits.operation import CHUNK_KEYS
+from capgate.kernels.common.schedule.operation import CHUNK_KEYS
 
 BATCHES = {
     "one": [1],
@@ -35,9 +35,15 @@ def make(request: pytest.FixtureRequest):
     if request.param == "public":
         return lambda lens, workers: paged_mqa_schedule(lens, 64, workers)
     request.getfixturevalue("interpreter")
-    from capgate.kernels.paged_mqa_logits import classic
+    from capgate.kernels.common.schedule import classic
 
-    return classic.make_schedule
+    def make_schedule(lens: torch.Tensor, workers: int) -> torch.Tensor:
+        schedule, launches = classic.new_schedule(lens, workers)
+        for launch in launches:
+            launch()
+        return schedule
+
+    return make_schedule
 
 
 @pytest.mark.parametrize("workers", [1, 2, 15, 16, 132])
@@ -150,12 +156,12 @@ def test_bad_input_is_refused_by_name(arguments: tuple, error: type[Exception], 
 @pytest.mark.parametrize("next_n", [1, 2, 3, 8])
 @pytest.mark.parametrize("clean_logits", [False, True])
 def test_a_branch_wants_the_workers_that_it_takes_itself(paged, interpreter, monkeypatch, next_n, clean_logits) -> None:
+    from capgate.kernels.common.schedule import classic as schedules
     from capgate.kernels.paged_mqa_logits import classic
 
-    made = []
-    monkeypatch.setattr(classic, "multiprocessors", lambda device: 5)
-    make_schedule = classic.make_schedule
-    monkeypatch.setattr(classic, "make_schedule", lambda lens, workers: made.append(workers) or make_schedule(lens, workers))
+    made, new_schedule = [], schedules.new_schedule
+    monkeypatch.setattr(schedules, "multiprocessors", lambda device: 5)
+    monkeypatch.setattr(classic, "new_schedule", lambda lens, workers: made.append(workers) or new_schedule(lens, workers))
     call = paged.make_call([5, 130], next_n, 64, 32)
     fp8_paged_mqa_logits(*call, max_context_len=130, clean_logits=clean_logits, variant="classic")
     assert made == [paged_mqa_workers(call.q, call.kv_cache, clean_logits=clean_logits, variant="classic")]

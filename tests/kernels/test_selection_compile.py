@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from capgate.kernels import offline
-from capgate.kernels.key_selection.operation import COMPILED_MODES, MODES, operation
-from capgate.kernels.offline import Job, compile_variants
+from capgate.compat.offline import jobs as offline
+from capgate.compat.offline.jobs import Job, compile_variants
+from capgate.kernels.key_selection.operation import MODES, operation
 
 TARGETS = {"cuda:90": 227 * 1024, "hip:gfx950": 160 * 1024, "hip:gfx942": 64 * 1024}  # and their shared memory
 # The same source for both of AMD's: the launches that hold most.
@@ -42,9 +42,7 @@ def test_all_modes_are_compiled_unless_some_are_named(monkeypatch: pytest.Monkey
     asked: list[Job] = []
     monkeypatch.setattr(offline, "compile_jobs", lambda operation, target, jobs, **options: asked.extend(jobs) or [])
     compile_variants("select_keys", "cuda:90")
-    assert [(job.variant, job.mode) for job in asked] == [
-        (name, mode) for name in operation.variants for mode in COMPILED_MODES
-    ]
+    assert [(job.variant, job.mode) for job in asked] == [(name, mode) for name in operation.variants for mode in tuple(MODES)]
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from capgate.kernels import cli
-from capgate.kernels.bench.accuracy import Accuracy
-from capgate.kernels.bench.measure import Plan, accuracy_rows, serving_rows
-from capgate.kernels.bench.serving import Serving, Share
-from capgate.kernels.bench.timing import Timing
-from capgate.kernels.bench.workloads import SMALL, WORKLOADS
 from capgate.kernels.mqa_logits.operation import operation as dense
+from capgate.kernels.tools.bench.measure import Plan, accuracy_rows, serving_rows
+from capgate.kernels.tools.bench.timing import Timing
+from capgate.kernels.tools.workloads.accuracy import Accuracy
+from capgate.kernels.tools.workloads.catalogue import SMALL, WORKLOADS
+from capgate.kernels.tools.workloads.serving import Serving, Share
 
 CPU, FN = torch.device("cpu"), torch.float8_e4m3fn
 TINY = Serving("tiny", "", 8, 5, requests=3, batch_tokens=20, layers=2, heads=4, dim=32, bucket=1)
@@ -112,7 +112,7 @@ def test_a_branch_that_a_run_leaves_out_is_named(monkeypatch, capsys):
     monkeypatch.setitem(dense.variants, "hasty", dense.variants["reference"])
     monkeypatch.setitem(SMALL, "1k1k", replace(TINY, name="1k1k"))
     arguments = ["bench", "--workload", "1k1k", "--variants", "hasty,reference", "--repeats", "1", "--rounds", "1"]
-    monkeypatch.setattr("capgate.kernels.bench.command._why_not", lambda *asked: None)
+    monkeypatch.setattr("capgate.kernels.tools.bench.command._why_not", lambda *asked: None)
     assert cli.main([*arguments, "--json", "-"]) == 0
     said = capsys.readouterr()
     assert "capgate: 1k1k leaves out hasty: only fp8_mqa_logits has it here" in said.err

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from capgate.kernels import paged_mqa_schedule, paged_mqa_workers
-from capgate.kernels.bench.ceilings import Ceilings
-from capgate.kernels.bench.decode import Decode, around, given
-from capgate.kernels.bench.peers import PEERS
-from capgate.kernels.bench.prefill import causal, compressed_prefill, packed, prompts
-from capgate.kernels.bench.workloads import SMALL, WORKLOADS
+from capgate.kernels.tools.bench.ceilings import Ceilings
+from capgate.kernels.tools.bench.peers import PEERS
+from capgate.kernels.tools.workloads.catalogue import SMALL, WORKLOADS
+from capgate.kernels.tools.workloads.decode import Decode, around, given
+from capgate.kernels.tools.workloads.prefill import causal, compressed_prefill, packed, prompts
 
 CPU, FN = torch.device("cpu"), torch.float8_e4m3fn
 
@@ -55,7 +55,7 @@ def test_peers_take_a_paged_cache_as_their_libraries_want_it():
 
 
 def test_a_device_read_reads_everything(interpreter):
-    from capgate.kernels.bench import read
+    from capgate.kernels.tools.bench import read
 
     source = torch.randint(0, 1000, (read.BYTES // 4 * 3,), dtype=torch.int32)
     assert read.prepare(source)().tolist() == source.view(3, -1).sum(1).tolist()

@@ -1,0 +1,143 @@
+"""Device functions in Gluon for CDNA4 (gfx950), one source for Triton 3.6.0 to 3.9.0: relu and head sums, fills, loads, stores.
+
+Compiled and emulated; they have not run on a GPU.
+"""
+
+from capgate.compat.gluon import KEEP_NAN, async_copy, cdna4, constexpr_function, gl, gluon
+
+
+@constexpr_function
+def logit_layout(ROWS, KEYS, NUM_WARPS):
+    """[ROWS, 2, KEYS]: a lane has both halves of one key's head sum, and each wave rows of its own."""
+    powers = [1 << bit for bit in range(16)]
+    registers = [[power, 0, 0] for power in powers if power < ROWS // NUM_WARPS]
+    lanes = [[0, 0, power] for power in powers if power < min(KEYS, 64)]
+    if KEYS < 64:
+        lanes += [[0, 1, 0]]
+    else:
+        registers = [[0, 1, 0], *registers]
+    warps = [[power, 0, 0] for power in powers if ROWS // NUM_WARPS <= power < ROWS]
+    return gl.DistributedLinearLayout(registers, lanes, warps, [], [ROWS, 2, KEYS])
+
+
+@gluon.jit
+def as_pair(low, high):
+    """Two float32 as the halves of an int64, which is a pair of registers: the compiler spends no instruction on it."""
+    low = low.to(gl.uint32, bitcast=True).to(gl.int64)
+    high = high.to(gl.uint32, bitcast=True).to(gl.int64)
+    return (high << 32) | low
+
+
+@gluon.jit
+def as_float32(pair):
+    """The two float32 of a pair."""
+    low = pair.to(gl.int32).to(gl.float32, bitcast=True)
+    high = (pair >> 32).to(gl.int32).to(gl.float32, bitcast=True)
+    return low, high
+
+
+@gluon.jit
+def sum_products(positive, weight, total, FIRST: gl.constexpr):
+    """total (unless this is the first) plus the sum over axis 2 of positive * weight, on pairs of float32.
+
+    Inline assembly, because not every LLVM finds the packed forms, and because Triton 3.8 and 3.9 keep multiplies and adds of a
+    sum apart. The compiler inserts no wait between an MFMA and inline assembly: relu must stand between the two.
+    """
+    if positive.shape[2] == 1:
+        shape: gl.constexpr = [positive.shape[0], positive.shape[1], positive.shape[3]]
+        positive = gl.reshape(positive, shape)
+        weight = gl.reshape(weight, shape)
+        if FIRST:
+            total = gl.inline_asm_elementwise(
+                "v_pk_mul_f32 $0, $1, $2", "=v,v,v", [positive, weight], dtype=gl.int64, is_pure=True, pack=1
+            )
+        else:
+            total = gl.inline_asm_elementwise(
+                "v_pk_fma_f32 $0, $1, $2, $3", "=v,v,v,v", [positive, weight, total], dtype=gl.int64, is_pure=True, pack=1
+            )
+    else:
+        half: gl.constexpr = [positive.shape[0], positive.shape[1], 2, positive.shape[2] // 2, positive.shape[3]]
+        positive0, positive1 = gl.split(gl.permute(gl.reshape(positive, half), [0, 1, 3, 4, 2]))
+        weight0, weight1 = gl.split(gl.permute(gl.reshape(weight, half), [0, 1, 3, 4, 2]))
+        total = sum_products(positive0, weight0, total, FIRST)
+        total = sum_products(positive1, weight1, total, False)
+    return total
+
+
+@gluon.jit
+def pairs_of_heads(x, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr):
+    """[ROWS * PADDED_HEADS, keys] float32 -> [ROWS, 2, pairs of a lane's heads, keys] int64.
+
+    Bit 2 of an MFMA tile's row is the lane's half; heads that differ in bit 0 are neighbouring registers.
+    """
+    KEYS: gl.constexpr = x.shape[1]
+    x = gl.permute(gl.reshape(x, [ROWS, PADDED_HEADS // 8, 2, 2, 2, KEYS]), [0, 2, 1, 3, 5, 4])
+    low, high = gl.split(gl.reshape(x, [ROWS, 2, PADDED_HEADS // 4, KEYS, 2]))
+    return as_pair(low, high)
+
+
+@gluon.jit
+def score(query, weight, keys, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr):
+    """[ROWS, keys of the LDS tile] logits, not yet times k_scale."""
+    NUM_WARPS: gl.constexpr = gl.num_warps()
+    KEYS: gl.constexpr = keys.shape[0]
+    mfma: gl.constexpr = query.type.layout.parent
+    operand: gl.constexpr = gl.DotOperandLayout(1, mfma, 16)
+    key = async_copy.load_shared_relaxed(keys.permute([1, 0]), operand)
+    product = gl.zeros([ROWS * PADDED_HEADS, KEYS], gl.float32, mfma)
+    if query.shape[1] >= 64:
+        product = cdna4.mfma_scaled(query, None, "e4m3", key, None, "e4m3", product)
+    else:
+        product = cdna4.mfma(query, key, product)
+    weight, positive = gl.broadcast(weight[:, None], gl.maximum(product, 0.0, propagate_nan=KEEP_NAN))
+    weight = pairs_of_heads(weight, ROWS, PADDED_HEADS)
+    positive = pairs_of_heads(positive, ROWS, PADDED_HEADS)
+    low, high = as_float32(sum_products(positive, weight, positive, True))
+    # Lanes n and n + 32 have one half each of the head sums of two keys: they swap, and each adds up one key.
+    return gl.sum(gl.convert_layout(low + high, logit_layout(ROWS, KEYS, NUM_WARPS)), 1)
+
+
+@gluon.jit
+def fill(rows, base, width, row_offset, wanted, stride_on, COLUMNS: gl.constexpr, LAYOUT: gl.constexpr):
+    """-inf into columns [base, base + width) of the wanted rows; width is at most COLUMNS."""
+    column = gl.arange(0, COLUMNS, gl.SliceLayout(0, LAYOUT))
+    offset = row_offset[:, None] + (column.to(row_offset.dtype) * stride_on)[None, :]
+    value = gl.full([row_offset.shape[0], COLUMNS], float("-inf"), gl.float32, LAYOUT)
+    store(rows + base.to(gl.int64) * stride_on, offset, value, wanted[:, None] & (column < width)[None, :])
+
+
+@gluon.jit
+def fill_strip(rows, strip, first, last, row_offset, row_exists, stride_on, STRIP: gl.constexpr, LAYOUT: gl.constexpr):
+    """One of the whole strips of columns [0, first) and from last on: no column mask, so stores are 16 bytes wide."""
+    left = first // STRIP
+    base = gl.where(strip < left, strip * STRIP, last + (strip - left) * STRIP)
+    fill(rows, gl.multiple_of(base, 16), STRIP, row_offset, row_exists, stride_on, STRIP, LAYOUT)
+
+
+@gluon.jit
+def fill_edge(
+    rows, base, begin, end, num_keys, row_offset, row_exists, stride_on, BLOCK_KEYS: gl.constexpr, LAYOUT: gl.constexpr
+):
+    """-inf into the cells of one tile, from column ``base``, that lie outside their row's window."""
+    lane = gl.arange(0, BLOCK_KEYS, gl.SliceLayout(0, LAYOUT))
+    position = (base + lane)[None, :]
+    outside = (position < begin[:, None]) | (position >= end[:, None])
+    offset = row_offset[:, None] + (lane.to(row_offset.dtype) * stride_on)[None, :]
+    value = gl.full([row_offset.shape[0], BLOCK_KEYS], float("-inf"), gl.float32, LAYOUT)
+    mask = outside & (position < num_keys) & row_exists[:, None]
+    store(rows + base.to(gl.int64) * stride_on, offset, value, mask)
+
+
+@gluon.jit
+def load(pointer, offset):
+    """Buffer loads reach 2 GiB from the pointer; 64-bit offsets take plain ones."""
+    return gl.load(pointer + offset) if offset.dtype == gl.int64 else cdna4.buffer_load(pointer, offset)
+
+
+@gluon.jit
+def store(pointer, offset, value, mask):
+    """Buffer stores reach 2 GiB from the pointer; 64-bit offsets take plain ones."""
+    if offset.dtype == gl.int64:
+        gl.store(pointer + offset, value, mask=mask)
+    else:
+        cdna4.buffer_store(value, pointer, offset, mask=mask)

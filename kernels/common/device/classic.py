@@ -1,0 +1,87 @@
+"""Device functions in classic Triton, one source for 3.5.1 to 3.9.0 on CUDA and HIP."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def relu(x, MAXIMUM: tl.constexpr):
+    """max(x, 0) that keeps NaN: one instruction where the target has maximum, otherwise compare and select."""
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) if MAXIMUM else tl.where(x < 0.0, 0.0, x)
+
+
+@triton.jit
+def fn_to_fnuz(x):
+    """e4m3fn -> e4m3fnuz of half the value, byte by byte: -0 (fnuz's NaN) becomes 0, either NaN becomes fnuz's."""
+    byte = x.to(tl.uint8, bitcast=True)
+    byte = tl.where(byte == 0x80, 0, byte).to(tl.uint8)
+    byte = tl.where((byte & 0x7F) == 0x7F, 0x80, byte).to(tl.uint8)
+    return byte.to(tl.float8e4b8, bitcast=True)
+
+
+@triton.jit
+def fill(out, base, width, row_offset, wanted, stride_on, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
+    """-inf into columns [base, base + width) of the wanted rows; width is at most COLUMNS."""
+    column = tl.arange(0, COLUMNS)
+    cell = out + base.to(tl.int64) * stride_on + row_offset[:, None] + (column.to(INDEX) * stride_on)[None, :]
+    value = tl.full([row_offset.shape[0], COLUMNS], float("-inf"), tl.float32)
+    tl.store(cell, value, mask=wanted[:, None] & (column < width)[None, :])
+
+
+@triton.jit
+def fill_strip(out, strip, first, last, row_offset, row_exists, stride_on, STRIP: tl.constexpr, INDEX: tl.constexpr):
+    """One of the whole strips of columns [0, first) and from last on: no column mask, so stores are 16 bytes wide."""
+    left = first // STRIP
+    base = tl.where(strip < left, strip * STRIP, last + (strip - left) * STRIP)
+    fill(out, tl.multiple_of(base, 16), STRIP, row_offset, row_exists, stride_on, STRIP, INDEX)
+
+
+@triton.jit
+def fill_edge(
+    out, base, begin, end, num_keys, row_offset, row_exists, stride_on, BLOCK_KEYS: tl.constexpr, INDEX: tl.constexpr
+):
+    """-inf into the cells of one tile, from column ``base``, that lie outside their row's window."""
+    lane = tl.arange(0, BLOCK_KEYS)
+    position = (base + lane)[None, :]
+    outside = (position < begin[:, None]) | (position >= end[:, None])
+    cell = out + base.to(tl.int64) * stride_on + row_offset[:, None] + (lane.to(INDEX) * stride_on)[None, :]
+    value = tl.full([row_offset.shape[0], BLOCK_KEYS], float("-inf"), tl.float32)
+    tl.store(cell, value, mask=outside & (position < num_keys) & row_exists[:, None])
+
+
+@triton.jit
+def units_of(lens, request, num_requests, most, stride_request, stride_column, COLUMNS: tl.constexpr, UNIT: tl.constexpr):
+    """How many units of UNIT keys the requests' longest rows have, as int64; requests past the last have none."""
+    longest = tl.zeros(request.shape, tl.int32)
+    for column in tl.static_range(COLUMNS):
+        cell = lens + request.to(tl.int64) * stride_request + column * stride_column
+        longest = tl.maximum(longest, tl.load(cell, mask=request < num_requests, other=0))
+    return (tl.minimum(longest, most).to(tl.int64) + (UNIT - 1)) // UNIT
+
+
+@triton.jit
+def locate(
+    target,
+    lens,
+    num_requests,
+    most,
+    stride_request,
+    stride_column,
+    COLUMNS: tl.constexpr,
+    UNIT: tl.constexpr,
+    REQUESTS: tl.constexpr,
+):
+    """(request, unit of it) of each of the ``target`` units [int64], counted through all requests; past the last unit,
+    the number of requests and what is left."""
+    request = tl.zeros(target.shape, tl.int32)
+    passed_units = tl.zeros(target.shape, tl.int64)
+    summed = tl.full((), 0, tl.int64)
+    for base in range(0, num_requests, REQUESTS):
+        candidate = base + tl.arange(0, REQUESTS)
+        units = units_of(lens, candidate, num_requests, most, stride_request, stride_column, COLUMNS, UNIT)
+        ends = summed + tl.cumsum(units, axis=0)
+        passed = (ends[None, :] <= target[:, None]) & (candidate < num_requests)[None, :]
+        request += tl.sum(passed.to(tl.int32), axis=1)
+        passed_units += tl.sum(tl.where(passed, units[None, :], 0), axis=1)
+        summed += tl.sum(units, axis=0)
+    return request, target - passed_units

@@ -1,0 +1,75 @@
+"""Which problems a variant takes: the rules about fp8 formats, Triton's interpreter and sizes, once for all operations.
+
+A rule returns None, or the reason why not. It asks capabilities, and needs neither torch nor Triton.
+"""
+
+from typing import Any
+
+from capgate import compat
+
+MIN_HEADS, MAX_HEADS = 1, 128
+DIMS = (32, 64, 128)
+E4M3FN, E4M3FNUZ = "float8_e4m3fn", "float8_e4m3fnuz"
+
+
+def padded_heads(heads: int) -> int:
+    """Heads of a row in the matrix instructions: a power of two, at least 16; the added heads have weight 0."""
+    return max(16, 1 << (heads - 1).bit_length())
+
+
+def native_fp8(device: Any) -> str:
+    """The e4m3 format that the device's matrix instructions read: "float8_e4m3fnuz" on gfx942, else "float8_e4m3fn"."""
+    return E4M3FNUZ if compat.capabilities(device).fp8_e4m3fnuz else E4M3FN
+
+
+def check_sizes(heads: int, dim: int) -> None:
+    """Raise ValueError for sizes of a query that no variant takes."""
+    if not MIN_HEADS <= heads <= MAX_HEADS:
+        raise ValueError(f"heads: got {heads}, needs {MIN_HEADS} to {MAX_HEADS}")
+    if dim not in DIMS:
+        raise ValueError(f"dim: got {dim}, needs one of {', '.join(map(str, DIMS))}")
+
+
+def needs_e4m3fn(device: Any, dtype: str) -> str | None:
+    """For kernels whose matrix instructions read e4m3fn alone."""
+    return None if dtype == E4M3FN else compat.capabilities(device).why("fp8_e4m3fnuz")
+
+
+def classic_runs(device: Any) -> str | None:
+    """Whether classic Triton kernels can run: on a GPU that Triton knows, or in its interpreter."""
+    caps = compat.capabilities(device)
+    if caps.interpreter:
+        return _interpreter_loops(caps)
+    if not caps.gpu:
+        return f"{caps.why('gpu')}; on the CPU {caps.why('interpreter')}"
+    return None if caps.known_target else caps.why("known_target")
+
+
+def classic_scores(device: Any, dtype: str) -> str | None:
+    """As :func:`classic_runs`, and whether products of ``dtype`` come out right.
+
+    gfx942 reads e4m3fn bytes as e4m3fnuz, at half the value; the kernels convert. No other architecture converts.
+    """
+    caps = compat.capabilities(device)
+    if caps.interpreter and dtype == E4M3FNUZ and not caps.interpreter_fp8_fnuz:
+        return caps.why("interpreter_fp8_fnuz")
+    reason = classic_runs(device)
+    if reason is not None or caps.interpreter or caps.fp8_e4m3fnuz:
+        return reason
+    if dtype == E4M3FN:
+        return None if caps.fp8_e4m3fn else caps.why("fp8_e4m3fn")
+    return caps.why("fp8_e4m3fnuz")
+
+
+def interpreted_when_named(device: Any) -> str | None:
+    """Of classic Triton where there is no GPU: it runs only when it is named."""
+    on_gpu = compat.capabilities(device).gpu
+    return None if on_gpu else "would run in Triton's interpreter, which is slow; name it to use it"
+
+
+def _interpreter_loops(caps: compat.Capabilities) -> str | None:
+    import numpy
+
+    if numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0" and not caps.interpreter_numpy_24:
+        return f"{caps.why('interpreter_numpy_24')} with numpy {numpy.__version__}; numpy<2.4 serves"
+    return None

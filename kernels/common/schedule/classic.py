@@ -1,0 +1,65 @@
+"""Schedules in classic Triton, one source for 3.5.1 to 3.9.0 on CUDA and HIP."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from capgate import compat
+
+from ..device.classic import locate, units_of
+from ..hardware import multiprocessors
+from .operation import CHUNK_KEYS, Problem
+
+WORKERS = 16  # that one program places
+REQUESTS = 256  # lengths that are summed at a time
+
+
+@triton.jit
+def schedule_kernel(
+    lens,  # [B] or [B, COLUMNS] int32
+    schedule,  # [num_workers + 1, 2] int32
+    num_requests,
+    num_workers,
+    stride_lb,
+    stride_ln,
+    COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    WORKERS: tl.constexpr,
+    REQUESTS: tl.constexpr,
+):
+    total = tl.full((), 0, tl.int64)
+    for base in range(0, num_requests, REQUESTS):
+        request = base + tl.arange(0, REQUESTS)
+        units = units_of(lens, request, num_requests, 0x7FFFFFFF, stride_lb, stride_ln, COLUMNS, CHUNK)
+        total += tl.sum(units, axis=0)
+    worker = tl.program_id(0) * WORKERS + tl.arange(0, WORKERS)
+    start = total * worker.to(tl.int64) // num_workers
+    request, chunk = locate(start, lens, num_requests, 0x7FFFFFFF, stride_lb, stride_ln, COLUMNS, CHUNK, REQUESTS)
+    tl.store(schedule + 2 * worker, request, mask=worker <= num_workers)
+    tl.store(schedule + 2 * worker + 1, chunk.to(tl.int32), mask=worker <= num_workers)
+
+
+def prepare(problem: Problem, context_lens: torch.Tensor, schedule: torch.Tensor) -> compat.Launch:
+    """The launch that fills ``schedule`` [num_workers + 1, 2]."""
+    num_workers = schedule.shape[0] - 1
+    columns = context_lens.shape[1] if context_lens.ndim == 2 else 1
+    strides = (context_lens.stride(0), context_lens.stride(1) if context_lens.ndim == 2 else 0)
+    arguments = (context_lens, schedule, context_lens.shape[0], num_workers, *strides)
+    keywords = {"COLUMNS": columns, "CHUNK": CHUNK_KEYS, "WORKERS": WORKERS, "REQUESTS": REQUESTS, "num_warps": 4}
+    return compat.Launch(schedule_kernel, (-(-(num_workers + 1) // WORKERS),), arguments, keywords)
+
+
+kernel = compat.Kernel(prepare)
+
+
+def new_schedule(context_lens: torch.Tensor, num_workers: int) -> tuple[torch.Tensor, tuple[compat.Launch, ...]]:
+    """A new schedule, and what fills it: for kernels that were given none."""
+    schedule = torch.empty((num_workers + 1, 2), dtype=torch.int32, device=context_lens.device)
+    return schedule, (prepare(Problem(context_lens.device), context_lens, schedule),)
+
+
+def workers_that_fit(device: Any, resident: int, groups: int) -> int:
+    """As many workers as a device holds programs, ``resident`` on each SM or CU, where each takes ``groups`` of them."""
+    return max(1, multiprocessors(device) * resident // groups)

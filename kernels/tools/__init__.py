@@ -1,0 +1,1 @@
+"""What the ``capgate`` commands do with the operations: compile, bench, compare, demo."""

@@ -1,0 +1,168 @@
+"""``capgate bench``: time the branches of every operation on this machine."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from capgate.compat.command import asking, prints_to_stderr
+from capgate.compat.outputs import Outputs
+
+from .plot import add_pictures, plot
+from .show import Results, show
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``capgate bench``."""
+    parser.add_argument(
+        "--workload",
+        default="all",
+        help="names separated by commas (a, decode-8k, top512, 1k1k, ...), or groups: prefill, decode, selection, serving, all",
+    )
+    parser.add_argument(
+        "--variants",
+        default="",
+        help="branches, and other libraries (deep_gemm, aiter, tilelang), separated by commas; otherwise all that "
+        "can run here, without the reference on a GPU",
+    )
+    parser.add_argument("--clean", choices=("both", "on", "off"), default="both", help="clean_logits")
+    parser.add_argument("--repeats", type=int, help="timed calls for each median (20 on a GPU, 3 on the CPU)")
+    parser.add_argument("--rounds", type=int, default=3, help="medians of each branch, which take turns (3)")
+    parser.add_argument("--flush-gb", type=float, default=8.0, help="gigabytes written before each timed call on a GPU (8)")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the results and the whole stack's description, - for standard output"
+    )
+    parser.add_argument("--plot", metavar="FILE", help="draw rates against the ceiling: .png, .svg, or both without a suffix")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Time what the parsed ``arguments`` ask for and print it; returns 1 when a call of ours could not be timed."""
+    from ..workloads.catalogue import GROUPS, SMALL, WORKLOADS, select
+    from .peers import NAMES
+    from .timing import this_device
+
+    outputs: Outputs[Results] = Outputs()
+    device = this_device()
+    known = WORKLOADS if device.type == "cuda" else SMALL
+    with asking(), prints_to_stderr():
+        if arguments.plot is not None:
+            add_pictures(outputs, arguments.plot, plot)
+        if arguments.json not in (None, "-"):
+            outputs.add("--json", arguments.json, _as_json)
+        if arguments.repeats is None:
+            arguments.repeats = 20 if device.type == "cuda" else 3
+        for name in ("repeats", "rounds"):
+            if getattr(arguments, name) < 1:
+                raise ValueError(f"--{name}: got {getattr(arguments, name)}, needs 1 or more")
+        if not 0 <= arguments.flush_gb < float("inf"):
+            raise ValueError(f"--flush-gb: got {arguments.flush_gb}, needs 0 or more")
+        workloads = select(_listed("--workload", arguments.workload, [*GROUPS, *known], device), known)
+        if arguments.plot is not None and not any(hasattr(workload, "operation") for workload in workloads):
+            raise ValueError("--plot: draws kernels, and no workload is one; capgate compare draws serving runs")
+        operations = list(dict.fromkeys(operation for workload in workloads for operation in workload.operations))
+        variants = _variants(arguments.variants, operations, device)
+    with prints_to_stderr():
+        results = _measure(device, workloads, variants, arguments)
+    with outputs.written(results):
+        if arguments.json == "-":
+            print(_as_json(results))
+        else:
+            show(results)
+    return 1 if any(not remark["measured"] and remark["variant"] not in NAMES for remark in results["remarks"]) else 0
+
+
+def _as_json(results: Results) -> str:
+    return json.dumps(results, indent=2)
+
+
+def _measure(
+    device: Any, workloads: list[Any], variants: dict[str, list[str]], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    import torch
+
+    from ...mqa_logits.operation import example
+    from ..workloads.accuracy import Accuracy
+    from ..workloads.decode import Decode
+    from ..workloads.prefill import Prefill
+    from ..workloads.selection import Selection
+    from ..workloads.serving import Serving
+    from .ceilings import measure
+    from .measure import Plan, accuracy_rows, kernel_rows, selection_rows, serving_rows
+    from .peers import installed
+    from .stack import describe
+    from .timing import Timer
+
+    timer = Timer(device, repeats=arguments.repeats, flush_bytes=int(arguments.flush_gb * 1e9))
+    cleans = {"both": (False, True), "on": (True,), "off": (False,)}[arguments.clean]
+    plan = Plan(timer, getattr(torch, example(device).dtype), variants, cleans, arguments.rounds)
+    kernels = [workload for workload in workloads if isinstance(workload, (Prefill, Decode))]
+    selections = [workload for workload in workloads if isinstance(workload, Selection)]
+    runs = [workload for workload in workloads if isinstance(workload, Serving)]
+    accuracies = [workload for workload in workloads if isinstance(workload, Accuracy)]
+    _say_what_is_left_out(plan, [*runs, *accuracies])
+    ceilings = measure(timer, plan.dtype) if kernels or selections else None
+    results = {
+        "stack": {**describe(device), **(installed() if device.type == "cuda" else {})},
+        "repeats": arguments.repeats,
+        "rounds": arguments.rounds,
+        "flush_gb": arguments.flush_gb if device.type == "cuda" else 0,
+        "workloads": {workload.name: workload.facts() for workload in workloads},
+        "ceilings": ceilings._asdict() if ceilings else None,
+        "rows": kernel_rows(plan, ceilings, kernels),
+        "selection": selection_rows(plan, ceilings, selections),
+        "serving": serving_rows(plan, runs),
+        "accuracy": accuracy_rows(plan, accuracies),
+    }
+    return {**results, "remarks": [remark._asdict() for remark in plan.remarks]}
+
+
+def _say_what_is_left_out(plan: Any, workloads: list[Any]) -> None:
+    """A run of several operations needs a branch in each of them."""
+    for workload in workloads:
+        used = plan.variants_of(workload.operations)
+        for operation in workload.operations:
+            for name in plan.variants[operation.name]:
+                if name not in used:
+                    print(f"capgate: {workload.name} leaves out {name}: only {operation.name} has it here", file=sys.stderr)
+
+
+def _variants(given: str, operations: Sequence[Any], device: Any) -> dict[str, list[str]]:
+    """The branches and peers to time for each operation: those named, or all that can run here.
+
+    On a GPU a last resort is timed only where it is named: it may take a thousand times as long as the others.
+
+    Raises ValueError for a name that no operation has here, and for a named branch that cannot run.
+    """
+    from .peers import PEERS, installed
+
+    peers = installed() if device.type == "cuda" else {}
+    offered = {
+        operation.name: [*operation.variants, *(name for name in PEERS[operation.name] if name in peers)]
+        for operation in operations
+    }
+    every = list(dict.fromkeys(name for names in offered.values() for name in names))
+    chosen: dict[str, list[str]] = {name: [] for name in offered}
+    for name in _listed("--variants", given, every, device) if given else every:
+        for operation in operations:
+            why_not = _why_not(operation, name, device) if name in operation.variants else None
+            if why_not and given:
+                raise ValueError(f"--variants: {name} cannot run {operation.name} here: {why_not}")
+            slow = name in operation.variants and operation.variants[name].last_resort and device.type == "cuda"
+            if name in offered[operation.name] and not why_not and (given or not slow):
+                chosen[operation.name].append(name)
+    return chosen
+
+
+def _why_not(operation: Any, variant: str, device: Any) -> str | None:
+    """Why a branch cannot take the operation's example problem here, also when it is named; None where it can."""
+    trace = operation.explain(operation.example(device), variant)
+    return None if trace.variant else next(step.reason for step in trace.steps if step.variant == variant)
+
+
+def _listed(argument: str, given: str, allowed: Iterable[str], device: Any) -> list[str]:
+    names = given.split(",")
+    for name in names:
+        if name not in allowed:
+            raise ValueError(f"{argument}: got {name!r}, needs one of {', '.join(allowed)} on {device.type}")
+    return names

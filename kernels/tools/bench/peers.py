@@ -1,0 +1,112 @@
+"""Other libraries' kernels for the same operations, timed beside ours where they are installed."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from capgate.compat.thirdparty import Raised, ask
+
+from ...common.hardware import multiprocessors
+from ..workloads.batch import Call
+
+
+class Peer(NamedTuple):
+    """One library's function for one operation.
+
+    modules : where the function may be; the first that imports and has it is taken
+    bind : the call for a batch and clean_logits with that module, or None where the library has no such call
+    otherwise : the same for versions of the library that refuse the first call
+    """
+
+    modules: tuple[str, ...]
+    function: str
+    bind: Callable[[Any, Any, bool], Call | None]
+    otherwise: tuple[Callable[[Any, Any, bool], Call | None], ...] = ()
+
+    @property
+    def ways(self) -> tuple[Callable[[Any, Any, bool], Call | None], ...]:
+        """How it may be called, in the order to try."""
+        return self.bind, *self.otherwise
+
+    def find(self) -> ModuleType | Raised | None:
+        """The module; why not where the library is installed and does not import or has no such function; None without it."""
+        refused: list[str] = []
+        for name in self.modules:
+            found = ask(partial(_module, name))
+            if isinstance(found, Raised):
+                refused.append(found.words)
+            elif found is not None and hasattr(found, self.function):
+                return found
+            elif found is not None:
+                refused.append(f"{name} has no function {self.function}")
+        return Raised("; ".join(refused)) if refused else None
+
+
+def _module(name: str) -> ModuleType | None:
+    """The module of that name, None where its library is not installed."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            return None
+        raise
+
+
+def _deep_gemm(module: Any, batch: Any, clean_logits: bool) -> Call | None:
+    operands = (batch.q, (batch.k, batch.k_scale), batch.weights, batch.starts, batch.ends)
+    return partial(module.fp8_mqa_logits, *operands, clean_logits=clean_logits, max_seqlen_k=batch.max_window or 0)
+
+
+def _deep_gemm_paged(module: Any, batch: Any, clean_logits: bool) -> Call | None:
+    return _deep_gemm_paged_of(module, batch, batch.context_lens, clean_logits)
+
+
+def _deep_gemm_paged_by_row(module: Any, batch: Any, clean_logits: bool) -> Call | None:
+    """With the keys that each row sees, [B, next_n]: what DeepGEMM 2.6 takes, without clean_logits."""
+    return _deep_gemm_paged_of(module, batch, batch.seen.int().contiguous(), clean_logits)
+
+
+def _deep_gemm_paged_of(module: Any, batch: Any, context_lens: Any, clean_logits: bool) -> Call:
+    q, kv_cache, weights, _, block_table = batch.operands
+    schedule = module.get_paged_mqa_logits_metadata(context_lens, kv_cache.shape[1], multiprocessors(q.device))
+    arguments = (q, kv_cache, weights, context_lens, block_table, schedule, batch.max_context_len)
+    return partial(module.fp8_paged_mqa_logits, *arguments, clean_logits=clean_logits)
+
+
+def _aiter(module: Any, batch: Any, clean_logits: bool) -> Call | None:
+    return None if batch.max_window else partial(module.fp8_mqa_logits, *batch.operands, clean_logits=clean_logits)
+
+
+def _tilelang(module: Any, batch: Any, clean_logits: bool) -> Call | None:
+    function = module.mqa_attn_return_logits_interface
+    return None if batch.max_window else partial(function, *batch.operands, clean_logits=clean_logits)
+
+
+PEERS: dict[str, dict[str, Peer]] = {
+    "fp8_mqa_logits": {
+        "deep_gemm": Peer(("deep_gemm",), "fp8_mqa_logits", _deep_gemm),
+        "aiter": Peer(
+            ("aiter.ops.triton.attention.fp8_mqa_logits", "aiter.ops.triton.fp8_mqa_logits"), "fp8_mqa_logits", _aiter
+        ),
+        # TileLang's is an example of its repository (examples/deepseek_v32), to be put on PYTHONPATH.
+        "tilelang": Peer(("fp8_lighting_indexer",), "mqa_attn_return_logits_interface", _tilelang),
+    },
+    "fp8_paged_mqa_logits": {
+        "deep_gemm": Peer(("deep_gemm",), "fp8_paged_mqa_logits", _deep_gemm_paged, (_deep_gemm_paged_by_row,))
+    },
+    "select_keys": {},
+}
+NAMES = tuple(dict.fromkeys(name for peers in PEERS.values() for name in peers))
+
+
+def installed() -> dict[str, str]:
+    """The peers that are here, also those that do not import, with their versions."""
+    return {name: _version(name) for name in NAMES if any(name in peers and peers[name].find() for peers in PEERS.values())}
+
+
+def _version(name: str) -> str:
+    found = ask(partial(version, name))
+    return "unknown" if isinstance(found, Raised) else str(found)

@@ -1,0 +1,1 @@
+"""``capgate compare``: runs of ``capgate bench`` on several stacks, beside each other."""
