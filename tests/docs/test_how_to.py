@@ -27,6 +27,9 @@ def test_an_operation_and_then_a_variant(newcomer: Any) -> None:
     assert there.startswith(f"hip:gfx950 4096 gluon_cdna4 {'accepted' if gluon else 'rejected'}: ")
     (wide,) = [line for line in printed if line.startswith("hip:gfx950 1073741824")]
     assert ("needs fewer than 536870912 columns: found 1073741824" in wide) == gluon
+    result = json.loads(newcomer.run("capgate", "compile", "scale_rows", "--target", "hip:gfx950", "--json"))
+    compiled = {row["variant"]: row["compiled"] for row in result["variants"]}
+    assert compiled == {"gluon_cdna4": gluon, "classic": True}, result
 
 
 def test_a_capability(newcomer: Any) -> None:
