@@ -181,6 +181,30 @@ def gfx950(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def code(session: nox.Session) -> None:
+    """Save what every kernel compiles to (``save FOLDER [TRITON ...]``), or compare two such folders (``compare A B``)."""
+    session.install(wheel(session), "torch>=2.9,<2.14", "numpy")
+    command, *rest = session.posargs or ["--help"]
+    if command != "save" or not rest:
+        session.run("python", "tests/compiled_code", command, *rest)
+        return
+    for version in rest[1:] or LANES:
+        folder = str(Path(session.create_tmp()) / f"triton-{version}")
+        if not Path(folder).exists():
+            session.install("--quiet", "--no-deps", "--target", folder, f"triton=={version}")
+        session.run("python", "tests/compiled_code", "save", rest[0], env={"PYTHONPATH": folder})
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Make the API reference from the docstrings, as plain files in the folder given after ``--``, or in this session's own."""
+    session.install(wheel(session), *stack("3.6.0"), *group("docs"))
+    folder = session.posargs[0] if session.posargs else str(Path(session.create_tmp()) / "api")
+    session.run("python", "docs/api.py", folder)
+    session.log(f"the reference is {folder}/index.html")
+
+
+@nox.session(default=False)
 def minimums(session: nox.Session) -> None:
     """Test compat and the report with the oldest dependencies that are allowed, without torch and without Triton."""
     oldest = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
