@@ -241,9 +241,8 @@ class Operation(Generic[P]):
 
     def _why_aside(self, candidate: Variant[P], problem: P | None) -> str | None:
         """Why ``candidate`` was set aside for ``problem``; strict switches and other settings of Triton try it again."""
-        if not self._set_aside or switches.current().strict:
-            return None
-        return self._set_aside.get((candidate.name, problem, probes.settings()))
+        reason = self._set_aside.get((candidate.name, problem, probes.settings()))
+        return None if switches.current().strict else reason
 
     def _named_by_switch(self) -> str | None:
         named = switches.current().variants
