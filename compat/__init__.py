@@ -11,7 +11,8 @@ Importing this package imports neither torch nor Triton and starts no driver.
 from .capabilities import Capabilities, Capability, CapabilityError, Verdict
 from .current import capabilities, require
 from .kernel import ExampleCall, Examples, Kernel, Launch
-from .operation import Operation, Step, Trace, Variant, operations
+from .operation import Operation, Step, Trace, Variant
+from .registry import operations
 from .switches import SwitchError, override
 from .targets import Target
 

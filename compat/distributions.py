@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlparse
 
+from .releases import parse_release
+
 _VERSION = re.compile(r"""^__version__\s*(?::\s*\w+\s*)?=\s*["']([^"'\n]+)["']""", re.MULTILINE)
 
 
@@ -55,8 +57,6 @@ def owner(claims: list[Claim], own: str | None) -> Claim | None:
 
     own : the version that the package's files name; a claim of another release is from another time
     """
-    from .versions import parse_release
-
     if own is not None and (release := parse_release(own)):
         claims = [claim for claim in claims if parse_release(claim.version) == release]
     return max(

@@ -20,24 +20,20 @@ at (device, dtypes, head sizes) and not what changes from call to call.
 import logging
 import sys
 from collections.abc import Callable, Hashable, Iterable
-from functools import partial
 from importlib import import_module
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
-from . import probes, switches
+from . import probes, registry, switches
 from ._errors import of_the_machine, summary
 from .capabilities import TABLE, CapabilityError, nearest
 from .current import capabilities, target_of
 from .kernel import Examples, Kernel
-from .thirdparty import Raised, ask
 
 LOG = logging.getLogger("capgate")
 
 P = TypeVar("P", bound=Hashable)
 F = TypeVar("F", bound=Callable[..., Any])
 Rule = Callable[[P], str | None]
-
-ENTRY_POINTS = "capgate.operations"  # where a distribution names its operations, so that a report finds them unimported
 
 
 class Step(NamedTuple):
@@ -108,7 +104,7 @@ class Variant(Generic[P]):
         return f"Variant({self.name!r})"
 
 
-class Operation(Generic[P]):
+class Operation(registry.Registered, Generic[P]):
     """An operation with ordered variants; the first one that can take a problem runs.
 
     name : what CAPGATE_VARIANT and the report call it
@@ -134,9 +130,7 @@ class Operation(Generic[P]):
         self.variants: dict[str, Variant[P]] = {}
         self._set_aside: dict[tuple[str, P | None, str], str] = {}
         self.module: str | None = sys._getframe(1).f_globals.get("__name__")
-        if name in _registered and _registered[name].module != self.module:
-            raise ValueError(f"name: operation {name!r} is defined by {_registered[name].module} already")
-        _registered[name] = self
+        registry.register(self)
 
     def add(self, variant: Variant[P]) -> None:
         """Add a variant after those added before it. Raises ValueError when its name is taken."""
@@ -247,7 +241,7 @@ class Operation(Generic[P]):
     def _named_by_switch(self) -> str | None:
         named = switches.current().variants
         for operation in named:
-            if operation not in _registered and operation not in (known := operations()):
+            if operation not in registry.REGISTERED and operation not in (known := registry.operations()):
                 switch = "CAPGATE_VARIANT or override(variant=...)"
                 raise switches.SwitchError(f"{switch}: no operation {operation!r}; {nearest(operation, known)}")
         return named.get(self.name)
@@ -272,64 +266,6 @@ class Operation(Generic[P]):
         reason = f"set aside: {what}: {summary(error)}"
         if self._set_aside.setdefault((failed.name, problem, probes.settings()), reason) is reason:
             LOG.warning("%s: %s %s for %s; CAPGATE_STRICT=1 raises instead", self.name, failed.name, reason, problem)
-
-
-_registered: dict[str, Operation[Any]] = {}
-
-
-def operations() -> dict[str, Operation[Any]]:
-    """Every operation by name: those defined in this process, and those that installed distributions name as entry points.
-
-    An entry point of group ``capgate.operations`` is ``name = "package.module:operation"``; one that does not import is
-    left out with a warning.
-    """
-    found, failed = find_operations()
-    for words in failed.values():
-        LOG.warning("%s", words)
-    return found
-
-
-def find_operations() -> tuple[dict[str, Operation[Any]], dict[str, str]]:
-    """As :func:`operations`, and for each entry point that gives no operation of its name why not, in words."""
-    failed: dict[str, str] = {}
-    for entry in _entry_points(failed):
-        if entry.name in _registered:
-            continue
-        operation = ask(entry.load)
-        if isinstance(operation, Raised):
-            failed[entry.name] = f"operation {entry.name} ({entry.value}) does not load: {operation.words}"
-        elif isinstance(operation, Operation) and operation.name == entry.name:
-            _registered[entry.name] = operation
-        else:
-            failed[entry.name] = f"operation {entry.name} ({entry.value}) is not an operation of that name"
-    return dict(_registered), failed
-
-
-def _entry_points(failed: dict[str, str]) -> list[Any]:
-    """Those of ENTRY_POINTS; a distribution whose entry points cannot be read goes into ``failed`` and hides no other."""
-    from importlib import metadata
-
-    every = ask(lambda: list(metadata.entry_points(group=ENTRY_POINTS)))
-    if not isinstance(every, Raised):
-        return every
-    found = []
-    for distribution in metadata.distributions():
-        own = ask(partial(_entry_points_of, distribution))
-        if isinstance(own, Raised):
-            named = ask(partial(_name_of, distribution))
-            name = "without a name" if isinstance(named, Raised) else named
-            failed[name] = f"distribution {name}: its entry points cannot be read: {own.words}"
-        else:
-            found += own
-    return found
-
-
-def _entry_points_of(distribution: Any) -> list[Any]:
-    return list(distribution.entry_points.select(group=ENTRY_POINTS))
-
-
-def _name_of(distribution: Any) -> str:
-    return str(distribution.metadata["Name"])
 
 
 def _in_compiler(error: Exception) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from . import versions
 from ._errors import of_the_machine, summary
+from .releases import parse_release
 
 GLUON = "triton.experimental.gluon"
 GL = f"{GLUON}.language"
@@ -198,7 +199,7 @@ def ptxas(arch: int, *at_least: int) -> Probe:
         tool = ptxas_for(arch)
         if tool is None:
             return _finding(False, ", without ptxas")
-        holds = versions.parse_release(tool.version) >= at_least
+        holds = parse_release(tool.version) >= at_least
         return Finding(holds, f"ptxas {tool.version} with Triton {versions.find('triton').found}")
 
     return probe

@@ -13,8 +13,9 @@ from . import targets, versions
 from .capabilities import TABLE, Capabilities
 from .command import asking, conclude, prints_to_stderr
 from .current import capabilities
-from .operation import Operation, Trace, Variant, find_operations
+from .operation import Operation, Trace, Variant
 from .outputs import Outputs
+from .registry import find_operations
 from .targets import Target
 from .terminal import console as plain_console
 from .terminal import plain, plain_lines

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from . import targets
+from . import registry, targets
 from .capabilities import TABLE, nearest
 from .targets import Target
 
@@ -178,12 +178,10 @@ def _variants(text: str, argument: str) -> dict[str, str]:
 
 
 def _check_variants(variants: Mapping[str, str], argument: str) -> None:
-    from .operation import _registered, operations  # that module needs this one
-
     for name, variant in variants.items():
         _typed(argument, name, str, "names of operations")
         _typed(argument, variant, str, "names of variants")
-        known = _registered if name in _registered else operations()
+        known = registry.REGISTERED if name in registry.REGISTERED else registry.operations()
         if name not in known:
             raise SwitchError(f"{argument}: no operation {name!r}; {nearest(name, known)}")
         variants_of_it = known[name].variants  # none, where they are added later

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rocm_bootstrap import _platform as rocm_platform
 
-from capgate.compat import current, discovery, distributions, operation, probes, switches, targets
+from capgate.compat import current, discovery, distributions, probes, registry, switches, targets
 
 LANES = ("3.5.1", "3.6.0", "3.7.1", "3.8.0", "3.9.0")
 
@@ -150,7 +150,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     monkeypatch.setattr(targets, "_of_started_device", {})
     if "torch" in sys.modules:  # other tests may have started the driver of the machine that these run on
         monkeypatch.setattr(sys.modules["torch"].cuda, "is_initialized", lambda: False)
-    monkeypatch.setattr(operation, "_registered", dict(operation._registered))
+    monkeypatch.setattr(registry, "REGISTERED", dict(registry.REGISTERED))
     return Machine(monkeypatch, tmp_path)
 
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from capgate.compat import versions
+from capgate.compat.releases import parse_release
 
 from ..bench.show import FORMS
 from ..foreign import POSITIVE, TEXT, Document, clipped, list_of, map_of, object_with, or_none, shown
@@ -83,7 +83,7 @@ class Comparison(NamedTuple):
         """The delta of a column to a baseline; None where either lacks the row, of a baseline to itself, and of an older
         Triton to a newer one."""
         row = self.values[metric]
-        older = versions.parse_release(stack.triton) < versions.parse_release(baseline.triton)
+        older = parse_release(stack.triton) < parse_release(baseline.triton)
         if stack == baseline or older or stack not in row or baseline not in row:
             return None
         value, base = row[stack], row[baseline]
@@ -201,12 +201,12 @@ def _figures(results: Results) -> Iterable[tuple[Stack, Metric, list[float]]]:
 
 def _order(stack: Stack) -> tuple[Any, ...]:
     """Older Tritons first; the baseline's branch first, the cleaning call before the other, as the flag came later."""
-    return versions.parse_release(stack.triton), stack.variant not in ("classic", "reference"), stack.variant, not stack.clean
+    return parse_release(stack.triton), stack.variant not in ("classic", "reference"), stack.variant, not stack.clean
 
 
 def _baselines(stacks: Sequence[Stack]) -> tuple[Stack, ...]:
     found = []
-    for triton in sorted({stack.triton for stack in stacks}, key=versions.parse_release, reverse=True):
+    for triton in sorted({stack.triton for stack in stacks}, key=parse_release, reverse=True):
         candidates = (Stack(triton, variant, clean) for variant, clean in BASELINES)
         found += [stack for stack in candidates if stack in stacks][:1]
     if not found:

@@ -7,8 +7,9 @@ import sys
 from contextlib import ExitStack
 from typing import Any
 
-from capgate.compat import targets, versions
+from capgate.compat import targets
 from capgate.compat.offline.children import Child
+from capgate.compat.releases import parse_release
 
 OPERATION, DECODE = "fp8_mqa_logits", "fp8_paged_mqa_logits"
 
@@ -39,7 +40,7 @@ def collect(folders: list[str]) -> list[dict[str, Any]]:
         }
         for found in reports
     ]
-    return sorted(rows, key=lambda row: versions.parse_release(row["triton"] or ""))
+    return sorted(rows, key=lambda row: parse_release(row["triton"] or ""))
 
 
 def _report(folder: str, target: str) -> Child:
