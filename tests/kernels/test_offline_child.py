@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -177,6 +178,7 @@ def test_no_signal_to_the_command_leaves_a_compiler_behind(toy: Path) -> None:
                 cwd=folder,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # in the background shells have it ignored
             )
             commands.append(stack.enter_context(command))
             stack.callback(command.kill)
