@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 TRITON, TORCH = "3.5.1+rocm7.1.0.gitabc123", "2.9.1+rocm7.1.0.git7d2f"
-DEPENDENCIES = {"packaging", "rocm-bootstrap", "nvidia-ml-py", "rich"}
+DEPENDENCIES = {"packaging", "rocm-bootstrap", "nvidia-ml-py", "rich", "fastjsonschema"}
 
 
 def make_wheel(folder: Path, name: str, version: str, files: dict[str, bytes], metadata_lines: str = "") -> None:
