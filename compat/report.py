@@ -1,4 +1,4 @@
-"""The report: versions, GPUs, every capability with its reason, and the branch that each operation takes."""
+"""The report: versions, GPUs, every capability with its reason, and the variant that each operation takes."""
 
 import argparse
 import io
@@ -141,7 +141,7 @@ def show(report: dict[str, Any], console: Any = None, brief: bool = False) -> No
         console.print(flags)
 
     for name, choice in report["operations"].items():
-        steps = table(f"{name} takes {choice['variant'] or 'no branch'} on {report['target']}", "branch", "", "why")
+        steps = table(f"{name} takes {choice['variant'] or 'no variant'} on {report['target']}", "variant", "", "why")
         for step in choice["trace"]:
             steps.add_row(words(step["variant"]), mark(step["accepted"]), words(step["reason"]))
         if error := choice.get("error"):

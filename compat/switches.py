@@ -4,9 +4,9 @@
 variable                  example                             effect
 ========================  ==================================  ================================================
 ``CAPGATE_DISABLE``       ``gluon,wgmma``                     these capabilities, and all that need them, do not hold
-``CAPGATE_VARIANT``       ``fp8_mqa_logits=classic``          this operation takes this branch, or raises
+``CAPGATE_VARIANT``       ``fp8_mqa_logits=classic``          this operation takes this variant, or raises
 ``CAPGATE_TARGET``        ``hip:gfx950``                      the target meant when no device is named
-``CAPGATE_STRICT``        ``1``                               a branch that does not compile raises
+``CAPGATE_STRICT``        ``1``                               a variant that does not compile raises
 ========================  ==================================  ================================================
 
 ``CAPGATE_DROPIN=aiter,vllm_rocm`` is another module's: see :mod:`capgate.kernels.dropin`.
@@ -43,9 +43,9 @@ class Switches:
     """The switches in force. One instance stands for one setting, so what was worked out under it is remembered in it.
 
     disabled : capability name to the words that say which switch took it away
-    variants : operation name to the branch that it must take
+    variants : operation name to the variant that it must take
     target : what a question without a device means, None for this machine's first GPU
-    strict : whether a branch that does not compile raises instead of falling back
+    strict : whether a variant that does not compile raises instead of falling back
     memo : answers that hold under these switches, forgotten with them
     key : text that is the same for switches under which the same capabilities hold, in the same words
     """
@@ -118,7 +118,7 @@ def override(
     disable : capability names, or one text with commas between them; added to those that are disabled already
     variant : ``{"fp8_mqa_logits": "classic"}`` or ``"fp8_mqa_logits=classic"``, of operations that are defined by now
     target : a Target or its text (``"hip:gfx950"``); the meaning of :func:`capgate.compat.capabilities` without a device
-    strict : True raises where a branch does not compile
+    strict : True raises where a variant does not compile
 
     It holds for the current thread or task, from entry to exit, for functions that torch.compile has compiled before, too: they
     are compiled anew for it. Raises TypeError for values of other types, SwitchError for names that do not exist.

@@ -14,7 +14,7 @@ from . import discovery
 class Target(NamedTuple):
     """What code is compiled for: Triton's ``GPUTarget`` with a printable form and without Triton.
 
-    backend : "hip", "cuda", or another device type that has no branch here ("cpu", "xpu", ...)
+    backend : "hip", "cuda", or another device type that has no variant here ("cpu", "xpu", ...)
     arch : "gfx950" for hip, "90" for cuda (compute capability 9.0); "" for the others, and for a GPU that could not be read
     warp_size : lanes of a warp or wave; 1 where there is no GPU, or none that could be read
     """

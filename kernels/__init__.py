@@ -1,4 +1,4 @@
-"""Operations written once, with branches for what each Triton and GPU can do.
+"""Operations written once, with variants for what each Triton and GPU can do.
 
     from capgate.kernels import fp8_mqa_logits, fp8_paged_mqa_logits, select_keys
 

@@ -14,17 +14,17 @@ from .tools.demo import command as demo
 # Each: help line, what adds its options, what runs it and returns the exit status.
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "report": (
-        "versions, GPUs, capabilities with reasons, and the branch each operation takes",
+        "versions, GPUs, capabilities with reasons, and the variant each operation takes",
         report.add_arguments,
         report.run,
     ),
     "demo": ("prefill and decode of serving-shaped batches on whatever this machine has", demo.add_arguments, demo.run),
     "compile": (
-        "compile the branches for a GPU that need not be here: registers, spills, LDS, the hot loop",
+        "compile the variants for a GPU that need not be here: registers, spills, LDS, the hot loop",
         compile_command.add_arguments,
         compile_command.run,
     ),
-    "bench": ("time the branches here", bench.add_arguments, bench.run),
+    "bench": ("time the variants here", bench.add_arguments, bench.run),
     "compare": ("put runs of bench on several stacks beside each other", compare.add_arguments, compare.run),
 }
 WITHOUT_TORCH = ("report", "compare")

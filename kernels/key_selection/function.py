@@ -55,7 +55,7 @@ def select_keys(
     logits_budget_bytes : int
         The most memory to hold at a time for logits, and for candidates between the launches of a selection from long rows.
         Query rows that do not fit are taken in turn, a multiple of 128 at a time or a power of two below it, into the same
-        buffer. The operands, the result and what the logits' branch needs for itself (``classic`` and the Gluon branches:
+        buffer. The operands, the result and what the logits' variant needs for itself (``classic`` and the Gluon variants:
         nothing) come on top.
     max_window : int, optional
         No window is wider than this. Then a row of the buffer needs no more columns; keys past that many are left out.
@@ -84,7 +84,7 @@ def select_keys(
     TypeError, ValueError
         An argument is not as above, or the budget has no room for one row.
     capgate.compat.CapabilityError
-        The branch that ``variant``, ``logits_variant`` or CAPGATE_VARIANT names cannot run here.
+        The variant that ``variant``, ``logits_variant`` or CAPGATE_VARIANT names cannot run here.
     """
     dense.OPERANDS.check((q, k, k_scale, weights, starts, ends), "the selection")
     top_k, logits_budget_bytes = _check_sizes(top_k, logits_budget_bytes)
@@ -244,10 +244,10 @@ def _select_into(
     relative: bool,
     variant: str | None,
 ) -> None:
-    """Run the chosen branch, unless there is no row."""
+    """Run the chosen variant, unless there is no row."""
     problem = Problem(logits.device, indices.shape[1])
     if len(indices) == 0:
-        operation.select(problem, variant)  # a branch that cannot run is an error for empty calls too
+        operation.select(problem, variant)  # a variant that cannot run is an error for empty calls too
         return
     wanted = scores if scores.shape[1] else None
     operation(problem, logits, starts, ends, indices, wanted, variant=variant, num_keys=num_keys, relative=relative)

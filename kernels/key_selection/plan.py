@@ -61,7 +61,7 @@ def scratch_rooms(columns: int, top_k: int, block: int) -> list[int]:
 
 
 def scratch_bytes(target: compat.Target, columns: int, top_k: int) -> int:
-    """Bytes of scratch that the classic branch allocates for each row."""
+    """Bytes of scratch that the classic variant allocates for each row."""
     return CANDIDATE_BYTES * sum(scratch_rooms(columns, top_k, block_of(target, columns)))
 
 

@@ -1,4 +1,4 @@
-"""The selection in plain torch: the branch for machines without a GPU, and the judge of the others."""
+"""The selection in plain torch: the variant for machines without a GPU, and the judge of the others."""
 
 import torch
 

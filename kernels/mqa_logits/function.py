@@ -80,7 +80,7 @@ def fp8_mqa_logits(
     TypeError, ValueError
         An argument is not as above; nothing has been written.
     capgate.compat.CapabilityError
-        The branch that ``variant`` or CAPGATE_VARIANT names cannot run here.
+        The variant that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
     OPERANDS.check((q, k, k_scale, weights, starts, ends), "the logits")
     check_flag("clean_logits", clean_logits)
@@ -157,7 +157,7 @@ def _launch(
 ) -> None:
     """Run the chosen variant, unless there is no cell to write."""
     problem = describe(q, k, k_scale, weights, out, clean_logits, compressed)
-    if out.numel() == 0:  # a branch that cannot run is an error for empty calls too, but no operand can be in its way
+    if out.numel() == 0:  # a variant that cannot run is an error for empty calls too, but no operand can be in its way
         operation.select(problem._replace(direct_keys=True, tensor_maps=True), variant)
         return
     arguments = (q, k, k_scale, weights, starts, ends, out)

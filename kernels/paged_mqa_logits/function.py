@@ -105,7 +105,7 @@ def fp8_paged_mqa_logits(
     TypeError, ValueError
         An argument is not as above; nothing has been written.
     capgate.compat.CapabilityError
-        The branch that ``variant`` or CAPGATE_VARIANT names cannot run here.
+        The variant that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
     tensors = (q, kv_cache, weights, context_lens, block_table)
     if schedule is None:
@@ -179,7 +179,7 @@ def paged_mqa_workers(
     Returns
     -------
     int
-        ``num_workers`` of :func:`paged_mqa_schedule`, as the branch that takes the calls has it where it makes the schedule
+        ``num_workers`` of :func:`paged_mqa_schedule`, as the variant that takes the calls has it where it makes the schedule
         itself. Any other number gives the same logits, in another time.
 
     Raises
@@ -187,7 +187,7 @@ def paged_mqa_workers(
     TypeError, ValueError
         An argument is not as above.
     capgate.compat.CapabilityError
-        The branch that ``variant`` or CAPGATE_VARIANT names cannot run here.
+        The variant that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
     _OF_WORKERS.check((q, kv_cache), "the logits")
     check_blocks(kv_cache)
@@ -259,7 +259,7 @@ def _launch(
 ) -> None:
     """Run the chosen variant, unless there is no cell to write."""
     problem = describe(q, kv_cache, weights, block_table, clean_logits)
-    if out.numel() == 0:  # a branch that cannot run is an error for empty calls too, but no operand can be in its way
+    if out.numel() == 0:  # a variant that cannot run is an error for empty calls too, but no operand can be in its way
         operation.select(problem._replace(direct_keys=True, tensor_maps=True), variant)
         return
     arguments = (q, kv_cache, weights, context_lens, block_table, schedule, out)

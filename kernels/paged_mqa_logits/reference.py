@@ -1,4 +1,4 @@
-"""fp8_paged_mqa_logits in plain torch: the branch for machines without a GPU, and the judge of the others."""
+"""fp8_paged_mqa_logits in plain torch: the variant for machines without a GPU, and the judge of the others."""
 
 import torch
 
@@ -21,7 +21,7 @@ def launch(
     """Fill ``out`` as :func:`capgate.kernels.fp8_paged_mqa_logits` says; the arguments have been checked.
 
     schedule : not needed here
-    accumulate : the type of products and sums, ``torch.float64`` to judge the other branches
+    accumulate : the type of products and sums, ``torch.float64`` to judge the other variants
 
     Nothing is read back from the device, so that the call can be captured in a GPU graph. Memory beyond the operands is
     bounded by a few times CHUNK_BYTES.

@@ -1,4 +1,4 @@
-"""``capgate compile``: what each branch of an operation becomes on a GPU that need not be here."""
+"""``capgate compile``: what each variant of an operation becomes on a GPU that need not be here."""
 
 import argparse
 import json
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("operation", nargs="?", help="the operation, such as fp8_mqa_logits")
     parser.add_argument("--target", help="hip:gfx950, cuda:90, ...; this machine's first GPU otherwise")
     parser.add_argument(
-        "--variant", help="this branch alone, or an error that says why not; otherwise every one that could run"
+        "--variant", help="this variant alone, or an error that says why not; otherwise every one that could run"
     )
     parser.add_argument("--heads", type=int, default=64, help="heads of a query (64)")
     parser.add_argument("--dim", type=int, default=128, help="dims of a head (128)")
@@ -239,7 +239,7 @@ def markdown(results: list[Result]) -> str:
     varying = [key for key in facets if len({row[key] for row in rows}) > 1]
     same = ", ".join(f"{label} {rows[0][key]}" for key, label in facets.items() if rows and key not in varying)
     header = [
-        *("Triton", "branch", *(facets[key] for key in varying), "compiles"),
+        *("Triton", "variant", *(facets[key] for key in varying), "compiles"),
         *("vector / 32 keys", "LDS cycles / ideal", "registers", "waves / SIMD", "spills", "emulator"),
     ]
     cells = [[row["triton"], row["variant"], *(str(row[key]) for key in varying), *_cells(row)] for row in rows]

@@ -160,7 +160,7 @@ def test_a_stack_in_two_files_is_refused(runs):
 
 
 def test_branches_without_a_baseline_are_refused():
-    with pytest.raises(ValueError, match="no run has the classic or the reference branch"):
+    with pytest.raises(ValueError, match="no run has the classic or the reference variant"):
         compare({"a": run("3.6.0", {("gluon_hopper", True): [1.0]})})
 
 
@@ -212,7 +212,7 @@ def test_the_notes_say_what_the_figures_are(runs):
     said = " ".join(notes(compare(runs)))
     assert "a GPU (cuda:90)" in said
     assert "Triton 3.6.0: torch 2.11, runtime 13.0, driver 580, Python 3.12." in said
-    assert "vs Triton 3.5.1: its classic branch with clean on." in said
+    assert "vs Triton 3.5.1: its classic variant with clean on." in said
     assert "top keys: the part of float32's top keys" in said
 
 

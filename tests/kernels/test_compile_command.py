@@ -134,7 +134,7 @@ def test_markdown_has_a_row_for_each_compile(two_results: list[str], capsys: pyt
     assert cli.main(["compile", "--from", *two_results, "--markdown"]) == 0
     header, rule, *rows, empty, words = capsys.readouterr().out.splitlines()
     assert header == (
-        "| Triton | branch | compiles | vector / 32 keys | LDS cycles / ideal | registers | waves / SIMD | spills | emulator |"
+        "| Triton | variant | compiles | vector / 32 keys | LDS cycles / ideal | registers | waves / SIMD | spills | emulator |"
     )
     assert rule == "|" + " --- |" * 9
     assert rows == [
@@ -152,7 +152,7 @@ def test_markdown_has_a_row_for_each_compile(two_results: list[str], capsys: pyt
 def test_markdown_of_a_fresh_compile_tells_its_modes_apart(compiled: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compile", "fp8_mqa_logits", "--target", "gfx950", "--markdown"]) == 0
     header, _, *rows, _, words = capsys.readouterr().out.splitlines()
-    assert header.startswith("| Triton | branch | output | compiles |")
+    assert header.startswith("| Triton | variant | output | compiles |")
     assert [line.split(" | ")[2] for line in rows] == ["unclean", "clean"]
     assert all("not emulated" in line for line in rows)
     assert "This is no run on hardware" in words

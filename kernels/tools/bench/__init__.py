@@ -1,1 +1,1 @@
-"""Timing the branches: workloads by name, medians, and a table."""
+"""Timing the variants: workloads by name, medians, and a table."""

@@ -1,4 +1,4 @@
-"""``capgate bench``: time the branches of every operation on this machine."""
+"""``capgate bench``: time the variants of every operation on this machine."""
 
 import argparse
 import json
@@ -23,12 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants",
         default="",
-        help="branches, and other libraries (deep_gemm, aiter, tilelang), separated by commas; otherwise all that "
+        help="variants, and other libraries (deep_gemm, aiter, tilelang), separated by commas; otherwise all that "
         "can run here, without the reference on a GPU",
     )
     parser.add_argument("--clean", choices=("both", "on", "off"), default="both", help="clean_logits")
     parser.add_argument("--repeats", type=int, help="timed calls for each median (20 on a GPU, 3 on the CPU)")
-    parser.add_argument("--rounds", type=int, default=3, help="medians of each branch, which take turns (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="medians of each variant, which take turns (3)")
     parser.add_argument("--flush-gb", type=float, default=8.0, help="gigabytes written before each timed call on a GPU (8)")
     parser.add_argument(
         "--json", metavar="FILE", help="write the results and the whole stack's description, - for standard output"
@@ -118,7 +118,7 @@ def _measure(
 
 
 def _say_what_is_left_out(plan: Any, workloads: list[Any]) -> None:
-    """A run of several operations needs a branch in each of them."""
+    """A run of several operations needs a variant in each of them."""
     for workload in workloads:
         used = plan.variants_of(workload.operations)
         for operation in workload.operations:
@@ -128,11 +128,11 @@ def _say_what_is_left_out(plan: Any, workloads: list[Any]) -> None:
 
 
 def _variants(given: str, operations: Sequence[Any], device: Any) -> dict[str, list[str]]:
-    """The branches and peers to time for each operation: those named, or all that can run here.
+    """The variants and peers to time for each operation: those named, or all that can run here.
 
     On a GPU a last resort is timed only where it is named: it may take a thousand times as long as the others.
 
-    Raises ValueError for a name that no operation has here, and for a named branch that cannot run.
+    Raises ValueError for a name that no operation has here, and for a named variant that cannot run.
     """
     from .peers import PEERS, installed
 
@@ -155,7 +155,7 @@ def _variants(given: str, operations: Sequence[Any], device: Any) -> dict[str, l
 
 
 def _why_not(operation: Any, variant: str, device: Any) -> str | None:
-    """Why a branch cannot take the operation's example problem here, also when it is named; None where it can."""
+    """Why a variant cannot take the operation's example problem here, also when it is named; None where it can."""
     trace = operation.explain(operation.example(device), variant)
     return None if trace.variant else next(step.reason for step in trace.steps if step.variant == variant)
 

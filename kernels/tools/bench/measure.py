@@ -1,4 +1,4 @@
-"""Times and accuracy of the branches on workloads, as rows of JSON types."""
+"""Times and accuracy of the variants on workloads, as rows of JSON types."""
 
 import statistics
 import sys
@@ -43,9 +43,9 @@ class Remark(NamedTuple):
 class Plan:
     """How to measure.
 
-    variants : the branches and peers of each operation
+    variants : the variants and peers of each operation
     cleans : values of clean_logits
-    rounds : how often each median is taken; all branches take turns, so that a GPU that gets warmer slows them alike
+    rounds : how often each median is taken; all variants take turns, so that a GPU that gets warmer slows them alike
     remarks : what was found on the way: a call that fails is left out, and the others are measured
     """
 
@@ -57,7 +57,7 @@ class Plan:
     remarks: list[Remark] = field(default_factory=list)
 
     def variants_of(self, operations: Iterable[Any]) -> list[str]:
-        """The branches and peers that every one of the operations has."""
+        """The variants and peers that every one of the operations has."""
         first, *others = [self.variants[operation.name] for operation in operations]
         return [name for name in first if all(name in names for names in others)]
 
@@ -69,14 +69,14 @@ class Plan:
 
 
 class Taken(NamedTuple):
-    """One branch's timings, a round each: of the call, and of what a serving step does once for all its layers, if anything."""
+    """One variant's timings, a round each: of the call, and of what a serving step does once for all its layers, if at all."""
 
     call: list[Timing]
     shared: list[Timing]
 
 
 def take(plan: Plan, workload: Workload, variants: list[str]) -> tuple[Batch, dict[tuple[bool, str], Taken]]:
-    """The workload's batch, and the timings of each branch and peer whose call runs, by clean_logits and name."""
+    """The workload's batch, and the timings of each variant and peer whose call runs, by clean_logits and name."""
     batch, peers = workload.make(plan.timer.device, plan.dtype), PEERS[workload.operation.name]
     keys = [(clean, name) for clean in plan.cleans for name in variants]
     calls = _calls(plan, workload, batch, keys)
@@ -155,7 +155,7 @@ def _each(plan: Plan, workloads: Iterable[Any], rows_of: Callable[[Any], list[Ro
 
 
 def kernel_rows(plan: Plan, ceilings: Ceilings | None, workloads: Sequence[Workload]) -> list[Row]:
-    """A row for each workload, clean_logits and branch.
+    """A row for each workload, clean_logits and variant.
 
     ``median_ms`` is the median of ``medians_ms``, one for each round; ``low_ms`` and ``high_ms`` are those of the quartiles.
     ``schedule_ms`` is the time of what a serving step does once for all layers, None where there is nothing.
@@ -188,7 +188,7 @@ def kernel_rows(plan: Plan, ceilings: Ceilings | None, workloads: Sequence[Workl
 
 
 def selection_rows(plan: Plan, ceilings: Ceilings | None, workloads: Sequence[Selection]) -> list[Row]:
-    """A row for each workload and branch: ``NAME_ms`` are the medians of what :meth:`SelectionBatch.calls` names, one for each
+    """A row for each workload and variant: ``NAME_ms`` are the medians of what :meth:`SelectionBatch.calls` names, one for each
     round; ``read_ms`` is the time of a read of the logits, and ``peak_bytes`` memory besides operands and result."""
     unclean = replace(plan, cleans=(False,))
 
@@ -222,7 +222,7 @@ def selection_rows(plan: Plan, ceilings: Ceilings | None, workloads: Sequence[Se
 
 
 def serving_rows(plan: Plan, runs: Sequence[Serving]) -> list[Row]:
-    """A row for each run, clean_logits and branch: seconds of the share and tokens per second, a figure for each round."""
+    """A row for each run, clean_logits and variant: seconds of the share and tokens per second, a figure for each round."""
 
     def rows_of(run: Serving) -> list[Row]:
         steps, variants = replace(plan, remarks=[]), plan.variants_of(run.operations)
@@ -268,7 +268,7 @@ def _step(sample: Sample, taken: Taken) -> Row:
 
 
 def accuracy_rows(plan: Plan, workloads: Sequence[Accuracy]) -> list[Row]:
-    """A row for each workload, clean_logits and branch of ours: both recalls in prefill and in decode."""
+    """A row for each workload, clean_logits and variant of ours: both recalls in prefill and in decode."""
 
     def rows_of(workload: Accuracy) -> list[Row]:
         cases, rows = workload.cases(plan.timer.device, plan.dtype), []

@@ -1,4 +1,4 @@
-"""A picture of a benchmark's results: operations or bytes a second of each branch and shape, and the ceiling."""
+"""A picture of a benchmark's results: operations or bytes a second of each variant and shape, and the ceiling."""
 
 from collections.abc import Callable
 from functools import partial
@@ -55,7 +55,7 @@ def plot(kind: str, results: dict[str, Any]) -> bytes:
 
     kind : "png" or "svg"
 
-    A panel for each operation with clean_logits off and on; a bar for each branch in the order in which they were timed, and
+    A panel for each operation with clean_logits off and on; a bar for each variant in the order in which they were timed, and
     above each shape the roofline: what its operations and bytes allow at the ceilings of the same run.
     """
     rows, stack = results["rows"], results["stack"]
@@ -82,9 +82,9 @@ def _panel(
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     width = 0.8 / len(variants)
     for number, variant in enumerate(variants):
-        of_branch = [row for row in rows if row["variant"] == variant]
-        places = [shapes.index(row["workload"]) + (number + 0.5) * width - 0.4 for row in of_branch]
-        axes.bar(places, [form.rate(row) for row in of_branch], width, label=variant, color=colours[variant])
+        of_variant = [row for row in rows if row["variant"] == variant]
+        places = [shapes.index(row["workload"]) + (number + 0.5) * width - 0.4 for row in of_variant]
+        axes.bar(places, [form.rate(row) for row in of_variant], width, label=variant, color=colours[variant])
     if ceilings:
         axes.axhline(form.ceiling(ceilings), color="black", linewidth=0.8, linestyle="--", label=form.words)
         floors = {row["workload"]: form.rate({**row, "median_ms": row["floor_ms"]}) for row in rows}

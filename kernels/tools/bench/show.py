@@ -20,7 +20,7 @@ SERVING_WORDS = (
     "decode steps from a fixed schedule."
 )
 ACCURACY_WORDS = (
-    "The part of float32's top keys that the branch's own top keys hold, and of the attention (softmax of the float32 logits) "
+    "The part of float32's top keys that the variant's own top keys hold, and of the attention (softmax of the float32 logits) "
     "that they carry; synthetic bfloat16 activations, quantised to fp8."
 )
 
@@ -100,7 +100,7 @@ def show(results: Results) -> None:
     builds = f"{stack['device']} ({stack['target']}), Triton {stack['triton']}, torch {stack['torch']}"
     console.print(plain(builds), soft_wrap=True)
     if stack["target"] == "cpu":
-        how = "Triton's interpreter" if stack["interpreter"] else "no Triton branch"
+        how = "Triton's interpreter" if stack["interpreter"] else "no Triton variant"
         console.print(
             f"On the CPU: small sizes, torch reference and {how}; these times say nothing about a GPU.", soft_wrap=True
         )
@@ -130,12 +130,12 @@ def _empty(title: str, columns: Iterable[str]) -> Any:
 
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="left" if column in ("shape", "run", "branch") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in ("shape", "run", "variant") else "right", no_wrap=True)
     return table
 
 
 def _table(operation: str, form: Form, rows: list[Row], missing: list[Row], results: Results) -> Any:
-    table = _empty(operation, ("shape", form.size, "H", "branch", "clean", "ms", "noise", *form.columns))
+    table = _empty(operation, ("shape", form.size, "H", "variant", "clean", "ms", "noise", *form.columns))
     places = list(results["workloads"])
     for row in sorted([*rows, *missing], key=lambda row: places.index(row["workload"])):
         if "median_ms" not in row:
@@ -194,7 +194,7 @@ def _range(rounds: list[float]) -> str:
 
 def _show_selection(console: Any, results: Results) -> None:
     columns = ("logits", "selection", "x read", "topk", "whole", "x logits", "noise", "peak")
-    table = _empty("Selecting the keys: ms", ("shape", "S x N", "top", "branch", *columns))
+    table = _empty("Selecting the keys: ms", ("shape", "S x N", "top", "variant", *columns))
     for row in results["selection"]:
         logits, selection, topk, whole = (
             statistics.median(row[f"{name}_ms"]) for name in ("logits", "selection", "topk", "whole")
@@ -223,7 +223,9 @@ def _show_selection(console: Any, results: Results) -> None:
 
 def _show_serving(console: Any, results: Results) -> None:
     names = list(results["serving"][0]["metrics"])
-    table = _empty("The indexer's share of a serving run", ("run", "branch", "clean", *names, "prefill s", "decode s", "noise"))
+    table = _empty(
+        "The indexer's share of a serving run", ("run", "variant", "clean", *names, "prefill s", "decode s", "noise")
+    )
     for row in results["serving"]:
         totals = [prefill + decode for prefill, decode in zip(row["prefill_s"], row["decode_s"], strict=True)]
         table.add_row(
@@ -248,7 +250,7 @@ def _show_serving(console: Any, results: Results) -> None:
 
 def _show_accuracy(console: Any, results: Results) -> None:
     names = list(results["accuracy"][0]["metrics"])
-    table = _empty("Top keys, against float32", ("run", "branch", "clean", *names))
+    table = _empty("Top keys, against float32", ("run", "variant", "clean", *names))
     for row in results["accuracy"]:
         figures = (f"{statistics.median(row['metrics'][name]):.5f}" for name in names)
         table.add_row(row["workload"], row["variant"], "yes" if row["clean_logits"] else "no", *figures)

@@ -18,7 +18,7 @@ BASELINES = (("classic", True), ("classic", False), ("reference", True), ("refer
 
 
 class Stack(NamedTuple):
-    """A column: Triton's version, the branch, and clean_logits."""
+    """A column: Triton's version, the variant, and clean_logits."""
 
     triton: str
     variant: str
@@ -200,7 +200,7 @@ def _figures(results: Results) -> Iterable[tuple[Stack, Metric, list[float]]]:
 
 
 def _order(stack: Stack) -> tuple[Any, ...]:
-    """Older Tritons first; the baseline's branch first, the cleaning call before the other, as the flag came later."""
+    """Older Tritons first; the baseline's variant first, the cleaning call before the other, as the flag came later."""
     return parse_release(stack.triton), stack.variant not in ("classic", "reference"), stack.variant, not stack.clean
 
 
@@ -210,5 +210,5 @@ def _baselines(stacks: Sequence[Stack]) -> tuple[Stack, ...]:
         candidates = (Stack(triton, variant, clean) for variant, clean in BASELINES)
         found += [stack for stack in candidates if stack in stacks][:1]
     if not found:
-        raise ValueError("no run has the classic or the reference branch, which deltas are to")
+        raise ValueError("no run has the classic or the reference variant, which deltas are to")
     return tuple(found)

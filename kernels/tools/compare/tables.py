@@ -57,7 +57,7 @@ def notes(comparison: Comparison) -> list[str]:
     for name, build in builds.items():
         parts = {"torch": build["torch"], "runtime": build["runtime"], "driver": build["driver"], "Python": build["python"]}
         texts.append(f"Triton {name}: {', '.join(f'{part} {version}' for part, version in parts.items() if version)}.")
-    texts += [f"vs Triton {base.triton}: its {base.variant} branch with {base.lines()[2]}." for base in comparison.baselines]
+    texts += [f"vs Triton {base.triton}: its {base.variant} variant with {base.lines()[2]}." for base in comparison.baselines]
     counts = {value.rounds for row in comparison.values.values() for value in row.values()}
     texts.append(
         f"±: half the distance between the lowest and the highest of {' or '.join(map(str, sorted(counts)))} medians, of both "

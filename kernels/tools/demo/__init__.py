@@ -1,1 +1,1 @@
-"""The indexer's logits of serving-shaped batches, through every branch that runs here."""
+"""The indexer's logits of serving-shaped batches, through every variant that runs here."""

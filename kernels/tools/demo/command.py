@@ -1,4 +1,4 @@
-"""``capgate demo``: prefill and decode through every branch that runs here, and which branch would run on which stack."""
+"""``capgate demo``: prefill and decode through every variant that runs here, and which variant would run on which stack."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Score both batches and print what happened; returns 1 when a branch disagrees with float64."""
+    """Score both batches and print what happened; returns 1 when a variant disagrees with float64."""
     import torch
 
     outputs: Outputs[dict[str, Any]] = Outputs()
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
             if not Path(folder).is_dir():
                 raise ValueError(f"--stack: {folder}: is no folder")
     if not torch.cuda.is_available() and "triton" not in sys.modules:
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when imported: the classic branch runs on the CPU
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when imported: the classic variant runs on the CPU
     console = plain_console()
     outcomes = _score(console)
     results: dict[str, Any] = {"outcomes": [outcome._asdict() for outcome in outcomes], "stacks": []}
@@ -74,7 +74,7 @@ def _score(console: Any) -> list[Any]:
         style="dim",
     )
     if device.type == "cpu":
-        words = "On the CPU the classic branch runs in Triton's interpreter: its time says nothing of a GPU."
+        words = "On the CPU the classic variant runs in Triton's interpreter: its time says nothing of a GPU."
         console.print(words, style="dim")
     console.print()
     return outcomes

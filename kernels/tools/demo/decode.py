@@ -35,7 +35,7 @@ class Activations(NamedTuple):
 
 
 def score(console: Any, device: torch.device) -> list[Outcome]:
-    """Take one step through every branch, and print the outcomes."""
+    """Take one step through every variant, and print the outcomes."""
     from rich.text import Text
 
     requests, mean = ON_GPU if device.type == "cuda" else ON_CPU
@@ -50,7 +50,7 @@ def score(console: Any, device: torch.device) -> list[Outcome]:
     console.print(Text.assemble((f"Decode: {requests} requests", "bold"), sizes))
     names, notes = runnable(operation, problem)
     same, activations = _exact(batch), _from_activations(step, batch.max_context_len)
-    outcomes = [_run_branch(batch, same, activations, name, clean) for name in names for clean in (True, False)]
+    outcomes = [_run_variant(batch, same, activations, name, clean) for name in names for clean in (True, False)]
     show(console, operation.name, outcomes, operation.explain(problem).variant, notes)
     console.print()
     return outcomes
@@ -100,8 +100,8 @@ def _from_activations(step: Activations, columns: int) -> torch.Tensor:
     return exact.flatten(0, 1)
 
 
-def _run_branch(batch: DecodeBatch, same: torch.Tensor, activations: torch.Tensor, variant: str, clean: bool) -> Outcome:
-    """Time one branch with its schedule given, and compare it with both float64 results, with a sentinel outside."""
+def _run_variant(batch: DecodeBatch, same: torch.Tensor, activations: torch.Tensor, variant: str, clean: bool) -> Outcome:
+    """Time one variant with its schedule given, and compare it with both float64 results, with a sentinel outside."""
     device = batch.q.device
     timer = timer_of(device)
     workers = paged_mqa_workers(batch.q, batch.kv_cache, clean_logits=clean, variant=variant)

@@ -1,4 +1,4 @@
-"""What a branch did with a batch, held against float64, and the table of all branches."""
+"""What a variant did with a batch, held against float64, and the table of all variants."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ SENTINEL = -12345.0
 
 
 class Outcome(NamedTuple):
-    """What one branch did with a batch.
+    """What one variant did with a batch.
 
     difference : calc_diff to float64 on the same fp8 operands
     end_to_end : calc_diff to float64 on the bfloat16 activations, None where there are none
@@ -46,7 +46,7 @@ def timer_of(device: torch.device) -> Timer:
 
 
 def runnable(operation: Any, problem: Any) -> tuple[list[str], list[str]]:
-    """The branches that can take a problem when they are named, and in words why the others cannot."""
+    """The variants that can take a problem when they are named, and in words why the others cannot."""
     names, notes = [], []
     for name in operation.variants:
         trace = operation.explain(problem, name)
@@ -63,15 +63,15 @@ def count_disturbed(logits: torch.Tensor, inside: torch.Tensor, clean: bool) -> 
 
 
 def show(console: Any, title: str, outcomes: list[Outcome], default: str | None, notes: list[str]) -> None:
-    """Print the outcomes of one operation, the branch that runs by default marked, and the notes."""
+    """Print the outcomes of one operation, the variant that runs by default marked, and the notes."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
     end_to_end = any(outcome.end_to_end is not None for outcome in outcomes)
-    columns = ("branch", "clean", "ms", "diff", *(("from bf16",) if end_to_end else ()), "disturbed")
+    columns = ("variant", "clean", "ms", "diff", *(("from bf16",) if end_to_end else ()), "disturbed")
     for column in columns:
-        table.add_column(column, justify="left" if column == "branch" else "right")
+        table.add_column(column, justify="left" if column == "variant" else "right")
     for outcome in outcomes:
         table.add_row(
             f"{outcome.variant} (default)" if outcome.variant == default else outcome.variant,

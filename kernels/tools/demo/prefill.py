@@ -1,4 +1,4 @@
-"""A packed prefill batch, as DeepSeek-V4-Flash's serving stack makes one, through every branch that runs here."""
+"""A packed prefill batch, as DeepSeek-V4-Flash's serving stack makes one, through every variant that runs here."""
 
 import sys
 from functools import partial
@@ -32,7 +32,7 @@ def score(console: Any, device: torch.device) -> list[Outcome]:
     reference.launch(*batch.operands, exact, clean_logits=False, compressed=False, accumulate=torch.float64)
 
     names, notes = runnable(operation, problem)
-    outcomes = [_run_branch(batch, exact, name, clean) for name in names for clean in (True, False)]
+    outcomes = [_run_variant(batch, exact, name, clean) for name in names for clean in (True, False)]
     show(console, operation.name, outcomes, operation.explain(problem).variant, notes)
     cells, inside = workload.rows * workload.keys, batch.cells
     console.print(
@@ -47,8 +47,8 @@ def score(console: Any, device: torch.device) -> list[Outcome]:
     return outcomes
 
 
-def _run_branch(batch: PrefillBatch, exact: torch.Tensor, variant: str, clean: bool) -> Outcome:
-    """Time one branch on the batch, and compare it with float64 inside the windows (NaN outside), with a sentinel outside."""
+def _run_variant(batch: PrefillBatch, exact: torch.Tensor, variant: str, clean: bool) -> Outcome:
+    """Time one variant on the batch, and compare it with float64 inside the windows (NaN outside), with a sentinel outside."""
     from rich.progress import track
 
     device, rows = batch.q.device, batch.q.shape[0]

@@ -1,4 +1,4 @@
-"""Which branch would run on which stack, and why: by the reports of other Tritons for named targets."""
+"""Which variant would run on which stack, and why: by the reports of other Tritons for named targets."""
 
 import json
 import os
@@ -53,12 +53,12 @@ def _report(folder: str, target: str) -> Child:
 
 
 def show(console: Any, rows: list[dict[str, Any]]) -> None:
-    """Print what :func:`collect` found: the branches of prefill and decode, and why prefill takes its."""
+    """Print what :func:`collect` found: the variants of prefill and decode, and why prefill takes its."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True, show_lines=False)
-    table.title, table.title_justify, table.title_style = "Which branch would run, and could it be Gluon", "left", "bold"
+    table.title, table.title_justify, table.title_style = "Which variant would run, and could it be Gluon", "left", "bold"
     for column in ("Triton", "target", "prefill", "decode"):
         table.add_column(column, no_wrap=True)
     table.add_column("why", ratio=1)
@@ -67,9 +67,9 @@ def show(console: Any, rows: list[dict[str, Any]]) -> None:
         taken = next((step["reason"] for step in row["trace"] if step["variant"] == row["variant"]), "nothing accepts it")
         passed_over = [f"not {step['variant']}: {step['reason']}" for step in row["trace"] if not step["accepted"]]
         lines = [taken, *passed_over]
-        if not any(step["variant"] == gluon["capability"] for step in row["trace"]):  # otherwise its branch has said so
+        if not any(step["variant"] == gluon["capability"] for step in row["trace"]):  # otherwise its variant has said so
             lines.append(f"{gluon['capability']} {'holds' if gluon['available'] else 'does not hold'}: {gluon['reason']}")
-        branches = (row["variant"] or "none", row["decode"]["variant"] or "none")
-        table.add_row(row["triton"] or "none", target.label, *branches, "\n".join(lines))
+        variants = (row["variant"] or "none", row["decode"]["variant"] or "none")
+        table.add_row(row["triton"] or "none", target.label, *variants, "\n".join(lines))
         table.add_section()
     console.print(table)

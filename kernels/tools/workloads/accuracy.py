@@ -1,4 +1,4 @@
-"""Whether a branch finds the keys that float32 would find: recall of the top keys, and of the attention that they carry.
+"""Whether a variant finds the keys that float32 would find: recall of the top keys, and of the attention that they carry.
 
 The activations are synthetic: queries and keys are of a few topics and lean towards theirs, as far as makes the top keys carry
 most of the attention. A key's attention is the softmax of the float32 logits over the row's keys, because the indexer is
@@ -29,8 +29,8 @@ BLOCK = 64
 class Recall(NamedTuple):
     """Parts between 0 and 1, means over the rows.
 
-    keys : of float32's top keys, those that are among the branch's
-    mass : of the attention that float32's top keys carry, what the branch's carry
+    keys : of float32's top keys, those that are among the variant's
+    mass : of the attention that float32's top keys carry, what the variant's carry
     """
 
     keys: float
@@ -38,7 +38,7 @@ class Recall(NamedTuple):
 
 
 class Case(NamedTuple):
-    """Rows with their float32 logits, and what writes a branch's logits of the same activations into a buffer.
+    """Rows with their float32 logits, and what writes a variant's logits of the same activations into a buffer.
 
     exact : [rows, columns] float32, -inf where a row does not see the key
     """
@@ -47,7 +47,7 @@ class Case(NamedTuple):
     exact: torch.Tensor
 
     def recall(self, variant: str, clean_logits: bool, top_k: int) -> Recall:
-        """What the branch's top keys have in common with float32's; every row sees at least ``top_k`` keys."""
+        """What the variant's top keys have in common with float32's; every row sees at least ``top_k`` keys."""
         inside = ~self.exact.isneginf()
         logits = empty_logits((len(self.exact), self.exact.shape[1]), self.exact.device).fill_(float("inf"))
         self.call(variant, clean_logits, logits)

@@ -23,7 +23,7 @@ class Batch(Protocol):
         """The first column of the output that each row sees, and the first one that it does not see any more, [rows]."""
 
     def output(self) -> torch.Tensor:
-        """A new output, which the calls of all branches may share."""
+        """A new output, which the calls of all variants may share."""
 
     def prepare(self, variant: str, clean_logits: bool) -> Call | None:
         """What a serving step does once for all of its layers, None where there is no such thing."""

@@ -66,11 +66,11 @@ class DecodeBatch(NamedTuple):
         return torch.zeros_like(end), end
 
     def output(self) -> torch.Tensor:
-        """A new output, which the calls of all branches may share."""
+        """A new output, which the calls of all variants may share."""
         return empty_logits((self.weights.shape[0], self.max_context_len), self.q.device)
 
     def prepare(self, variant: str | None, clean_logits: bool) -> Callable[[], torch.Tensor]:
-        """Make the schedule, with as many workers as the branch wants."""
+        """Make the schedule, with as many workers as the variant wants."""
         workers = paged_mqa_workers(self.q, self.kv_cache, clean_logits=clean_logits, variant=variant)
         return partial(paged_mqa_schedule, self.context_lens, self.kv_cache.shape[1], workers)
 

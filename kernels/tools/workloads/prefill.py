@@ -56,7 +56,7 @@ class PrefillBatch(NamedTuple):
         return (starts, ends) if self.max_window is None else (torch.zeros_like(starts), ends - starts)
 
     def output(self) -> torch.Tensor:
-        """A new output, which the calls of all branches may share."""
+        """A new output, which the calls of all variants may share."""
         return empty_logits((self.q.shape[0], self.k.shape[0] if self.max_window is None else self.max_window), self.q.device)
 
     def prepare(self, variant: str, clean_logits: bool) -> None:

@@ -27,7 +27,7 @@ class SelectionBatch(NamedTuple):
         return 4 * self.prefill.cells
 
     def calls(self, variant: str) -> dict[str, Call]:
-        """What is timed, by name, with one branch of the selection; the logits' branch is chosen as always.
+        """What is timed, by name, with one variant of the selection; the logits' variant is chosen as always.
 
         logits : the logits of all rows, into a buffer that is kept
         selection : the keys from those
