@@ -155,13 +155,13 @@ def unshuffle_kernel(
     for number in range(tl.cdiv(entries - first, tl.num_programs(1))):
         entry = (first + number * tl.num_programs(1)).to(tl.int64)
         block = tl.load(table + request * stride_tb + entry * stride_tk).to(tl.int64)
-        held = (block >= 0) & (block < num_blocks)
+        pieces = tl.where((block >= 0) & (block < num_blocks), BLOCK_PIECES, 0)  # none of a block that the cache lacks
         for base in range(0, BLOCK_PIECES, PIECES):
             piece = base + tl.arange(0, PIECES)
             key = piece // KEY_PIECES
             source = key // 16 * (16 * KEY_PIECES) + piece % KEY_PIECES * 16 + key % 16
             source = tl.where(key < BLOCK, source, piece)  # the scales stay where they are
-            inside = (held & (piece < BLOCK_PIECES))[:, None]
+            inside = (piece < pieces)[:, None]
             value = tl.load(shuffled + block * stride_shuffled + source[:, None] * 4 + word, mask=inside)
             tl.store(flat + block * (BLOCK_PIECES * 4) + piece[:, None] * 4 + word, value, mask=inside)
 
