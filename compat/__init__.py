@@ -9,8 +9,8 @@ Importing this package imports neither torch nor Triton and starts no driver.
 """
 
 from .capabilities import Capabilities, Capability, CapabilityError, Verdict
-from .current import capabilities, require
 from .kernel import ExampleCall, Examples, Kernel, Launch
+from .lookup import capabilities, require
 from .operation import Operation, Step, Trace, Variant
 from .registry import operations
 from .switches import SwitchError, override

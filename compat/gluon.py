@@ -30,7 +30,7 @@ And on every build, because what it breaks depends on what else the GPU runs:
 from typing import Any
 
 from . import probes
-from .current import capabilities
+from .lookup import capabilities
 
 __all__ = [
     "KEEP_NAN",

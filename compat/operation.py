@@ -26,8 +26,8 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 from . import probes, registry, switches
 from ._errors import of_the_machine, summary
 from .capabilities import TABLE, CapabilityError, nearest
-from .current import capabilities, target_of
 from .kernel import Examples, Kernel
+from .lookup import capabilities, target_of
 
 LOG = logging.getLogger("capgate")
 

@@ -12,7 +12,7 @@ from typing import Any
 from . import targets, versions
 from .capabilities import TABLE, Capabilities
 from .command import asking, conclude, prints_to_stderr
-from .current import capabilities
+from .lookup import capabilities
 from .operation import Operation, Trace, Variant
 from .outputs import Outputs
 from .registry import find_operations

@@ -25,7 +25,7 @@ from capgate import compat
 
 from .. import switches, versions
 from ..capabilities import nearest
-from ..current import target_of
+from ..lookup import target_of
 from .children import Child
 
 TIMEOUT = 120.0  # seconds for one compile, and for a process to start

@@ -8,7 +8,7 @@ import torch
 from .. import mqa_logits, paged_mqa_logits
 from ..common.checks import Operand, Operands, check_integer, check_strided, pair_of
 from ..common.hardware import multiprocessors
-from ..paged_mqa_logits.function import LENGTHS, QUERIES
+from ..paged_mqa_logits.api import LENGTHS, QUERIES
 
 ROW_ALIGNMENT = 256  # elements: rows of logits start on 1024-byte boundaries
 KEY_TILE = 256  # DeepGEMM's, by which its rows are longer than the keys are many

@@ -11,7 +11,7 @@ from ..common.cache import CACHE, check_address, check_blocks, with_scale
 from ..common.checks import Operands, check_strided
 from ..key_cache.operation import Problem, unshuffling
 from ..key_cache.reference import TILE
-from ..paged_mqa_logits.function import LENGTHS, QUERIES, TABLE
+from ..paged_mqa_logits.api import LENGTHS, QUERIES, TABLE
 
 _UNSHUFFLED = Operands(CACHE, TABLE, LENGTHS)
 

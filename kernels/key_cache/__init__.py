@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .function import gather_keys, quantize_keys_to_cache
+    from .api import gather_keys, quantize_keys_to_cache
 
 __all__ = ["gather_keys", "quantize_keys_to_cache"]
 
@@ -11,6 +11,6 @@ __all__ = ["gather_keys", "quantize_keys_to_cache"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import function
+    from . import api
 
-    return getattr(function, name)
+    return getattr(api, name)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .function import select_from_logits, select_keys, select_paged_keys
+    from .api import select_from_logits, select_keys, select_paged_keys
 
 __all__ = ["select_from_logits", "select_keys", "select_paged_keys"]
 
@@ -12,6 +12,6 @@ def __getattr__(name: str) -> Any:
     # The functions need torch; the report asks for operation.py alone, on machines that have none.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import function
+    from . import api
 
-    return getattr(function, name)
+    return getattr(api, name)

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from capgate import compat
 
-from . import plan
+from . import tunings
 from .operation import Problem
 
 LOWEST = tl.constexpr(0x007FFFFF)  # the key of -inf
@@ -468,15 +468,15 @@ def prepare(
     """The launches of one call, in order, with the scratch that they share; ``scores`` is written if it is given."""
     (rows, columns), top_k = logits.shape, indices.shape[1]
     target = compat.capabilities(problem.device).target
-    tune, block = plan.tuning(target), plan.block_of(target, columns)
+    tune, block = tunings.tuning(target), tunings.block_of(target, columns)
     buffers = [
         (ends.new_empty((rows, room)), torch.empty((rows, room), dtype=torch.float32, device=ends.device))
-        for room in plan.scratch_rooms(columns, top_k, block)
+        for room in tunings.scratch_rooms(columns, top_k, block)
     ]
     found: list[compat.Launch] = []
     source: torch.Tensor = logits
     places: torch.Tensor | None = None
-    left = plan.rooms(columns, top_k, block)
+    left = tunings.rooms(columns, top_k, block)
     for number in range(len(left) + 1):
         last = number == len(left)
         kept, values = (indices, scores) if last else buffers[number % 2]
@@ -511,9 +511,9 @@ def prepare(
     return found
 
 
-def tuning(problem: Problem) -> plan.Tuning:
+def tuning(problem: Problem) -> tunings.Tuning:
     """The table's row for a problem's target."""
-    return plan.tuning(compat.capabilities(problem.device).target)
+    return tunings.tuning(compat.capabilities(problem.device).target)
 
 
 kernel = compat.Kernel(prepare, tuning=tuning)

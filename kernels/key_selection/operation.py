@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from capgate import compat
 
 from ..common.rules import classic_runs, interpreted_when_named
-from .plan import max_top_k
+from .tunings import max_top_k
 
 # Columns, whether scores are returned, and which of the launches: a row of 65536 logits takes two.
 MODES = {"indices": (8192, False, 0), "scores": (8192, True, 0), "cut": (65536, False, 0), "candidates": (65536, False, 1)}

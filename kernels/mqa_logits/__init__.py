@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .function import fp8_mqa_logits
+    from .api import fp8_mqa_logits
 
 __all__ = ["fp8_mqa_logits"]
 
@@ -12,6 +12,6 @@ def __getattr__(name: str) -> Any:
     # The function needs torch; the report asks for operation.py alone, on machines that have none.
     if name != "fp8_mqa_logits":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .function import fp8_mqa_logits
+    from .api import fp8_mqa_logits
 
     return fp8_mqa_logits

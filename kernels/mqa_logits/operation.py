@@ -22,7 +22,7 @@ class Problem(NamedTuple):
     device : a ``torch.device``, or a target to ask about (``"hip:gfx950"``)
     dtype : of query and key, "float8_e4m3fn" or "float8_e4m3fnuz"
     compressed : whether column j means key ``starts[i] + j``
-    direct_keys : whether keys can be copied straight to LDS: see :func:`.function.copies_directly`
+    direct_keys : whether keys can be copied straight to LDS: see :func:`.api.copies_directly`
     tensor_maps : whether a tensor map can describe each of q, k, k_scale and weights, and with clean_logits the output
     """
 

@@ -24,7 +24,7 @@ class Problem(NamedTuple):
     dtype : of queries and cached keys, "float8_e4m3fn" or "float8_e4m3fnuz"
     block_size : keys in a block of the cache
     next_n : rows of a request, its draft tokens included
-    direct_keys : whether keys can be copied straight to LDS: see :func:`.function.copies_directly`
+    direct_keys : whether keys can be copied straight to LDS: see :func:`.api.copies_directly`
     tensor_maps : whether tensor maps can describe the queries, the weights, and the cache's keys and scales
     """
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rocm_bootstrap import _platform as rocm_platform
 
-from capgate.compat import current, discovery, distributions, probes, registry, switches, targets
+from capgate.compat import discovery, distributions, lookup, probes, registry, switches, targets
 
 LANES = ("3.5.1", "3.6.0", "3.7.1", "3.8.0", "3.9.0")
 
@@ -145,7 +145,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
         monkeypatch.delenv(name)
     monkeypatch.setattr(probes, "_findings", {})
     distributions._claims.cache_clear()
-    monkeypatch.setattr(current, "_snapshots", {})
+    monkeypatch.setattr(lookup, "_snapshots", {})
     monkeypatch.setattr(switches, "_from_environment", None)
     monkeypatch.setattr(targets, "_of_started_device", {})
     if "torch" in sys.modules:  # other tests may have started the driver of the machine that these run on

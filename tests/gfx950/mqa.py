@@ -9,7 +9,7 @@ from triton.compiler import ASTSource
 
 from capgate.compat import Kernel, Launch, Target, capabilities
 from capgate.kernels.mqa_logits import classic
-from capgate.kernels.mqa_logits.function import describe
+from capgate.kernels.mqa_logits.api import describe
 
 from .emulator import Program, Result, parse, run
 from .judge import Call, formula, make_call, sentinels, storage_of

@@ -7,7 +7,7 @@ import torch
 from capgate.compat import Kernel, Launch
 from capgate.kernels import paged_mqa_schedule
 from capgate.kernels.paged_mqa_logits import classic
-from capgate.kernels.paged_mqa_logits.function import describe
+from capgate.kernels.paged_mqa_logits.api import describe
 
 from .judge import sentinels
 from .mqa import BRANCHES as DENSE

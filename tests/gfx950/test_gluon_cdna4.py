@@ -11,7 +11,7 @@ from gfx950.steady import check_steady_loop, steady_loop
 from capgate.compat import Kernel, capabilities
 from capgate.compat.offline.jobs import Job
 from capgate.kernels.common.rules import padded_heads
-from capgate.kernels.mqa_logits.function import copies_directly
+from capgate.kernels.mqa_logits.api import copies_directly
 from capgate.kernels.mqa_logits.operation import operation
 from capgate.kernels.tools.compile_command import vector_per_32_keys
 

@@ -22,7 +22,7 @@ from capgate.compat.offline.jobs import Job
 from capgate.kernels import paged_mqa_schedule
 from capgate.kernels.common.rules import padded_heads
 from capgate.kernels.common.schedule.operation import CHUNK_KEYS
-from capgate.kernels.paged_mqa_logits.function import copies_directly
+from capgate.kernels.paged_mqa_logits.api import copies_directly
 from capgate.kernels.paged_mqa_logits.operation import Problem, example_call, operation
 from capgate.kernels.tools.compile_command import vector_per_32_keys
 

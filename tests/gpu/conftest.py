@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from capgate.kernels.common.logits import empty_logits
-from capgate.kernels.mqa_logits.function import describe
+from capgate.kernels.mqa_logits.api import describe
 from capgate.kernels.mqa_logits.operation import Problem, operation
 
 JUDGE = Path(__file__).parents[1] / "kernels" / "judge.py"

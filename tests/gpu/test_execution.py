@@ -127,7 +127,7 @@ spec = importlib.util.spec_from_file_location("judge", sys.argv[2])
 judge = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(judge)
 import torch
-from capgate.kernels.mqa_logits.function import describe
+from capgate.kernels.mqa_logits.api import describe
 from capgate.kernels.mqa_logits.operation import operation
 
 example = operation.example(torch.device("cuda", 0))

@@ -10,7 +10,7 @@ import torch
 from capgate import compat
 from capgate.kernels import fp8_paged_mqa_logits, gather_keys, paged_mqa_schedule, quantize_keys_to_cache
 from capgate.kernels.key_cache import reference as cache_reference
-from capgate.kernels.paged_mqa_logits.function import describe
+from capgate.kernels.paged_mqa_logits.api import describe
 from capgate.kernels.paged_mqa_logits.operation import operation
 from capgate.kernels.quantize import FP8_MAX
 
@@ -284,7 +284,7 @@ paged = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(paged)
 import torch
 from capgate.kernels import gather_keys, paged_mqa_schedule, quantize_keys_to_cache
-from capgate.kernels.paged_mqa_logits.function import describe
+from capgate.kernels.paged_mqa_logits.api import describe
 from capgate.kernels.paged_mqa_logits.operation import operation
 
 fp8, calls = getattr(torch, operation.example(torch.device("cuda", 0)).dtype), 0

@@ -12,7 +12,7 @@ import torch
 
 from capgate.kernels import cli, fp8_mqa_logits, fp8_paged_mqa_logits
 from capgate.kernels.mqa_logits.operation import operation as dense
-from capgate.kernels.tools.bench import command, peers, show
+from capgate.kernels.tools.bench import command, other_libraries, tables
 from capgate.kernels.tools.bench.measure import Plan, kernel_rows, selection_rows, serving_rows
 from capgate.kernels.tools.bench.timing import Timer
 from capgate.kernels.tools.bench.trial import difference
@@ -205,7 +205,7 @@ def test_a_library_that_does_not_start_says_why(source, words, tmp_path, monkeyp
     (tmp_path / "deep_gemm.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "deep_gemm", raising=False)
-    assert peers.installed() == {"deep_gemm": "unknown"}
+    assert other_libraries.installed() == {"deep_gemm": "unknown"}
     asked = plan("reference", "deep_gemm", cleans=(False,))
     assert measured(kernel_rows(asked, None, [PREFILL])) == {("reference", False)}
     assert [remark.words for remark in asked.remarks] == [words]
@@ -214,7 +214,7 @@ def test_a_library_that_does_not_start_says_why(source, words, tmp_path, monkeyp
 
 def test_a_library_that_is_not_there_is_not_offered(monkeypatch):
     monkeypatch.setitem(sys.modules, "deep_gemm", None)
-    assert peers.installed() == {}
+    assert other_libraries.installed() == {}
 
 
 def test_a_second_home_is_tried(monkeypatch):
@@ -225,7 +225,7 @@ def test_a_second_home_is_tried(monkeypatch):
         package.__path__ = []
         monkeypatch.setitem(sys.modules, name, package)
     monkeypatch.setitem(sys.modules, home.__name__, home)
-    assert peers.PEERS["fp8_mqa_logits"]["aiter"].find() is home
+    assert other_libraries.PEERS["fp8_mqa_logits"]["aiter"].find() is home
 
 
 # Ours
@@ -325,5 +325,5 @@ def test_results_without_remarks_are_shown(bench, capsys):
     assert cli.main([*bench, "--clean", "off", "--json", "-"]) == 0
     results = json.loads(capsys.readouterr().out)
     assert results.pop("remarks") == []
-    show.show(results)
+    tables.show(results)
     assert "decode-8k" in capsys.readouterr().out

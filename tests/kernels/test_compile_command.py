@@ -296,10 +296,10 @@ def test_strings_of_a_result_are_text(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_without_triton_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from capgate.compat import current
+    from capgate.compat import lookup
 
     found = versions.find
     monkeypatch.setattr(versions, "find", lambda name: versions.Build(name, None) if name == "triton" else found(name))
-    monkeypatch.setattr(current, "_snapshots", {})
+    monkeypatch.setattr(lookup, "_snapshots", {})
     assert cli.main(["compile", "fp8_mqa_logits", "--target", "gfx950"]) == 2
     assert capsys.readouterr().err.startswith("capgate: triton: needs Triton: found no Triton")

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from capgate import compat
-from capgate.kernels.mqa_logits import function as dense
+from capgate.kernels.mqa_logits import api as dense
 from capgate.kernels.mqa_logits.operation import operation as dense_operation
-from capgate.kernels.paged_mqa_logits import function as paged
+from capgate.kernels.paged_mqa_logits import api as paged
 from capgate.kernels.paged_mqa_logits.operation import operation as paged_operation
 
 MAPS = "needs operands that tensor maps describe: 16-byte aligned lines of adjacent elements, "

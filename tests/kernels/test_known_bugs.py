@@ -15,7 +15,7 @@ import torch
 
 from capgate import compat
 from capgate.kernels import fp8_mqa_logits
-from capgate.kernels.mqa_logits.function import describe
+from capgate.kernels.mqa_logits.api import describe
 from capgate.kernels.mqa_logits.operation import operation
 
 WITHOUT_GLUON = """

@@ -11,7 +11,7 @@ import torch
 
 from capgate import compat
 from capgate.kernels import fp8_paged_mqa_logits, paged_mqa_schedule
-from capgate.kernels.paged_mqa_logits.function import describe
+from capgate.kernels.paged_mqa_logits.api import describe
 
 
 def in_sparse_memory(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:

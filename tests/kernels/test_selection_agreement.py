@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from capgate.kernels import select_from_logits
-from capgate.kernels.key_selection import plan
-from capgate.kernels.key_selection.plan import Tuning
+from capgate.kernels.key_selection import tunings
+from capgate.kernels.key_selection.tunings import Tuning
 
 # Triton's interpreter computes with numpy, which warns of what a GPU does not: infinities that meet, and overflow to them.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
@@ -25,7 +25,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """One program selects from 512 logits at most, so that short rows are cut as well."""
-    monkeypatch.setitem(plan.TUNINGS, "", Tuning(512, 2048, 16))
+    monkeypatch.setitem(tunings.TUNINGS, "", Tuning(512, 2048, 16))
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capgate.kernels.key_selection import plan
-from capgate.kernels.key_selection.plan import Tuning
+from capgate.kernels.key_selection import tunings
+from capgate.kernels.key_selection.tunings import Tuning
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
 common = {"deadline": None, "derandomize": True, "database": None}
@@ -67,5 +67,5 @@ def test_classic_holds_for_rows_that_are_cut(
     selection: ModuleType, interpreter: None, drawn: dict[str, Any], top_k: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(plan.TUNINGS, "", Tuning(512, 2048, 16))
+        patch.setitem(tunings.TUNINGS, "", Tuning(512, 2048, 16))
         holds(selection, drawn | {"top_k": top_k}, "classic")

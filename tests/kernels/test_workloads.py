@@ -8,7 +8,7 @@ import torch
 
 from capgate.kernels import paged_mqa_schedule, paged_mqa_workers
 from capgate.kernels.tools.bench.ceilings import Ceilings
-from capgate.kernels.tools.bench.peers import PEERS
+from capgate.kernels.tools.bench.other_libraries import PEERS
 from capgate.kernels.tools.workloads.catalogue import SMALL, WORKLOADS
 from capgate.kernels.tools.workloads.decode import Decode, around, given
 from capgate.kernels.tools.workloads.prefill import causal, compressed_prefill, packed, prompts
@@ -55,10 +55,10 @@ def test_peers_take_a_paged_cache_as_their_libraries_want_it():
 
 
 def test_a_device_read_reads_everything(interpreter):
-    from capgate.kernels.tools.bench import read
+    from capgate.kernels.tools.bench import memory_read
 
-    source = torch.randint(0, 1000, (read.BYTES // 4 * 3,), dtype=torch.int32)
-    assert read.prepare(source)().tolist() == source.view(3, -1).sum(1).tolist()
+    source = torch.randint(0, 1000, (memory_read.BYTES // 4 * 3,), dtype=torch.int32)
+    assert memory_read.prepare(source)().tolist() == source.view(3, -1).sum(1).tolist()
 
 
 @pytest.mark.parametrize(

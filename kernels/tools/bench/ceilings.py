@@ -36,7 +36,7 @@ def measure(timer: Timer, dtype: torch.dtype) -> Ceilings | None:
     """The ceilings of the timer's GPU; None on the CPU, and where torch has no fp8 matmul for it or Triton no kernels."""
     if timer.device.type != "cuda" or not compat.capabilities(timer.device).triton_gpu:
         return None
-    from . import read
+    from . import memory_read
 
     matmul = _matmul(timer.device, dtype)
     try:
@@ -47,7 +47,7 @@ def measure(timer: Timer, dtype: torch.dtype) -> Ceilings | None:
     source = torch.ones(BYTES // 4, dtype=torch.int32, device=timer.device)
     target = torch.empty_like(source)
     copy = 2 * BYTES / timer(lambda: target.copy_(source)).median * 1e3
-    return Ceilings(flops, copy, BYTES / timer(read.prepare(source)).median * 1e3)
+    return Ceilings(flops, copy, BYTES / timer(memory_read.prepare(source)).median * 1e3)
 
 
 def _matmul(device: torch.device, dtype: torch.dtype) -> Any:

@@ -10,7 +10,7 @@ from capgate.compat.command import asking, prints_to_stderr
 from capgate.compat.outputs import Outputs
 
 from .plot import add_pictures, plot
-from .show import Results, show
+from .tables import Results, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Time what the parsed ``arguments`` ask for and print it; returns 1 when a call of ours could not be timed."""
     from ..workloads.catalogue import GROUPS, SMALL, WORKLOADS, select
-    from .peers import NAMES
+    from .other_libraries import NAMES
     from .timing import this_device
 
     outputs: Outputs[Results] = Outputs()
@@ -88,9 +88,9 @@ def _measure(
     from ..workloads.selection import Selection
     from ..workloads.serving import Serving
     from .ceilings import measure
+    from .environment import describe
     from .measure import Plan, accuracy_rows, kernel_rows, selection_rows, serving_rows
-    from .peers import installed
-    from .stack import describe
+    from .other_libraries import installed
     from .timing import Timer
 
     timer = Timer(device, repeats=arguments.repeats, flush_bytes=int(arguments.flush_gb * 1e9))
@@ -134,7 +134,7 @@ def _variants(given: str, operations: Sequence[Any], device: Any) -> dict[str, l
 
     Raises ValueError for a name that no operation has here, and for a named variant that cannot run.
     """
-    from .peers import PEERS, installed
+    from .other_libraries import PEERS, installed
 
     peers = installed() if device.type == "cuda" else {}
     offered = {

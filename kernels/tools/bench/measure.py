@@ -16,7 +16,7 @@ from ..workloads.batch import Batch, Call, Workload
 from ..workloads.selection import Selection
 from ..workloads.serving import Sample, Serving, Share
 from .ceilings import Ceilings
-from .peers import PEERS
+from .other_libraries import PEERS
 from .timing import Timer, Timing
 from .trial import SAME_OPERANDS, Trial, difference, try_peer
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from capgate.compat.outputs import Outputs
 
-from .show import FORMS, Form
+from .tables import FORMS, Form
 
 R = TypeVar("R")
 

@@ -8,7 +8,7 @@ import torch
 from capgate.compat.thirdparty import Raised, ask
 
 from ..workloads.batch import Batch, Call
-from .peers import Peer
+from .other_libraries import Peer
 
 # DeepGEMM's limit of its calc_diff between kernels on the same fp8 operands: tests/test_attention.py.
 SAME_OPERANDS = 5e-6

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from capgate.compat.releases import parse_release
 
-from ..bench.show import FORMS
+from ..bench.tables import FORMS
 from ..foreign import POSITIVE, TEXT, Document, clipped, list_of, map_of, object_with, or_none, shown
 
 Results = dict[str, Any]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from capgate.compat.terminal import console as plain_console
 
 from ..bench.plot import picture
-from ..bench.show import ACCURACY_WORDS, SERVING_WORDS
+from ..bench.tables import ACCURACY_WORDS, SERVING_WORDS
 from ..markdown import escape
 from ..markdown import table as markdown_table
 from .stacks import Comparison, Delta, Metric, Stack

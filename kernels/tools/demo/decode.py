@@ -12,7 +12,7 @@ from ...paged_mqa_logits.operation import example, operation
 from ...quantize import quantize_queries
 from ..workloads.decode import DecodeBatch, around
 from ..workloads.paging import scattered_table, slots
-from .outcomes import SENTINEL, Outcome, calc_diff, count_disturbed, runnable, show, timer_of
+from .agreement import SENTINEL, Outcome, calc_diff, count_disturbed, runnable, show, timer_of
 
 HEADS, DIM, BLOCK, NEXT_N = 64, 128, 64, 2  # two rows a request: one draft token
 ON_GPU = (64, 8192 // 4)  # requests, and their mean context in keys: 8192 tokens at one key per 4

@@ -9,7 +9,7 @@ import torch
 from ...mqa_logits import fp8_mqa_logits, reference
 from ...mqa_logits.operation import example, operation
 from ..workloads.prefill import PrefillBatch, prompts
-from .outcomes import SENTINEL, Outcome, calc_diff, count_disturbed, mebibytes, runnable, show, timer_of
+from .agreement import SENTINEL, Outcome, calc_diff, count_disturbed, mebibytes, runnable, show, timer_of
 
 ON_GPU = (1024,) * 16  # 16384 tokens: what such a serving stack puts into one prefill batch at most
 ON_CPU = (512, 256, 128, 128)

@@ -10,11 +10,11 @@ from ..common.cache import check_blocks
 from ..common.checks import Operand, Operands, check_flag, check_integer, check_variant
 from ..common.logits import ROW_ALIGNMENT
 from ..common.torch_ops import register
-from ..mqa_logits import function as dense
+from ..mqa_logits import api as dense
 from ..mqa_logits.operation import operation as dense_operation
-from ..paged_mqa_logits import function as paged
+from ..paged_mqa_logits import api as paged
 from ..paged_mqa_logits.operation import operation as paged_operation
-from . import plan
+from . import tunings
 from .operation import Problem, operation
 
 MAX_COLUMNS = 2**29  # so that the end of a block is 32 bits wide, and a grid's second dimension 16
@@ -341,8 +341,8 @@ def _logits_buffer(groups: int, rows: int, columns: int, top_k: int, budget: int
     """A buffer for the logits of as many groups of ``rows`` rows as the budget has room for, of ``groups``; rows are padded."""
     target = compat.capabilities(device).target
     padded = -(-columns // ROW_ALIGNMENT) * ROW_ALIGNMENT
-    group_bytes = rows * (4 * padded + plan.scratch_bytes(target, columns, top_k))
-    taken = plan.rows_within(budget, group_bytes, groups)
+    group_bytes = rows * (4 * padded + tunings.scratch_bytes(target, columns, top_k))
+    taken = tunings.rows_within(budget, group_bytes, groups)
     if taken == 0 < groups:
         what = "row" if rows == 1 else "request"
         raise ValueError(f"logits_budget_bytes: got {budget}, needs at least {group_bytes} for a {what} of {columns} keys")

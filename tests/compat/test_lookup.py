@@ -1,4 +1,4 @@
-"""current: which target a question means, fresh where it must be, constant inside a compiled graph."""
+"""lookup: which target a question means, fresh where it must be, constant inside a compiled graph."""
 
 import sys
 from collections.abc import Callable, Iterator
