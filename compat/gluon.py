@@ -29,8 +29,8 @@ And on every build, because what it breaks depends on what else the GPU runs:
 
 from typing import Any
 
-from . import probes
-from .lookup import capabilities
+from . import _probes
+from ._lookup import capabilities
 
 __all__ = [
     "KEEP_NAN",
@@ -62,15 +62,15 @@ from triton.language import core as _core  # noqa: E402
 
 def _first(*paths: str) -> Any:
     """The first of several names under which builds offer one thing; None where a build has none of them."""
-    return next((found for path in paths if (found := probes.resolve(path)) is not None), None)
+    return next((found for path in paths if (found := _probes.resolve(path)) is not None), None)
 
 
 # --- every target ---------------------------------------------------------------------------------------------------------
 
 constexpr_function = gluon.constexpr_function
-aggregate = _first(f"{probes.GLUON}:aggregate", "triton.language.core:_aggregate")
-barrier = _first(f"{probes.GL}:barrier", f"{probes.GL}:thread_barrier")  # of the threads of a workgroup or warp partition
-GluonASTSource = _first(f"{probes.GLUON}:GluonASTSource", f"{probes.GLUON}._runtime:GluonASTSource")
+aggregate = _first(f"{_probes.GLUON}:aggregate", "triton.language.core:_aggregate")
+barrier = _first(f"{_probes.GL}:barrier", f"{_probes.GL}:thread_barrier")  # of the threads of a workgroup or warp partition
+GluonASTSource = _first(f"{_probes.GLUON}:GluonASTSource", f"{_probes.GLUON}._runtime:GluonASTSource")
 
 KEEP_NAN = gl.constexpr(_core.PropagateNan.ALL)  # gl.maximum's default drops a NaN operand, from 3.8 in the interpreter too
 
@@ -88,8 +88,8 @@ def reinterpret(memory, dtype: gl.constexpr, shape: gl.constexpr, layout: gl.con
 
 # --- AMD CDNA4 ------------------------------------------------------------------------------------------------------------
 
-cdna4 = probes.resolve(f"{probes.GL}.amd.cdna4")
-async_copy = probes.resolve(f"{probes.GL}.amd.cdna4:async_copy")
+cdna4 = _probes.resolve(f"{_probes.GL}.amd.cdna4")
+async_copy = _probes.resolve(f"{_probes.GL}.amd.cdna4:async_copy")
 
 # Launch options that keep MFMA accumulators in VGPRs: builds that split the register file move values between its halves
 # inside the loop (20 to 30 moves per 32 keys of the MQA logits on 3.8.0 and 3.9.0).
@@ -97,10 +97,10 @@ VGPRS_ONLY: dict[str, Any] = {"llvm_fn_attrs": "amdgpu-agpr-alloc=0"} if _caps.l
 
 # --- NVIDIA Hopper --------------------------------------------------------------------------------------------------------
 
-hopper = probes.resolve(f"{probes.GL}.nvidia.hopper")
-mbarrier = probes.resolve(f"{probes.GL}.nvidia.hopper:mbarrier")
-TensorDescriptor = probes.resolve(f"{probes.GLUON}.nvidia.hopper:TensorDescriptor")  # of the host: a kernel's argument
-_tma = f"{probes.GL}.nvidia.hopper:tma"
+hopper = _probes.resolve(f"{_probes.GL}.nvidia.hopper")
+mbarrier = _probes.resolve(f"{_probes.GL}.nvidia.hopper:mbarrier")
+TensorDescriptor = _probes.resolve(f"{_probes.GLUON}.nvidia.hopper:TensorDescriptor")  # of the host: a kernel's argument
+_tma = f"{_probes.GL}.nvidia.hopper:tma"
 tma_load = _first(f"{_tma}.async_load", f"{_tma}.async_copy_global_to_shared")
 tma_store = _first(f"{_tma}.async_store", f"{_tma}.async_copy_shared_to_global")
-tma_store_wait = probes.resolve(f"{_tma}.store_wait")
+tma_store_wait = _probes.resolve(f"{_tma}.store_wait")

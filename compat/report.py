@@ -10,12 +10,13 @@ from functools import partial
 from typing import Any
 
 from . import targets, versions
-from .capabilities import TABLE, Capabilities
+from ._capabilities import Capabilities
+from ._lookup import capabilities
+from ._operation import Operation, Trace, Variant
+from ._registry import find_operations
 from .command import asking, conclude, prints_to_stderr
-from .lookup import capabilities
-from .operation import Operation, Trace, Variant
 from .outputs import Outputs
-from .registry import find_operations
+from .table import TABLE
 from .targets import Target
 from .terminal import console as plain_console
 from .terminal import plain, plain_lines

@@ -9,7 +9,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from capgate.compat.capabilities import nearest
+from capgate.compat.spelling import nearest
 
 LOG = logging.getLogger("capgate")
 

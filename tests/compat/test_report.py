@@ -14,7 +14,7 @@ import pytest
 
 from capgate import compat
 from capgate.compat import Variant, report
-from capgate.compat.capabilities import TABLE
+from capgate.compat.table import TABLE
 
 MODULE = ("-m", "capgate.compat")
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")

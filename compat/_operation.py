@@ -23,11 +23,13 @@ from collections.abc import Callable, Hashable, Iterable
 from importlib import import_module
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
-from . import probes, registry, switches
+from . import _probes, _registry, _switches
+from ._capabilities import CapabilityError
 from ._errors import of_the_machine, summary
-from .capabilities import TABLE, CapabilityError, nearest
-from .kernel import Examples, Kernel
-from .lookup import capabilities, target_of
+from ._kernel import Examples, Kernel
+from ._lookup import capabilities, target_of
+from .spelling import nearest
+from .table import TABLE
 
 LOG = logging.getLogger("capgate")
 
@@ -104,7 +106,7 @@ class Variant(Generic[P]):
         return f"Variant({self.name!r})"
 
 
-class Operation(registry.Registered, Generic[P]):
+class Operation(_registry.Registered, Generic[P]):
     """An operation with ordered variants; the first one that can take a problem runs.
 
     name : what CAPGATE_VARIANT and the report call it
@@ -130,7 +132,7 @@ class Operation(registry.Registered, Generic[P]):
         self.variants: dict[str, Variant[P]] = {}
         self._set_aside: dict[tuple[str, P | None, str], str] = {}
         self.module: str | None = sys._getframe(1).f_globals.get("__name__")
-        registry.register(self)
+        _registry.register(self)
 
     def add(self, variant: Variant[P]) -> None:
         """Add a variant after those added before it. Raises ValueError when its name is taken."""
@@ -195,7 +197,7 @@ class Operation(registry.Registered, Generic[P]):
         device = getattr(problem, "device", None)
         if device is None:  # a machine's default target may appear later
             return self._choose(problem, variant)
-        memo, caps = switches.current().memo, capabilities(device)
+        memo, caps = _switches.current().memo, capabilities(device)
         key = (self, problem, variant)
         asked, chosen = memo.get(key, (None, None))
         # Another snapshot: the driver has said which GPU this is, or Triton or its settings have changed.
@@ -235,15 +237,15 @@ class Operation(registry.Registered, Generic[P]):
 
     def _why_aside(self, candidate: Variant[P], problem: P | None) -> str | None:
         """Why ``candidate`` was set aside for ``problem``; strict switches and other settings of Triton try it again."""
-        reason = self._set_aside.get((candidate.name, problem, probes.settings()))
-        return None if switches.current().strict else reason
+        reason = self._set_aside.get((candidate.name, problem, _probes.settings()))
+        return None if _switches.current().strict else reason
 
     def _named_by_switch(self) -> str | None:
-        named = switches.current().variants
+        named = _switches.current().variants
         for operation in named:
-            if operation not in registry.REGISTERED and operation not in (known := registry.operations()):
+            if operation not in _registry.REGISTERED and operation not in (known := _registry.operations()):
                 switch = "CAPGATE_VARIANT or override(variant=...)"
-                raise switches.SwitchError(f"{switch}: no operation {operation!r}; {nearest(operation, known)}")
+                raise _switches.SwitchError(f"{switch}: no operation {operation!r}; {nearest(operation, known)}")
         return named.get(self.name)
 
     def _choose(self, problem: P, variant: str | None) -> Variant[P]:
@@ -261,10 +263,10 @@ class Operation(registry.Registered, Generic[P]):
 
     def _fall_back(self, failed: Variant[P], problem: P, variant: str | None, what: str, error: BaseException) -> None:
         """Set ``failed`` aside for ``problem`` and say so once, or raise ``error`` where falling back is not wanted."""
-        if switches.current().strict or failed.name in (variant, self._named_by_switch()):
+        if _switches.current().strict or failed.name in (variant, self._named_by_switch()):
             raise error
         reason = f"set aside: {what}: {summary(error)}"
-        if self._set_aside.setdefault((failed.name, problem, probes.settings()), reason) is reason:
+        if self._set_aside.setdefault((failed.name, problem, _probes.settings()), reason) is reason:
             LOG.warning("%s: %s %s for %s; CAPGATE_STRICT=1 raises instead", self.name, failed.name, reason, problem)
 
 
