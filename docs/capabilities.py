@@ -1,4 +1,4 @@
-"""Make the page of capabilities: ``python docs/capabilities.py`` with each Triton, one after the other; ``--check`` changes nothing.
+"""Make the page of capabilities: ``python docs/capabilities.py``, with each Triton in turn; ``--check`` changes nothing.
 
 What this Triton can do goes into capabilities.json beside this file, in the place of what was there for its release, and
 capabilities.md is made from that and from the table. With ``--check`` the status is 1 where one of the two would change.
@@ -24,7 +24,7 @@ BUILD, TARGET, BOTH = ([name for name, row in TABLE.items() if row.kind == kind]
 
 HEAD = """# Every capability
 
-Made by `docs/capabilities.py` from the table (`compat/table.py`) and from what each Triton answered; edited by hand it is made anew.
+`docs/capabilities.py` made this from the table (`compat/table.py`) and from what each Triton answered: edit those.
 `capgate report` says the same of your own Triton and GPU, with reasons, and [gating.md](gating.md) what a capability is.
 """
 
@@ -57,7 +57,7 @@ def page(known: dict[str, dict[str, list[str]]]) -> str:
         [
             code(name),
             row.meaning,
-            *(_releases([r for r in releases if name in known[r][target]], releases) for target in TARGETS),
+            *(_of_both(name, target, known, releases) for target in TARGETS),
         ]
         for name, row in TABLE.items()
         if row.kind == "both"
@@ -96,7 +96,8 @@ def _of_build(name: str, found: dict[str, list[str]]) -> str:
     return "" if name in ENVIRONMENT else mark(name in found["build"])
 
 
-def _releases(holding: list[str], releases: list[str]) -> str:
+def _of_both(name: str, target: str, known: dict[str, dict[str, list[str]]], releases: list[str]) -> str:
+    holding = [release for release in releases if name in known[release][target]]
     if holding == releases:
         return "all"
     if holding and holding == releases[-len(holding) :]:
