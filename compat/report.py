@@ -12,7 +12,7 @@ from typing import Any
 from . import targets, versions
 from ._capabilities import Capabilities
 from ._lookup import capabilities
-from ._operation import Operation, Trace, Variant
+from ._operation import Operation, Trace, Variant, checked_reason
 from ._registry import find_operations
 from .command import asking, conclude, prints_to_stderr
 from .outputs import Outputs
@@ -84,10 +84,8 @@ def _guarded_rule(variant: Variant[Any], name: str) -> Callable[[Any], str | Non
         return None
 
     def ask_rule(problem: Any) -> str | None:
-        reason = ask(partial(rule, problem))
-        if isinstance(reason, Raised):
-            return f"its rule {name} raised {reason.words}"
-        return reason if reason is None else str(reason)
+        reason = ask(lambda: checked_reason(rule(problem), f"{name} of variant {variant.name!r}"))
+        return f"its rule {name} raised {reason.words}" if isinstance(reason, Raised) else reason
 
     return ask_rule
 
