@@ -98,6 +98,7 @@ class Machine:
         self._monkeypatch, self._kfd = monkeypatch, folder / "kfd"
         monkeypatch.setattr(targets, "KFD", str(self._kfd))
         monkeypatch.setattr(discovery, "DRI", str(folder / "dri"))
+        monkeypatch.setattr("capgate.compat._installation.AMDGPU", str(folder / "amdgpu"))
         monkeypatch.setattr(rocm_platform, "run_clinfo", lambda: pytest.fail("discovery starts another program"))
         self.nvidia({}, fails_in={"nvmlInit": "NVML Shared Library Not Found"})
 
