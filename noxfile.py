@@ -32,7 +32,7 @@ SYSTEM_TORCH = "--system-torch"
 WORKERS = ("-n", "auto", "--dist", "worksteal", "--durations=10")  # side by side, one worker a core; then what took longest
 WHOLE = "3.6.0"  # the lane that also runs what checks no Triton: tests/conftest.py says which tests those are
 # And what needs a Triton, and says the same with any: do the emulator's tests catch mutants, can the pages be followed.
-ONCE = ("tests/gfx950/test_mutation.py", "tests/docs/test_how_to.py")
+ONCE = ("tests/emulator/test_mutation.py", "tests/docs/test_how_to.py")
 
 built: list[str] = []  # the wheel of this run of nox
 
