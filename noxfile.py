@@ -30,9 +30,7 @@ LANES = {
 GATES = ("3.5.1", "3.6.0")
 SYSTEM_TORCH = "--system-torch"
 WORKERS = ("-n", "auto", "--dist", "worksteal", "--durations=10")  # side by side, one worker a core; then what took longest
-WHOLE = "3.6.0"  # the lane that also runs what checks no Triton: tests/conftest.py says which tests those are
-# And what needs a Triton, and says the same with any: do the emulator's tests catch mutants, can the pages be followed.
-ONCE = ("tests/emulator/test_mutation.py", "tests/docs/test_how_to.py")
+WHOLE = "3.6.0"  # the lane that also runs what says the same with any Triton, and, with Triton hidden, what needs none
 
 built: list[str] = []  # the wheel of this run of nox
 
@@ -103,7 +101,8 @@ def tests(session: nox.Session, triton: str) -> None:
     if triton == WHOLE:
         parts["without Triton"] = (["--only=any-triton"], {})
     else:
-        parts["as in production"][0].extend(f"--ignore={file}" for file in ONCE)
+        for options, _ in parts.values():
+            options += ["-m", "not one_lane"]
     failed = []
     for part, (options, switches) in parts.items():  # all of them, whatever the first one says
         try:

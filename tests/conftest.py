@@ -2,7 +2,8 @@
 
 Most tests depend on the Triton under test, and run on each; what checks no Triton runs in one lane. The noxfile
 runs ``--only=each-triton`` in every lane and ``--only=any-triton`` in one of its default lanes, with Triton hidden, so that a
-test that is wrongly declared to need none fails there. Without ``--only`` all of them run.
+test that is wrongly declared to need none fails there. Without ``--only`` all of them run. A test that needs a Triton, and
+says the same with any, is marked ``one_lane``: the other lanes deselect it.
 """
 
 import hashlib

@@ -9,6 +9,8 @@ import pytest
 
 from capgate.compat import versions
 
+pytestmark = pytest.mark.one_lane
+
 SCRIPT = Path(__file__).parent
 TARGET, NAME = "hip:gfx942", "paged_mqa_schedule.classic.1d"
 

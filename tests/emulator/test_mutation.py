@@ -8,6 +8,8 @@ from emulator import EmulationError, parse
 from emulator.mutation import Equivalence, mutants_of, sample
 from support.emulated_mqa import BRANCHES, Case, Disagreement, execute, prepare, windowed
 
+pytestmark = pytest.mark.one_lane
+
 # Windows that reach the loops over tiles and strips, masked and whole stores, in full groups of rows and in broken ones.
 CALLS = [
     ([(-5, 20), (120, 300), (290, 300), (0, 300), (7, 9)], 300),

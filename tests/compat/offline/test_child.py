@@ -154,6 +154,7 @@ def running(pid: str) -> bool:
         return False
 
 
+@pytest.mark.one_lane
 def test_a_hanging_compiler_is_stopped_with_what_it_started(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offline, "TIMEOUT", 1200)  # for its process to start, which takes as long as the machine is busy
     (row,) = rows(["hangs"], timeout=3)
@@ -166,6 +167,7 @@ def test_a_hanging_compiler_is_stopped_with_what_it_started(toy: Path, monkeypat
 COMMAND = [sys.executable, "-c", "import sys; from capgate.kernels.cli import main; sys.exit(main())", "compile", "toy"]
 
 
+@pytest.mark.one_lane
 def test_no_signal_to_the_command_leaves_a_compiler_behind(toy: Path) -> None:
     """SIGKILL runs no handler, and SIGTERM and SIGHUP run none either unless somebody installs one."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
@@ -195,6 +197,7 @@ def test_no_signal_to_the_command_leaves_a_compiler_behind(toy: Path) -> None:
                 wait_until(lambda pid=pid: not running(pid), f"{number.name}: process {pid} still runs")
 
 
+@pytest.mark.one_lane
 def test_what_a_compiler_that_died_had_started_is_ended(tmp_path: Path) -> None:
     script = "import os, subprocess; print(subprocess.Popen(['sleep', '600'], stdout=2).pid, flush=True); os._exit(3)"
     with Child([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
@@ -273,6 +276,7 @@ def test_a_triton_without_nvdisasm_leaves_the_other_figures(monkeypatch: pytest.
     assert {key: row.get(key) for key in KNOWN | NO_CODE} == KNOWN | NO_CODE
 
 
+@pytest.mark.one_lane
 def test_a_slow_nvdisasm_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_NVDISASM_PATH", script(tmp_path, "nvdisasm", "exec sleep 600"))
     monkeypatch.setattr(offline_child, "NVDISASM_TIMEOUT", 0.1)

@@ -95,6 +95,7 @@ def test_bench_knows_groups_of_workloads(capsys):
     assert list(dict.fromkeys(row["workload"] for row in rows)) == ["f", "decode-8k", "decode-8k-h32-n2", "decode-skewed"]
 
 
+@pytest.mark.one_lane
 def test_bench_draws_what_it_timed(tmp_path):
     arguments = ["bench", "--workload", "f,b,decode-8k", "--variants", "reference", "--repeats", "1"]
     assert cli.main([*arguments, "--plot", f"{tmp_path}/p"]) == 0
@@ -117,6 +118,7 @@ def test_a_plot_has_the_ceilings_of_its_run():
         assert words in picture
 
 
+@pytest.mark.one_lane
 def test_bench_draws_kernels_alone(tmp_path, capsys):
     assert cli.main(["bench", "--workload", "8k1,recall", "--plot", f"{tmp_path}/p.svg"]) == 2
     assert "--plot: draws kernels" in capsys.readouterr().err
@@ -196,6 +198,7 @@ def test_what_was_timed_is_shown_and_written_elsewhere_where_a_file_takes_nothin
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.one_lane
 def test_what_was_timed_is_kept_when_the_picture_cannot_be_drawn(tmp_path, monkeypatch, capsys):
     def fails(kind, results):
         raise RuntimeError("no such font")
@@ -245,6 +248,7 @@ def test_ctrl_c_ends_every_command_in_one_line(command, monkeypatch, capsys):
     assert capsys.readouterr() == ("", "capgate: interrupted\n")
 
 
+@pytest.mark.one_lane
 def test_ctrl_c_in_a_process_of_its_own_is_one_line_too(tmp_path):
     """Where the terminal sends the signal, and where libraries are still being imported."""
     code = (
