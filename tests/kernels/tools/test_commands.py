@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from capgate.compat import versions
 from capgate.kernels import cli
 from capgate.kernels.tools.bench import command as bench_command
 from capgate.kernels.tools.bench.plot import plot
-from capgate.kernels.tools.demo import decode, prefill, stacks
+from capgate.kernels.tools.demo import decode, prefill, stacks, working
+from capgate.kernels.tools.demo.agreement import duration
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
 
@@ -37,7 +39,46 @@ def test_the_demo_agrees_and_explains_every_target(tmp_path, monkeypatch, capsys
         "cuda:90": "gluon_hopper" if compat.capabilities("cuda:90").gluon_hopper else "classic",
         "cpu": "reference",
     }
-    assert "clean_logits=False writes" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "of 16, 9 tokens" in shown, "as many lengths as prompts"
+    assert "clean_logits=False writes" in shown
+    assert shown.endswith("agrees with float64.\n")
+
+
+def test_a_row_of_the_table_of_stacks_says_the_one_reason_that_decides(capsys):
+    refused = "needs the Gluon API of Triton 3.6: found 3.5.1; needs gfx950: found gfx942"
+    unread = "needs a GPU: found no GPU; on the CPU needs TRITON_INTERPRET=1"
+    trace = [{"variant": "gluon_cdna4", "reason": refused}, {"variant": "classic", "reason": unread}]
+
+    def row(target, available, reason):
+        gluon = {"capability": "gluon_cdna4", "available": available, "reason": reason}
+        return {"triton": "3.5.1", "target": target, "variant": "classic", "decode": {"variant": "classic"}} | {
+            "trace": trace,
+            "gluon": gluon,
+        }
+
+    assert stacks.decisive(row("hip:gfx942", False, refused)) == "needs gfx950: found gfx942"
+    assert stacks.decisive(row("hip:gfx950", False, refused.partition("; ")[0])) == refused.partition("; ")[0]
+    assert stacks.decisive(row("hip:gfx950", True, "found Triton 3.6.0; found gfx950")) == "found Triton 3.6.0; found gfx950"
+    assert stacks.decisive(row("cpu", True, "found Triton 3.6.0")) == "needs a GPU: found no GPU"
+
+
+def test_nobody_waits_long_without_a_word(monkeypatch, capsys):
+    monkeypatch.setattr(working, "SILENCE", 0.01)
+    with working.working("counting"):
+        time.sleep(0.2)
+    said = capsys.readouterr()
+    assert (said.out, said.err.splitlines()[0]) == ("", "counting: 0 s so far")
+
+
+def test_a_time_has_three_digits_and_the_unit_that_people_read_it_in():
+    assert [duration(milliseconds) for milliseconds in (0.0123, 4.5678, 999.4, 999.6, 61234.0)] == [
+        "12.3 us",
+        "4.57 ms",
+        "999 ms",
+        "1 s",
+        "61.2 s",
+    ]
 
 
 @pytest.fixture
@@ -49,7 +90,7 @@ def _short_demo(monkeypatch):
 
 @pytest.mark.usefixtures("_short_demo")
 @pytest.mark.parametrize(("part", "operation"), [(prefill, "fp8_mqa_logits"), (decode, "fp8_paged_mqa_logits")])
-def test_the_demo_fails_when_a_branch_disagrees(part, operation, monkeypatch, capsys):
+def test_the_demo_fails_when_a_variant_disagrees(part, operation, monkeypatch, capsys):
     monkeypatch.setattr(part, "calc_diff", lambda logits, exact: 6e-6)
     assert cli.main(["demo"]) == 1
     said = capsys.readouterr().err
@@ -59,7 +100,7 @@ def test_the_demo_fails_when_a_branch_disagrees(part, operation, monkeypatch, ca
 
 @pytest.mark.usefixtures("_short_demo")
 def test_the_demo_fails_when_keys_land_in_wrong_slots(monkeypatch, capsys):
-    """Every branch agrees with float64 on the same cache: only the comparison with the activations can tell."""
+    """Every variant agrees with float64 on the same cache: only the comparison with the activations can tell."""
     write = decode.quantize_keys_to_cache
     monkeypatch.setattr(decode, "quantize_keys_to_cache", lambda k, *rest, **options: write(k.flip(0), *rest, **options))
     assert cli.main(["demo"]) == 1
