@@ -125,9 +125,14 @@ def test_bench_writes_medians_with_the_stack_that_they_belong_to(tmp_path, capsy
         assert len(row["medians_ms"]) == 2
         assert min(row["medians_ms"]) <= row["median_ms"] <= max(row["medians_ms"])
         assert (row["schedule_ms"] is None) == (row["operation"] == "fp8_mqa_logits")
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "these times say nothing about a GPU" in shown
-    assert "8x1x92 64 reference no" in shown
+    lines = capsys.readouterr().out.splitlines()
+    assert any("these times say nothing about a GPU" in line for line in lines)
+    rows = [line.split() for line in lines]
+    first = next(number for number, cells in enumerate(rows) if cells[:3] == ["decode-skewed", "reference", "no"])
+    assert rows[first + 1][:3] == ["8x1x92", "reference", "yes"], "the size of a shape stands below its name"
+    assert rows[first + 2] == ["64", "heads"]
+    table = [line for line in lines if line.startswith(" ")]
+    assert max(map(len, table)) <= 80
 
 
 def test_bench_knows_groups_of_workloads(capsys):
@@ -148,6 +153,7 @@ def test_bench_draws_what_it_timed(tmp_path):
 
 def test_a_plot_has_the_ceilings_of_its_run():
     row = {"flops": 4e12, "least_bytes": 4e9, "median_ms": 4.0, "floor_ms": 3.0, "clean_logits": False, "variant": "classic"}
+    row |= {"size": "8192x4096", "heads": 64}
     rows = [
         {**row, "operation": "fp8_mqa_logits", "workload": "a"},
         {**row, "operation": "fp8_paged_mqa_logits", "workload": "decode-8k"},
@@ -155,7 +161,7 @@ def test_a_plot_has_the_ceilings_of_its_run():
     ceilings = {"flops": 1.5e15, "copy": 3.0e12, "read": 3.05e12}
     stack = {"device": "a GPU", "triton": "3.6.0"}
     picture = plot("svg", {"rows": rows, "stack": stack, "ceilings": ceilings}).decode()
-    for words in ("fp8 matmul of 8192", "device read", "roofline of the shape", "TFLOP/s", "GB/s"):
+    for words in ("fp8 matmul of 8192", "device read", "what the shape allows", "8192 x 4096", "64 heads", "TFLOP/s", "GB/s"):
         assert words in picture
 
 
