@@ -34,6 +34,16 @@ def test_an_operation_and_then_a_variant(newcomer: Any) -> None:
     assert compiled == {"gluon_cdna4": gluon, "classic": True}, result
 
 
+def test_the_tour(newcomer: Any) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    newcomer.columns = 80
+    printed = newcomer.follow("docs/tour.md")
+    assert [line for line in printed.splitlines() if len(line) > 80] == []
+    (row,) = json.loads(newcomer.run("capgate", "compile", "doubling", "--target", "hip:gfx950", "--json"))["variants"]
+    assert (row["variant"], row["compiled"], row["spills"]) == ("classic", True, 0), row
+
+
 def test_a_capability(newcomer: Any) -> None:
     pytest.importorskip("triton")
     newcomer.check_out("compat", "pyproject.toml", "tests/compat/conftest.py", "tests/compat/test_capabilities.py")
