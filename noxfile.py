@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -251,7 +252,12 @@ def minimums(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def build(session: nox.Session) -> None:
-    """Make the sdist and the wheel in dist/."""
+    """Make the sdist, which holds the tests, and the wheel in dist/."""
     shutil.rmtree("build", ignore_errors=True)
     session.install(*group("build"))
     session.run("python", "-m", "build", *session.posargs)
+    for sdist in Path("dist").glob("*.tar.gz"):
+        with tarfile.open(sdist) as archive:
+            held = {name.partition("/")[2] for name in archive.getnames()}
+        if missing := {"noxfile.py", "tests/conftest.py", "docs/tour.md", ".ci/run"} - held:
+            session.error(f"{sdist} lacks {', '.join(sorted(missing))}")
