@@ -269,6 +269,7 @@ operation.add(compat.Variant("plain", print, accepts=print))
 """
 
 
+@pytest.mark.one_lane
 def test_standard_output_is_json_alone_whatever_is_printed(site, python) -> None:
     site.package("their_kernels", PRINTS)
     site.distribution("their-kernels", "1.0", ENTRY_POINT)
@@ -288,6 +289,7 @@ def _into(output: Any, arguments: list[str], unbuffered: str) -> tuple[int, str]
     return done.returncode, done.stderr
 
 
+@pytest.mark.one_lane
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["--json"], []], ids=" ".join)
 def test_nobody_has_to_read_to_the_end(arguments: list[str], unbuffered: str) -> None:
@@ -298,6 +300,7 @@ def test_nobody_has_to_read_to_the_end(arguments: list[str], unbuffered: str) ->
         assert _into(closed, arguments, unbuffered) == (128 + signal.SIGPIPE, "")
 
 
+@pytest.mark.one_lane
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["--json"], []], ids=" ".join)
@@ -306,6 +309,7 @@ def test_a_full_disk_is_one_line(arguments: list[str], unbuffered: str) -> None:
         assert _into(full, arguments, unbuffered) == (2, "capgate: standard output: No space left on device\n")
 
 
+@pytest.mark.one_lane
 @pytest.mark.parametrize("closed", [1, 2])
 def test_closed_descriptors_are_no_fault(closed: int) -> None:
     command = [sys.executable, *MODULE, "--target", "cpu", "--json"]
@@ -313,6 +317,7 @@ def test_closed_descriptors_are_no_fault(closed: int) -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.one_lane
 @pytest.mark.parametrize(
     ("package", "distribution"),
     [("rich", "rich"), ("rocm_bootstrap", "rocm-bootstrap"), ("pynvml", "nvidia-ml-py"), ("packaging", "packaging")],
@@ -325,6 +330,7 @@ def test_a_dependency_that_is_missing_is_named_with_what_brings_it(site, python,
     assert done.stderr == f"capgate: needs {distribution}, which is not installed: pip install {distribution} brings it\n"
 
 
+@pytest.mark.one_lane
 def test_json_needs_no_rich(python) -> None:
     done = python("-c", WITHOUT.format(names=("rich",), arguments=["--target", "hip:gfx950", "--json"]))
     assert done.returncode == 0, done.stderr
@@ -379,6 +385,7 @@ def test_reasons_are_shown_as_they_are(toy, machine, capsys) -> None:
     assert "takes no [bold] shape" in capsys.readouterr().out
 
 
+@pytest.mark.one_lane
 @pytest.mark.parametrize("hidden", [("torch", "triton", "triton_kernels"), ("triton",), ("torch",)], ids=" and ".join)
 @pytest.mark.parametrize("arguments", [[], ["--json"], ["--target", "hip:gfx950", "--json"]], ids=" ".join)
 def test_the_report_works_without_torch_and_triton(python, hidden: tuple[str, ...], arguments: list[str]) -> None:
@@ -446,6 +453,7 @@ def test_the_picture_fetches_nothing(tmp_path) -> None:
 # Errors
 
 
+@pytest.mark.one_lane
 @pytest.mark.parametrize(
     ("arguments", "variables", "words"),
     [
@@ -472,6 +480,7 @@ def test_a_picture_that_cannot_be_written_is_one_line(file: str, words: str, mon
     assert capsys.readouterr() == ("", f"capgate: --svg: {file}: {words}\n")
 
 
+@pytest.mark.one_lane
 def test_help(python) -> None:
     done = python(*MODULE, "--help")
     assert done.returncode == 0
