@@ -1,4 +1,7 @@
-"""The picture of a report shows what a report has: `capgate report --target hip:gfx950 --brief --svg docs/report.svg` makes it."""
+"""The picture of a report shows what a report has.
+
+``capgate report --target hip:gfx950 --brief --svg docs/report.svg`` makes it.
+"""
 
 import re
 from pathlib import Path
