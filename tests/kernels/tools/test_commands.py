@@ -49,7 +49,7 @@ def _short_demo(monkeypatch):
 
 @pytest.mark.usefixtures("_short_demo")
 @pytest.mark.parametrize(("part", "operation"), [(prefill, "fp8_mqa_logits"), (decode, "fp8_paged_mqa_logits")])
-def test_the_demo_fails_when_a_branch_disagrees(part, operation, monkeypatch, capsys):
+def test_the_demo_fails_when_a_variant_disagrees(part, operation, monkeypatch, capsys):
     monkeypatch.setattr(part, "calc_diff", lambda logits, exact: 6e-6)
     assert cli.main(["demo"]) == 1
     said = capsys.readouterr().err
@@ -59,7 +59,7 @@ def test_the_demo_fails_when_a_branch_disagrees(part, operation, monkeypatch, ca
 
 @pytest.mark.usefixtures("_short_demo")
 def test_the_demo_fails_when_keys_land_in_wrong_slots(monkeypatch, capsys):
-    """Every branch agrees with float64 on the same cache: only the comparison with the activations can tell."""
+    """Every variant agrees with float64 on the same cache: only the comparison with the activations can tell."""
     write = decode.quantize_keys_to_cache
     monkeypatch.setattr(decode, "quantize_keys_to_cache", lambda k, *rest, **options: write(k.flip(0), *rest, **options))
     assert cli.main(["demo"]) == 1
@@ -129,7 +129,7 @@ def test_bench_refuses_a_picture_of_another_kind(tmp_path, capsys):
     assert "needs a name that ends in .png or .svg" in capsys.readouterr().err
 
 
-def test_bench_says_why_a_named_branch_cannot_run(capsys):
+def test_bench_says_why_a_named_variant_cannot_run(capsys):
     assert cli.main(["bench", "--workload", "f", "--variants", "gluon_hopper"]) == 2
     assert "--variants: gluon_hopper cannot run fp8_mqa_logits here: needs" in capsys.readouterr().err
 
