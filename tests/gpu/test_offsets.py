@@ -1,4 +1,4 @@
-"""Known bug 5: 32-bit offset overflow. Logits, k and q with offsets past 2**31, held against the formula where it is computable."""
+"""Known bug 5: 32-bit offset overflow. Logits, k and q with offsets past 2**31, against the formula where it is computable."""
 
 import pytest
 import torch
