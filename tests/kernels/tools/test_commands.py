@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from capgate.compat import versions
 from capgate.kernels import cli
 from capgate.kernels.tools.bench import command as bench_command
 from capgate.kernels.tools.bench.plot import plot
-from capgate.kernels.tools.demo import decode, prefill, stacks
+from capgate.kernels.tools.demo import decode, prefill, stacks, working
+from capgate.kernels.tools.demo.agreement import duration
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
 
@@ -37,7 +39,46 @@ def test_the_demo_agrees_and_explains_every_target(tmp_path, monkeypatch, capsys
         "cuda:90": "gluon_hopper" if compat.capabilities("cuda:90").gluon_hopper else "classic",
         "cpu": "reference",
     }
-    assert "clean_logits=False writes" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "of 16, 9 tokens" in shown, "as many lengths as prompts"
+    assert "clean_logits=False writes" in shown
+    assert shown.endswith("agrees with float64.\n")
+
+
+def test_a_row_of_the_table_of_stacks_says_the_one_reason_that_decides(capsys):
+    refused = "needs the Gluon API of Triton 3.6: found 3.5.1; needs gfx950: found gfx942"
+    unread = "needs a GPU: found no GPU; on the CPU needs TRITON_INTERPRET=1"
+    trace = [{"variant": "gluon_cdna4", "reason": refused}, {"variant": "classic", "reason": unread}]
+
+    def row(target, available, reason):
+        gluon = {"capability": "gluon_cdna4", "available": available, "reason": reason}
+        return {"triton": "3.5.1", "target": target, "variant": "classic", "decode": {"variant": "classic"}} | {
+            "trace": trace,
+            "gluon": gluon,
+        }
+
+    assert stacks.decisive(row("hip:gfx942", False, refused)) == "needs gfx950: found gfx942"
+    assert stacks.decisive(row("hip:gfx950", False, refused.partition("; ")[0])) == refused.partition("; ")[0]
+    assert stacks.decisive(row("hip:gfx950", True, "found Triton 3.6.0; found gfx950")) == "found Triton 3.6.0; found gfx950"
+    assert stacks.decisive(row("cpu", True, "found Triton 3.6.0")) == "needs a GPU: found no GPU"
+
+
+def test_nobody_waits_long_without_a_word(monkeypatch, capsys):
+    monkeypatch.setattr(working, "SILENCE", 0.01)
+    with working.working("counting"):
+        time.sleep(0.2)
+    said = capsys.readouterr()
+    assert (said.out, said.err.splitlines()[0]) == ("", "counting: 0 s so far")
+
+
+def test_a_time_has_three_digits_and_the_unit_that_people_read_it_in():
+    assert [duration(milliseconds) for milliseconds in (0.0123, 4.5678, 999.4, 999.6, 61234.0)] == [
+        "12.3 us",
+        "4.57 ms",
+        "999 ms",
+        "1 s",
+        "61.2 s",
+    ]
 
 
 @pytest.fixture
@@ -84,9 +125,14 @@ def test_bench_writes_medians_with_the_stack_that_they_belong_to(tmp_path, capsy
         assert len(row["medians_ms"]) == 2
         assert min(row["medians_ms"]) <= row["median_ms"] <= max(row["medians_ms"])
         assert (row["schedule_ms"] is None) == (row["operation"] == "fp8_mqa_logits")
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "these times say nothing about a GPU" in shown
-    assert "8x1x92 64 reference no" in shown
+    lines = capsys.readouterr().out.splitlines()
+    assert any("these times say nothing about a GPU" in line for line in lines)
+    rows = [line.split() for line in lines]
+    first = next(number for number, cells in enumerate(rows) if cells[:3] == ["decode-skewed", "reference", "no"])
+    assert rows[first + 1][:3] == ["8x1x92", "reference", "yes"], "the size of a shape stands below its name"
+    assert rows[first + 2] == ["64", "heads"]
+    table = [line for line in lines if line.startswith(" ")]
+    assert max(map(len, table)) <= 80
 
 
 def test_bench_knows_groups_of_workloads(capsys):
@@ -107,6 +153,7 @@ def test_bench_draws_what_it_timed(tmp_path):
 
 def test_a_plot_has_the_ceilings_of_its_run():
     row = {"flops": 4e12, "least_bytes": 4e9, "median_ms": 4.0, "floor_ms": 3.0, "clean_logits": False, "variant": "classic"}
+    row |= {"size": "8192x4096", "heads": 64}
     rows = [
         {**row, "operation": "fp8_mqa_logits", "workload": "a"},
         {**row, "operation": "fp8_paged_mqa_logits", "workload": "decode-8k"},
@@ -114,7 +161,7 @@ def test_a_plot_has_the_ceilings_of_its_run():
     ceilings = {"flops": 1.5e15, "copy": 3.0e12, "read": 3.05e12}
     stack = {"device": "a GPU", "triton": "3.6.0"}
     picture = plot("svg", {"rows": rows, "stack": stack, "ceilings": ceilings}).decode()
-    for words in ("fp8 matmul of 8192", "device read", "roofline of the shape", "TFLOP/s", "GB/s"):
+    for words in ("fp8 matmul of 8192", "device read", "what the shape allows", "8192 x 4096", "64 heads", "TFLOP/s", "GB/s"):
         assert words in picture
 
 
