@@ -11,12 +11,8 @@ from ..common.device.classic import locate
 from ..common.hardware import multiprocessors
 from ..quantize import AMAX_FLOOR, FP8_MAX
 from .operation import Problem
+from .tunings import classic_gather, classic_unshuffle, classic_write
 
-ROWS = 8  # keys that a program quantises
-POSITIONS = 32  # keys that a program gathers
-REQUESTS = 256  # lengths that are summed at a time
-PIECES = 256  # of 16 bytes, that a program unshuffles at a time
-PROGRAMS = 8  # on each SM or CU, shared by the requests
 POWER_OF_TWO = {"fp32": False, "ue8m0": True}
 
 
@@ -172,24 +168,25 @@ def prepare_write(
     """The launch that quantises the keys of one call into their slots."""
     keys, scales = keys_of(kv_cache), scales_of(kv_cache)
     (blocks, block, dim), num_keys = keys.shape, k.shape[0]
+    tune = classic_write(problem)
     fnuz = dtype == torch.float8_e4m3fnuz
     strides = (*k.stride(), slots.stride(0), keys.stride(0), scales.stride(0))
     keywords = {
         "DIM": dim,
         "BLOCK": block,
-        "ROWS": ROWS,
+        "ROWS": tune.block_keys,
         "BIAS": 8 if fnuz else 7,
         "FNUZ": fnuz,
         "LARGEST": FP8_MAX[dtype],
         "FLOOR": AMAX_FLOOR,
         "POWER_OF_TWO": POWER_OF_TWO[scale_format],
-        "num_warps": 4,
+        "num_warps": tune.num_warps,
     }
     arguments = (k, keys, scales, slots, num_keys, blocks * block, *strides)
-    return compat.Launch(write_kernel, (-(-num_keys // ROWS),), arguments, keywords)
+    return compat.Launch(write_kernel, (-(-num_keys // tune.block_keys),), arguments, keywords)
 
 
-write = compat.Kernel(prepare_write)
+write = compat.Kernel(prepare_write, tuning=classic_write)
 
 
 def prepare_gather(
@@ -203,6 +200,7 @@ def prepare_gather(
     """The launch that fills ``keys`` [total, D] and ``scales`` [total], both contiguous."""
     held_keys, held_scales = keys_of(kv_cache), scales_of(kv_cache)
     (blocks, block, dim), total = held_keys.shape, keys.shape[0]
+    tune = classic_gather(problem)
     limit = block_table.shape[1] * block if blocks else 0
     strides = (held_keys.stride(0), held_scales.stride(0), *block_table.stride(), lens.stride(0))
     arguments = (
@@ -218,11 +216,17 @@ def prepare_gather(
         total,
         *strides,
     )
-    keywords = {"DIM": dim, "BLOCK": block, "POSITIONS": POSITIONS, "REQUESTS": REQUESTS, "num_warps": 4}
-    return compat.Launch(gather_kernel, (-(-total // POSITIONS),), arguments, keywords)
+    keywords = {
+        "DIM": dim,
+        "BLOCK": block,
+        "POSITIONS": tune.block_keys,
+        "REQUESTS": tune.requests,
+        "num_warps": tune.num_warps,
+    }
+    return compat.Launch(gather_kernel, (-(-total // tune.block_keys),), arguments, keywords)
 
 
-gather = compat.Kernel(prepare_gather)
+gather = compat.Kernel(prepare_gather, tuning=classic_gather)
 
 
 def prepare_unshuffle(
@@ -236,11 +240,12 @@ def prepare_unshuffle(
     """The launch that fills the blocks of ``flat`` that the requests use, none of the shapes being empty."""
     blocks, block, _, width = kv_cache.shape
     requests, entries = block_table.shape
+    tune = classic_unshuffle(problem)
     octets = kv_cache.as_strided((blocks, block * width), (kv_cache.stride(0), 1), kv_cache.storage_offset())
     shuffled = octets.view(torch.int32)
     limit = min(max_context_len, entries * block)
     lens = context_lens if context_lens.ndim == 2 else context_lens[:, None]
-    programs = min(entries, max(1, -(-PROGRAMS * multiprocessors(flat.device) // requests)))
+    programs = min(entries, max(1, -(-tune.resident * multiprocessors(flat.device) // requests)))
     strides = (shuffled.stride(0), *block_table.stride(), *lens.stride())
     arguments = (shuffled, flat.view(-1).view(torch.int32), block_table, lens, blocks, limit, *strides)
     keywords = {
@@ -248,10 +253,10 @@ def prepare_unshuffle(
         "BLOCK": block,
         "KEY_PIECES": (width - SCALE_BYTES) // 16,
         "BLOCK_PIECES": block * width // 16,
-        "PIECES": PIECES,
-        "num_warps": 4,
+        "PIECES": tune.block_pieces,
+        "num_warps": tune.num_warps,
     }
     return compat.Launch(unshuffle_kernel, (requests, programs), arguments, keywords)
 
 
-unshuffle = compat.Kernel(prepare_unshuffle)
+unshuffle = compat.Kernel(prepare_unshuffle, tuning=classic_unshuffle)

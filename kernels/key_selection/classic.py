@@ -16,8 +16,9 @@ import triton.language as tl
 
 from capgate import compat
 
-from . import tunings
 from .operation import Problem
+from .scratch import rooms, scratch_rooms
+from .tunings import classic as tuning
 
 LOWEST = tl.constexpr(0x007FFFFF)  # the key of -inf
 PAST_LARGEST = tl.constexpr(0xFF800001)  # one more than the key of inf: only NaN is not less than its value, a NaN
@@ -467,16 +468,16 @@ def prepare(
 ) -> list[compat.Launch]:
     """The launches of one call, in order, with the scratch that they share; ``scores`` is written if it is given."""
     (rows, columns), top_k = logits.shape, indices.shape[1]
-    target = compat.capabilities(problem.device).target
-    tune, block = tunings.tuning(target), tunings.block_of(target, columns)
+    tune = tuning(problem).for_columns(columns)
+    block = tune.block_logits
     buffers = [
         (ends.new_empty((rows, room)), torch.empty((rows, room), dtype=torch.float32, device=ends.device))
-        for room in tunings.scratch_rooms(columns, top_k, block)
+        for room in scratch_rooms(columns, top_k, block)
     ]
     found: list[compat.Launch] = []
     source: torch.Tensor = logits
     places: torch.Tensor | None = None
-    left = tunings.rooms(columns, top_k, block)
+    left = rooms(columns, top_k, block)
     for number in range(len(left) + 1):
         last = number == len(left)
         kept, values = (indices, scores) if last else buffers[number % 2]
@@ -501,7 +502,7 @@ def prepare(
             "ALIGNED": in_quads(logits),
             "QUADS": in_quads(source),
             "INDEX": tl.int32 if block * source.stride(1) < 2**31 else tl.int64,
-            "num_warps": max(1, block // tune.warp_logits),
+            "num_warps": tune.num_warps,
             **(dict(tune.options) if places is None else {}),
         }
         blocks = 1 if last else -(-(columns if number == 0 else left[number - 1]) // block)
@@ -509,11 +510,6 @@ def prepare(
         if not last:
             places, source = buffers[number % 2]
     return found
-
-
-def tuning(problem: Problem) -> tunings.Tuning:
-    """The table's row for a problem's target."""
-    return tunings.tuning(compat.capabilities(problem.device).target)
 
 
 kernel = compat.Kernel(prepare, tuning=tuning)

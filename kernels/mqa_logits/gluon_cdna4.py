@@ -14,9 +14,6 @@ that one phase of ds_read_b128 reads lie in all 64 banks (phases: HipKittens, ar
 that only later Tritons can copy to, and no lane exchanges addresses with another.
 """
 
-from functools import cache
-from typing import Any, NamedTuple
-
 import torch
 
 from capgate import compat
@@ -27,48 +24,7 @@ from ..common.device.windows import window
 from ..common.hardware import multiprocessors
 from ..common.rules import padded_heads
 from .operation import Problem
-
-
-class Tuning(NamedTuple):
-    """How the work is cut, and what is asked of the compiler."""
-
-    block_keys: int  # keys in a tile
-    part_keys: int  # keys of it that a wave scores at a time
-    columns: int  # rows * padded heads, the M side of the MFMA; a multiple of 32 for each wave
-    num_warps: int
-    num_stages: int  # tiles in LDS
-    resident: int  # programs that one CU holds; few query rows split their keys until this many run on each
-    options: tuple[tuple[str, Any], ...] = ()
-
-
-# padded heads -> block_keys, part_keys, columns, num_warps, num_stages, resident, options; for every D and output mode alike.
-# Compiled for gfx950 and executed in an emulator, never timed. "VALU" is a wave's vector instructions per 32 keys of a row of
-# 64 heads in the hot loop, D = 128, on Triton 3.6.0 / 3.7.1 / 3.8.0 / 3.9.0, with which the choices were made:
-#
-#   as in the table, 64 heads: VALU 53 / 53 / 54 / 53, of which 32 relu and 16 packed fma; 166 to 225 VGPRs, no spills
-#   gl.sum over the heads: 73 on 3.7.1, where multiplies and adds stay apart; 63 on 3.8.0, which adds up a tree
-#   fma by fma without inline assembly, packed by LLVM where it sees pairs: 54 to 56; with 32 heads 71 / - / - / 59
-#   waves_per_eu unset: 85 on 3.6.0, which then keeps accumulators in 128 AGPRs and moves each out; the others do not care.
-#     3 waves instead of 2: 34 registers spill on 3.7.1 to 3.9.0
-#   VGPRS_ONLY unset: 48 to 56 AGPRs on 3.8.0 and 3.9.0, which halves the waves of a SIMD
-#   tiles of 64 keys: 54.5 on all, 158 to 160 VGPRs, twice as many barriers; 128 heads need them, for 128-key tiles spill
-#   two rows of 64 heads for each wave (512 columns): 145 registers spill. 256 columns of 32 heads share each LDS read between
-#     two rows of a wave: 1 VALU less than 128 columns, and half the key traffic; with 16 heads the masks of four rows of a
-#     wave spill scalar registers
-#   part_keys 32: VALU 57.5, for the lanes then share 32 keys and half of them store nothing; 128 heads have no room for 64
-#   two tiles in LDS instead of three: the wait for a tile would also wait for the stores of the one before
-TUNINGS: dict[int, tuple[Any, ...]] = {
-    16: (128, 64, 128, 4, 3, 2, (("waves_per_eu", 2),)),
-    32: (128, 64, 256, 4, 3, 2, (("waves_per_eu", 2),)),
-    64: (128, 64, 256, 4, 3, 2, (("waves_per_eu", 2),)),
-    128: (64, 32, 512, 4, 3, 2, (("waves_per_eu", 2),)),
-}
-
-
-@cache
-def tuning(problem: Problem) -> Tuning:
-    """The table's row for a problem's head count."""
-    return Tuning(*TUNINGS[padded_heads(problem.heads)])
+from .tunings import gluon_cdna4 as tuning
 
 
 @gluon.jit
@@ -267,25 +223,24 @@ def prepare(
     """The launch of one call, which writes the logits of every row's window, and with ``clean_logits`` -inf beside it."""
     (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
     tune = tuning(problem)
-    rows = tune.columns // padded_heads(heads)
-    strip = max(8 * 64 * tune.num_warps // rows, 256)  # two 16-byte stores a lane, and whole waves
-    groups = -(-num_queries // rows)
+    strip = max(8 * 64 * tune.num_warps // tune.rows, 256)  # two 16-byte stores a lane, and whole waves
+    groups = -(-num_queries // tune.rows)
     tiles = -(-num_keys // tune.block_keys)
     splits = max(1, min(multiprocessors(out.device) * tune.resident // groups, tiles))
 
     strides = (*q.stride(), *k.stride(), *k_scale.stride(), *weights.stride(), *starts.stride(), *ends.stride(), *out.stride())
     qs, qh, qd, _, _, _, ws, wh, _, _, os, on = strides
     farthest = max(  # byte that a program reaches from its base pointers; buffer instructions reach 2 GiB
-        rows * qs + heads * qh + dim * qd,
-        4 * (rows * ws + heads * wh),
-        4 * (rows * os + max(strip, tune.block_keys, out.shape[1] if compressed else 0) * on),
+        tune.rows * qs + heads * qh + dim * qd,
+        4 * (tune.rows * ws + heads * wh),
+        4 * (tune.rows * os + max(strip, tune.block_keys, out.shape[1] if compressed else 0) * on),
     )
     arguments = (q, k, k_scale, weights, starts, ends, out, num_queries, num_keys, out.shape[1], *strides)
     keywords = {
         "HEADS": heads,
         "DIM": dim,
         "PADDED_HEADS": padded_heads(heads),
-        "ROWS": rows,
+        "ROWS": tune.rows,
         "BLOCK_KEYS": tune.block_keys,
         "PART_KEYS": tune.part_keys,
         "STAGES": tune.num_stages,

@@ -7,9 +7,6 @@ each walks its chunks from one request to the next, so that a long request does 
 the dense kernel: keys on the M side of the dot, rows x heads on the N side, and no sum crosses programs.
 """
 
-from functools import cache
-from typing import Any, NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -23,45 +20,7 @@ from ..common.rules import padded_heads
 from ..common.schedule.classic import new_schedule, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .operation import Problem
-
-
-class Tuning(NamedTuple):
-    """How the work is cut, and what is asked of the compiler."""
-
-    block_keys: int  # keys in a tile, the M side of the dot
-    rows: int  # of a request in a program; rows * padded heads is the N side
-    num_warps: int
-    num_stages: int
-    resident: int  # programs that one SM or CU holds
-    options: tuple[tuple[str, Any], ...] = ()  # options that one backend alone knows
-
-
-COLUMNS = 128  # on the N side at most: rows x padded heads
-
-# (arch, columns on the N side at most) -> block_keys, num_warps, num_stages, resident, options. The shapes of the dense
-# kernel's table; on AMD, compiled for and not timed, a tile of 64 keys, so that it lies in one block of a serving engine's
-# cache. With 64 columns an SM of an H100 holds one program more: 4, not 3, take 134.5 us and not 149.7 for 256 requests of
-# about 8192 keys and 64 heads; with 128 columns (next_n of 2) 197.6 and not 151.5.
-TUNINGS: dict[tuple[str, int], tuple[Any, ...]] = {
-    ("sm90", 64): (64, 4, 3, 4, ()),
-    ("sm90", COLUMNS): (64, 4, 3, 3, ()),
-    ("gfx950", COLUMNS): (64, 4, 2, 2, ()),
-    ("gfx942", COLUMNS): (64, 4, 2, 2, ()),
-    ("", COLUMNS): (64, 4, 3, 2, ()),
-}
-
-
-@cache
-def tuning(problem: Problem) -> Tuning:
-    """The table's row for a problem's target, cut to its heads and to the rows of a request."""
-    target, padded = compat.capabilities(problem.device).target, padded_heads(problem.heads)
-    rows = min(1 << (problem.next_n - 1).bit_length(), COLUMNS // padded)
-    columns = rows * padded
-    keys = ((target.label, 64), (target.label, COLUMNS), ("", COLUMNS))
-    block_keys, num_warps, *rest = next(TUNINGS[key] for key in keys if key in TUNINGS and columns <= key[1])
-    if target.backend == "hip" and columns == 32:
-        num_warps //= 2  # two products of 32x32 in a tile: with more waves, two would compute the same
-    return Tuning(block_keys, rows, num_warps, *rest)
+from .tunings import classic as tuning
 
 
 @triton.jit

@@ -17,14 +17,10 @@ counts global_load_lds among the LDS instructions, which hardware does not, and 
 LDS without bank conflicts: as in the dense kernel, chunks are fetched in a permuted order and read under a swizzled layout.
 """
 
-from functools import cache
-from typing import Any, NamedTuple
-
 import torch
 
 from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, constexpr_function, gl, gluon, reinterpret
-from capgate.compat.offline.occupancy import LDS
 
 from ..common.cache import keys_of, readable, scales_of
 from ..common.device.cdna4 import fill, load, logit_layout, score, store
@@ -34,56 +30,7 @@ from ..common.rules import padded_heads
 from ..common.schedule.classic import new_schedule, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .operation import Problem
-
-
-class Tuning(NamedTuple):
-    """How the work is cut, and what is asked of the compiler."""
-
-    block_keys: int  # keys in a tile
-    rows: int  # query rows of a program; rows * padded heads is the M side of the MFMA
-    num_warps: int
-    num_stages: int  # tiles in LDS
-    resident: int  # programs that one CU holds
-    options: tuple[tuple[str, Any], ...] = ()
-
-
-# padded heads -> block_keys, columns of a wave, most waves of a program, num_stages, options; for every D, block size and
-# output mode alike. Compiled for gfx950 and executed in an emulator, never timed. "VALU" as in the dense kernel's table: vector
-# instructions per 32 keys of a row of 64 heads, D = 128, alike on Triton 3.6.0, 3.7.1, 3.8.0 and 3.9.0 unless said:
-#
-#   as in the table, 64 heads, blocks of 64 or 128 keys: VALU 55.5, of which 32 relu and 16 packed fma; 168 to 182 VGPRs, no
-#     spills; no barrier in the loop, and one where waves share tiles (from 2 rows of 64 heads on)
-#   blocks of 32 and 16 keys: 66.5 and 68.5, of one key 67.5: every lane adds its blocks' offsets, and cuts them to the cache
-#   three tiles in LDS, of 8.5 KiB with scales and entries: two come while one is scored, and a CU holds six such programs, so
-#     that about 100 KiB are under way to it. With four tiles it holds four programs, and as much is under way
-#   tiles of 32 keys: 62, for half of the lanes store nothing; 128 heads have no room for 64
-#   two rows of 64 heads for one wave: 57 to 96 registers spill; with tiles of 32 keys none, 58 to 58.5
-#   v_readfirstlane_b32 left out: 87, for the compiler then loops over the lanes round each copy
-#   weights loaded to registers: their addresses stay in registers all along, and of 127 heads 44 spill on 3.9.0
-#   waves_per_eu unset: 87 on 3.6.0, which then moves accumulators through 64 AGPRs. 3 waves: 57 and a spill on 3.6.0
-#   VGPRS_ONLY unset: 48 AGPRs on 3.8.0 and 3.9.0
-TUNINGS: dict[int, tuple[Any, ...]] = {
-    16: (64, 32, 4, 3, (("waves_per_eu", 2),)),
-    32: (64, 64, 4, 3, (("waves_per_eu", 2),)),
-    64: (64, 64, 4, 3, (("waves_per_eu", 2),)),
-    128: (32, 128, 4, 3, (("waves_per_eu", 2),)),
-}
-WAVES = 8  # of a CU, for which its registers last
-
-
-@cache
-def tuning(problem: Problem) -> Tuning:
-    """The table's row for a problem's head count, cut to the rows of its request."""
-    padded, dim = padded_heads(problem.heads), problem.dim
-    block_keys, columns, most_warps, num_stages, options = TUNINGS[padded]
-    most_warps = min(most_warps, block_keys * dim // 1024)  # no wave without keys to copy: a wave copies 1024 bytes at a time
-    rows = min(max(1 << (problem.next_n - 1).bit_length(), 32 // padded), most_warps * columns // padded)
-    num_warps = max(1, rows * padded // columns)
-    lanes = 64 * num_warps
-    lds_bytes = num_stages * (block_keys * dim + 4 * lanes + 4 * lanes) + 4 * max(rows * padded, lanes)
-    size, granule = LDS["gfx950"]
-    resident = min(WAVES // num_warps, size // (-(-lds_bytes // granule) * granule))
-    return Tuning(block_keys, rows, num_warps, num_stages, resident, options)
+from .tunings import gluon_cdna4 as tuning
 
 
 @constexpr_function

@@ -67,5 +67,5 @@ def test_classic_holds_for_rows_that_are_cut(
     selection: ModuleType, interpreter: None, drawn: dict[str, Any], top_k: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tunings.TUNINGS, "", Tuning(512, 2048, 16))
+        patch.setitem(tunings.CLASSIC, "", Tuning(block_logits=512, num_warps=1, planes=16))
         holds(selection, drawn | {"top_k": top_k}, "classic")

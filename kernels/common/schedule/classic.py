@@ -11,9 +11,7 @@ from capgate import compat
 from ..device.classic import locate, units_of
 from ..hardware import multiprocessors
 from .operation import CHUNK_KEYS, Problem
-
-WORKERS = 16  # that one program places
-REQUESTS = 256  # lengths that are summed at a time
+from .tunings import classic as tuning
 
 
 @triton.jit
@@ -43,15 +41,21 @@ def schedule_kernel(
 
 def prepare(problem: Problem, context_lens: torch.Tensor, schedule: torch.Tensor) -> compat.Launch:
     """The launch that fills ``schedule`` [num_workers + 1, 2]."""
-    num_workers = schedule.shape[0] - 1
+    tune, num_workers = tuning(problem), schedule.shape[0] - 1
     columns = context_lens.shape[1] if context_lens.ndim == 2 else 1
     strides = (context_lens.stride(0), context_lens.stride(1) if context_lens.ndim == 2 else 0)
     arguments = (context_lens, schedule, context_lens.shape[0], num_workers, *strides)
-    keywords = {"COLUMNS": columns, "CHUNK": CHUNK_KEYS, "WORKERS": WORKERS, "REQUESTS": REQUESTS, "num_warps": 4}
-    return compat.Launch(schedule_kernel, (-(-(num_workers + 1) // WORKERS),), arguments, keywords)
+    keywords = {
+        "COLUMNS": columns,
+        "CHUNK": CHUNK_KEYS,
+        "WORKERS": tune.block_workers,
+        "REQUESTS": tune.requests,
+        "num_warps": tune.num_warps,
+    }
+    return compat.Launch(schedule_kernel, (-(-(num_workers + 1) // tune.block_workers),), arguments, keywords)
 
 
-kernel = compat.Kernel(prepare)
+kernel = compat.Kernel(prepare, tuning=tuning)
 
 
 def new_schedule(context_lens: torch.Tensor, num_workers: int) -> tuple[torch.Tensor, tuple[compat.Launch, ...]]:
