@@ -13,8 +13,8 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..common.device.classic import fill, fill_edge, fill_strip, fn_to_fnuz, relu
-from ..common.device.windows import window
+from ..common.device.classic import fill, fill_edge, fill_strip, fn_to_fnuz, score
+from ..common.device.windows import my_tiles, window
 from ..common.hardware import multiprocessors
 from ..common.rules import padded_heads
 from .operation import Problem
@@ -96,11 +96,7 @@ def mqa_logits_kernel(
         last = tl.where(row_begin < row_end, tl.maximum(last, row_end), last)
         full_first = tl.maximum(full_first, row_begin)
         full_last = tl.where(first_row + r < num_queries, tl.minimum(full_last, row_end), full_last)
-    first_tile = first // BLOCK_KEYS  # tiles start at multiples of BLOCK_KEYS, so that stores are aligned
-    last_tile = tl.maximum(tl.cdiv(last, BLOCK_KEYS), first_tile)
-    share = tl.cdiv(last_tile - first_tile, splits)
-    my_first = first_tile + split * share
-    my_last = tl.maximum(tl.minimum(my_first + share, last_tile), my_first)
+    first_tile, last_tile, my_first, my_last = my_tiles(first, last, split, splits, BLOCK_KEYS)
 
     # Cells outside the tiles become -inf strip by strip: one strip with each tile below, so that the stores drain behind the
     # arithmetic and DRAM never stalls it; first of all the strips that outnumber the tiles, and the ends too short for a strip.
@@ -126,22 +122,21 @@ def mqa_logits_kernel(
             base = tile * BLOCK_KEYS
             fill_edge(out, base, begin, end, num_keys, row_offset, row_exists, stride_on, BLOCK_KEYS, INDEX)
 
-    lane = tl.arange(0, BLOCK_KEYS)
+    place = tl.arange(0, BLOCK_KEYS)
     for tile in range(my_first, my_last):
         base = tile * BLOCK_KEYS
         base64 = base.to(tl.int64)  # k and out may pass 2 GiB; inside a tile INDEX is wide enough
-        near = tl.minimum(lane, num_keys - 1 - base).to(INDEX)
+        near = tl.minimum(place, num_keys - 1 - base).to(INDEX)
         key = tl.load(k + base64 * stride_kn + (near * stride_kn)[:, None] + (dim * stride_kd)[None, :])
         scale = tl.load(k_scale + base64 * stride_scale + near * stride_scale)
         if TO_FNUZ:
             key = fn_to_fnuz(key)
             scale *= 4.0  # both operands were halved
-        score = relu(tl.dot(key, query), MAXIMUM) * weight[None, :]
-        logit = tl.sum(tl.reshape(score, (BLOCK_KEYS, ROWS, PADDED_HEADS)), axis=2) * scale[:, None]
+        logit = score(query, weight, key, ROWS, PADDED_HEADS, MAXIMUM) * scale[:, None]
 
-        position = (base + lane)[:, None]
+        position = (base + place)[:, None]
         inside = (position >= begin[None, :]) & (position < end[None, :])
-        cell = out + base64 * stride_on + row_offset[None, :] + (lane.to(INDEX) * stride_on)[:, None]
+        cell = out + base64 * stride_on + row_offset[None, :] + (place.to(INDEX) * stride_on)[:, None]
         tl.store(cell, logit, mask=inside)
         if CLEAN:
             strip = (tile - my_first) * splits + split

@@ -656,7 +656,7 @@ def prepare(
         "PRODUCER_REGISTERS": tune.registers_producer,
         "num_warps": tune.num_warps // 2,
         "maxnreg": tune.registers_thread,
-        "enable_fp_fusion": True,  # as in the other branches; Triton 3.10 turns this off by default
+        "enable_fp_fusion": True,  # as in the other variants; Triton 3.10 turns this off by default
     }
     return compat.Launch(mqa_logits_kernel, (programs,), arguments, keywords)
 

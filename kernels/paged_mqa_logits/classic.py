@@ -14,8 +14,8 @@ import triton.language as tl
 from capgate import compat
 
 from ..common.cache import keys_of, readable, scales_of
-from ..common.device.classic import fill, fn_to_fnuz, relu
-from ..common.device.windows import load_share, seen
+from ..common.device.classic import fill, fn_to_fnuz, score
+from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, seen
 from ..common.rules import padded_heads
 from ..common.schedule.classic import new_schedule, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
@@ -27,7 +27,7 @@ from .tunings import classic as tuning
 def load_blocks(entries, num_blocks):
     """(blocks, whether the cache has them) from a table; in place of one that it has not, its last, which may be read."""
     block = tl.load(entries).to(tl.uint32)
-    return tl.minimum(block, tl.maximum(num_blocks, 1) - 1).to(tl.int64), block < num_blocks
+    return near_block(block, num_blocks).to(tl.int64), block < num_blocks
 
 
 @triton.jit
@@ -98,7 +98,7 @@ def paged_mqa_logits_kernel(
     head = column % PADDED_HEADS
     near_head = tl.minimum(head, HEADS - 1).to(INDEX)
     dim = tl.arange(0, DIM)
-    lane = tl.arange(0, BLOCK_KEYS)
+    place = tl.arange(0, BLOCK_KEYS)
     num_blocks = tl.full((), num_blocks, tl.uint32)
     row = first_row + tl.arange(0, ROWS)
 
@@ -106,13 +106,8 @@ def paged_mqa_logits_kernel(
     for number in range(past_request - first_request):
         request = first_request + number
         request64 = request.to(tl.int64)
-        longest = 0  # read row by row into a scalar: AMD's compiler would not know a reduction to agree in all lanes
-        for r in tl.static_range(ROWS):
-            row_seen = seen(lens, request, first_row + r, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
-            longest = tl.maximum(longest, row_seen)
-        chunks = tl.cdiv(longest, CHUNK)
-        begin = tl.where(request == first_request, tl.minimum(first_chunk, chunks) * CHUNK, 0)
-        end = tl.where(request == last_request, tl.minimum(tl.minimum(last_chunk, chunks) * CHUNK, longest), longest)
+        longest = longest_seen(lens, request, first_row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS, ROWS)
+        begin, end = keys_of_share(request, longest, first_request, first_chunk, last_request, last_chunk, CHUNK)
         # A request that has no tile here is left out. Triton 3.5.1 places no barrier between what two requests in a row do in
         # shared memory but those of the tiles: without any, a wave could write where another still reads.
         if begin < end:
@@ -132,24 +127,23 @@ def paged_mqa_logits_kernel(
                 base64 = base.to(tl.int64)
                 if BLOCK % BLOCK_KEYS == 0:  # in one block, whose end lies past the tile's: nothing to clamp
                     block, held = load_blocks(entries + base64 // BLOCK * stride_tk, num_blocks)
-                    inside = base % BLOCK + lane
+                    inside = base % BLOCK + place
                     key = tl.load(keys + block * stride_keys + (inside * DIM)[:, None] + dim[None, :])
                     scale = tl.load(scales + block * stride_scales + inside)
                 else:
-                    position = tl.minimum(base + lane, longest - 1)
-                    block, lane_held = load_blocks(entries + (position // BLOCK).to(tl.int64) * stride_tk, num_blocks)
-                    held = lane_held[:, None]
+                    position = tl.minimum(base + place, longest - 1)
+                    block, key_held = load_blocks(entries + (position // BLOCK).to(tl.int64) * stride_tk, num_blocks)
+                    held = key_held[:, None]
                     inside = position % BLOCK
                     key = tl.load(keys + (block * stride_keys + inside * DIM)[:, None] + dim[None, :])
                     scale = tl.load(scales + block * stride_scales + inside)
                 if TO_FNUZ:
                     key = fn_to_fnuz(key)
                     scale *= 4.0  # both operands were halved
-                score = relu(tl.dot(key, query), MAXIMUM) * weight[None, :]
-                logit = tl.sum(tl.reshape(score, (BLOCK_KEYS, ROWS, PADDED_HEADS)), axis=2) * scale[:, None]
+                logit = score(query, weight, key, ROWS, PADDED_HEADS, MAXIMUM) * scale[:, None]
                 logit = tl.where(held, logit, float("-inf"))
-                cell = out + base64 * stride_on + row_offset[None, :] + (lane.to(INDEX) * stride_on)[:, None]
-                tl.store(cell, logit, mask=(base + lane)[:, None] < length[None, :])
+                cell = out + base64 * stride_on + row_offset[None, :] + (place.to(INDEX) * stride_on)[:, None]
+                tl.store(cell, logit, mask=(base + place)[:, None] < length[None, :])
 
 
 def workers(problem: Problem) -> int:

@@ -436,7 +436,7 @@ def prepare(
         "PRODUCER_REGISTERS": tune.registers_producer,
         "num_warps": tune.num_warps,
         "maxnreg": tune.registers_thread,
-        "enable_fp_fusion": True,  # as in the other branches; Triton 3.10 turns this off by default
+        "enable_fp_fusion": True,  # as in the other variants; Triton 3.10 turns this off by default
     }
     grid = (schedule.shape[0] - 1, -(-next_n // rows))
     return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))

@@ -3,7 +3,7 @@
 import torch
 
 from ..common.cache import keys_of, readable, scale_bytes_of
-from ..common.reference import CHUNK_BYTES, KEY_TILE
+from ..common.reference import CHUNK_BYTES, KEY_TILE, score
 
 
 def launch(
@@ -53,9 +53,8 @@ def launch(
             at = (torch.where(held, entry, 0), position % block)  # indexing bytes works for every fp8 type
             key = keys[at].view(q.dtype).to(accumulate)  # [b, columns, D]
             scale = scales[at].view(torch.float32)[..., 0]
-            dots = q[batch].to(accumulate).flatten(1, 2) @ key.mT  # fp8 products are exact in TF32 too
             weight = weights.unflatten(0, (requests, next_n))[batch].to(accumulate)
-            logits = (dots.relu_().unflatten(1, (next_n, heads)) * weight[..., None]).sum(2) * scale[:, None]
+            logits = score(q[batch].to(accumulate), weight, key) * scale[:, None]
             logits.masked_fill_(~held[:, None], float("-inf"))
             cells.copy_(torch.where(flat, logits.flatten(0, 1).to(out.dtype), outside))
 
