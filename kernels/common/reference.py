@@ -2,7 +2,7 @@
 
 import torch
 
-CHUNK_BYTES = 2**28  # of scores: rows * heads * keys in the accumulation type
+SCORE_BYTES = 2**28  # of products, rows * heads * keys in the accumulation type, that are held at a time
 KEY_TILE = 8192
 
 

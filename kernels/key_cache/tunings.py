@@ -32,11 +32,11 @@ class Gathering(NamedTuple):
 class Unshuffling(NamedTuple):
     """How a block of the cache is cut; names as in :mod:`..common.tuning`, but that a request's blocks are shared out.
 
-    block_pieces : pieces of 16 bytes that a program takes at a time
+    block_packets : packets of 16 bytes that a program takes at a time
     resident : programs for each SM or CU, which the requests share
     """
 
-    block_pieces: int
+    block_packets: int
     num_warps: int
     resident: int
 
@@ -52,8 +52,8 @@ CLASSIC_GATHER: dict[str, Gathering] = {
     ANY: Gathering(block_keys=32, num_warps=4, requests=256),
 }
 CLASSIC_UNSHUFFLE: dict[str, Unshuffling] = {
-    # Run on an H100, and emulated for gfx950, not timed against others: two pieces of a thread.
-    ANY: Unshuffling(block_pieces=256, num_warps=4, resident=8),
+    # Run on an H100, and emulated for gfx950, not timed against others: two packets of a thread.
+    ANY: Unshuffling(block_packets=256, num_warps=4, resident=8),
 }
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..common.reference import CHUNK_BYTES, KEY_TILE, score
+from ..common.reference import KEY_TILE, SCORE_BYTES, score
 
 
 def launch(
@@ -23,12 +23,12 @@ def launch(
     accumulate : the type of products and sums, ``torch.float64`` to judge the other variants
 
     Nothing is read back from the device, so that the call can be captured in a GPU graph. Memory beyond the operands is
-    bounded by a few times CHUNK_BYTES.
+    bounded by a few times SCORE_BYTES.
     """
     rows, heads, dim = q.shape
     num_keys, columns = k.shape[0], out.shape[1]
     key_tile = min(KEY_TILE, columns)
-    row_tile = max(1, CHUNK_BYTES // (max(heads, dim) * key_tile * accumulate.itemsize))
+    row_tile = max(1, SCORE_BYTES // (max(heads, dim) * key_tile * accumulate.itemsize))
     for row in range(0, rows, row_tile):
         block = slice(row, row + row_tile)
         query, weight = q[block].to(accumulate), weights[block].to(accumulate)

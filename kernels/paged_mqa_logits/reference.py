@@ -3,7 +3,7 @@
 import torch
 
 from ..common.cache import keys_of, readable, scale_bytes_of
-from ..common.reference import CHUNK_BYTES, KEY_TILE, score
+from ..common.reference import KEY_TILE, SCORE_BYTES, score
 
 
 def launch(
@@ -24,7 +24,7 @@ def launch(
     accumulate : the type of products and sums, ``torch.float64`` to judge the other variants
 
     Nothing is read back from the device, so that the call can be captured in a GPU graph. Memory beyond the operands is
-    bounded by a few times CHUNK_BYTES.
+    bounded by a few times SCORE_BYTES.
     """
     requests, next_n, heads, dim = q.shape
     blocks, block = kv_cache.shape[:2]
@@ -34,7 +34,7 @@ def launch(
     kv_cache = readable(kv_cache)
     keys, scales = keys_of(kv_cache), scale_bytes_of(kv_cache)
     key_tile = min(KEY_TILE, columns)
-    request_tile = max(1, CHUNK_BYTES // (max(next_n * heads, dim) * key_tile * accumulate.itemsize))
+    request_tile = max(1, SCORE_BYTES // (max(next_n * heads, dim) * key_tile * accumulate.itemsize))
     for first in range(0, requests, request_tile):
         batch = slice(first, first + request_tile)
         length = lengths[batch]

@@ -59,11 +59,11 @@ def fill_edge(out, base, begin, end, num_keys, row_offset, wanted, stride_on, BL
 
 
 @triton.jit
-def units_of(lens, request, num_requests, most, stride_request, stride_column, COLUMNS: tl.constexpr, UNIT: tl.constexpr):
+def units_of(lens, request, num_requests, most, stride_request, stride_row, ROWS: tl.constexpr, UNIT: tl.constexpr):
     """How many units of UNIT keys the requests' longest rows have, as int64; requests past the last have none."""
     longest = tl.zeros(request.shape, tl.int32)
-    for column in tl.static_range(COLUMNS):
-        cell = lens + request.to(tl.int64) * stride_request + column * stride_column
+    for row in tl.static_range(ROWS):
+        cell = lens + request.to(tl.int64) * stride_request + row * stride_row
         longest = tl.maximum(longest, tl.load(cell, mask=request < num_requests, other=0))
     return (tl.minimum(longest, most).to(tl.int64) + (UNIT - 1)) // UNIT
 
@@ -75,8 +75,8 @@ def locate(
     num_requests,
     most,
     stride_request,
-    stride_column,
-    COLUMNS: tl.constexpr,
+    stride_row,
+    ROWS: tl.constexpr,
     UNIT: tl.constexpr,
     REQUESTS: tl.constexpr,
 ):
@@ -87,7 +87,7 @@ def locate(
     summed = tl.full((), 0, tl.int64)
     for base in range(0, num_requests, REQUESTS):
         candidate = base + tl.arange(0, REQUESTS)
-        units = units_of(lens, candidate, num_requests, most, stride_request, stride_column, COLUMNS, UNIT)
+        units = units_of(lens, candidate, num_requests, most, stride_request, stride_row, ROWS, UNIT)
         ends = summed + tl.cumsum(units, axis=0)
         passed = (ends[None, :] <= target[:, None]) & (candidate < num_requests)[None, :]
         request += tl.sum(passed.to(tl.int32), axis=1)
