@@ -12,11 +12,11 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from gfx950.emulator import run
-from gfx950.launching import bound, compile_kernel
 
 from capgate.compat import capabilities
 from capgate.kernels.common.device import classic
+from emulator import run
+from support.emulation import bound, compile_kernel
 
 pytestmark = pytest.mark.skipif(not capabilities("hip:gfx950").gluon_cdna4, reason="Gluon's side needs Triton 3.6")
 
@@ -71,9 +71,8 @@ def written(language: str, kind: str, **numbers: int) -> set[tuple[int, int]]:
     if language == "classic":
         compiled = compile_kernel(classic_fills, arguments, constants, num_warps=WARPS)
     else:
-        from gfx950.twins_gluon import fills
-
         from capgate.compat.gluon import GluonASTSource
+        from support.twin_gluon_kernel import fills
 
         compiled = compile_kernel(fills, arguments, constants, GluonASTSource, num_warps=WARPS)
     run(compiled, (1,), bound(arguments))

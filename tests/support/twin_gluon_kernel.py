@@ -1,7 +1,5 @@
 """A Gluon kernel of the device functions that classic Triton has, too."""
 
-# ruff: noqa: N803, N806 - Triton's constants are written in capitals
-
 from capgate.compat.gluon import gl, gluon
 from capgate.kernels.common.device import cdna4
 
