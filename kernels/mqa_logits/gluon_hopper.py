@@ -8,8 +8,6 @@ Relu, weights and head sum happen in registers. No logit needs two programs, so 
 tiles may be shared out at any border: every program gets an equal part of the work, whatever the windows are.
 """
 
-from typing import NamedTuple
-
 import torch
 
 from capgate import compat
@@ -42,62 +40,9 @@ from ..common.device.windows import clip
 from ..common.hardware import multiprocessors
 from ..common.rules import padded_heads
 from .operation import Problem
-
-
-class Tuning(NamedTuple):
-    """How the work is cut, and what is asked of the compiler."""
-
-    stages: int  # key tiles in flight
-    samples: int  # groups whose windows are read to share out the work
-    group_cost: int  # of another group, in eighths of a tile
-    consumer_registers: int
-    producer_registers: int
-
-
-# Padded heads -> tuning; for every D and output mode alike. What was tried on an H100 80GB with Triton 3.6.0 and D = 128
-# (medians, ms, clean off):
-#
-# * Predicted: with its own second product in flight, a warpgroup's first sums cost nothing. ptxas had moved the wait for it up
-#   before those sums; a branch between them (the wait for the next key tile) stopped that. Measured: nothing, a .143 -> .145.
-# * The warpgroups out of phase: one delayed at the start, or in turns by mbarriers. Nothing, or 1-5 % slower.
-# * One product in flight at a time, sums always beside it: 3-4 % slower than two at once (455 instructions a tile, not 424).
-# * A model that has predicted since: tile time = 1024 cycles of tensor cores + 1.3 cycles for every instruction beyond the 410
-#   that both warpgroups issue beside them; "dispatch" stalls lead while tensor cores run. So: fewer instructions. Rows on
-#   lanes, windows as a distance and one comparison, one branch a group: 424 -> 350. b .220 -> .199, c .489 -> .459.
-# * x + |x| for relu, on the FMA units, in place of a maximum: for half of the heads 2.5-3 % faster, for all another 1-2 % (b
-#   .1974, c .4481, d2 .7555).
-# * Exact sums of all windows before the work begins: 7-14 us, since every SM asks for the same lines at once. 256 samples, all
-#   of them in each of four warps: 4.3 us. 128, one a thread: 3.0, and 1.0 for up to 32 groups (a .1264 -> .1239, f .0151 ->
-#   .0142). 64 would leave d1's shares 24 % apart. By the producer alone: f .0143 -> .0156.
-# * Programs ended up to 10 % apart, those with many short groups last. A fit of their times: a group costs .85 of a tile with
-#   32 heads, not half a tile. e-a .0757 -> .0670, e-c .2405 -> .2283; with 64 heads 5/8 and 7/8 are even, d1 .1506 -> .1447.
-# * Skipping the second half of a group's last tile by a branch: b .1974 -> .2052, d1 .1513 -> .1550.
-# * Five or six stages in place of four: even.
-# * The first query and tile of keys copied before the windows are known, where a guess says that every row sees every key: f
-#   .0143 -> .0137, f32 .0111 -> .0104. With clean on, f .0142 -> .0153; with wrong guesses, a .1249 -> .1258.
-# * With clean on, the fill by two warps of its own, as fast as it can: c +.038. By the producer, line by line, paced by the key
-#   tiles: +.012. By the copy engine from one tile in shared memory: c .4600 -> .4416, e-a .0835 -> .0699, d2 .8257 -> .8116.
-# * d1 with clean on, 1.07 GB of fill: .353 without the arithmetic, .458 with it, at half the pace; at full pace .470, four
-#   times that .520, hardly any before the end .452. Programs with equal shares end between 326 and 463 us there: memory serves
-#   the SMs unequally, and classic (.436), whose many programs the hardware hands out, does not mind.
-TUNINGS: dict[int, Tuning] = {
-    # Of 208 registers Triton 3.9.0 would spill 6 with clean on.
-    16: Tuning(stages=4, samples=128, group_cost=7, consumer_registers=224, producer_registers=56),
-    32: Tuning(stages=4, samples=128, group_cost=7, consumer_registers=208, producer_registers=88),
-    64: Tuning(stages=4, samples=128, group_cost=5, consumer_registers=208, producer_registers=88),
-    128: Tuning(stages=4, samples=128, group_cost=5, consumer_registers=208, producer_registers=88),
-}
-
-
-def tuning(problem: Problem) -> Tuning:
-    """The table's row for a problem's head count."""
-    return TUNINGS[padded_heads(problem.heads)]
-
+from .tunings import gluon_hopper as tuning
 
 FEW_GROUPS = 32  # whose windows one load of a warp reads; what programs need first may then be guessed
-BLOCK_KEYS = 128
-COLUMNS = 128  # of a consumer's products: rows x padded heads
-THREADS_REGISTERS = 168  # 384 threads share 65,536: what a thread has before the warps specialise
 
 
 @aggregate
@@ -679,20 +624,20 @@ def prepare(
     """The launch of one call, which writes the logits of every row's window, and with ``clean_logits`` -inf beside it."""
     (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
     tune, padded = tuning(problem), padded_heads(heads)
-    rows = COLUMNS // padded
-    groups, tiles = -(-num_queries // (2 * rows)), -(-num_keys // BLOCK_KEYS)
-    programs = min(multiprocessors(out.device), groups * tiles)
+    rows = tune.rows // 2  # of each consumer
+    groups, tiles = -(-num_queries // tune.rows), -(-num_keys // tune.block_keys)
+    programs = min(multiprocessors(out.device) * tune.resident, groups * tiles)
 
     # A store of the copy engine ends with 16 bytes, not with 4: its map leaves out what else would write behind a row's end.
     stored = (num_queries, num_keys // 4 * 4)
     arguments = (
         query_map(q, rows, padded),
-        tensor_map(k, k.shape, k.stride(), [BLOCK_KEYS, dim], bytes_layout(dim, 2)),
-        tensor_map(k_scale, k_scale.shape, k_scale.stride(), [BLOCK_KEYS], floats_layout(1)),
-        tensor_map(weights, weights.shape, weights.stride(), [2 * rows, padded], floats_layout(2)),
+        tensor_map(k, k.shape, k.stride(), [tune.block_keys, dim], bytes_layout(dim, 2)),
+        tensor_map(k_scale, k_scale.shape, k_scale.stride(), [tune.block_keys], floats_layout(1)),
+        tensor_map(weights, weights.shape, weights.stride(), [tune.rows, padded], floats_layout(2)),
         starts,
         ends,
-        tensor_map(out, stored, out.stride(), [2 * rows, BLOCK_KEYS], floats_layout(2)) if clean_logits else out,
+        tensor_map(out, stored, out.stride(), [tune.rows, tune.block_keys], floats_layout(2)) if clean_logits else out,
         *(out, num_queries, num_keys, out.shape[1], starts.stride(0), ends.stride(0), *out.stride()),
         max(1, min(2 * programs // groups, num_keys // 1024)),
     )
@@ -700,18 +645,18 @@ def prepare(
         "ROWS": rows,
         "HEADS": padded,
         "DIM": dim,
-        "KEYS": BLOCK_KEYS,
-        "STAGES": tune.stages,
+        "KEYS": tune.block_keys,
+        "STAGES": tune.num_stages,
         "SAMPLES": tune.samples if groups > FEW_GROUPS else FEW_GROUPS,
         "GROUP_COST": tune.group_cost,
         "GUESS": groups <= FEW_GROUPS and not clean_logits,
         "CLEAN": clean_logits,
         "COMPRESSED": compressed,
-        "CONSUMER_REGISTERS": tune.consumer_registers,
-        "PRODUCER_REGISTERS": tune.producer_registers,
-        "num_warps": 4,
-        "maxnreg": THREADS_REGISTERS,
-        "enable_fp_fusion": True,  # as in the other branches; Triton 3.10 turns this off by default
+        "CONSUMER_REGISTERS": tune.registers_consumer,
+        "PRODUCER_REGISTERS": tune.registers_producer,
+        "num_warps": tune.num_warps // 2,
+        "maxnreg": tune.registers_thread,
+        "enable_fp_fusion": True,  # as in the other variants; Triton 3.10 turns this off by default
     }
     return compat.Launch(mqa_logits_kernel, (programs,), arguments, keywords)
 

@@ -8,9 +8,6 @@ flight. Two warpgroups consume, each 64 keys of every tile: keys on the M side o
 Relu, weights and head sum happen in registers. No sum crosses programs, so results repeat bit for bit.
 """
 
-from functools import cache
-from typing import NamedTuple
-
 import torch
 
 from capgate import compat
@@ -34,37 +31,7 @@ from ..common.rules import padded_heads
 from ..common.schedule.classic import new_schedule, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .operation import Problem
-
-
-class Tuning(NamedTuple):
-    """How the work is cut, and what is asked of the compiler."""
-
-    block_keys: int  # keys in a tile, the M side of the products
-    rows: int  # of a request in a program; rows x padded heads is the N side
-    stages: int  # key tiles in flight
-    resident: int  # programs that one SM holds
-    thread_registers: int  # what a thread has before the warps specialise
-    producer_registers: int
-
-
-# block_keys, columns on the N side at most, stages, resident, thread_registers, producer_registers; for every H, D, next_n and
-# output mode alike. Tried on an H100 80GB with Triton 3.6.0 (us, 256 requests of about 8192 keys, 64 heads, D = 128; "cold": a
-# 256 MB read before the call has written back what the flush left dirty in L2):
-#
-# * Tiles of 128 keys, two consumers, one program on an SM, 4 / 6 / 8 stages: 117.4 / 116.8 / 119.4, cold 108.1 with 6. More
-#   bytes in flight do not help. As in the table: 116.4, cold 107.1; with next_n of 2 122.1 -> 119.5. 8 stages, not 5: +2.5 %.
-# * SMs end 10 % apart with equal work. More workers than fit, for the hardware to hand out: 64k contexts cold 799 -> 792 with
-#   32 for each SM, but 8k contexts 107.1 -> 113.3 and one of 64k alone 8.8 -> 28.8, since each begins with 4 us of latency.
-# * Prefetching the first lengths and table entries, or all tensor maps by a copy that is not needed: within 1 %.
-TUNING = (64, 128, 5, 2, 128, 72)
-
-
-@cache
-def tuning(problem: Problem) -> Tuning:
-    """The one row of the table, cut to the heads and rows of a problem's request."""
-    block_keys, columns, *rest = TUNING
-    rows = min(1 << (problem.next_n - 1).bit_length(), columns // padded_heads(problem.heads))
-    return Tuning(block_keys, rows, *rest)
+from .tunings import gluon_hopper as tuning
 
 
 @aggregate
@@ -463,13 +430,13 @@ def prepare(
         "BLOCK": block,
         "CHUNK": CHUNK_KEYS,
         "KEYS": tune.block_keys,
-        "STAGES": tune.stages,
+        "STAGES": tune.num_stages,
         "CLEAN": clean_logits,
         "ROW_LENS": row_lens,
-        "PRODUCER_REGISTERS": tune.producer_registers,
-        "num_warps": 4,
-        "maxnreg": tune.thread_registers,
-        "enable_fp_fusion": True,  # as in the other branches; Triton 3.10 turns this off by default
+        "PRODUCER_REGISTERS": tune.registers_producer,
+        "num_warps": tune.num_warps,
+        "maxnreg": tune.registers_thread,
+        "enable_fp_fusion": True,  # as in the other variants; Triton 3.10 turns this off by default
     }
     grid = (schedule.shape[0] - 1, -(-next_n // rows))
     return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))

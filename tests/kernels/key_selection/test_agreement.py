@@ -25,7 +25,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """One program selects from 512 logits at most, so that short rows are cut as well."""
-    monkeypatch.setitem(tunings.TUNINGS, "", Tuning(512, 2048, 16))
+    monkeypatch.setitem(tunings.CLASSIC, "", Tuning(block_logits=512, num_warps=1, planes=16))
 
 
 @pytest.mark.parametrize(

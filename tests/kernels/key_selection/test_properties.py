@@ -65,5 +65,5 @@ def test_classic_holds_for_any_logits(interpreter: None, drawn: dict[str, Any]) 
 @given(drawn=problems(2, 1100), top_k=st.integers(1, 256))
 def test_classic_holds_for_rows_that_are_cut(interpreter: None, drawn: dict[str, Any], top_k: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tunings.TUNINGS, "", Tuning(512, 2048, 16))
+        patch.setitem(tunings.CLASSIC, "", Tuning(block_logits=512, num_warps=1, planes=16))
         holds(drawn | {"top_k": top_k}, "classic")

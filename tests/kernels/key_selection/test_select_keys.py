@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from capgate import compat
 from capgate.kernels import fp8_mqa_logits, fp8_paged_mqa_logits, select_keys, select_paged_keys
 from capgate.kernels.key_selection import tunings
+from capgate.kernels.key_selection.scratch import rooms, rows_within, scratch_bytes
 from capgate.kernels.key_selection.tunings import Tuning
 from support import judge, paged, selection
 
@@ -121,13 +122,13 @@ def test_nothing_in_the_cache(variant: str) -> None:
 @pytest.mark.parametrize("budget", [3 * 4096, 10**6])
 def test_buffers_stay_within_the_budget_and_are_reused(variant: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of 600 columns are padded to 768 and cut into blocks of 512, which leaves 160 candidates of 8 bytes."""
-    monkeypatch.setitem(tunings.TUNINGS, "", Tuning(512, 2048, 16))
+    monkeypatch.setitem(tunings.CLASSIC, "", Tuning(block_logits=512, num_warps=1, planes=16))
     call = judge.make_call(5, 600, 16, 32, "full")
     keywords = {"top_k": 80, "variant": variant, "logits_variant": "reference"}
     expected = select_keys(*call, **keywords | {"variant": "reference"})
     row_bytes = 4 * 768 + 8 * 160
-    assert tunings.scratch_bytes(CPU, 600, 80) == 8 * 160
-    rows = tunings.rows_within(budget, row_bytes, 5)
+    assert scratch_bytes(CPU, 600, 80) == 8 * 160
+    rows = rows_within(budget, row_bytes, 5)
     buffers = Buffers(monkeypatch)
     assert torch.equal(select_keys(*call, **keywords, logits_budget_bytes=budget), expected)
     assert rows * row_bytes <= budget
@@ -139,7 +140,7 @@ def test_buffers_stay_within_the_budget_and_are_reused(variant: str, budget: int
 @given(budget=st.integers(0, 2**40), row_bytes=st.integers(1, 2**24), rows=st.integers(0, 2**20))
 def test_rows_are_cut_as_engines_cut_them(budget: int, row_bytes: int, rows: int) -> None:
     """All of them, a multiple of 128, or a power of two below it: as many as there is room for."""
-    taken = tunings.rows_within(budget, row_bytes, rows)
+    taken = rows_within(budget, row_bytes, rows)
     assert taken * row_bytes <= budget
     if taken < rows:
         larger = taken + 128 if taken >= 128 else 2 * taken if taken else 1
@@ -149,9 +150,9 @@ def test_rows_are_cut_as_engines_cut_them(budget: int, row_bytes: int, rows: int
 
 @given(columns=st.integers(0, 2**29), top_k=st.integers(1, 8192))
 def test_every_launch_leaves_fewer_candidates_and_the_last_one_a_block(columns: int, top_k: int) -> None:
-    for label in tunings.TUNINGS:
-        block = min(tunings.TUNINGS[label].block, 16384)
-        left = tunings.rooms(columns, top_k, block)
+    for label in tunings.CLASSIC:
+        block = min(tunings.CLASSIC[label].block_logits, 16384)
+        left = rooms(columns, top_k, block)
         sizes = [columns, *left]
         assert all(after < before for before, after in pairwise(sizes))
         assert sizes[-1] <= block

@@ -147,7 +147,7 @@ def test_reference_bounds_its_memory_and_agrees_in_small_chunks(
     monkeypatch: pytest.MonkeyPatch, clean_logits: bool, max_window: int | None
 ) -> None:
     call = judge.make_call(61, 113, 16, 32, "ragged")
-    monkeypatch.setattr(reference, "CHUNK_BYTES", 2**15)
+    monkeypatch.setattr(reference, "SCORE_BYTES", 2**15)
     monkeypatch.setattr(reference, "KEY_TILE", 32)
     out = judge.check(call, "reference", clean_logits=clean_logits, max_window=max_window)
     with LargestResult() as largest:

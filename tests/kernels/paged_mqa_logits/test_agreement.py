@@ -157,7 +157,7 @@ def test_the_default_on_cpu_tensors_is_the_reference() -> None:
 
 @cleaning
 def test_reference_agrees_in_small_parts(monkeypatch: pytest.MonkeyPatch, clean_logits: bool) -> None:
-    monkeypatch.setattr(reference, "CHUNK_BYTES", 2**15)
+    monkeypatch.setattr(reference, "SCORE_BYTES", 2**15)
     monkeypatch.setattr(reference, "KEY_TILE", 48)
     paged.check(paged.make_call(LENS, 3), "reference", 300, clean_logits=clean_logits)
 
