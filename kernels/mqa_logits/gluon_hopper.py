@@ -28,11 +28,11 @@ from capgate.compat.gluon import (
 
 from ..common.device.hopper import (
     bytes_layout,
-    column_weights,
     floats_layout,
     head_sums,
     load_query,
     logit_layout,
+    product_weights,
     query_box,
     query_map,
     scalar,
@@ -500,7 +500,7 @@ def consume(consumer, shared, out, stride_os, stride_on, num_queries, num_keys, 
         if fresh:
             first = scalar(shared.plan.index(slot * 4)) * shared.KEYS + lane
             row = scalar(shared.plan.index(slot * 4 + 2)) + consumer * ROWS + each
-            weights = column_weights(shared.weight.index(slot).slice(consumer * ROWS, ROWS), ROWS, HEADS, COLUMN)
+            weights = product_weights(shared.weight.index(slot).slice(consumer * ROWS, ROWS), ROWS, HEADS, COLUMN)
             begin = shared.bounds.index(slot * 4).slice(consumer * PADDED, PADDED).load(ROW)
             end = shared.bounds.index(slot * 4 + 1).slice(consumer * PADDED, PADDED).load(ROW)
             length = gl.where(begin < end, end - begin, 0)
