@@ -479,6 +479,8 @@ def mqa_logits_kernel(
         new_ring(STAGES, CONSUMERS),
     )
     out = Output(out, stride_os, stride_on)
+    guess: gl.constexpr = None
+    filling: gl.constexpr = None
     # The barriers above live to the kernel's end, since specialised warps use them; this one ends before.
     if GUESS:
         landed = gl.allocate_shared_memory(gl.int64, [1], BARRIERS)
@@ -488,8 +490,6 @@ def mqa_logits_kernel(
         minus_infinity = gl.full([GROUP, KEYS], float("-inf"), gl.float32, LINES)
         blank = gl.allocate_shared_memory(gl.float32, [GROUP, KEYS], floats_layout(2), minus_infinity)
         filling = Filling(filled, blank, out, gl.to_tensor(sections))
-    else:
-        filling: gl.constexpr = None
     hopper.fence_async_shared()
     windows = Windows(
         starts,
@@ -506,8 +506,6 @@ def mqa_logits_kernel(
         guess = Guess(landed, row, tile)
         load_queries(queries, maps, row, first_slot(), landed, False)
         load_keys(keys, maps, tile, producers_turn(STAGES), landed, False)
-    else:
-        guess: gl.constexpr = None
     share = find_share(windows, GROUP, KEYS, SAMPLES, GROUP_COST)
     gl.warp_specialize(
         [

@@ -166,7 +166,7 @@ class Table:
 
     @gluon.jit
     def block(self, entries, position, longest):
-        """The block that holds the key at a position, and whether the cache lacks it, as behind the longest row's last key."""
+        """(the block that holds the key at a position, 1 where the cache lacks it or no row sees the key)."""
         block = gl.load(entries + (position // self.BLOCK).to(gl.int64) * self.stride_block, mask=position < longest, other=-1)
         return block, (block.to(gl.uint32) >= self.num_blocks.to(gl.uint32)).to(gl.int32)
 
