@@ -8,6 +8,8 @@ import pytest
 
 from capgate import compat
 
+pytestmark = pytest.mark.one_lane
+
 IN_ORDER = ("docs/add-an-operation.md", "docs/add-a-variant.md")
 
 
