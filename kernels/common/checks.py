@@ -15,7 +15,7 @@ import torch
 from torch.autograd import forward_ad
 
 from capgate import compat
-from capgate.compat.capabilities import nearest
+from capgate.compat.spelling import nearest
 
 _functorch = torch._C._functorch  # of torch.func's transforms; torch has no public question for them
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from capgate.compat import SwitchError, switches
+from capgate.compat import SwitchError
 from capgate.kernels import dropin
 from support import upstream
 
@@ -471,12 +471,6 @@ def test_a_name_in_the_variable_that_does_not_exist(monkeypatch: pytest.MonkeyPa
     with pytest.raises(SwitchError, match=r"^CAPGATE_DROPIN: no drop-in 'vllm'; the nearest are vllm_rocm"):
         activate(monkeypatch, "aiter,vllm")
     assert sys.meta_path == before, "no other name of the variable takes effect"
-
-
-def test_the_variable_is_no_misspelling() -> None:
-    switches.read({"CAPGATE_DROPIN": "aiter"})
-    with pytest.raises(SwitchError, match=r"CAPGATE_DROPINS: no such variable; known are .*CAPGATE_DROPIN"):
-        switches.read({"CAPGATE_DROPINS": "aiter"})
 
 
 def test_the_hook_goes_with_the_last_drop_in(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
