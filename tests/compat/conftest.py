@@ -169,7 +169,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 @pytest.fixture
 def lane() -> str:
-    """The Triton under test, one of the five that facts were gathered for; skips for any other, such as a vendor's build."""
+    """The Triton under test, one of the five with expectations; skips for any other, such as a vendor's build."""
     version: str = pytest.importorskip("triton").__version__
     if version not in LANES:
         pytest.skip(f"the expectations are for Triton {', '.join(LANES)}: found {version}")

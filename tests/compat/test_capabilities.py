@@ -365,7 +365,7 @@ def test_the_reason_names_the_disabled_capability(need: str) -> None:
         ("triton_gpu", {"triton", "gpu"}),
     ],
 )
-def test_what_a_branch_uses_is_needed(name: str, needs: set[str]) -> None:
+def test_what_a_variant_uses_is_needed(name: str, needs: set[str]) -> None:
     assert needs <= set(TABLE[name].all_of)
 
 

@@ -79,7 +79,7 @@ def test_the_collected_report_is_json() -> None:
     assert json.loads(json.dumps(found)) == found
 
 
-def test_operations_show_the_branch_for_their_example(toy) -> None:
+def test_operations_show_the_variant_for_their_example(toy) -> None:
     shown = report.collect("hip:gfx950")["operations"]["toy"]
     assert shown["variant"] == "plain"
     assert shown["trace"] == [
@@ -363,7 +363,7 @@ def test_the_report_fits_80_columns(python, output: str, variables: dict[str, st
     assert set(TABLE) <= rows
 
 
-def test_the_report_shows_versions_gpus_reasons_and_branches(toy, machine, capsys) -> None:
+def test_the_report_shows_versions_gpus_reasons_and_variants(toy, machine, capsys) -> None:
     machine.amd("gfx942")
     assert report.main([]) == 0
     words = " ".join(capsys.readouterr().out.split())

@@ -176,7 +176,7 @@ def test_vector_instructions_are_scaled_to_32_keys_of_64_heads(heads: int, keys:
     assert compile_command.vector_per_32_keys({"heads": heads, "hot_loop": loop}) == figure
 
 
-def test_a_branch_that_should_compile_and_does_not_fails_the_command(
+def test_a_variant_that_should_compile_and_does_not_fails_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = row(compiled=False, error="the compiler died of SIGABRT", hot_loop=None)
