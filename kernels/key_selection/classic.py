@@ -17,6 +17,7 @@ import triton.language as tl
 from capgate import compat
 
 from . import tunings
+from .operands import Inputs
 from .operation import Problem
 
 LOWEST = tl.constexpr(0x007FFFFF)  # the key of -inf
@@ -456,9 +457,7 @@ def in_quads(source: torch.Tensor) -> bool:
 
 def prepare(
     problem: Problem,
-    logits: torch.Tensor,
-    starts: torch.Tensor | None,
-    ends: torch.Tensor,
+    inputs: Inputs,
     indices: torch.Tensor,
     scores: torch.Tensor | None,
     *,
@@ -466,6 +465,7 @@ def prepare(
     relative: bool,
 ) -> list[compat.Launch]:
     """The launches of one call, in order, with the scratch that they share; ``scores`` is written if it is given."""
+    logits, starts, ends = inputs
     (rows, columns), top_k = logits.shape, indices.shape[1]
     target = compat.capabilities(problem.device).target
     tune, block = tunings.tuning(target), tunings.block_of(target, columns)

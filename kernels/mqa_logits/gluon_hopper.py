@@ -41,6 +41,7 @@ from ..common.device.hopper import (
 from ..common.device.windows import clip
 from ..common.hardware import multiprocessors
 from ..common.rules import padded_heads
+from .operands import Inputs
 from .operation import Problem
 
 
@@ -663,20 +664,9 @@ def mqa_logits_kernel(
     )
 
 
-def prepare(
-    problem: Problem,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    starts: torch.Tensor,
-    ends: torch.Tensor,
-    out: torch.Tensor,
-    *,
-    clean_logits: bool,
-    compressed: bool,
-) -> compat.Launch:
+def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, compressed: bool) -> compat.Launch:
     """The launch of one call, which writes the logits of every row's window, and with ``clean_logits`` -inf beside it."""
+    q, k, k_scale, weights, starts, ends = inputs
     (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
     tune, padded = tuning(problem), padded_heads(heads)
     rows = COLUMNS // padded

@@ -128,6 +128,7 @@ judge = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(judge)
 import torch
 from capgate.kernels.mqa_logits.api import describe
+from capgate.kernels.mqa_logits.operands import Inputs
 from capgate.kernels.mqa_logits.operation import operation
 
 example = operation.example(torch.device("cuda", 0))
@@ -145,7 +146,7 @@ for rows, keys in grids[sys.argv[1]]:
                 if sys.argv[1] == "racecheck" and branch == "gluon_hopper":
                     continue
                 out = torch.zeros(rows, -(-columns // 4) * 4, device="cuda")[:, :columns]
-                problem = describe(call.q, call.k, call.k_scale, call.weights, out, clean_logits, max_window is not None)
+                problem = describe(Inputs(*call), out, clean_logits, max_window is not None)
                 if operation.explain(problem, variant=branch).variant:
                     judge.check(call, branch, clean_logits=clean_logits, max_window=max_window, out=out)
                     calls += 1
