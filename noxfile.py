@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 import nox
 from nox.command import CommandFailed
@@ -30,9 +35,7 @@ LANES = {
 GATES = ("3.5.1", "3.6.0")
 SYSTEM_TORCH = "--system-torch"
 WORKERS = ("-n", "auto", "--dist", "worksteal", "--durations=10")  # side by side, one worker a core; then what took longest
-WHOLE = "3.6.0"  # the lane that also runs what checks no Triton: tests/conftest.py says which tests those are
-# And what needs a Triton, and says the same with any: do the emulator's tests catch mutants, can the pages be followed.
-ONCE = ("tests/gfx950/test_mutation.py", "tests/docs/test_how_to.py")
+WHOLE = "3.6.0"  # the lane that also runs what says the same with any Triton, and, with Triton hidden, what needs none
 
 built: list[str] = []  # the wheel of this run of nox
 
@@ -65,6 +68,24 @@ def overlay(session: nox.Session, triton: str, *requirements: str) -> tuple[str,
     wanted = [wheel(session), f"triton=={triton}", *requirements]
     session.run_install(python, "-m", "pip", "install", "--upgrade", "--target", folder, *wanted, external=True)
     return python, folder
+
+
+@contextmanager
+def telling(session: nox.Session, words: str) -> Iterator[None]:
+    """Say every four seconds what is being done, as long as it lasts: pip shows nothing where it is not on a terminal."""
+    ended, began = Event(), time.monotonic()
+
+    def tell() -> None:
+        while not ended.wait(4):
+            session.log(f"{words}: {time.monotonic() - began:.0f} s so far")
+
+    teller = Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()
 
 
 def measured(session: nox.Session) -> Path:
@@ -103,7 +124,8 @@ def tests(session: nox.Session, triton: str) -> None:
     if triton == WHOLE:
         parts["without Triton"] = (["--only=any-triton"], {})
     else:
-        parts["as in production"][0].extend(f"--ignore={file}" for file in ONCE)
+        for options, _ in parts.values():
+            options += ["-m", "not one_lane"]
     failed = []
     for part, (options, switches) in parts.items():  # all of them, whatever the first one says
         try:
@@ -131,18 +153,29 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def demo(session: nox.Session) -> None:
-    """Take prefill and decode through every branch that runs here, and say which would run on which stack and why."""
-    session.install(wheel(session), *stack("3.6.0"))
+    """Take prefill and decode through every variant that runs here, and say which would run on which stack and why."""
     older = str(Path(session.create_tmp()) / "triton-3.5.1")
     if not Path(older).exists():
-        session.install("--quiet", "--no-deps", "--target", older, "triton==3.5.1")
+        session.log(
+            "The first run installs a torch and two Tritons: some minutes, and 2 GB of .nox with a CPU build of torch or"
+        )
+        session.log(
+            "6 GB with PyPI's, which brings CUDA. Another torch: CAPGATE_TORCH='torch @ file:///wheels/torch-2.9.1-....whl'"
+        )
+    with telling(session, "building the wheel"):
+        built_wheel = wheel(session)
+    with telling(session, "installing torch and Triton 3.6.0"):
+        session.install(built_wheel, *stack("3.6.0"))
+    if not Path(older).exists():
+        with telling(session, "installing Triton 3.5.1 beside it"):
+            session.install("--no-deps", "--target", older, "triton==3.5.1")
     session.run("capgate", "demo", "--stack", older, *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
 
 
 @nox.session(default=False)
 @nox.parametrize("triton", [nox.param(v, id=f"triton-{v}") for v in GATES])
 def bench(session: nox.Session, triton: str) -> None:
-    """Time the branches on one Triton, the serving runs unless arguments say otherwise; ``-- --system-torch`` as in tests."""
+    """Time the variants on one Triton, the serving runs unless arguments say otherwise; ``-- --system-torch`` as in tests."""
     arguments = [argument for argument in session.posargs if argument != SYSTEM_TORCH] or ["--workload", "serving"]
     command, environment = ["capgate"], {}
     if SYSTEM_TORCH in session.posargs:
@@ -166,7 +199,7 @@ def compare(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def gfx950(session: nox.Session) -> None:
-    """Compile every branch for gfx950 with each Triton, execute it in the emulator, and print the README's tables."""
+    """Compile every variant for gfx950 with each Triton, execute it in the emulator, and print the README's tables."""
     session.install(wheel(session), "torch>=2.9,<2.14", "numpy", *group("test"))
     folder = Path(session.create_tmp())
     for operation in ("fp8_mqa_logits", "fp8_paged_mqa_logits"):
@@ -219,7 +252,12 @@ def minimums(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def build(session: nox.Session) -> None:
-    """Make the sdist and the wheel in dist/."""
+    """Make the sdist, which holds the tests, and the wheel in dist/."""
     shutil.rmtree("build", ignore_errors=True)
     session.install(*group("build"))
     session.run("python", "-m", "build", *session.posargs)
+    for sdist in Path("dist").glob("*.tar.gz"):
+        with tarfile.open(sdist) as archive:
+            held = {name.partition("/")[2] for name in archive.getnames()}
+        if missing := {"noxfile.py", "tests/conftest.py", "docs/tour.md", ".ci/run"} - held:
+            session.error(f"{sdist} lacks {', '.join(sorted(missing))}")

@@ -2,7 +2,8 @@
 
 Most tests depend on the Triton under test, and run on each; what checks no Triton runs in one lane. The noxfile
 runs ``--only=each-triton`` in every lane and ``--only=any-triton`` in one of its default lanes, with Triton hidden, so that a
-test that is wrongly declared to need none fails there. Without ``--only`` all of them run.
+test that is wrongly declared to need none fails there. Without ``--only`` all of them run. A test that needs a Triton, and
+says the same with any, is marked ``one_lane``: the other lanes deselect it.
 """
 
 import hashlib
@@ -23,23 +24,23 @@ FOLDER = Path(__file__).parent
 ANY_TRITON = {
     FOLDER / name
     for name in (
+        "compat/offline/test_disassembly.py",
         "docs/test_pages.py",
-        "gfx950/test_lanes.py",
-        "gfx950/test_matrix.py",
-        "gfx950/test_memory.py",
-        "gfx950/test_scalar.py",
-        "gfx950/test_vector.py",
-        "kernels/test_bench_peers.py",
-        "kernels/test_checks.py",
-        "kernels/test_compare.py",
-        "kernels/test_dropin_install.py",
-        "kernels/test_foreign.py",
-        "kernels/test_judge.py",
-        "kernels/test_listing.py",
-        "kernels/test_markdown.py",
+        "emulator/test_lanes.py",
+        "emulator/test_matrix.py",
+        "emulator/test_memory.py",
+        "emulator/test_scalar.py",
+        "emulator/test_vector.py",
+        "kernels/common/test_checks.py",
+        "kernels/dropin/test_install.py",
         "kernels/test_quantize.py",
+        "kernels/tools/test_compare.py",
+        "kernels/tools/test_foreign.py",
+        "kernels/tools/test_markdown.py",
+        "kernels/tools/test_other_libraries.py",
         "packaging/test_vendor_triton.py",
         "packaging/test_wheel.py",
+        "support/test_judge.py",
         "test_lanes.py",
     )
 }

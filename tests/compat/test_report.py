@@ -214,6 +214,7 @@ operation.add(compat.Variant("plain", print, accepts=print))
 """
 
 
+@pytest.mark.one_lane
 def test_standard_output_is_json_alone_whatever_is_printed(site, python) -> None:
     site.package("their_kernels", PRINTS)
     site.distribution("their-kernels", "1.0", ENTRY_POINT)
@@ -233,6 +234,7 @@ def _into(output: Any, arguments: list[str], unbuffered: str) -> tuple[int, str]
     return done.returncode, done.stderr
 
 
+@pytest.mark.one_lane
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["--json"], []], ids=" ".join)
 def test_nobody_has_to_read_to_the_end(arguments: list[str], unbuffered: str) -> None:
@@ -243,6 +245,7 @@ def test_nobody_has_to_read_to_the_end(arguments: list[str], unbuffered: str) ->
         assert _into(closed, arguments, unbuffered) == (128 + signal.SIGPIPE, "")
 
 
+@pytest.mark.one_lane
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["--json"], []], ids=" ".join)
@@ -251,6 +254,7 @@ def test_a_full_disk_is_one_line(arguments: list[str], unbuffered: str) -> None:
         assert _into(full, arguments, unbuffered) == (2, "capgate: standard output: No space left on device\n")
 
 
+@pytest.mark.one_lane
 @pytest.mark.parametrize("closed", [1, 2])
 def test_closed_descriptors_are_no_fault(closed: int) -> None:
     command = [sys.executable, *MODULE, "--target", "cpu", "--json"]
@@ -258,6 +262,7 @@ def test_closed_descriptors_are_no_fault(closed: int) -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.one_lane
 @pytest.mark.parametrize(
     ("package", "distribution"),
     [("rich", "rich"), ("rocm_bootstrap", "rocm-bootstrap"), ("pynvml", "nvidia-ml-py"), ("packaging", "packaging")],
@@ -270,6 +275,7 @@ def test_a_dependency_that_is_missing_is_named_with_what_brings_it(site, python,
     assert done.stderr == f"capgate: needs {distribution}, which is not installed: pip install {distribution} brings it\n"
 
 
+@pytest.mark.one_lane
 def test_json_needs_no_rich(python) -> None:
     done = python("-c", WITHOUT.format(names=("rich",), arguments=["--target", "hip:gfx950", "--json"]))
     assert done.returncode == 0, done.stderr
@@ -324,6 +330,7 @@ def test_reasons_are_shown_as_they_are(toy, machine, capsys) -> None:
     assert "takes no [bold] shape" in capsys.readouterr().out
 
 
+@pytest.mark.one_lane
 @pytest.mark.parametrize("hidden", [("torch", "triton", "triton_kernels"), ("triton",), ("torch",)], ids=" and ".join)
 @pytest.mark.parametrize("arguments", [[], ["--json"], ["--target", "hip:gfx950", "--json"]], ids=" ".join)
 def test_the_report_works_without_torch_and_triton(python, hidden: tuple[str, ...], arguments: list[str]) -> None:
@@ -391,6 +398,7 @@ def test_the_picture_fetches_nothing(tmp_path) -> None:
 # Errors
 
 
+@pytest.mark.one_lane
 @pytest.mark.parametrize(
     ("arguments", "variables", "words"),
     [
@@ -417,6 +425,7 @@ def test_a_picture_that_cannot_be_written_is_one_line(file: str, words: str, mon
     assert capsys.readouterr() == ("", f"capgate: --svg: {file}: {words}\n")
 
 
+@pytest.mark.one_lane
 def test_help(python) -> None:
     done = python(*MODULE, "--help")
     assert done.returncode == 0

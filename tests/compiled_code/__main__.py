@@ -11,7 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-import comparing
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/, as pytest has it there
+from compiled_code import comparing
 
 
 def main() -> int:
@@ -28,8 +29,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.command == "compare":
         return comparing.compare(arguments.before, arguments.after)
-    import calls  # these need torch and Triton
-    import saving
+    from compiled_code import calls, saving  # these need torch and Triton
 
     return saving.save(arguments.folder, arguments.target or calls.TARGETS, arguments.workers, arguments.only)
 

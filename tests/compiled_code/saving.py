@@ -1,10 +1,9 @@
 """Compiles every call in processes side by side, and saves a file of instructions for each.
 
-Run as ``python saving.py TARGET PART PARTS FOLDER ONLY`` it is one of those processes, which compiles a part of a target's
-calls, in order, but for those that have a file: a compiler that dies or hangs takes one call with it.
+Run as ``python -m compiled_code.saving TARGET PART PARTS FOLDER ONLY`` it is one of those processes, which compiles a part of a
+target's calls, in order, but for those that have a file: a compiler that dies or hangs takes one call with it.
 """
 
-import os
 import re
 import subprocess
 import sys
@@ -15,16 +14,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-import mbarriers
-from calls import calls, launches
-
 from capgate import compat
 from capgate.compat import versions
 from capgate.compat._errors import summary
 from capgate.compat.offline.child import machine_code, set_absent_gpu
 from capgate.compat.offline.children import Child
 from capgate.compat.offline.disassembly import normal_form
+from support import mbarriers
+from support.processes import environment
+
+from .calls import calls, launches
 
 TIMEOUT = 300  # seconds without a file more, after which a compiler hangs
 FAILED, FAULT = "; does not compile: ", "; mbarrier: "
@@ -58,8 +57,7 @@ def chosen(target: compat.Target, only: str) -> list[str]:
 def compile_target(target: str, folder: Path, names: Sequence[str], workers: int, only: str) -> list[Path]:
     """Until each of a target's calls has a file."""
     files = [folder / f"{name}.txt" for name in names]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["TRITON_ALWAYS_COMPILE"] = "1"
+    variables = environment(TRITON_ALWAYS_COMPILE="1")
     while not all(file.exists() for file in files):
         with ExitStack() as stack:
             children: dict[int, tuple[Child, IO[str]]] = {}
@@ -67,8 +65,8 @@ def compile_target(target: str, folder: Path, names: Sequence[str], workers: int
                 if all(file.exists() for file in files[part::workers]):
                     continue
                 said = stack.enter_context(tempfile.TemporaryFile("w+"))
-                command = [sys.executable, __file__, target, str(part), str(workers), str(folder), only]
-                child = Child(command, env=environment, stdout=subprocess.DEVNULL, stderr=said)
+                command = [sys.executable, "-m", "compiled_code.saving", target, str(part), str(workers), str(folder), only]
+                child = Child(command, env=variables, stdout=subprocess.DEVNULL, stderr=said)
                 children[part] = stack.enter_context(child), said
             wait_for([child for child, _ in children.values()], folder)
             for part, (child, said) in children.items():

@@ -44,7 +44,11 @@ class Newcomer:
     """Somebody with an empty folder and an installed capgate.
 
     What is printed is held against the ``text`` block that comes next.
+
+    columns : of the newcomer's terminal
     """
+
+    columns = 200
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -106,7 +110,7 @@ class Newcomer:
         environment |= {
             "PATH": f"{self._scripts}:{os.environ['PATH']}",
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
-            "COLUMNS": "200",
+            "COLUMNS": str(self.columns),
         }
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=1200)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"

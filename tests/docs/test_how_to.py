@@ -8,6 +8,8 @@ import pytest
 
 from capgate import compat
 
+pytestmark = pytest.mark.one_lane
+
 IN_ORDER = ("docs/add-an-operation.md", "docs/add-a-variant.md")
 
 
@@ -30,6 +32,16 @@ def test_an_operation_and_then_a_variant(newcomer: Any) -> None:
     result = json.loads(newcomer.run("capgate", "compile", "scale_rows", "--target", "hip:gfx950", "--json"))
     compiled = {row["variant"]: row["compiled"] for row in result["variants"]}
     assert compiled == {"gluon_cdna4": gluon, "classic": True}, result
+
+
+def test_the_tour(newcomer: Any) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    newcomer.columns = 80
+    printed = newcomer.follow("docs/tour.md")
+    assert [line for line in printed.splitlines() if len(line) > 80] == []
+    (row,) = json.loads(newcomer.run("capgate", "compile", "doubling", "--target", "hip:gfx950", "--json"))["variants"]
+    assert (row["variant"], row["compiled"], row["spills"]) == ("classic", True, 0), row
 
 
 def test_a_capability(newcomer: Any) -> None:

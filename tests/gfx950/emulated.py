@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import conftest  # noqa: F401 - makes this folder importable as gfx950
-from gfx950 import mqa, paged_mqa
-from gfx950.paged import make_call
-
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/, as pytest has it there
 from capgate.kernels.mqa_logits.operation import MODES
+from support import emulated_mqa as mqa
+from support import emulated_paged_mqa as paged_mqa
+from support.paged import make_call
 
 LANDINGS = ("late", "early")
 

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from gfx950.mqa import BRANCHES, TARGET, WINDOWS, Branch, Case, execute, prepare, windowed
-from gfx950.steady import check_steady_loop, steady_loop
 
 from capgate.compat import Kernel, capabilities
 from capgate.compat.offline.jobs import Job
@@ -14,6 +12,8 @@ from capgate.kernels.common.rules import padded_heads
 from capgate.kernels.mqa_logits.api import copies_directly
 from capgate.kernels.mqa_logits.operation import operation
 from capgate.kernels.tools.compile_command import vector_per_32_keys
+from support.emulated_mqa import BRANCHES, TARGET, WINDOWS, Branch, Case, execute, prepare, windowed
+from support.steady_loop import check_steady_loop, steady_loop
 
 pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from gfx950 import lowered
-from gfx950.launching import compile_kernel, launch
 
 from capgate.compat.offline.disassembly import hot_loop, read_amdgcn
+from support import sample_kernels
+from support.emulation import compile_kernel, launch
 
 BLOCK, WAVES = 64, 4
 
@@ -19,8 +19,8 @@ def test_a_pass_of_the_loop_executes_what_was_counted(dtype):
         depth = passes * BLOCK
         a, b = (torch.ones(shape).to(dtype) for shape in ((BLOCK, depth), (depth, BLOCK)))
         arguments = (a, b, torch.empty(BLOCK, BLOCK), BLOCK, BLOCK, depth)
-        texts.add(compile_kernel(lowered.matmul, arguments, blocks, num_warps=WAVES).asm["amdgcn"])
-        counted.append(launch(lowered.matmul, (1, 1), arguments, blocks, num_warps=WAVES).counters)
+        texts.add(compile_kernel(sample_kernels.matmul, arguments, blocks, num_warps=WAVES).asm["amdgcn"])
+        counted.append(launch(sample_kernels.matmul, (1, 1), arguments, blocks, num_warps=WAVES).counters)
     (text,) = texts
     few, many = counted
 

@@ -1,7 +1,8 @@
 """The compiled gfx950 code of the MQA-logits kernels, executed instruction by instruction, agrees with float64."""
 
 import pytest
-from gfx950.mqa import BRANCHES, WINDOWS, Case, execute, prepare, windowed
+
+from support.emulated_mqa import BRANCHES, WINDOWS, Case, execute, prepare, windowed
 
 # Landing of direct-to-LDS copies, and where the kernel is entered.
 SWITCHES = [{"landing": "late", "preload": True}, {"landing": "early", "preload": False}]

@@ -8,13 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gfx950.emulator import Pieces, Pointer, parse, run
-from gfx950.judge import agree
-from gfx950.launching import bound, compile_launch
-from gfx950.mqa import TARGET, Branch, execute, prepare
-from gfx950.paged import formula, make_call
-from gfx950.paged_mqa import BRANCHES, PagedCase, paged_launch
-from gfx950.steady import check_copies_stay_in_flight, check_steady_loop, steady_loop
 
 from capgate.compat import Kernel, Launch, capabilities
 from capgate.compat.offline.child import describe
@@ -25,6 +18,13 @@ from capgate.kernels.common.schedule.operation import CHUNK_KEYS
 from capgate.kernels.paged_mqa_logits.api import copies_directly
 from capgate.kernels.paged_mqa_logits.operation import Problem, example_call, operation
 from capgate.kernels.tools.compile_command import vector_per_32_keys
+from emulator import Pieces, Pointer, parse, run
+from support.emulated_mqa import TARGET, Branch, execute, prepare
+from support.emulated_paged_mqa import BRANCHES, PagedCase, paged_launch
+from support.emulation import bound, compile_launch
+from support.judge import agree
+from support.paged import formula, make_call
+from support.steady_loop import check_copies_stay_in_flight, check_steady_loop, steady_loop
 
 pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
 

@@ -2,11 +2,6 @@
 
 import pytest
 import torch
-from gfx950.emulator import parse, run
-from gfx950.launching import bound, compile_launch, emulate
-from gfx950.mqa import LIMIT, TARGET, Branch, execute, prepare
-from gfx950.paged import formula, make_call, without_blocks
-from gfx950.paged_mqa import BRANCHES, PagedCase, paged_launch
 
 from capgate.kernels import paged_mqa_schedule
 from capgate.kernels.common.schedule import classic as schedule_classic
@@ -16,6 +11,11 @@ from capgate.kernels.key_cache import classic as cache_classic
 from capgate.kernels.key_cache import reference as cache_reference
 from capgate.kernels.key_cache.operands import Gathered, Unshuffled, Written
 from capgate.kernels.key_cache.operation import Problem
+from emulator import parse, run
+from support.emulated_mqa import LIMIT, TARGET, Branch, execute, prepare
+from support.emulated_paged_mqa import BRANCHES, PagedCase, paged_launch
+from support.emulation import bound, compile_launch, emulate
+from support.paged import formula, make_call, without_blocks
 
 # Landing of direct-to-LDS copies, and where the kernel is entered.
 SWITCHES = [{"landing": "late", "preload": True}, {"landing": "early", "preload": False}]

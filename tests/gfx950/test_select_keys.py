@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from gfx950.judge import laid_out, sentinels
-from gfx950.launching import emulate
-from gfx950.mqa import TARGET
-from gfx950.selection import KINDS, expected, make_logits, same
 
 from capgate.kernels.key_selection import classic
 from capgate.kernels.key_selection.operands import Inputs
 from capgate.kernels.key_selection.operation import Problem
+from support.emulated_mqa import TARGET
+from support.emulation import emulate
+from support.judge import laid_out, sentinels
+from support.selection import KINDS, expected, make_logits, same
 
 # Windows of rows of 500 or more: a whole block, a half and a quarter of it, and as few keys as are selected.
 STARTS = torch.tensor([0, 3, 130, 7, 499], dtype=torch.int32)

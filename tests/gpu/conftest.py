@@ -1,13 +1,11 @@
 """What the tests on a GPU share: NVIDIA or AMD, whatever branches the operation has here."""
 
 import gc
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,8 +16,7 @@ from capgate.kernels.common.logits import empty_logits
 from capgate.kernels.mqa_logits.api import describe
 from capgate.kernels.mqa_logits.operands import Inputs
 from capgate.kernels.mqa_logits.operation import Problem, operation
-
-JUDGE = Path(__file__).parents[1] / "kernels" / "judge.py"
+from support.processes import environment
 
 
 def pytest_runtest_setup() -> None:
@@ -43,35 +40,32 @@ def _memory_goes_back() -> Iterator[None]:
     torch.cuda.empty_cache()
 
 
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"capgate_tests_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def judge() -> ModuleType:
-    """tests/kernels/judge.py, loaded by its path."""
-    return _load(JUDGE)
+    from support import judge
+
+    return judge
 
 
 @pytest.fixture(scope="session")
 def paged() -> ModuleType:
-    """tests/kernels/paged.py, loaded by its path."""
-    return _load(JUDGE.with_name("paged.py"))
+    from support import paged
+
+    return paged
 
 
 @pytest.fixture(scope="session")
 def pitfalls() -> ModuleType:
-    """tests/kernels/pitfalls.py, loaded by its path."""
-    return _load(JUDGE.with_name("pitfalls.py"))
+    from support import pitfalls
+
+    return pitfalls
 
 
 @pytest.fixture(scope="session")
 def selection() -> ModuleType:
-    """tests/kernels/selection.py, loaded by its path."""
-    return _load(JUDGE.with_name("selection.py"))
+    from support import selection
+
+    return selection
 
 
 @pytest.fixture(scope="session")
@@ -154,7 +148,7 @@ class Sanitizer:
             capture_output=True,
             text=True,
             timeout=1200,
-            env=os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+            env=environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1"),
         )
         said = run.stdout + run.stderr
         assert run.returncode == 0, said[-6000:]

@@ -1,6 +1,5 @@
 """The upstream projects' tests through the drop-ins on a GPU, in upstream's sizes; graphs, and caches of more than 2 GiB."""
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,15 +10,11 @@ from capgate import compat
 from capgate.kernels.dropin import deep_gemm, preshuffle, vllm_rocm
 from capgate.kernels.dropin.aiter import deepgemm_fp8_paged_mqa_logits
 from capgate.kernels.mqa_logits.operation import operation
+from support import upstream
 
 pytestmark = pytest.mark.gpu
 
-UPSTREAM = Path(__file__).parents[1] / "kernels" / "upstream.py"
 DEVICE = "cuda"
-
-_spec = importlib.util.spec_from_file_location("capgate_tests_upstream", UPSTREAM)
-upstream = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(upstream)
 
 
 @pytest.fixture(params=["chosen", "classic"], autouse=True)

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +13,6 @@ from capgate.kernels import fp8_mqa_logits
 
 pytestmark = pytest.mark.gpu
 
-JUDGE = Path(__file__).parents[1] / "kernels" / "judge.py"
 MODES = {"clean": (True, None), "unclean": (False, None), "compressed": (False, 100)}
 
 
@@ -121,12 +119,10 @@ def test_a_devices_own_target_is_what_discovery_finds_without_a_driver(gpu: torc
 
 
 SMALL_GRID = """
-import importlib.util, sys
+import sys
 
-spec = importlib.util.spec_from_file_location("judge", sys.argv[2])
-judge = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(judge)
 import torch
+from support import judge
 from capgate.kernels.mqa_logits.api import describe
 from capgate.kernels.mqa_logits.operands import Inputs
 from capgate.kernels.mqa_logits.operation import operation
@@ -156,4 +152,4 @@ print(calls, "calls")
 
 def test_the_sanitizer_finds_nothing_on_the_small_grid(sanitizer: Any) -> None:
     """memcheck sees what lies outside of a tensor; racecheck what two warps of a program do to one word of shared memory."""
-    sanitizer.passes(SMALL_GRID, str(JUDGE), calls={"memcheck": 45, "racecheck": 18}[sanitizer.tool])  # those of one branch
+    sanitizer.passes(SMALL_GRID, calls={"memcheck": 45, "racecheck": 18}[sanitizer.tool])  # those of one branch

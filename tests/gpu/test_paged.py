@@ -1,6 +1,5 @@
 """The paged logits and the key cache on a GPU: agreement, 64-bit offsets, graphs, streams of work, the memory checker."""
 
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,7 +17,6 @@ from capgate.kernels.quantize import FP8_MAX
 
 pytestmark = pytest.mark.gpu
 
-PAGED = Path(__file__).parents[1] / "kernels" / "paged.py"
 LENS = [1500, 0, 64, 1, 129, 260, 7000, 0, 33]
 cleaning = pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "unclean"])
 
@@ -279,12 +277,10 @@ def test_a_captured_step_replays_while_lengths_and_tables_change(
 
 
 SMALL_CALLS = """
-import importlib.util, sys
+import sys
 
-spec = importlib.util.spec_from_file_location("paged", sys.argv[2])
-paged = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(paged)
 import torch
+from support import paged
 from capgate.kernels import gather_keys, paged_mqa_schedule, quantize_keys_to_cache
 from capgate.kernels.paged_mqa_logits.api import describe
 from capgate.kernels.paged_mqa_logits.operands import Inputs
@@ -319,4 +315,4 @@ print(calls, "calls")
 
 
 def test_the_sanitizer_finds_nothing_on_small_calls(sanitizer: Any) -> None:
-    sanitizer.passes(SMALL_CALLS, str(PAGED), calls=48)  # those of one branch
+    sanitizer.passes(SMALL_CALLS, calls=48)  # those of one branch

@@ -1,10 +1,8 @@
 """The selection on a GPU: agreement, 64-bit offsets, graphs, repeats, the memory that it takes, the memory checker."""
 
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,10 +11,10 @@ import torch
 
 from capgate.kernels import fp8_mqa_logits, fp8_paged_mqa_logits, select_from_logits, select_keys, select_paged_keys
 from capgate.kernels.key_selection.operation import operation
+from support.processes import environment
 
 pytestmark = pytest.mark.gpu
 
-SELECTION = Path(__file__).parents[1] / "kernels" / "selection.py"
 KINDS = ["normal", "skewed", "equal", "few-values", "zeros", "nans", "all-nan", "infinities", "wide", "tiny", "outlier"]
 WINDOWS = ["full", "causal", "suffix", "packed", "ragged", "extreme", "empty"]
 
@@ -173,11 +171,7 @@ def test_peak_memory_is_the_budget_and_the_result(
 
 
 SMALL_CALLS = """
-import importlib.util, sys
-
-spec = importlib.util.spec_from_file_location("selection", sys.argv[1])
-selection = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(selection)
+from support import selection
 
 calls = 0
 for kind in ("normal", "few-values", "nans"):
@@ -199,8 +193,8 @@ def test_the_sanitizer_finds_nothing_on_small_calls(tool: str) -> None:
     if sanitizer is None:
         pytest.skip("compute-sanitizer is not on PATH")
     options = ["--padding", "1024"] if tool == "memcheck" else []
-    command = [sanitizer, "--tool", tool, *options, "--error-exitcode", "9", sys.executable, "-c", SMALL_CALLS, str(SELECTION)]
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    run = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment)
+    command = [sanitizer, "--tool", tool, *options, "--error-exitcode", "9", sys.executable, "-c", SMALL_CALLS]
+    variables = environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    run = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=variables)
     assert run.returncode == 0, (run.stdout + run.stderr)[-6000:]
     assert "90 calls" in run.stdout

@@ -9,17 +9,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import IO
 
 import pytest
 import torch
 
 from capgate import compat
+from support.processes import environment
 
 pytestmark = pytest.mark.gpu
 
-SHARING = Path(__file__).with_name("sharing.py")
 SCORERS = 6
 PASSING = 3  # processes that come and go all the time: as one ends, or is killed, the others' kernels are stopped and resumed
 SECONDS = 75.0  # of calls in each scorer
@@ -28,7 +27,7 @@ GIGABYTES = 4.0  # of GPU memory for each process
 
 
 class Sharer:
-    """A running sharing.py; ``said`` is what it has printed so far."""
+    """A running support.sharing; ``said`` is what it has printed so far."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", output: IO[bytes]) -> None:
         self.process, self._output = process, output
@@ -39,7 +38,7 @@ class Sharer:
 
 
 def share(kinds: Sequence[str], device: str, seconds: float, patience: float) -> list[str]:
-    """Run sharing.py once for each of the kinds, side by side; what each of them printed at its end.
+    """Run support.sharing once for each of the kinds, side by side; what each of them printed at its end.
 
     Beside them runs one that is "busy", and PASSING of them that end by themselves and are followed by others. The first that
     fails, or all that are not done after ``patience`` seconds, are a failure of the test. None outlives it.
@@ -48,8 +47,10 @@ def share(kinds: Sequence[str], device: str, seconds: float, patience: float) ->
 
         def start(kind: str) -> Sharer:
             output = stack.enter_context(tempfile.TemporaryFile())
-            command = [sys.executable, str(SHARING), kind, device, str(seconds)]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT)
+            command = [sys.executable, "-m", "support.sharing", kind, device, str(seconds)]
+            process = subprocess.Popen(
+                command, env=environment(), stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT
+            )
             stack.enter_context(process)  # waits for it, at last
             stack.callback(process.kill)  # before that
             return Sharer(process, output)

@@ -1,11 +1,9 @@
 """What the tests of the kernels share. They run on CPU tensors; the Triton branch does so in Triton's interpreter."""
 
-import importlib.util
 import os
 import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,29 +11,25 @@ import pytest
 import torch
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"capgate_tests_{name}", Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def judge() -> ModuleType:
-    """judge.py, loaded by its path: pytest's importlib mode puts no folder on sys.path, and tests/gpu shares the file."""
-    return _load("judge")
+    from support import judge
+
+    return judge
 
 
 @pytest.fixture(scope="session")
 def paged() -> ModuleType:
-    """paged.py, loaded as judge.py is."""
-    return _load("paged")
+    from support import paged
+
+    return paged
 
 
 @pytest.fixture(scope="session")
 def selection() -> ModuleType:
-    """selection.py, loaded as judge.py is."""
-    return _load("selection")
+    from support import selection
+
+    return selection
 
 
 @pytest.fixture(scope="session")

@@ -38,11 +38,14 @@ def add_pictures(outputs: Outputs[R], name: str, draw: Callable[[str, R], bytes]
 
 
 def picture(kind: str, size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
-    """What ``draw`` draws into a figure of a size in inches, as a file. Texts are text there: a dollar begins no formula."""
-    from matplotlib import rc_context
+    """What ``draw`` draws into a figure of a size in inches, as a file. Texts are text there: a dollar begins no formula.
+
+    The colours are those of matplotlib's style for people who see few of them; letters are legible at half of the size.
+    """
+    from matplotlib import style
     from matplotlib.figure import Figure
 
-    with rc_context({"text.parse_math": False}):
+    with style.context(["tableau-colorblind10", {"text.parse_math": False, "font.size": 14, "svg.hashsalt": "capgate"}]):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         drawn = BytesIO()
@@ -56,7 +59,7 @@ def plot(kind: str, results: dict[str, Any]) -> bytes:
     kind : "png" or "svg"
 
     A panel for each operation with clean_logits off and on; a bar for each variant in the order in which they were timed, and
-    above each shape the roofline: what its operations and bytes allow at the ceilings of the same run.
+    round those of a shape a frame: what its operations and bytes allow at the ceilings of the same run.
     """
     rows, stack = results["rows"], results["stack"]
     variants = list(dict.fromkeys(row["variant"] for row in rows))
@@ -69,10 +72,11 @@ def plot(kind: str, results: dict[str, Any]) -> bytes:
             shown = [row for row in rows if (row["operation"], row["clean_logits"]) == (operation, clean)]
             _panel(axes, FORMS[operation], shown, colours, results["ceilings"])
             axes.set_title(f"{operation}, clean_logits={clean}", loc="left", fontsize="medium")
-            axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=3, frameon=False, fontsize="small")
         figure.suptitle(f"{stack['device']}, Triton {stack['triton']}", x=0.01, ha="left")
 
-    return picture(kind, (10, 1 + 3.2 * len(panels)), draw)
+    shapes = max(len({row["workload"] for row in rows if row["operation"] == operation}) for operation, _ in panels)
+    return picture(kind, (max(9.0, 1.5 * shapes), 1 + 4.4 * len(panels)), draw)
 
 
 def _panel(
@@ -86,10 +90,11 @@ def _panel(
         places = [shapes.index(row["workload"]) + (number + 0.5) * width - 0.4 for row in of_variant]
         axes.bar(places, [form.rate(row) for row in of_variant], width, label=variant, color=colours[variant])
     if ceilings:
-        axes.axhline(form.ceiling(ceilings), color="black", linewidth=0.8, linestyle="--", label=form.words)
         floors = {row["workload"]: form.rate({**row, "median_ms": row["floor_ms"]}) for row in rows}
-        edges = [[shapes.index(shape) + side for shape in floors] for side in (-0.42, 0.42)]
-        axes.hlines(list(floors.values()), *edges, color="tab:red", linewidth=1.2, label="roofline of the shape")
+        places = [shapes.index(shape) for shape in floors]
+        frame = {"fill": False, "edgecolor": "0.45", "linewidth": 1.2, "zorder": 0}
+        axes.bar(places, list(floors.values()), 0.9, label="what the shape allows", **frame)
+        axes.axhline(form.ceiling(ceilings), color="black", linewidth=1.6, linestyle="--", label=form.words)
     axes.set_ylabel(form.unit)
-    names = [shape.removeprefix("decode-") for shape in shapes]
-    axes.set_xticks(range(len(shapes)), names, rotation=20 if max(map(len, names)) > 6 else 0)
+    sizes = {row["workload"]: f"{row['size'].replace('x', ' x ')}\n{row['heads']} heads" for row in rows}
+    axes.set_xticks(range(len(shapes)), [f"{name.removeprefix('decode-')}\n{sizes[name]}" for name in shapes], fontsize="small")

@@ -1,7 +1,7 @@
 """A benchmark's results as tables for a terminal."""
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from capgate.compat.terminal import console as plain_console
@@ -38,7 +38,7 @@ def gigabytes(row: Row) -> float:
 class Form(NamedTuple):
     """How an operation's rows are shown.
 
-    size : heading of the sizes
+    size : what the sizes are
     columns : heading and text of each figure that follows the time
     rate, unit : the figure of a plot's bars
     ceiling, words : the line above them, from the results' ceilings and in that unit
@@ -68,7 +68,7 @@ FORMS = {
     "fp8_mqa_logits": Form(
         "S x N",
         {
-            "TFLOP/s": lambda row, results: f"{tflops(row):.3g}",
+            "TFLOP/s": lambda row, results: f"{tflops(row):.0f}",
             "GB/s": lambda row, results: f"{gigabytes(row):.4g}",
             "x floor": _floors,
         },
@@ -82,7 +82,7 @@ FORMS = {
         {
             "GB/s": lambda row, results: f"{gigabytes(row):.4g}",
             "of read": _of_read,
-            "schedule ms": _schedule,
+            "schedule\nms": _schedule,
         },
         gigabytes,
         "GB/s",
@@ -96,7 +96,6 @@ def show(results: Results) -> None:
     """Print the stack, a table for each operation, and what the figures mean."""
     stack = results["stack"]
     console = plain_console()
-    console.width = max(console.width, 128)  # what the tables need: a pipe has 80 columns, and would cut figures short
     builds = f"{stack['device']} ({stack['target']}), Triton {stack['triton']}, torch {stack['torch']}"
     console.print(plain(builds), soft_wrap=True)
     if stack["target"] == "cpu":
@@ -108,7 +107,7 @@ def show(results: Results) -> None:
         rows = [row for row in results["rows"] if row["operation"] == operation]
         missing = [remark for remark in _unmeasured(results) if remark["operation"] == operation]
         if rows or missing:
-            console.print(_table(operation, form, rows, missing, results))
+            _print(console, _table(operation, form, rows, missing, results))
     if results["rows"]:
         _explain(console, results)
     if results["selection"]:
@@ -128,29 +127,45 @@ def _empty(title: str, columns: Iterable[str]) -> Any:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for column in columns:
         table.add_column(column, justify="left" if column in ("shape", "run", "variant") else "right", no_wrap=True)
     return table
 
 
+def _print(console: Any, table: Any) -> None:
+    """Whole, wherever it is printed: a narrower console would cut figures short."""
+    from rich.measure import Measurement
+
+    console.width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
+    console.print(table)
+
+
+def _add(table: Any, lines: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows of one shape, with the lines that name it beside them; the last row is as high as the lines that are left."""
+    named = [*lines[: len(rows) - 1], "\n".join(lines[len(rows) - 1 :])]
+    for number, row in enumerate(rows):
+        table.add_row(named[number] if number < len(named) else "", *row)
+
+
 def _table(operation: str, form: Form, rows: list[Row], missing: list[Row], results: Results) -> Any:
-    table = _empty(operation, ("shape", form.size, "H", "variant", "clean", "ms", "noise", *form.columns))
-    places = list(results["workloads"])
-    for row in sorted([*rows, *missing], key=lambda row: places.index(row["workload"])):
-        if "median_ms" not in row:
-            table.add_row(row["workload"], "", "", row["variant"], "yes" if row["clean_logits"] else "no", "none")
-            continue
-        table.add_row(
-            row["workload"],
-            row["size"],
-            str(row["heads"]),
-            row["variant"],
-            "yes" if row["clean_logits"] else "no",
-            f"{row['median_ms']:.4g}",
-            f"{(row['high_ms'] - row['low_ms']) / row['median_ms']:.1%}",
-            *(text(row, results) for text in form.columns.values()),
-        )
+    table = _empty(f"{operation} ({form.size})", ("shape", "variant", "clean", "ms", "noise", *form.columns))
+    for workload in results["workloads"]:
+        lines: list[str] = []
+        timed = []
+        for row in (row for row in [*rows, *missing] if row["workload"] == workload):
+            clean = "yes" if row["clean_logits"] else "no"
+            if "median_ms" not in row:
+                timed.append((row["variant"], clean, "none"))
+                continue
+            lines = [row["size"], f"{row['heads']} heads"]
+            noise = f"{(row['high_ms'] - row['low_ms']) / row['median_ms']:.1%}"
+            figures = (text(row, results) for text in form.columns.values())
+            timed.append((row["variant"], clean, f"{row['median_ms']:.4g}", noise, *figures))
+        if timed:
+            _add(table, [workload, *lines], timed)
     return table
 
 
@@ -160,7 +175,7 @@ def _explain(console: Any, results: Results) -> None:
         "quartile; GB/s: the fewest bytes the call can move."
     ]
     if any(row["schedule_ms"] is not None for row in results["rows"]):
-        lines.append("Decode is timed with its schedule given, as the layers of a step share one; schedule ms: making it.")
+        lines.append("Decode is timed with its schedule given, as the layers of a step share one; schedule: making it.")
     if ceilings := results["ceilings"]:
         flops, copy, read = ceilings["flops"] / 1e12, ceilings["copy"] / 1e12, ceilings["read"] / 1e12
         lines.append(
@@ -193,16 +208,13 @@ def _range(rounds: list[float]) -> str:
 
 
 def _show_selection(console: Any, results: Results) -> None:
-    columns = ("logits", "selection", "x read", "topk", "whole", "x logits", "noise", "peak")
-    table = _empty("Selecting the keys: ms", ("shape", "S x N", "top", "variant", *columns))
+    columns = ("logits", "selec-\ntion", "x\nread", "topk", "whole", "x\nlogits", "noise", "peak")
+    table = _empty("Selecting the keys: ms", ("shape", "variant", *columns))
     for row in results["selection"]:
         logits, selection, topk, whole = (
             statistics.median(row[f"{name}_ms"]) for name in ("logits", "selection", "topk", "whole")
         )
-        table.add_row(
-            row["workload"],
-            row["size"],
-            str(row["top_k"]),
+        figures = (
             row["variant"],
             f"{logits:.4g}",
             f"{selection:.4g}",
@@ -213,7 +225,8 @@ def _show_selection(console: Any, results: Results) -> None:
             _range(row["whole_ms"]),
             f"{row['peak_bytes'] / row['budget']:.2f}" if row["peak_bytes"] is not None else "",
         )
-    console.print(table)
+        _add(table, [row["workload"], row["size"], f"top {row['top_k']}"], [figures])
+    _print(console, table)
     _note(
         console,
         f"{SELECTION_WORDS} Medians of {results['repeats']} calls and {results['rounds']} rounds; noise: of the whole, "
@@ -236,7 +249,7 @@ def _show_serving(console: Any, results: Results) -> None:
             *(f"{statistics.median(row[name]):.4g}" for name in ("prefill_s", "decode_s")),
             _range(totals),
         )
-    console.print(table)
+    _print(console, table)
     for name, facts in results["workloads"].items():
         if "share" in facts:
             _note(
@@ -254,5 +267,5 @@ def _show_accuracy(console: Any, results: Results) -> None:
     for row in results["accuracy"]:
         figures = (f"{statistics.median(row['metrics'][name]):.5f}" for name in names)
         table.add_row(row["workload"], row["variant"], "yes" if row["clean_logits"] else "no", *figures)
-    console.print(table)
+    _print(console, table)
     _note(console, ACCURACY_WORDS)

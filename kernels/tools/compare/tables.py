@@ -141,15 +141,15 @@ def plot(kind: str, comparison: Comparison) -> bytes:
         axes = figure.subplots()
         for number, stack in enumerate(comparison.stacks):
             _bars(axes, comparison, metrics, stack, base, (number + 0.5) * width - 0.4, width)
-        axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
-        axes.set_ylabel(f"of {base}", fontsize="small")
+        axes.axhline(1, color="black", linewidth=1.2, linestyle="--")
         names = [f"{metric.workload}\n{metric.name.removeprefix('output ')}" for metric in metrics]
         axes.set_xticks(range(len(metrics)), names, fontsize="small")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-        figure.suptitle(f"{share}{device}", x=0.01, ha="left")
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2, frameon=False, fontsize="small")
+        figure.suptitle(f"{share}{device}\n100% is {base}", x=0.01, ha="left", fontsize="medium")
 
-    return picture(kind, (max(7.0, 2.0 + 1.3 * len(metrics)), 4.2), draw)
+    bars = len(metrics) * len(comparison.stacks)
+    return picture(kind, (max(9.0, 1.5 + 0.8 * bars), 6.2), draw)
 
 
 def _bars(
@@ -163,4 +163,4 @@ def _bars(
     places = [place + offset for place, _ in own]
     axes.bar(places, heights, width, yerr=[below, above], capsize=2, label=str(stack))
     for place, height in zip(places, heights, strict=True):
-        axes.annotate(f"{height:.0%}", (place, height), (0, 3), textcoords="offset points", ha="center", fontsize="x-small")
+        axes.annotate(f"{height:.0%}", (place, height), (0, 3), textcoords="offset points", ha="center", fontsize="small")

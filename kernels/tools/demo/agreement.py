@@ -69,14 +69,14 @@ def show(console: Any, title: str, outcomes: list[Outcome], default: str | None,
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
     end_to_end = any(outcome.end_to_end is not None for outcome in outcomes)
-    columns = ("variant", "clean", "ms", "diff", *(("from bf16",) if end_to_end else ()), "disturbed")
+    columns = ("variant", "clean", "time", "diff", *(("from bf16",) if end_to_end else ()), "disturbed")
     for column in columns:
         table.add_column(column, justify="left" if column == "variant" else "right")
     for outcome in outcomes:
         table.add_row(
             f"{outcome.variant} (default)" if outcome.variant == default else outcome.variant,
             "yes" if outcome.clean else "no",
-            f"{outcome.milliseconds:.4g}",
+            duration(outcome.milliseconds),
             f"{outcome.difference:.1e}",
             *((f"{outcome.end_to_end:.1e}",) if end_to_end else ()),
             str(outcome.disturbed),
@@ -84,6 +84,14 @@ def show(console: Any, title: str, outcomes: list[Outcome], default: str | None,
     console.print(table)
     for note in notes:
         console.print(note)
+
+
+def duration(milliseconds: float) -> str:
+    """Three digits and the unit that people read them in."""
+    for unit, size in (("s", 1000.0), ("ms", 1.0)):
+        if milliseconds / size >= 0.9995:  # which has the digits of 1.00
+            return f"{milliseconds / size:.3g} {unit}"
+    return f"{milliseconds * 1000:.3g} us"
 
 
 def mebibytes(size: int) -> str:

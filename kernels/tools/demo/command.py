@@ -50,6 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
             raise CommandError(f"--stack: a report ended with status {error.returncode}") from error
         stacks.show(console, results["stacks"])
     failed = [f"{outcome.variant} of {outcome.operation}" for outcome in outcomes if outcome.failed]
+    if not failed:
+        names = ", ".join(dict.fromkeys(outcome.variant for outcome in outcomes))
+        console.print(f"Every variant that runs here ({names}) agrees with float64.", style="bold")
     if failed:
         print(f"capgate: disagreement in {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

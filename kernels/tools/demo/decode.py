@@ -14,6 +14,7 @@ from ...quantize import quantize_queries
 from ..workloads.decode import DecodeBatch, around
 from ..workloads.paging import scattered_table, slots
 from .agreement import SENTINEL, Outcome, calc_diff, count_disturbed, runnable, show, timer_of
+from .working import working
 
 HEADS, DIM, BLOCK, NEXT_N = 64, 128, 64, 2  # two rows a request: one draft token
 ON_GPU = (64, 8192 // 4)  # requests, and their mean context in keys: 8192 tokens at one key per 4
@@ -42,7 +43,8 @@ def score(console: Any, device: torch.device) -> list[Outcome]:
     requests, mean = ON_GPU if device.type == "cuda" else ON_CPU
     problem = example(device)
     step = _activations(requests, mean, device)
-    batch = _quantise(step, getattr(torch, problem.dtype))
+    with working("quantising"):
+        batch = _quantise(step, getattr(torch, problem.dtype))
     sizes = (
         f" of {int(step.lens.min())} to {int(step.lens.max())} keys in a paged cache "
         f"(blocks of {BLOCK}), {NEXT_N} rows a request, {HEADS} heads of {DIM}: bfloat16 activations are quantised to "
@@ -50,7 +52,8 @@ def score(console: Any, device: torch.device) -> list[Outcome]:
     )
     console.print(Text.assemble((f"Decode: {requests} requests", "bold"), sizes))
     names, notes = runnable(operation, problem)
-    same, activations = _exact(batch), _from_activations(step, batch.max_context_len)
+    with working("float64"):
+        same, activations = _exact(batch), _from_activations(step, batch.max_context_len)
     outcomes = [_run_variant(batch, same, activations, name, clean) for name in names for clean in (True, False)]
     show(console, operation.name, outcomes, operation.explain(problem).variant, notes)
     console.print()
@@ -109,7 +112,8 @@ def _run_variant(batch: DecodeBatch, same: torch.Tensor, activations: torch.Tens
     schedule = paged_mqa_schedule(batch.context_lens, BLOCK, workers)
     logits = empty_logits((batch.weights.shape[0], batch.max_context_len), device).fill_(SENTINEL)
     keywords: dict[str, Any] = {"max_context_len": batch.max_context_len, "clean_logits": clean, "variant": variant}
-    timing = timer(partial(fp8_paged_mqa_logits, *batch.operands, schedule=schedule, out=logits, **keywords))
+    with working(f"{variant}, clean_logits={clean}"):
+        timing = timer(partial(fp8_paged_mqa_logits, *batch.operands, schedule=schedule, out=logits, **keywords))
 
     inside = ~same.isnan()
     difference, end_to_end = (calc_diff(logits[inside], exact[inside]) for exact in (same, activations))

@@ -1,6 +1,5 @@
 """A packed prefill batch, as DeepSeek-V4-Flash's serving stack makes one, through every variant that runs here."""
 
-import sys
 from functools import partial
 from typing import Any
 
@@ -10,10 +9,10 @@ from ...mqa_logits import fp8_mqa_logits, reference
 from ...mqa_logits.operation import example, operation
 from ..workloads.prefill import PrefillBatch, prompts
 from .agreement import SENTINEL, Outcome, calc_diff, count_disturbed, mebibytes, runnable, show, timer_of
+from .working import working
 
 ON_GPU = (1024,) * 16  # 16384 tokens: what such a serving stack puts into one prefill batch at most
-ON_CPU = (512, 256, 128, 128)
-CHUNK_ROWS = 64  # of a call on the CPU, so that a progress bar can move
+ON_CPU = (128, 64, 64)  # Triton's interpreter takes ten seconds for it, on one core
 
 
 def score(console: Any, device: torch.device) -> list[Outcome]:
@@ -24,20 +23,22 @@ def score(console: Any, device: torch.device) -> list[Outcome]:
     workload, problem = prompts(lengths), example(device)
     batch = workload.make(device, getattr(torch, problem.dtype))
     sizes = (
-        f" of {', '.join(map(str, dict.fromkeys(lengths)))} tokens, as DeepSeek-V4-Flash prefills: {workload.rows} query rows "
+        f" of {_each(lengths)} tokens, as DeepSeek-V4-Flash prefills: {workload.rows} query rows "
         f"x {workload.keys} keys, {workload.heads} heads of {workload.dim}, {problem.dtype}"
     )
     console.print(Text.assemble((f"Prefill: {workload.words}", "bold"), sizes))
     exact = torch.full((workload.rows, workload.keys), float("nan"), device=device, dtype=torch.float64)
-    reference.launch(batch.operands, exact, clean_logits=False, compressed=False, accumulate=torch.float64)
+    with working("float64"):
+        reference.launch(batch.operands, exact, clean_logits=False, compressed=False, accumulate=torch.float64)
 
     names, notes = runnable(operation, problem)
     outcomes = [_run_variant(batch, exact, name, clean) for name in names for clean in (True, False)]
     show(console, operation.name, outcomes, operation.explain(problem).variant, notes)
     cells, inside = workload.rows * workload.keys, batch.cells
+    clean, unclean = batch.least_bytes(True), batch.least_bytes(False)
     console.print(
-        f"clean_logits=False writes {mebibytes(4 * inside)} of logits instead of {mebibytes(4 * cells)}: "
-        f"{100 * (1 - inside / cells):.0f} % of the memory traffic saved."
+        f"clean_logits=False writes {mebibytes(4 * inside)} of logits instead of {mebibytes(4 * cells)}. With every operand "
+        f"read once, a call then moves {mebibytes(unclean)} instead of {mebibytes(clean)}: {1 - unclean / clean:.0%} less."
     )
     window = int((batch.ends - batch.starts).max())
     console.print(
@@ -47,24 +48,18 @@ def score(console: Any, device: torch.device) -> list[Outcome]:
     return outcomes
 
 
+def _each(lengths: tuple[int, ...]) -> str:
+    """As many lengths as there are prompts: "16 x 1024", or "256, 128, 64, 64"."""
+    return f"{len(lengths)} x {lengths[0]}" if len(set(lengths)) == 1 else ", ".join(map(str, lengths))
+
+
 def _run_variant(batch: PrefillBatch, exact: torch.Tensor, variant: str, clean: bool) -> Outcome:
     """Time one variant on the batch, and compare it with float64 inside the windows (NaN outside), with a sentinel outside."""
-    from rich.progress import track
-
     device, rows = batch.q.device, batch.q.shape[0]
     logits = torch.full((rows, batch.k.shape[0]), SENTINEL, device=device)
-    chunk = rows if device.type == "cuda" else CHUNK_ROWS
-    timer = timer_of(device)
-
-    q, k, k_scale, weights, starts, ends = batch.operands
-
-    def score_rows(block: slice) -> None:
-        rows_of = (q[block], k, k_scale, weights[block], starts[block], ends[block])
-        fp8_mqa_logits(*rows_of, clean_logits=clean, out=logits[block], variant=variant)
-
-    blocks = [slice(first, first + chunk) for first in range(0, rows, chunk)]
-    shown = track(blocks, f"{variant}, clean_logits={clean}", transient=True, disable=not sys.stdout.isatty())
-    milliseconds = sum(timer(partial(score_rows, block)).median for block in shown)
+    call = partial(fp8_mqa_logits, *batch.operands, clean_logits=clean, out=logits, variant=variant)
+    with working(f"{variant}, clean_logits={clean}"):
+        milliseconds = timer_of(device)(call).median
 
     inside = ~exact.isnan()
     difference = calc_diff(logits[inside], exact[inside])

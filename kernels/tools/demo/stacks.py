@@ -7,9 +7,12 @@ import sys
 from contextlib import ExitStack
 from typing import Any
 
-from capgate.compat import targets
+from capgate.compat import report, targets
+from capgate.compat.command import prints_to_stderr
 from capgate.compat.offline.children import Child
 from capgate.compat.releases import parse_release
+
+from .working import working
 
 OPERATION, DECODE = "fp8_mqa_logits", "fp8_paged_mqa_logits"
 
@@ -18,17 +21,16 @@ TARGETS = {"hip:gfx942": "gluon_cdna4", "hip:gfx950": "gluon_cdna4", "cuda:90": 
 
 
 def collect(folders: list[str]) -> list[dict[str, Any]]:
-    """The reports of this Triton and of those in ``folders`` for each of TARGETS, by child processes, two at a time."""
-    asked = [(folder, target) for folder in [*folders, ""] for target in TARGETS]
+    """The reports of this Triton and of those in ``folders`` for each of TARGETS, by a child process each."""
     reports = []
     with ExitStack() as stack:
-        children: list[Child] = []
-        for number in range(len(asked)):
-            children += [stack.enter_context(_report(*question)) for question in asked[len(children) : number + 2]]
-            said, _ = children[number].communicate()
-            if children[number].returncode:
-                raise subprocess.CalledProcessError(children[number].returncode, children[number].args)
-            reports.append(json.loads(said))
+        children = [stack.enter_context(_reports(folder)) for folder in [*folders, ""]]
+        for child, folder in zip(children, [*folders, "this Triton"], strict=True):
+            with working(f"the reports of {folder}"):
+                said, _ = child.communicate()
+            if child.returncode:
+                raise subprocess.CalledProcessError(child.returncode, child.args)
+            reports += json.loads(said)
     rows = [
         {
             "triton": found["triton"],
@@ -43,33 +45,48 @@ def collect(folders: list[str]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: parse_release(row["triton"] or ""))
 
 
-def _report(folder: str, target: str) -> Child:
-    """What prints the report of the Triton in a folder, or of this one where that is "", for a target."""
+def _reports(folder: str) -> Child:
+    """What prints the reports of the Triton in a folder, or of this one where that is "", as JSON."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     path = environment.get("PYTHONPATH", "")
     environment["PYTHONPATH"] = os.pathsep.join(part for part in (folder and os.path.abspath(folder), path) if part)
-    command = [sys.executable, "-m", "capgate.compat", "--json", "--target", target]
-    return Child(command, env=environment, stdout=subprocess.PIPE)
+    return Child([sys.executable, "-m", __name__], env=environment, stdout=subprocess.PIPE)
+
+
+def decisive(row: dict[str, Any]) -> str:
+    """The one reason that decides a row: why its Gluon variant is taken, or what stands against it.
+
+    Where both the build and the target stand against it, the target does: no other Triton would change that. A machine without
+    a GPU has no Gluon variant; there it is what stands against the classic one.
+    """
+    gluon = row["gluon"]
+    if row["target"] == "cpu":
+        classic: str = next(step["reason"] for step in row["trace"] if step["variant"] == "classic")
+        return classic.partition("; ")[0]
+    reason: str = gluon["reason"]
+    return reason if gluon["available"] else reason.split("; ")[-1]
 
 
 def show(console: Any, rows: list[dict[str, Any]]) -> None:
-    """Print what :func:`collect` found: the variants of prefill and decode, and why prefill takes its."""
+    """Print what :func:`collect` found: the variants of prefill and decode, and the reason that decides."""
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True, show_lines=False)
-    table.title, table.title_justify, table.title_style = "Which variant would run, and could it be Gluon", "left", "bold"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.title, table.title_justify, table.title_style = "Which variant would run, and why", "left", "bold"
     for column in ("Triton", "target", "prefill", "decode"):
         table.add_column(column, no_wrap=True)
-    table.add_column("why", ratio=1)
+    table.add_column("why")
     for row in rows:
-        gluon, target = row["gluon"], targets.parse(row["target"])
-        taken = next((step["reason"] for step in row["trace"] if step["variant"] == row["variant"]), "nothing accepts it")
-        passed_over = [f"not {step['variant']}: {step['reason']}" for step in row["trace"] if not step["accepted"]]
-        lines = [taken, *passed_over]
-        if not any(step["variant"] == gluon["capability"] for step in row["trace"]):  # otherwise its variant has said so
-            lines.append(f"{gluon['capability']} {'holds' if gluon['available'] else 'does not hold'}: {gluon['reason']}")
         variants = (row["variant"] or "none", row["decode"]["variant"] or "none")
-        table.add_row(row["triton"] or "none", target.label, *variants, "\n".join(lines))
-        table.add_section()
+        table.add_row(row["triton"] or "none", targets.parse(row["target"]).label, *variants, decisive(row))
     console.print(table)
+    console.print(
+        "Every reason of a row: capgate report --target hip:gfx950, with that Triton's folder on PYTHONPATH.", style="dim"
+    )
+
+
+if __name__ == "__main__":
+    with prints_to_stderr():
+        found = [report.collect(target) for target in TARGETS]
+    json.dump(found, sys.stdout)

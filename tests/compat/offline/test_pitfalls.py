@@ -1,0 +1,51 @@
+"""What this lane's Triton makes of the kernels of support.pitfalls, read in compiled code."""
+
+import json
+import re
+import subprocess
+import sys
+from functools import lru_cache
+from typing import Any
+
+import pytest
+
+from capgate import compat
+from support.processes import environment
+
+for needed in ("torch", "triton"):
+    pytest.importorskip(needed)
+
+
+@lru_cache
+def compile_all() -> dict[str, Any]:
+    command = [sys.executable, "-m", "support.compile_pitfalls"]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment())
+    assert child.returncode == 0, child.stderr[-4000:]
+    return json.loads(child.stdout)
+
+
+@pytest.mark.parametrize("kernel", ["carried_bounds", "gluon_carried_bounds"])
+def test_the_bounds_that_a_loop_carries_stay_in_it_where_the_capability_holds(kernel: str) -> None:
+    caps = compat.capabilities("cuda:90")
+    if kernel.startswith("gluon") and not caps.gluon:
+        pytest.skip(caps.why("gluon"))
+    # Both loads of the next row's bounds, or none: the inner loop then has the first row's in every row.
+    assert compile_all()["loads"][kernel] == (2 if caps.carried_loop_bounds else 0), caps.why("carried_loop_bounds")
+
+
+def test_a_wgmma_behind_a_loop_has_its_descriptor_on_every_way_where_the_capability_holds() -> None:
+    caps = compat.capabilities("cuda:90")
+    if not caps.gluon:
+        pytest.skip(caps.why("gluon"))
+    assert (compile_all()["undefined"] == []) == caps.wgmma_after_zero_trip_loop, caps.why("wgmma_after_zero_trip_loop")
+
+
+def test_an_mbarrier_that_nobody_uses_shares_its_memory_and_is_found_out() -> None:
+    """Every Triton's allocator gives it to the tile behind it; what invalidates the barrier first is in order."""
+    caps = compat.capabilities("cuda:90")
+    if not caps.gluon:
+        pytest.skip(caps.why("gluon"))
+    unused, invalidated = compile_all()["faults"]
+    assert len(unused) == 1
+    assert re.fullmatch(r"the mbarrier at \d+ is valid while .* writes \d+ to \d+", unused[0])
+    assert invalidated == []

@@ -1,0 +1,109 @@
+"""The gluon_hopper kernels compiled for an H100 that is not here, by this lane's Triton: what a pass over keys needs, once."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from capgate import compat
+from capgate.compat.offline.occupancy import MULTIPROCESSORS, RESERVED_SHARED_BYTES
+from support.processes import environment
+
+# Kinds of call as support.compile_hopper takes them: heads, dims, output; then query rows, where they are so few that the
+# kernel guesses what it needs first, or keys of a block and next_n. Every row of the tuning tables, and every output mode.
+DENSE = (
+    *("64,128,clean", "64,128,unclean", "64,128,compressed", "32,128,clean", "16,64,clean", "128,32,clean"),
+    *("64,128,unclean,64", "32,128,compressed,64"),
+)
+PAGED = {  # and the columns of their products: rows of a request together, times heads
+    "64,128,unclean,64,1": 64,
+    "64,128,clean,32,2": 128,
+    "32,128,unclean,128,3": 128,
+    "128,128,clean,128,8": 128,
+    "16,64,unclean,32,8": 128,
+    "16,32,clean,64,1": 16,
+}
+KINDS = [("mqa_logits", kind) for kind in DENSE] + [("paged_mqa_logits", kind) for kind in PAGED]
+
+
+def compile_all(operation: str) -> tuple[list[dict[str, Any]], str]:
+    kinds = [kind for home, kind in KINDS if home == operation]
+    command = [sys.executable, "-m", "support.compile_hopper", operation, *kinds]
+    try:
+        child = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment())
+    except subprocess.TimeoutExpired as hung:
+        return [json.loads(line) for line in (hung.stdout or b"").splitlines()], f"it hung: {hung}"
+    return [json.loads(line) for line in child.stdout.splitlines()], child.stderr[-4000:]
+
+
+@pytest.fixture(autouse=True)
+def _gluon_hopper() -> None:
+    caps = compat.capabilities("cuda:90")
+    if not caps.gluon_hopper:
+        pytest.skip(caps.why("gluon_hopper"))
+
+
+@pytest.fixture
+def result(once: Callable[..., Any], operation: str, kind: str) -> dict[str, Any]:
+    results, last_words = once(("gluon_hopper", operation), lambda: compile_all(operation))
+    index = [each for home, each in KINDS if home == operation].index(kind)
+    assert len(results) > index, last_words
+    return results[index]
+
+
+kinds = pytest.mark.parametrize(("operation", "kind"), KINDS)
+
+
+@kinds
+def test_fits_without_spills(result: dict[str, Any], operation: str) -> None:
+    """One program of the dense kernel fills an SM; two of the paged one fit there, and keep more bytes in flight."""
+    programs = 1 if operation == "mqa_logits" else 2
+    assert result["spills"] == 0
+    assert result["warps"] * 32 >= programs * result["threads"]
+    assert 0 < result["shared"] <= MULTIPROCESSORS["90"].shared_bytes // programs - RESERVED_SHARED_BYTES
+
+
+@kinds
+def test_products_are_issued_in_one_place_and_in_parallel(result: dict[str, Any], operation: str, kind: str) -> None:
+    """A second place, such as a peeled iteration, would need wgmma_after_zero_trip_loop, which some of the lanes lack.
+
+    C7514 is ptxas's warning that it serializes wgmmas: an accumulator in flight crosses the loop's back edge.
+    """
+    dim = int(kind.split(",")[1])
+    dense = operation == "mqa_logits"
+    columns, tiles = (128, 2 * 2) if dense else (PAGED[kind], 1)  # two warpgroups of the dense kernel have two tiles each
+    assert result["wgmma"] == {f"wgmma.mma_async.sync.aligned.m64n{columns}k32.f32.e4m3.e4m3": tiles * dim // 32}
+    assert result["undefined"] == []
+    assert not result["serialized"]
+
+
+@kinds
+def test_an_mbarriers_memory_is_nobody_elses_while_it_is_valid(result: dict[str, Any], operation: str, kind: str) -> None:
+    """Triton's allocator gives the memory of a barrier that is not used any more to the next tile, scratch, or arguments of
+    specialised warps, invalidated or not; then cells of -inf held what an init had stored there."""
+    assert result["faults"] == []
+
+
+@kinds
+def test_no_load_left_the_producers_loops(result: dict[str, Any], operation: str, kind: str) -> None:
+    """In every lane alike, also where carried_loop_bounds does not hold: what is loaded ahead is loaded for every item."""
+    _, _, mode, *sizes = kind.split(",")
+    clean = mode == "clean"
+    if operation == "mqa_logits":  # the windows of the next group; the fill's, beside the key tiles and behind them
+        assert result["loads"] == 1 + 2 * clean
+    else:  # a request's lengths; the block of each piece of a tile of 64 keys; the fill's lengths
+        assert result["loads"] == 1 + max(1, 64 // int(sizes[0])) + clean
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind", "keys"), [("mqa_logits", "64,128,unclean", 128 * 2), ("paged_mqa_logits", "64,128,unclean,64,1", 64)]
+)
+def test_capgate_compile_shows_the_pass_over_the_keys(result: dict[str, Any], keys: int) -> None:
+    """Its hot loop is a tile's: keys of a tile for each of a warpgroup's rows, shared out among four warps."""
+    assert result["hot_loop"]["keys"] == keys / 4
+    assert result["hot_loop"]["mfma"] == {128 * 2: 8, 64: 4}[keys]
+    assert min(result["hot_loop"][kind] for kind in ("valu", "salu", "lds", "vmem")) > 0
+    assert (result["spills"], result["scratch"]) == (0, 0)

@@ -1,0 +1,86 @@
+"""The upstream projects' tests through the drop-ins, on CPU tensors; tests/gpu has them in upstream's sizes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from capgate import compat
+from support import upstream
+
+FN = torch.float8_e4m3fn
+# Of upstream's small grid; all of it is asked of the functions themselves.
+SIZES = pytest.mark.parametrize(("rows", "keys"), [(1, 1), (1, 113), (17, 76)], ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _through_the_dropins(tmp_path: Path, branch: str) -> Iterator[None]:
+    """Every drop-in installed, and every call on one branch."""
+    named = dict.fromkeys(("fp8_mqa_logits", "fp8_paged_mqa_logits"), branch)
+    with upstream.installed(tmp_path), compat.override(variant=named):
+        yield
+
+
+def prefill(rows: int, keys: int, heads: int = 64, dim: int = 128, parallel: bool = False) -> "upstream.Prefill":
+    return upstream.Prefill("cpu", rows, keys, heads, dim, parallel=parallel, dtype=FN)
+
+
+@SIZES
+@pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "unclean"])
+def test_aiter_prefill(rows: int, keys: int, clean_logits: bool) -> None:
+    upstream.aiter_mqa_logits(prefill(rows, keys, dim=64), clean_logits=clean_logits)
+
+
+@SIZES
+def test_deep_gemm_prefill(rows: int, keys: int) -> None:
+    upstream.deep_gemm_mqa_logits(prefill(rows, keys), compressed=False)
+
+
+@pytest.mark.parametrize(("rows", "keys"), [(1, 16), (17, 76)], ids=str)
+def test_deep_gemm_prefill_compressed(rows: int, keys: int) -> None:
+    upstream.deep_gemm_mqa_logits(prefill(rows, keys, heads=32), compressed=True)
+
+
+@SIZES
+def test_vllm_prefill(rows: int, keys: int) -> None:
+    upstream.vllm_mqa_logits(prefill(rows, keys, heads=32, dim=64))
+
+
+@pytest.mark.parametrize("compressed", [True, False], ids=["compressed", "logits"])
+def test_deep_gemm_prefill_of_one_rank_of_several(compressed: bool) -> None:
+    upstream.deep_gemm_mqa_logits(prefill(20, 120, parallel=True), compressed=compressed)
+
+
+@pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "unclean"])
+def test_aiter_prefill_of_one_rank_of_several(clean_logits: bool) -> None:
+    upstream.aiter_mqa_logits(prefill(20, 120, heads=32, parallel=True), clean_logits=clean_logits)
+
+
+def decode(next_n: int, block: int, two_d: bool = False, mean: int = 150) -> "upstream.Decode":
+    return upstream.Decode("cpu", 5, next_n, 32, 64, mean, block, two_d=two_d, dtype=FN)
+
+
+@pytest.mark.parametrize("two_d", [True, False], ids=["row-lengths", "lengths"])
+@pytest.mark.parametrize(("next_n", "block"), [(1, 64), (2, 64), (2, 32), (4, 64)])
+def test_deep_gemm_decode(next_n: int, block: int, two_d: bool) -> None:
+    upstream.deep_gemm_paged_mqa_logits(decode(next_n, block, two_d), 300)
+
+
+@pytest.mark.parametrize(("block", "preshuffle"), [(1, False), (64, False), (16, True), (32, True), (64, True), (128, True)])
+@pytest.mark.parametrize("next_n", [1, 3])
+def test_aiter_decode(next_n: int, block: int, preshuffle: bool) -> None:
+    upstream.aiter_paged_mqa_logits(decode(next_n, block), 400, preshuffle=preshuffle)
+
+
+@pytest.mark.parametrize("preshuffle", [True, False], ids=["tiles", "flat"])
+def test_aiter_decode_from_a_cache_with_padded_rows(preshuffle: bool) -> None:
+    """ATOM rounds the 132 bytes of a key up to 144: the room is at the end of each block."""
+    upstream.aiter_paged_mqa_logits(decode(2, 16), 256, preshuffle=preshuffle, width=80)
+
+
+@pytest.mark.parametrize("two_d", [True, False], ids=["row-lengths", "lengths"])
+@pytest.mark.parametrize("compress_ratio", [1, 4])
+@pytest.mark.parametrize(("next_n", "block"), [(1, 1), (1, 64), (2, 64)])
+def test_vllm_decode(next_n: int, block: int, compress_ratio: int, two_d: bool) -> None:
+    upstream.vllm_paged_mqa_logits(decode(next_n, block, two_d), 300, compress_ratio)

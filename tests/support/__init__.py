@@ -1,0 +1,12 @@
+"""What tests of several folders share. pyproject.toml puts tests/ on pytest's path, so that all of them import it from here.
+
+judge, paged, selection            calls, answers in float64 straight from the formula, and what counts as agreement
+upstream                           the tests that aiter, DeepGEMM and vLLM have for their MQA logits
+emulation                          Triton kernels compiled for gfx950 and launched in the emulator
+emulated_mqa, emulated_paged_mqa   the variants of the logits there
+steady_loop                        the loop that such a kernel stays in, and the rules that its instructions keep
+sample_kernels, sample_gluon_kernel, pitfalls    kernels that are not capgate's
+code_reading, mbarriers, llvm_ir   what is looked for in compiled code
+compile_hopper, compile_pitfalls, sharing    what runs in a process of its own: python -m support.compile_pitfalls
+processes                          the environment of such a process
+"""

@@ -1,0 +1,72 @@
+"""Compile gluon_hopper kernels for cuda:90 without a GPU, and print one line of JSON for each kind of call, in order.
+
+    python -m support.compile_hopper mqa_logits HEADS,DIM,MODE[,ROWS] ...
+    python -m support.compile_hopper paged_mqa_logits HEADS,DIM,MODE,BLOCK,NEXT_N ...
+
+MODE: a key of the operation's MODES; ROWS: query rows, 4096 otherwise.
+tests/kernels/common/test_hopper_compile.py runs it as a child process.
+"""
+
+import json
+import re
+import sys
+from collections import Counter
+from contextlib import redirect_stdout
+from importlib import import_module
+from io import StringIO
+from typing import Any
+
+import triton
+
+from capgate import compat
+from capgate.compat.offline.child import describe, disassembled, set_absent_gpu
+from capgate.compat.offline.disassembly import read_sass
+
+from . import code_reading, mbarriers
+
+
+def main(operation: str, *kinds: str) -> None:
+    triton.knobs.compilation.always_compile = True  # a cached result comes without ptxas's log
+    triton.knobs.nvidia.dump_ptxas_log = True
+    set_absent_gpu(compat.capabilities("cuda:90").target)
+    for kind in kinds:
+        print(json.dumps(compile_kind(operation, kind)), flush=True)
+
+
+def compile_kind(operation: str, kind: str) -> dict[str, Any]:
+    """What the compiler says of one kind of call, and what it made."""
+    target = compat.capabilities("cuda:90").target
+    module = import_module(f"capgate.kernels.{operation}.operation")
+    kernels = import_module(f"capgate.kernels.{operation}.gluon_hopper")
+    heads, dim, mode, *sizes = kind.split(",")
+    problem = module.example_problem(target, int(heads), int(dim), mode)
+    if len(sizes) == 2:
+        problem = problem._replace(block_size=int(sizes[0]), next_n=int(sizes[1]))
+    call = module.example_call(problem)
+    inputs, out = call.operands
+    if len(sizes) == 1:
+        rows = slice(int(sizes[0]))
+        inputs = inputs._replace(**{name: getattr(inputs, name)[rows] for name in ("q", "weights", "starts", "ends")})
+        out = out[rows]
+    (launch,) = kernels.kernel.prepare(problem, inputs, out, **call.options)
+    kernel, grid, arguments, keywords = launch
+    with redirect_stdout(StringIO()) as log:
+        compiled = kernel.warmup(*arguments, grid=grid, **keywords)
+    taken = describe(compiled, target, call, log.getvalue())
+    return {
+        "shared": taken["lds_bytes"],
+        "spills": taken["spills"],
+        "scratch": taken["scratch_bytes"],
+        "hot_loop": taken["hot_loop"],
+        "warps": taken["waves_per_simd"] * 4,  # of as many programs as fit on an SM
+        "threads": int(re.search(r"\.reqntid (\d+)", compiled.asm["ptx"])[1]),
+        "wgmma": Counter(re.findall(r"wgmma\.mma_async\S*", compiled.asm["ptx"])),
+        "serialized": "C7514" in log.getvalue(),
+        "loads": code_reading.loads_in_loops(compiled.asm["ttgir"]),
+        "faults": mbarriers.faults(compiled.asm["llir"], mbarriers.boxes_of(list(compiled.src.signature.values()))),
+        "undefined": code_reading.undefined_descriptors(read_sass(disassembled(compiled.asm["cubin"]))),
+    }
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,143 @@
+"""MQA logits in the emulator: a branch's compiled kernel, launched on a call and held against the formula in float64."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from triton.compiler import ASTSource
+
+from capgate.compat import Kernel, Launch, Target, capabilities
+from capgate.kernels.mqa_logits import classic
+from capgate.kernels.mqa_logits.api import describe
+from capgate.kernels.mqa_logits.operands import Inputs
+from emulator import Program, Result, parse, run
+
+from .emulation import bound, compile_launch
+from .judge import Call, formula, make_call, sentinels, storage_of
+
+TARGET = Target("hip", "gfx950", 64)
+LIMIT = 1e-6  # of a cell's error, as a part of the sum of magnitudes
+
+
+class Branch(NamedTuple):
+    """A variant's kernel, and the kind of source that it is."""
+
+    kernel: Kernel[Any]
+    make_source: Callable[..., Any] = ASTSource
+
+
+BRANCHES = {"classic": Branch(classic.kernel)}
+if capabilities(TARGET).gluon_cdna4:
+    from capgate.compat.gluon import GluonASTSource
+    from capgate.kernels.mqa_logits import gluon_cdna4
+
+    BRANCHES["gluon_cdna4"] = Branch(gluon_cdna4.kernel, GluonASTSource)
+
+
+class Case(NamedTuple):
+    """A call, its output mode and its output, with cells that must keep their bits."""
+
+    call: Call
+    clean_logits: bool
+    max_window: int | None = None
+
+    def output(self) -> torch.Tensor:
+        return sentinels(self.call.q.shape[0], self.max_window or self.call.k.shape[0])
+
+    def launch(self, kernel: Kernel[Any], out: torch.Tensor) -> Launch:
+        compressed = self.max_window is not None
+        inputs = Inputs(*self.call)
+        problem = describe(inputs, out, self.clean_logits, compressed)._replace(device=TARGET)
+        (launch,) = kernel.prepare(problem, inputs, out, clean_logits=self.clean_logits, compressed=compressed)
+        return launch
+
+    def answer(self) -> Any:
+        return formula(self.call, self.max_window)
+
+
+WINDOWS: dict[str, Sequence[tuple[int, int]]] = {
+    "full": [(0, 300)] * 5,
+    "empty": [(0, 0), (7, 7), (300, 300), (128, 128), (0, 0)],
+    "inverted": [(200, 100), (1, 0), (300, 0), (0, 300), (299, 2)],
+    "past the ends": [(-5, 20), (250, 1000), (-(2**31), 2**31 - 1), (400, 500), (299, 301)],
+    "extremes": [(0, -(2**31)), (2**31 - 1, 2**31 - 1), (2**31 - 1, -(2**31)), (-(2**31), 1), (299, 2**31 - 1)],
+    "start > 0": [(1, 300), (129, 130), (127, 257), (17, 200), (255, 300)],
+    "neighbours": [(0, 90), (90, 140), (140, 141), (141, 270), (270, 300)],
+}
+
+
+def windowed(rows: Sequence[tuple[int, int]], heads: int, dim: int, keys: int = 300, seed: int = 0) -> Call:
+    """Random operands under the given windows."""
+    starts, ends = (torch.tensor(column, dtype=torch.int32) for column in zip(*rows, strict=True))
+    return make_call(len(rows), keys, heads, dim, "full", seed=seed)._replace(starts=starts, ends=ends)
+
+
+class Prepared(NamedTuple):
+    """A case's launch: everything but the emulator's switches."""
+
+    case: Any  # a Case, or what has its methods
+    compiled: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    out: torch.Tensor
+    answer: Any  # what the formula gives
+
+
+def prepare(branch: Branch, case: Any) -> Prepared:
+    out = case.output()
+    launch = case.launch(branch.kernel, out)
+    return Prepared(case, compile_launch(launch, branch.make_source), launch.grid, launch.arguments, out, case.answer())
+
+
+class Disagreement(AssertionError):  # noqa: N818
+    """The kernel ran, and wrote something else than the formula asks for."""
+
+
+def execute(prepared: Prepared, program: Program | None = None, **emulation: Any) -> Result:
+    """Launch into fresh sentinels and check every byte of the output.
+
+    program : another version of the compiled kernel's code
+    """
+    case, out = prepared.case, prepared.out
+    memory = storage_of(out, torch.int32)
+    memory.copy_(storage_of(case.output(), torch.int32))
+    before = memory.clone()
+    result = run(
+        program or parse(prepared.compiled.asm["amdgcn"]),
+        prepared.grid,
+        bound(prepared.arguments, unwritten=[out]),
+        lds_bytes=prepared.compiled.metadata.shared,
+        **emulation,
+    )
+    position = next(number for number, argument in enumerate(prepared.arguments) if argument is out)
+    check(prepared, before, result.written[position])
+    return result
+
+
+def worst_error(prepared: Prepared) -> float:
+    """Of the cells that the last execution wrote, the largest error as a part of the cell's sum of magnitudes."""
+    answer = prepared.answer
+    errors = (prepared.out.double() - answer.logits).abs()[answer.inside]
+    return float((errors / answer.magnitude[answer.inside].clamp_min(1e-30)).max()) if len(errors) else 0.0
+
+
+def check(prepared: Prepared, before: torch.Tensor, written: np.ndarray | None) -> None:
+    """Every cell of the windows agrees, others are -inf or untouched, and so is what lies between the rows."""
+    case, out, answer = prepared.case, prepared.out, prepared.answer
+    expected = answer.inside | case.clean_logits
+    address = torch.arange(before.numel()).as_strided(out.shape, out.stride(), out.storage_offset())
+    cells = torch.zeros(before.numel(), dtype=torch.bool)
+    cells[address[expected]] = True
+    assert written is not None
+    stored = torch.from_numpy(written.reshape(-1, 4).any(axis=1))
+    if not torch.equal(stored, cells):
+        raise Disagreement(
+            f"{int((stored & ~cells).sum())} words stored to no cell, {int((cells & ~stored).sum())} cells not stored"
+        )
+    if case.clean_logits and not torch.isneginf(out[~answer.inside]).all():
+        raise Disagreement("a cell outside the windows is not -inf")
+    close = (out.double() - answer.logits).abs() <= LIMIT * answer.magnitude  # a NaN is not
+    right = (close | (out == answer.logits))[answer.inside]  # -inf where a key is not in the cache
+    if not right.all():
+        raise Disagreement(f"{int((~right).sum())} cells of {right.numel()} disagree with the formula")

@@ -1,0 +1,59 @@
+"""Paged MQA logits in the emulator: the cases of decode, for what emulated_mqa does with a case."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from capgate.compat import Kernel, Launch
+from capgate.kernels import paged_mqa_schedule
+from capgate.kernels.paged_mqa_logits import classic
+from capgate.kernels.paged_mqa_logits.api import describe
+from capgate.kernels.paged_mqa_logits.operands import Inputs
+
+from .emulated_mqa import BRANCHES as DENSE
+from .emulated_mqa import TARGET, Branch
+from .judge import sentinels
+from .paged import PagedCall, formula
+
+BRANCHES = {"classic": Branch(classic.kernel)}
+if "gluon_cdna4" in DENSE:
+    from capgate.kernels.paged_mqa_logits import gluon_cdna4
+
+    BRANCHES["gluon_cdna4"] = Branch(gluon_cdna4.kernel, DENSE["gluon_cdna4"].make_source)
+
+
+def paged_launch(kernel: Kernel[Any], call: PagedCall, schedule: torch.Tensor, out: torch.Tensor, clean_logits: bool) -> Launch:
+    """The launch for the target; tensors may be meta tensors."""
+    inputs = Inputs(*call, schedule)
+    problem = describe(inputs, clean_logits)._replace(device=TARGET)
+    (launch,) = kernel.prepare(problem, inputs, out, clean_logits=clean_logits)
+    return launch
+
+
+# Keys of each request of a batch.
+LENGTHS = {
+    "full": [300] * 5,
+    "empty": [0, 0, 0],
+    "edges": [1, 63, 64, 65, 127, 128, 129],
+    "one long": [3, 0, 900, 17],
+}
+
+
+class PagedCase(NamedTuple):
+    """A call with the width of its output, its output mode, and the workers that share its keys."""
+
+    call: PagedCall
+    columns: int
+    clean_logits: bool
+    workers: int = 3
+
+    def output(self) -> torch.Tensor:
+        return sentinels(self.call.q.shape[0] * self.call.q.shape[1], self.columns)
+
+    def launch(self, kernel: Kernel[Any], out: torch.Tensor) -> Launch:
+        return paged_launch(
+            kernel, self.call, paged_mqa_schedule(self.call.context_lens, 64, self.workers), out, self.clean_logits
+        )
+
+    def answer(self) -> Any:
+        return formula(self.call, self.columns)

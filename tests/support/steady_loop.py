@@ -1,0 +1,93 @@
+"""The steady loop of a compiled kernel, found by executing it, and the rules that its instructions keep."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from emulator import parse
+
+from .emulated_mqa import Prepared, execute
+
+MOVES_BETWEEN_LANES = re.compile(r"ds_b?permute|ds_swizzle|_dpp|v_permlane(?!32_swap)|v_readlane|v_writelane")
+
+
+def steady_loop(prepared: Prepared) -> tuple[list[str], Any]:
+    """The instructions that the emulator executed most often, in the order of the code, and its counters."""
+    program = parse(prepared.compiled.asm["amdgcn"])
+    result = execute(prepared, program)
+    of_a_loop = max(
+        times for step, times in zip(program.instructions, result.executed, strict=True) if step.mnemonic.startswith("v_mfma")
+    )
+    texts = [step.text for step, times in zip(program.instructions, result.executed, strict=True) if times >= of_a_loop]
+    return texts, result.counters
+
+
+def check_steady_loop(texts: Sequence[str]) -> None:
+    """Keys go straight to LDS, and nothing waits for all memory, moves between lanes but for the head sum, or spills."""
+    assert [text for text in texts if is_copy(text) and "dwordx4" in text]
+    assert not [text for text in texts if re.match(r"s_waitcnt.*vmcnt\(0\)", text)]
+    assert not [text for text in texts if MOVES_BETWEEN_LANES.search(text)]
+    assert not [text for text in texts if text.startswith("scratch_")]
+    check_inline_assembly(texts)
+
+
+def is_copy(text: str) -> bool:
+    """Whether an instruction copies from memory to LDS."""
+    return text.startswith("buffer_load") and text.endswith(" lds")
+
+
+def check_copies_stay_in_flight(texts: Sequence[str]) -> None:
+    """A loop's wait covers no copy of the pass before it: memory operations return in order, stores among them."""
+    waits = [index for index, text in enumerate(texts) if re.match(r"s_waitcnt.*vmcnt", text)]
+    assert len(waits) == 1, "there is one wait for memory in a pass"
+    (left,) = map(int, re.findall(r"vmcnt\((\d+)\)", texts[waits[0]]))
+    a_pass = [text for text in (*texts[waits[0] :], *texts[: waits[0]]) if text.startswith(("buffer_", "global_"))]
+    first_copy = next(index for index, text in enumerate(a_pass) if is_copy(text))
+    assert len(a_pass) - first_copy <= left, f"vmcnt({left}) leaves too few of {a_pass}"
+
+
+def check_inline_assembly(texts: Sequence[str]) -> None:
+    """The compiler puts no wait states between other instructions and inline assembly, so that none may be needed there.
+
+    CDNA3 ISA guide, "Manually inserted wait states". v_pk_fma_f32: a vector instruction must wait before it reads what an MFMA
+    writes, before it writes what an MFMA still reads as C, and before it writes what an MFMA will write. v_readfirstlane_b32:
+    it must wait before it reads what a vector instruction wrote, and a memory instruction before it reads what this one wrote.
+    """
+    of_mfma: set[int] = set()  # vector registers that an MFMA wrote and no vector instruction has read since
+    of_vector: set[int] = set()  # those that another vector instruction wrote last
+    of_lane: set[int] = set()  # scalar registers that v_readfirstlane_b32 wrote last
+    for text in [*texts, *texts]:  # twice round the loop
+        mnemonic, _, rest = text.partition(" ")
+        operands = re.split(r",\s*", rest)
+        written, *sources = (registers(operand) for operand in operands)
+        read = set().union(*sources)
+        scalars = registers(operands[0], "s")
+        if mnemonic.startswith("v_mfma"):
+            assert not sources[2] or sources[2] == written, f"C is neither D nor a constant: {text}"
+            of_mfma |= written
+        elif mnemonic in ("v_pk_fma_f32", "v_pk_mul_f32"):
+            assert not of_mfma & (read | written), f"needs a wait for an MFMA: {text}"
+        elif mnemonic.startswith("v_"):
+            of_mfma -= read | written
+        if mnemonic.startswith("v_readfirstlane"):
+            assert not of_vector & read, f"needs a wait for a vector instruction: {text}"
+            of_lane |= scalars
+        elif mnemonic.startswith("v_"):
+            of_vector |= written
+            of_lane -= scalars
+        elif mnemonic.startswith("ds_read"):
+            of_vector -= written
+        elif mnemonic.startswith(("buffer_", "global_")):
+            used = set().union(*(registers(operand, "s") for operand in operands))
+            assert not of_lane & used, f"needs a wait for a lane's value: {text}"
+        elif mnemonic.startswith("s_") and not mnemonic.startswith(("s_cmp", "s_bitcmp")):
+            of_lane -= scalars
+
+
+def registers(operand: str, kind: str = "v") -> set[int]:
+    """The numbers of the vector or scalar registers that an operand names."""
+    match = re.match(rf"{kind}(?:\[(\d+):(\d+)\]|(\d+))(?!\w)", operand)
+    if not match:
+        return set()
+    first, last, alone = match.groups()
+    return {int(alone)} if alone else set(range(int(first), int(last) + 1))

@@ -1,0 +1,330 @@
+"""Tests as aiter, DeepGEMM and vLLM have them for their MQA logits: their imports, call shapes, sizes and judgements.
+
+They run with the drop-ins installed into packages of those names whose own functions fail when they are called.
+"""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from capgate.kernels import dropin
+from capgate.kernels.dropin import hook
+
+from . import judge
+
+UNQUANTISED = 1e-3  # upstream's limit of calc_diff against inputs that were not quantised; judge.CALC_DIFF is the other one
+# Rows that this takes: quantising alone makes up to 4e-3 of it in one row, and at most 9e-4 in 17 rows (of 40 draws each).
+ENOUGH_ROWS = 16
+FLOAT64_BYTES = 2**29
+TILE = 16
+
+ROCM = "vllm/v1/attention/ops/rocm_aiter_mla_sparse.py"
+FILES = {
+    "aiter/ops/triton/attention/fp8_mqa_logits.py": ("fp8_mqa_logits",),
+    "aiter/ops/triton/attention/pa_mqa_logits.py": ("deepgemm_fp8_paged_mqa_logits",),
+    "deep_gemm/__init__.py": ("fp8_mqa_logits", "fp8_paged_mqa_logits", "get_paged_mqa_logits_metadata"),
+    ROCM: ("rocm_fp8_mqa_logits", "rocm_fp8_paged_mqa_logits"),
+}
+PACKAGES = ("aiter", "atom", "deep_gemm", "sglang", "vllm")
+
+
+def write_packages(folder: Path, files: dict[str, tuple[str, ...]] | None = None) -> None:
+    """Packages with these files, each with functions that fail when they are called."""
+    for name, functions in (FILES if files is None else files).items():
+        write_module(
+            folder / name, "\n".join(f"def {function}(*args, **kwargs): raise AssertionError" for function in functions)
+        )
+
+
+def write_module(file: Path, source: str) -> None:
+    """A module, and the packages round it up to the first folder that is there."""
+    for parent in reversed(file.parents):
+        if not parent.exists():
+            parent.mkdir()
+            (parent / "__init__.py").touch()
+    file.write_text(source + "\n")
+
+
+@contextmanager
+def only_from(folder: Path) -> Iterator[None]:
+    """Packages of the engines' names are found in ``folder`` alone; afterwards they, and every drop-in, are gone again."""
+    others = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in PACKAGES}
+    for name in others:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    finders = list(sys.meta_path)
+    try:
+        yield
+    finally:
+        for name in dropin.DROPINS:
+            dropin.uninstall(name)
+        assert hook._finder not in sys.meta_path
+        sys.meta_path[:] = finders
+        sys.path.remove(str(folder))
+        for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
+            del sys.modules[name]
+        sys.modules.update(others)
+
+
+@contextmanager
+def installed(folder: Path) -> Iterator[None]:
+    """Every drop-in, in packages that have nothing else."""
+    write_packages(folder)
+    with only_from(folder):
+        for name in dropin.DROPINS:
+            dropin.install(name)
+        yield
+
+
+# Operands
+
+
+def quantise(values: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """fp8 values and their scales, one for each row of the last dimension."""
+    scale = values.abs().float().amax(-1).clamp(min=1e-4) / judge.LARGEST[dtype]
+    return (values.float() / scale[..., None]).to(dtype), scale
+
+
+def random(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device).to(dtype)
+
+
+def scored(q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """sum_h weights[i, h] * relu(q[i, h] . k[j]) in float64: [S, N]."""
+    step = max(1, FLOAT64_BYTES // (8 * q.shape[1] * max(1, len(k))))
+    parts = []
+    for row in range(0, len(q), step):
+        dots = torch.einsum("ihd,jd->ihj", q[row : row + step].double(), k.double()).relu_()
+        parts.append(torch.einsum("ih,ihj->ij", weights[row : row + step].double(), dots))
+    return torch.cat(parts)
+
+
+def judged(logits: torch.Tensor, outside: torch.Tensor, unquantised: torch.Tensor, dequantised: torch.Tensor) -> None:
+    """Upstream's judgement: the same cells are -inf, and calc_diff is small against both kinds of inputs."""
+    assert torch.equal(logits == float("-inf"), outside)
+    limits = [(dequantised, judge.CALC_DIFF), (unquantised, UNQUANTISED)][: 1 + (len(logits) >= ENOUGH_ROWS)]
+    for expected, limit in limits:
+        difference = judge.calc_diff(logits.masked_fill(outside, 0), expected.masked_fill(outside, 0))
+        assert difference < limit, f"calc_diff is {difference:.2e}"
+
+
+class Prefill:
+    """Operands of a dense call; the last rows of a request, or what one rank of several has of it."""
+
+    def __init__(
+        self, device: str, rows: int, keys: int, heads: int, dim: int, *, parallel: bool, dtype: torch.dtype, seed: int = 0
+    ) -> None:
+        generator = torch.Generator(device).manual_seed(seed)
+        self.q, self.kv = random(generator, rows, heads, dim), random(generator, keys, dim)
+        self.weights = random(generator, rows, heads, dtype=torch.float32)
+        self.q_fp8, (self.k_fp8, self.scale) = self.q.to(dtype), quantise(self.kv, dtype)
+        if parallel:
+            self.ks, self.ke = judge.make_windows("context-parallel", rows, keys, device=device)
+        else:
+            self.ks = torch.zeros(rows, dtype=torch.int, device=device)
+            self.ke = torch.arange(rows, dtype=torch.int, device=device) + (keys - rows)
+        position = torch.arange(keys, device=device)
+        self.outside = ~((position >= self.ks[:, None]) & (position < self.ke[:, None]))
+
+    def judge(self, logits: torch.Tensor) -> None:
+        dequantised = scored(self.q_fp8.float(), self.k_fp8.float() * self.scale.reshape(-1, 1), self.weights)
+        judged(logits, self.outside, scored(self.q, self.kv, self.weights), dequantised)
+
+    def spread(self, compressed: torch.Tensor, *, first_key: bool) -> torch.Tensor:
+        """The windows' cells in a full-sized tensor of -inf; ``first_key`` says that column 0 is a row's first key."""
+        full = torch.full(self.outside.shape, float("-inf"), device=compressed.device)
+        for row, (start, end) in enumerate(zip(self.ks.tolist(), self.ke.tolist(), strict=True)):
+            offset = start if first_key else 0
+            full[row, start:end] = compressed[row, start - offset : end - offset]
+        return full
+
+
+class Decode:
+    """Operands of a paged call: requests of random lengths in scattered blocks."""
+
+    def __init__(
+        self,
+        device: str,
+        requests: int,
+        next_n: int,
+        heads: int,
+        dim: int,
+        mean: int,
+        block: int,
+        *,
+        two_d: bool = False,
+        dtype: torch.dtype,
+        seed: int = 0,
+    ) -> None:
+        generator = torch.Generator(device).manual_seed(seed)
+        low, high = max(next_n, int(0.7 * mean)), int(1.3 * mean) + 1
+        lens = torch.randint(low, high, (requests,), generator=generator, device=device, dtype=torch.int32)
+        entries = -(-lens.long() // block)
+        blocks = int(entries.sum()) + 3
+        pages = torch.randperm(blocks, generator=generator, device=device).int()
+        self.table = torch.zeros(requests, int(entries.max()), dtype=torch.int32, device=device)
+        used = torch.arange(self.table.shape[1], device=device) < entries[:, None]
+        self.table[used] = pages[: int(entries.sum())]
+        self.q = random(generator, requests, next_n, heads, dim)
+        self.q_fp8 = self.q.to(dtype)
+        self.weights = random(generator, requests * next_n, heads, dtype=torch.float32)
+        self.keys = random(generator, blocks, block, dim)
+        self.keys_fp8, self.scales = quantise(self.keys, dtype)
+        steps = torch.arange(next_n, device=device)
+        if two_d:
+            part = torch.rand(requests, next_n, generator=generator, device=device)
+            self.lens = ((lens[:, None] + 1) * part).int()
+            self.lens[:, -1] = lens
+            self.seen = self.lens.long().flatten()
+        else:
+            self.lens, self.seen = lens, (lens.long()[:, None] - next_n + 1 + steps).flatten()
+        self.requests, self.next_n, self.block, self.dim = requests, next_n, block, dim
+
+    @property
+    def contexts(self) -> torch.Tensor:
+        """Keys of each request, int64 [B * next_n]."""
+        longest = self.lens if self.lens.ndim == 1 else self.lens[:, -1]
+        return longest.long().repeat_interleave(self.next_n)
+
+    def cache(self, *, tiles: bool = False, width: int | None = None) -> torch.Tensor:
+        """[num_blocks, block, 1, width] bytes: a block's keys, in tiles of 16 by 16 if so asked, then its scales."""
+        octets = self.keys_fp8.view(torch.uint8)
+        if tiles:
+            shape = (len(octets), self.block // TILE, TILE, self.dim // TILE, TILE)
+            octets = octets.view(shape).permute(0, 1, 3, 2, 4)
+        width = width or self.dim + 4
+        packed = torch.full((len(octets), self.block * width), 0xFF, dtype=torch.uint8, device=octets.device)
+        packed[:, : self.block * self.dim] = octets.reshape(len(octets), -1)
+        scales = self.scales.view(torch.uint8).reshape(len(octets), -1)
+        packed[:, self.block * self.dim : self.block * (self.dim + 4)] = scales
+        return packed.view(len(octets), self.block, 1, width)
+
+    def judge(self, logits: torch.Tensor) -> None:
+        """Judge [B * next_n, columns], -inf where a row sees no key."""
+        columns = logits.shape[1]
+        outside = torch.arange(columns, device=logits.device) >= self.seen[:, None]
+        pair = [torch.zeros(logits.shape, dtype=torch.float64, device=logits.device) for _ in range(2)]
+        kinds = ((self.q, self.keys), (self.q_fp8.float(), self.keys_fp8.float() * self.scales[..., None]))
+        for request in range(self.requests):
+            rows = slice(request * self.next_n, (request + 1) * self.next_n)
+            for expected, (q, keys) in zip(pair, kinds, strict=True):
+                own = keys[self.table[request].long()].flatten(0, 1)[:columns]
+                expected[rows, : len(own)] = scored(q[request], own, self.weights[rows])
+        judged(logits, outside, *pair)
+
+
+# DeepGEMM: tests/test_attention.py
+
+
+def deep_gemm_mqa_logits(call: Prefill, *, compressed: bool) -> None:
+    import deep_gemm
+
+    rows, keys = call.outside.shape
+    kv = (call.k_fp8, call.scale)
+    if compressed:
+        most = int((call.ke - call.ks).max())
+        logits = deep_gemm.fp8_mqa_logits(call.q_fp8, kv, call.weights, call.ks, call.ke, clean_logits=False, max_seqlen_k=most)
+        assert logits.size() == (rows, most)
+        assert logits.stride() == (-(-most // 256) * 256, 1)
+        logits = call.spread(logits, first_key=True)
+    else:
+        logits = deep_gemm.fp8_mqa_logits(call.q_fp8, kv, call.weights, call.ks, call.ke)
+        assert logits.stride() == (-(-(keys + 256) // 256) * 256, 1)
+    assert logits.dtype == torch.float32
+    call.judge(logits)
+
+
+def deep_gemm_paged_mqa_logits(call: Decode, max_model_len: int) -> None:
+    import deep_gemm
+
+    from capgate.kernels.dropin.deep_gemm import get_num_sms
+
+    schedule = deep_gemm.get_paged_mqa_logits_metadata(call.lens, call.block, get_num_sms())
+    assert (schedule.shape, schedule.dtype) == ((get_num_sms() + 1, 2), torch.int32)
+    clean = call.lens.ndim == 1
+    logits = deep_gemm.fp8_paged_mqa_logits(
+        call.q_fp8, call.cache(), call.weights, call.lens, call.table, schedule, max_model_len, clean_logits=clean
+    )
+    assert logits.size() == (len(call.weights), max_model_len)
+    assert logits.stride() == (-(-max_model_len // 256) * 256, 1)
+    assert logits.dtype == torch.float32
+    outside = torch.arange(max_model_len, device=logits.device) >= call.seen[:, None]
+    call.judge(logits if clean else logits.masked_fill(outside, float("-inf")))
+
+
+# aiter: op_tests/triton_tests/attention/test_fp8_mqa_logits.py and op_tests/test_mqa_logits.py
+
+
+def aiter_mqa_logits(call: Prefill, *, clean_logits: bool) -> None:
+    from aiter.ops.triton.attention.fp8_mqa_logits import fp8_mqa_logits
+
+    scale = call.scale.squeeze()  # a 0-d tensor for one key
+    logits = fp8_mqa_logits(call.q_fp8, call.k_fp8, scale, call.weights, call.ks, call.ke, clean_logits)
+    rows, keys = call.outside.shape
+    assert logits.size() == (rows, keys)
+    assert logits.stride() == (-(-keys // 256) * 256, 1)
+    call.judge(logits if clean_logits else call.spread(logits, first_key=False))
+    named = fp8_mqa_logits(
+        Q=call.q_fp8,
+        KV=call.k_fp8,
+        kv_scales=call.scale[:, None],
+        weights=call.weights,
+        cu_starts=call.ks,
+        cu_ends=call.ke,
+        clean_logits=True,
+    )  # as ATOM calls it
+    call.judge(named)
+
+
+def aiter_paged_mqa_logits(call: Decode, max_model_len: int, *, preshuffle: bool, width: int | None = None) -> None:
+    from aiter.ops.triton.attention.pa_mqa_logits import deepgemm_fp8_paged_mqa_logits
+
+    rows = len(call.weights)
+    cache = call.cache(tiles=preshuffle, width=width).view(call.q_fp8.dtype)
+    out = torch.full((rows, max_model_len), float("nan"), device=cache.device)
+    deepgemm_fp8_paged_mqa_logits(
+        call.q_fp8,
+        cache,
+        call.weights,
+        out,
+        call.lens,
+        call.table,
+        max_model_len,
+        Preshuffle=preshuffle,
+        KVBlockSize=call.block,
+        ChunkK=256,
+        WavePerEU=2,
+    )
+    position = torch.arange(max_model_len, device=out.device)
+    beyond = position >= call.contexts[:, None]
+    assert out[beyond].isnan().all(), "a cell was written that no row of the request sees"
+    call.judge(out.masked_fill(beyond, float("-inf")))
+
+
+# vLLM: tests/kernels/attention/, for ROCm
+
+
+def vllm_mqa_logits(call: Prefill) -> None:
+    from vllm.v1.attention.ops.rocm_aiter_mla_sparse import rocm_fp8_mqa_logits
+
+    kv = (call.k_fp8, call.scale[:, None])
+    logits = rocm_fp8_mqa_logits(call.q_fp8, kv, call.weights, call.ks, call.ke)
+    assert (logits.size(), logits.stride(1), logits.dtype) == (call.outside.shape, 1, torch.float32)
+    call.judge(logits)
+
+
+def vllm_paged_mqa_logits(call: Decode, max_model_len: int, compress_ratio: int) -> None:
+    from vllm.v1.attention.ops.rocm_aiter_mla_sparse import rocm_fp8_paged_mqa_logits
+
+    nothing = torch.zeros(8, 2, dtype=torch.int32, device=call.q.device)  # a schedule that would leave every key out
+    operands = (call.q_fp8, call.cache(), call.weights, call.lens, call.table, nothing)
+    logits = rocm_fp8_paged_mqa_logits(*operands, max_model_len=max_model_len, compress_ratio=compress_ratio)
+    assert logits.size() == (len(call.weights), max_model_len)
+    assert logits.is_contiguous()
+    assert logits.dtype == torch.float32
+    call.judge(logits)
