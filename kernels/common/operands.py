@@ -109,7 +109,8 @@ class Operands(Generic[I]):
             if type(None) in get_args(kind):
                 self.optional.add(name)
         names = list(self.rows)
-        self._first = names.index(first or names[0])
+        self.first = first or names[0]
+        self._first = names.index(self.first)
         # In the order of the checks: name, place among the fields, and the row.
         checks = [(name, place, row) for place, (name, row) in enumerate(self.rows.items())]
         self._checks = tuple(sorted(checks, key=lambda check: check[1] != self._first))
@@ -162,14 +163,14 @@ class Operands(Generic[I]):
         given = [(row, place == self._first) for place, row in enumerate(self.rows.values()) if place not in left_out]
         rows = [row for row, _ in given]
         same = [number for number, (row, is_first) in enumerate(given) if is_first or not row.dtypes]
-        choices = product(*(row.dtypes or self._checks[0][2].dtypes for row in rows))
+        choices = product(*(row.dtypes or self.rows[self.first].dtypes for row in rows))
         dtypes = frozenset(taken for taken in choices if len({taken[number] for number in same}) == 1)
         ranks = product(*([len(dims) for dims in row.shapes] for row in rows))
         return _Given(dtypes, {lengths: _line(rows, lengths) for lengths in ranks})
 
     def _go_through(self, tensors: Tensors, result: str | None) -> None:
         sizes: dict[Dim, int] = {1: 1, 2: 2}
-        first = self._checks[0][0]
+        first = self.first
         device = dtype = None
         grad, changed = (False, False) if result is None else (torch.is_grad_enabled(), transformed())
         for name, place, row in self._checks:

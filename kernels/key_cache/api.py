@@ -64,7 +64,7 @@ def gather_keys(
     Parameters
     ----------
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
-        The cache, laid out as :func:`quantize_keys_to_cache` writes it.
+        The cache, laid out as :func:`quantize_keys_to_cache` writes it. block is 1, 16, 32, 64 or 128, D is 32, 64 or 128.
     block_table : torch.Tensor, shape (B, max_blocks), int32
         Each request's blocks in order. What lies past a request's keys is not looked at. A block that the cache does not have
         (below 0, or num_blocks and more) is never read: its keys are 0 with scale 0, and score 0 where a window has them.

@@ -44,9 +44,16 @@ def select_keys(
 
     Parameters
     ----------
-    q, k, k_scale, weights, starts, ends : torch.Tensor
-        As in :func:`fp8_mqa_logits`: (S, H, D), (N, D), (N,) or (N, 1), (S, H), (S,) and (S,). Row i sees the keys from
-        ``max(starts[i], 0)`` to ``min(ends[i], N)``.
+    q : torch.Tensor, shape (S, H, D), float8_e4m3fn or float8_e4m3fnuz
+        Queries, as in :func:`fp8_mqa_logits`. H is 1 to 128, D is 32, 64 or 128.
+    k : torch.Tensor, shape (N, D), q's dtype
+        Keys.
+    k_scale : torch.Tensor, shape (N,) or (N, 1), float32
+        One scale for each key.
+    weights : torch.Tensor, shape (S, H), float32
+        Weight of each head.
+    starts, ends : torch.Tensor, shape (S,), int32
+        Row i sees the keys from ``max(starts[i], 0)`` to ``min(ends[i], N)``.
     top_k : int
         How many keys to select for each row, 1 or more.
     logits_budget_bytes : int
@@ -121,9 +128,16 @@ def select_paged_keys(
 
     Parameters
     ----------
-    q, kv_cache, weights, context_lens, block_table : torch.Tensor
-        As in :func:`fp8_paged_mqa_logits`: (B, next_n, H, D), (num_blocks, block, 1, D + 4), (B * next_n, H), (B,) or
-        (B, next_n), and (B, max_blocks).
+    q : torch.Tensor, shape (B, next_n, H, D), float8_e4m3fn or float8_e4m3fnuz
+        Queries, as in :func:`fp8_paged_mqa_logits`. next_n is 1 to 8, H is 1 to 128, D is 32, 64 or 128.
+    kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
+        Keys and their scales, laid out as there. block is 1, 16, 32, 64 or 128.
+    weights : torch.Tensor, shape (B * next_n, H), float32
+        Weight of each head.
+    context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
+        How many keys the last row of a request sees, or each row.
+    block_table : torch.Tensor, shape (B, max_blocks), int32
+        Each request's blocks in order.
     max_context_len : int
         Row t of request b sees as many keys as ``context_lens`` says, and no more than this or than the table has room for.
     top_k, logits_budget_bytes, return_scores, variant : as in :func:`select_keys`; requests are taken in turn, not rows

@@ -57,8 +57,9 @@ def fp8_paged_mqa_logits(
     clean_logits : bool
         True sets every cell that a row does not see to -inf. False leaves those cells as they are, which saves writing them.
     schedule : torch.Tensor, shape (num_workers + 1, 2), int32, optional
-        What :func:`paged_mqa_schedule` returned for the same ``context_lens``; made by the call otherwise. With other contents
-        some cells may stay unwritten or be written more than once, never with anything else than their logits.
+        What :func:`paged_mqa_schedule` returned for the same ``context_lens``, so that num_workers + 1 is 2 or more; made by the
+        call otherwise. With other contents some cells may stay unwritten or be written more than once, never with anything
+        else than their logits.
     out : torch.Tensor, shape (B * next_n, max_context_len), float32, optional
         Where to write. A new one is allocated otherwise, with rows padded to 256 elements: ``stride(0)`` need not be
         ``max_context_len``.
@@ -104,7 +105,7 @@ def paged_mqa_schedule(context_lens: torch.Tensor, block_size: int, num_workers:
     Parameters
     ----------
     context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
-        As in :func:`fp8_paged_mqa_logits`.
+        As in :func:`fp8_paged_mqa_logits`; next_n is 1 to 8.
     block_size : int
         Keys in a block of the cache: 1, 16, 32, 64 or 128.
     num_workers : int
@@ -143,7 +144,8 @@ def paged_mqa_workers(
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
     clean_logits : bool
     variant : str, optional
-        As the calls will have them. B and num_blocks do not matter, nor do contents, so that once is enough.
+        As the calls will have them: next_n is 1 to 8, H is 1 to 128, D is 32, 64 or 128, block is 1, 16, 32, 64 or 128. B and
+        num_blocks do not matter, nor do contents, so that once is enough.
 
     Returns
     -------
