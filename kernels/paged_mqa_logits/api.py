@@ -57,8 +57,8 @@ def fp8_paged_mqa_logits(
     clean_logits : bool
         True sets every cell that a row does not see to -inf. False leaves those cells as they are, which saves writing them.
     schedule : torch.Tensor, shape (num_workers + 1, 2), int32, optional
-        What :func:`paged_mqa_schedule` returned for the same ``context_lens``, so that num_workers + 1 is 2 or more; made by the
-        call otherwise. With other contents some cells may stay unwritten or be written more than once, never with anything
+        What :func:`paged_mqa_schedule` returned for the same ``context_lens``, so that num_workers + 1 is 2 or more; made by
+        the call otherwise. With other contents some cells may stay unwritten or be written more than once, never with anything
         else than their logits.
     out : torch.Tensor, shape (B * next_n, max_context_len), float32, optional
         Where to write. A new one is allocated otherwise, with rows padded to 256 elements: ``stride(0)`` need not be
