@@ -1,4 +1,4 @@
-"""The packages, found: the folders ``compat`` and ``kernels`` are ``capgate.compat`` and ``capgate.kernels``, with all in them."""
+"""The packages, found: the folders compat and kernels are capgate.compat and capgate.kernels, with all in them."""
 
 from setuptools import find_packages, setup
 

@@ -6,14 +6,30 @@
     compat.require("gluon_cdna4")           # raises CapabilityError with that reason
 
 Importing this package imports neither torch nor Triton and starts no driver.
+
+These names, and these modules, are for anybody; a module whose name begins with an underscore is for this package alone.
+
+============  =========================================================================================================
+module        what it is for
+============  =========================================================================================================
+gluon         one Gluon surface over Triton 3.6 to 3.9: what kernels import
+offline       compiling an operation's variants for a GPU that is not here, and reading what they became
+table         every capability: its meaning, and where it is known from
+targets       targets by name, and the GPUs of this machine
+versions      the builds of Triton, triton_kernels and torch; ``releases``: the release inside a version's text
+report        everything that can be said, as JSON or for people
+command       how a command ends; ``outputs``: the files that it writes; ``terminal``: text of others as text;
+              ``thirdparty``: calls of code that may end in any way; ``spelling``: what helps after a misspelt name
+============  =========================================================================================================
 """
 
-from .capabilities import Capabilities, Capability, CapabilityError, Verdict
-from .kernel import ExampleCall, Examples, Kernel, Launch
-from .lookup import capabilities, require
-from .operation import Operation, Step, Trace, Variant
-from .registry import operations
-from .switches import SwitchError, override
+from ._capabilities import Capabilities, CapabilityError, Verdict
+from ._kernel import ExampleCall, Examples, Kernel, Launch
+from ._lookup import capabilities, require
+from ._operation import Operation, Step, Trace, Variant
+from ._registry import operations
+from ._switches import SwitchError, override
+from .table import Capability
 from .targets import Target
 
 __all__ = [

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 
+from ._capabilities import CapabilityError
 from ._errors import summary
-from .capabilities import CapabilityError
 from .terminal import plain
 
 # As a shell gives them for a process that died of the signal.

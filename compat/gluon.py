@@ -2,10 +2,14 @@
 
     from capgate.compat.gluon import gl, gluon, cdna4, async_copy
 
-Names that every supported build offers alike are handed on as they are; a name that was renamed, moved or changed is one
-function or constant here, chosen by capability and not by version number, so that a vendor build that has a feature early
-gets it. Importing this module where Gluon lacks the interface of Triton 3.6 raises CapabilityError with the reason; import it
-from modules that only a variant behind ``gluon_cdna4`` or ``gluon_hopper`` loads.
+Names that every supported build offers alike are handed on as they are. What was renamed or moved has one name here, which
+means the newest of the build's own names; no version number is asked, so that a vendor build that has a feature early gets it.
+These are found once, when this module is imported: a loaded Triton keeps its names, and no switch could lend it others.
+``VGPRS_ONLY`` is a choice and no name: it asks its capability at each use, so that :func:`capgate.compat.override` reaches the
+next launch.
+
+Importing this module where Gluon lacks the interface of Triton 3.6 raises CapabilityError with the reason; import it from
+modules that only a variant behind ``gluon_cdna4`` or ``gluon_hopper`` loads.
 
 What no name here can hide, because it is silent and depends on a kernel's shape: do not write, in a kernel that is to run on
 builds without the capability,
@@ -27,10 +31,12 @@ And on every build, because what it breaks depends on what else the GPU runs:
 
 # ruff: noqa: RET505 - a branch on a constant of a kernel needs its else
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from . import probes
-from .lookup import capabilities
+from . import _probes
+from ._lookup import capabilities
+from .targets import CPU
 
 __all__ = [
     "KEEP_NAN",
@@ -52,8 +58,7 @@ __all__ = [
     "tma_store_wait",
 ]
 
-_caps = capabilities()
-_caps.require("gluon")
+capabilities(CPU).require("gluon")  # of the build: the same for every target
 
 from triton.experimental import gluon  # noqa: E402
 from triton.experimental.gluon import language as gl  # noqa: E402
@@ -62,19 +67,19 @@ from triton.language import core as _core  # noqa: E402
 
 def _first(*paths: str) -> Any:
     """The first of several names under which builds offer one thing; None where a build has none of them."""
-    return next((found for path in paths if (found := probes.resolve(path)) is not None), None)
+    return next((found for path in paths if (found := _probes.resolve(path)) is not None), None)
 
 
 # --- every target ---------------------------------------------------------------------------------------------------------
 
 constexpr_function = gluon.constexpr_function
-aggregate = _first(f"{probes.GLUON}:aggregate", "triton.language.core:_aggregate")
-barrier = _first(f"{probes.GL}:barrier", f"{probes.GL}:thread_barrier")  # of the threads of a workgroup or warp partition
-GluonASTSource = _first(f"{probes.GLUON}:GluonASTSource", f"{probes.GLUON}._runtime:GluonASTSource")
+aggregate = _first(f"{_probes.GLUON}:aggregate", "triton.language.core:_aggregate")
+barrier = _first(f"{_probes.GL}:barrier", f"{_probes.GL}:thread_barrier")  # of the threads of a workgroup or warp partition
+GluonASTSource = _first(f"{_probes.GLUON}:GluonASTSource", f"{_probes.GLUON}._runtime:GluonASTSource")
 
 KEEP_NAN = gl.constexpr(_core.PropagateNan.ALL)  # gl.maximum's default drops a NaN operand, from 3.8 in the interpreter too
 
-_PUBLIC_REINTERPRET = gl.constexpr(_caps.gluon_reinterpret)
+_PUBLIC_REINTERPRET = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
 
 
 @gluon.jit
@@ -88,19 +93,39 @@ def reinterpret(memory, dtype: gl.constexpr, shape: gl.constexpr, layout: gl.con
 
 # --- AMD CDNA4 ------------------------------------------------------------------------------------------------------------
 
-cdna4 = probes.resolve(f"{probes.GL}.amd.cdna4")
-async_copy = probes.resolve(f"{probes.GL}.amd.cdna4:async_copy")
+cdna4 = _probes.resolve(f"{_probes.GL}.amd.cdna4")
+async_copy = _probes.resolve(f"{_probes.GL}.amd.cdna4:async_copy")
+
+
+class _OptionsBehind(Mapping[str, Any]):
+    """Launch options for as long as a capability of the build holds, and none otherwise."""
+
+    def __init__(self, capability: str, **options: Any) -> None:
+        self._capability, self._options = capability, options
+
+    def _in_force(self) -> dict[str, Any]:
+        return self._options if capabilities(CPU)[self._capability] else {}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._in_force()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._in_force())
+
+    def __len__(self) -> int:
+        return len(self._in_force())
+
 
 # Launch options that keep MFMA accumulators in VGPRs: builds that split the register file move values between its halves
 # inside the loop (20 to 30 moves per 32 keys of the MQA logits on 3.8.0 and 3.9.0).
-VGPRS_ONLY: dict[str, Any] = {"llvm_fn_attrs": "amdgpu-agpr-alloc=0"} if _caps.llvm_fn_attrs else {}
+VGPRS_ONLY: Mapping[str, Any] = _OptionsBehind("llvm_fn_attrs", llvm_fn_attrs="amdgpu-agpr-alloc=0")
 
 # --- NVIDIA Hopper --------------------------------------------------------------------------------------------------------
 
-hopper = probes.resolve(f"{probes.GL}.nvidia.hopper")
-mbarrier = probes.resolve(f"{probes.GL}.nvidia.hopper:mbarrier")
-TensorDescriptor = probes.resolve(f"{probes.GLUON}.nvidia.hopper:TensorDescriptor")  # of the host: a kernel's argument
-_tma = f"{probes.GL}.nvidia.hopper:tma"
+hopper = _probes.resolve(f"{_probes.GL}.nvidia.hopper")
+mbarrier = _probes.resolve(f"{_probes.GL}.nvidia.hopper:mbarrier")
+TensorDescriptor = _probes.resolve(f"{_probes.GLUON}.nvidia.hopper:TensorDescriptor")  # of the host: a kernel's argument
+_tma = f"{_probes.GL}.nvidia.hopper:tma"
 tma_load = _first(f"{_tma}.async_load", f"{_tma}.async_copy_global_to_shared")
 tma_store = _first(f"{_tma}.async_store", f"{_tma}.async_copy_shared_to_global")
-tma_store_wait = probes.resolve(f"{_tma}.store_wait")
+tma_store_wait = _probes.resolve(f"{_tma}.store_wait")

@@ -4,18 +4,19 @@ import argparse
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import partial
 from typing import Any
 
-from . import targets, versions
-from .capabilities import TABLE, Capabilities
+from . import _installation, targets, versions
+from ._capabilities import Capabilities
+from ._lookup import capabilities
+from ._operation import Operation, Trace, Variant, checked_reason
+from ._registry import find_operations
 from .command import asking, conclude, prints_to_stderr
-from .lookup import capabilities
-from .operation import Operation, Trace, Variant
 from .outputs import Outputs
-from .registry import find_operations
+from .table import TABLE
 from .targets import Target
 from .terminal import console as plain_console
 from .terminal import plain, plain_lines
@@ -26,29 +27,47 @@ PICTURE_COLUMNS = 100
 KINDS = {"build": "This Triton", "target": "This target", "both": "This Triton on this target"}
 
 
-def collect(target: Target | str | None = None) -> dict[str, Any]:
+# What else a report is to say: drop-in to "asked" (named by CAPGATE_DROPIN), "library" (it is there), "installed" (in force).
+Dropins = Callable[[], Mapping[str, Mapping[str, bool]]]
+
+
+def collect(target: Target | str | None = None, dropins: Dropins | None = None) -> dict[str, Any]:
     """Everything the report says, as JSON types.
 
     target : as ``device`` of :func:`capgate.compat.capabilities`
+    dropins : gives the state of each drop-in; without it there is no key for them
 
-    Keys: ``triton``, ``triton_kernels``, ``torch`` (version texts or None), ``target`` (the one asked about), ``targets`` (the
-    GPUs found), ``notes`` (why a vendor has none, or one could not be read),
-    ``capabilities.<name>.available|reason``,
+    Keys: ``capgate``, ``location`` (the folder that it is loaded from), ``python``, ``drivers.nvidia|amd`` (version texts or
+    None), ``dropins.<name>.asked|library|installed``, ``triton``, ``triton_kernels``, ``torch`` (version texts or None),
+    ``target`` (the one asked about), ``targets`` (the GPUs found), ``notes`` (why a vendor has none, or one could not be read;
+    what may hide this package),
+    ``capabilities.<name>.available|reason|kind|meaning|source``,
     ``operations.<name>.variant|trace`` with ``variant|accepted|reason`` for each step of the trace, and with ``error`` for an
     operation that does not load or that could be asked for its capabilities only.
     """
+    asked = {} if dropins is None else {"dropins": {name: dict(state) for name, state in dropins().items()}}
     caps, found = capabilities(target), targets.discover()
     known, failed = find_operations()
     choices = {name: _choice(operation, caps) for name, operation in known.items()}
     choices |= {name: {"variant": None, "trace": [], "error": words} for name, words in failed.items()}
     return {
+        "capgate": _installation.version(),
+        "location": _installation.location(),
+        "python": _installation.python(),
+        "drivers": _installation.drivers(),
+        **asked,
         **{name: versions.find(name).text for name in PACKAGES},
         "target": str(caps.target),
         "targets": [str(gpu) for gpu in found.targets],
-        "notes": list(found.notes),
-        "capabilities": {name: caps[name]._asdict() for name in caps},
+        "notes": [*found.notes, *_installation.shadows()],
+        "capabilities": {name: {**caps[name]._asdict(), **_of_the_table(name)} for name in caps},
         "operations": dict(sorted(choices.items())),
     }
+
+
+def _of_the_table(name: str) -> dict[str, str]:
+    row = TABLE[name]
+    return {"kind": row.kind, "meaning": row.meaning, "source": row.source}
 
 
 def _choice(operation: Operation[Any], caps: Capabilities) -> dict[str, Any]:
@@ -83,10 +102,8 @@ def _guarded_rule(variant: Variant[Any], name: str) -> Callable[[Any], str | Non
         return None
 
     def ask_rule(problem: Any) -> str | None:
-        reason = ask(partial(rule, problem))
-        if isinstance(reason, Raised):
-            return f"its rule {name} raised {reason.words}"
-        return reason if reason is None else str(reason)
+        reason = ask(lambda: checked_reason(rule(problem), f"{name} of variant {variant.name!r}"))
+        return f"its rule {name} raised {reason.words}" if isinstance(reason, Raised) else reason
 
     return ask_rule
 
@@ -118,9 +135,19 @@ def show(report: dict[str, Any], console: Any = None, brief: bool = False) -> No
         return Text("yes", "green") if yes else Text("no", "red")
 
     builds = table("Builds", "package", "version")
+    builds.add_row("capgate", words(report["capgate"] if brief else f"{report['capgate']} at {report['location']}"))
+    builds.add_row("python", words(report["python"]))
     for name in PACKAGES:
         builds.add_row(name, words(report[name] or "not installed"))
+    for vendor, driver in report["drivers"].items():
+        builds.add_row(f"{vendor} driver", words(driver or "none"))
     console.print(builds)
+
+    if "dropins" in report:
+        replaced = table("Drop-ins", "name", "state")
+        for name, state in report["dropins"].items():
+            replaced.add_row(name, words(_state(state)))
+        console.print(replaced)
 
     gpus = table("GPUs", "device", "target")
     for index, gpu in enumerate(report["targets"]):
@@ -133,11 +160,12 @@ def show(report: dict[str, Any], console: Any = None, brief: bool = False) -> No
         if brief and kind != "both":
             continue
         suffix = "" if kind == "build" else f" ({report['target']})"
-        flags = table(f"{title}{suffix}", "capability", "", "why")
+        flags = table(f"{title}{suffix}", "capability", "", "what it gives, and why")
         for name, row in TABLE.items():
             if row.kind == kind:
                 verdict = report["capabilities"][name]
-                flags.add_row(name, mark(verdict["available"]), words(verdict["reason"]))
+                said = words(verdict["meaning"]).append(Text(f"\n{plain_lines(verdict['reason'])}", "dim"))
+                flags.add_row(name, mark(verdict["available"]), said)
         console.print(flags)
 
     for name, choice in report["operations"].items():
@@ -147,6 +175,13 @@ def show(report: dict[str, Any], console: Any = None, brief: bool = False) -> No
         if error := choice.get("error"):
             steps.add_row("-", Text("error", "red"), words(error))
         console.print(steps)
+
+
+def _state(state: Mapping[str, bool]) -> str:
+    """The state of a drop-in, in words."""
+    asked = "asked for by CAPGATE_DROPIN" if state["asked"] else "not asked for"
+    library = "" if state["library"] else ", its library is not there"
+    return f"{asked}{', installed in this process' if state['installed'] else ''}{library}"
 
 
 def draw(report: dict[str, Any], title: str, brief: bool = False) -> str:
@@ -168,15 +203,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON with stable keys")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Print the report that the parsed ``arguments`` ask for; returns the exit status."""
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """The option that says capgate's version and ends."""
+    parser.add_argument("--version", action="version", version=f"capgate {_installation.version()}")
+
+
+def run(arguments: argparse.Namespace, dropins: Dropins | None = None) -> int:
+    """Print the report that the parsed ``arguments`` ask for; returns the exit status.
+
+    dropins : as in :func:`collect`
+    """
     outputs: Outputs[dict[str, Any]] = Outputs()
     if arguments.svg is not None:
         target, brief = f" --target {arguments.target}" if arguments.target else "", " --brief" if arguments.brief else ""
         title = f"capgate report{target}{brief}"
         outputs.add("--svg", arguments.svg, lambda report: draw(report, title, arguments.brief))
     with asking(), prints_to_stderr():
-        report = collect(arguments.target)
+        report = collect(arguments.target, dropins)
     with outputs.written(report):
         if arguments.json and arguments.svg is None:
             print(json.dumps(report, indent=2))
@@ -191,6 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         parser = argparse.ArgumentParser(prog="python -m capgate.compat", description=__doc__)
         add_arguments(parser)
+        add_version(parser)
         return run(parser.parse_args(argv))
 
     return conclude(command, ends_process=argv is None)

@@ -8,7 +8,7 @@ import re
 import sys
 from typing import Any, NamedTuple
 
-from . import discovery
+from . import _discovery
 
 
 class Target(NamedTuple):
@@ -104,7 +104,7 @@ def _known_hip(arch: str) -> Target:
 
 def discover() -> Discovery:
     """Find the visible GPUs now. The answer is not remembered: a scheduler may hide devices at import and show them later."""
-    amd, nvidia = discovery.amd(KFD), discovery.nvidia()
+    amd, nvidia = _discovery.amd(KFD), _discovery.nvidia()
     found = [_target("hip", gpu) for gpu in amd.gpus] + [_target("cuda", gpu) for gpu in nvidia.gpus]
     return Discovery(tuple(found), amd.notes + nvidia.notes)
 
@@ -119,24 +119,11 @@ def default() -> Target:
     return next((target for target in discover().targets if target.arch), CPU)
 
 
-def is_settled(device: Any) -> bool:
-    """Whether the target that ``device`` means is the same as long as this process lives.
-
-    device : in any of the forms that :func:`capgate.compat.capabilities` takes
-
-    A named target is. A ``torch.device`` of a GPU is once torch has started the driver: until then the environment may change,
-    and the driver may order unlike GPUs otherwise. No device at all means what the machine shows at that time.
-    """
-    if device is None:
-        return False
-    return getattr(device, "type", None) != "cuda" or _torch_with_driver() is not None
-
-
 def of_device(device: Any) -> Target:
     """The target of a ``torch.device``.
 
     Once torch has started the driver (as it has where a tensor lives on that device), the driver answers for exactly that
-    device, on machines that mix GPUs too; before that the driverless discovery does, as far as it can (:func:`is_settled`).
+    device, on machines that mix GPUs too; before that the driverless discovery does, as far as it can.
     Raises ValueError, with what is known of the cause, for a device that is not visible or could not be read.
     """
     if device.type != "cuda":
@@ -172,7 +159,7 @@ def _ask_driver(torch: Any, index: int) -> Target:
 def _of_idle_device(device: Any, built_for: Any) -> Target:
     """``built_for`` is ``torch.version``, which says whose GPUs this torch means by "cuda"."""
     backend, example = ("hip", "hip:gfx950") if built_for.hip else ("cuda", "cuda:90")
-    found = discovery.amd(KFD) if backend == "hip" else discovery.nvidia()
+    found = _discovery.amd(KFD) if backend == "hip" else _discovery.nvidia()
     index = device.index or 0
     helps = f"name the target, such as {example!r}"
     if built_for.hip or built_for.cuda:
@@ -188,7 +175,7 @@ def _of_idle_device(device: Any, built_for: Any) -> Target:
     return target
 
 
-def _target(backend: str, gpu: discovery.Gpu) -> Target:
+def _target(backend: str, gpu: _discovery.Gpu) -> Target:
     if not gpu.arch:
         return Target(backend)
     return hip(gpu.arch) if backend == "hip" else cuda(gpu.arch)

@@ -93,12 +93,12 @@ def _of_files(name: str, origin: str, own: str | None) -> Build | None:
 
     own : the version that the loaded module names
     """
-    from . import distributions
+    from . import _distributions
 
     source = "loaded module" if own is not None else "source"
-    own = own or distributions.version_in_source(origin)
-    claims = distributions.claims(name, origin)
-    owner = distributions.owner(claims, own)
+    own = own or _distributions.version_in_source(origin)
+    claims = _distributions.claims(name, origin)
+    owner = _distributions.owner(claims, own)
     if owner is None and own is None:
         return None
     text = own if owner is None else owner.version

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .key_selection import select_from_logits, select_keys, select_paged_keys
     from .mqa_logits import fp8_mqa_logits
     from .paged_mqa_logits import fp8_paged_mqa_logits, paged_mqa_schedule, paged_mqa_workers
+    from .quantize import quantize_keys, quantize_queries
 
 __all__ = [
     "fp8_mqa_logits",
@@ -20,7 +21,9 @@ __all__ = [
     "gather_keys",
     "paged_mqa_schedule",
     "paged_mqa_workers",
+    "quantize_keys",
     "quantize_keys_to_cache",
+    "quantize_queries",
     "select_from_logits",
     "select_keys",
     "select_paged_keys",
@@ -33,7 +36,9 @@ _FUNCTIONS = {
     "gather_keys": ".key_cache",
     "paged_mqa_schedule": ".paged_mqa_logits",
     "paged_mqa_workers": ".paged_mqa_logits",
+    "quantize_keys": ".quantize",
     "quantize_keys_to_cache": ".key_cache",
+    "quantize_queries": ".quantize",
     "select_from_logits": ".key_selection",
     "select_paged_keys": ".key_selection",
 }
@@ -43,3 +48,7 @@ def __getattr__(name: str) -> Any:
     if name not in _FUNCTIONS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_FUNCTIONS[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

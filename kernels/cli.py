@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from capgate.compat import report, versions
 from capgate.compat.command import CommandError, conclude
 
+from . import dropin
 from .tools import compile_command
 from .tools.bench import command as bench
 from .tools.compare import command as compare
@@ -16,7 +17,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
     "report": (
         "versions, GPUs, capabilities with reasons, and the variant each operation takes",
         report.add_arguments,
-        report.run,
+        lambda arguments: report.run(arguments, dropin.states),
     ),
     "demo": ("prefill and decode of serving-shaped batches on whatever this machine has", demo.add_arguments, demo.run),
     "compile": (
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="capgate", description="Write a GPU kernel once; run it on the Triton you have.")
+    report.add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, (words, add_arguments, run) in COMMANDS.items():
         command = commands.add_parser(name, help=words, description=words[0].upper() + words[1:] + ".")

@@ -19,6 +19,7 @@ import pytest
 from filelock import FileLock
 
 FOLDER = Path(__file__).parent
+pytest.register_assert_rewrite("support")  # its assertions say what they compared, as those of the tests do
 
 # Files whose tests all pass without a Triton. Besides these: every test that is marked, as those that get the reference are.
 ANY_TRITON = {

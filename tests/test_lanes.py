@@ -1,12 +1,17 @@
-"""Every test runs in at least one of the lanes that plain ``nox`` runs."""
+"""Every test runs in at least one of the lanes that plain ``nox`` runs, and what no Triton changes in one alone."""
 
-import ast
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+ANY_TRITON, ONE_LANE = "--only=any-triton", "not one_lane"
 
 
 def collected(*options: str) -> set[str]:
@@ -18,19 +23,57 @@ def collected(*options: str) -> set[str]:
     return {line for line in listing.stdout.splitlines() if "::" in line}
 
 
+@pytest.fixture
+def noxfile(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What noxfile.py defines, without nox: its sessions as plain functions, and a wheel that counts as built."""
+
+    def plain(function: Any = None, **_: Any) -> Any:
+        return function or plain
+
+    monkeypatch.setitem(sys.modules, "nox", mock.MagicMock(session=plain, parametrize=lambda *_: plain))
+    monkeypatch.setitem(sys.modules, "nox.command", mock.MagicMock(CommandFailed=RuntimeError))
+    defined = runpy.run_path(str(REPOSITORY / "noxfile.py"))
+    defined["built"].append("capgate.whl")
+    return defined
+
+
+@pytest.fixture
+def runs(noxfile: dict[str, Any], tmp_path: Path) -> dict[str, list[tuple[str, ...]]]:
+    """The options that each lane's runs of pytest have, besides those for its workers."""
+    workers, found = noxfile["WORKERS"], {}
+    for lane in noxfile["LANES"]:
+        session = mock.MagicMock(posargs=[], cache_dir=str(tmp_path), **{"create_tmp.return_value": str(tmp_path)})
+        noxfile["tests"](session, lane)
+        commands = [call.args for call in session.run.call_args_list if call.args[0] == "pytest"]
+        assert all(command[1 : 1 + len(workers)] == workers for command in commands)
+        found[lane] = [command[1 + len(workers) :] for command in commands]
+    return found
+
+
 def test_without_triton_all_tests_are_found_that_are_left_out_elsewhere() -> None:
     """What is not marked runs in every lane; no parameter and no file of what is marked depends on a Triton."""
-    found = collected("--only=any-triton")
+    found = collected(ANY_TRITON)
     assert found == collected("-m", "any_triton")
     assert found
 
 
-def test_a_lane_of_plain_nox_runs_what_needs_no_triton() -> None:
-    tree = ast.parse((REPOSITORY / "noxfile.py").read_text())
-    constants = {
-        node.targets[0].id: node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-    whole, gates = (ast.literal_eval(constants[name]) for name in ("WHOLE", "GATES"))
-    assert whole in gates
+def test_what_needs_no_triton_and_what_says_the_same_with_any_runs_in_one_lane(
+    noxfile: dict[str, Any], runs: dict[str, list[tuple[str, ...]]]
+) -> None:
+    hidden = [lane for lane, lines in runs.items() for options in lines if options == (ANY_TRITON,)]
+    with_triton = {lane: [options for options in lines if ANY_TRITON not in options] for lane, lines in runs.items()}
+    everything = [lane for lane, lines in with_triton.items() if not any("-m" in options for options in lines)]
+    assert hidden == everything == [noxfile["WHOLE"]]
+    assert noxfile["WHOLE"] in noxfile["GATES"]
+    whole = with_triton.pop(noxfile["WHOLE"])
+    for lane, lines in with_triton.items():
+        assert lines == [(*options, "-m", ONE_LANE) for options in whole], lane
+
+
+def test_the_parts_of_a_lane_have_each_test_once(runs: dict[str, list[tuple[str, ...]]]) -> None:
+    """What one of them leaves out is what the other one is for, and exists."""
+    for lane, lines in runs.items():
+        production, interpreter = ([option for option in options if "tests/" in option] for options in lines[:2])
+        assert production == [f"--ignore={folder}" for folder in interpreter], lane
+        assert interpreter, lane
+        assert all((REPOSITORY / folder).is_dir() for folder in interpreter), lane

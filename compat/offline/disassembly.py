@@ -129,7 +129,7 @@ def hot_loop(listing: Listing, waves: int | None) -> HotLoop | None:
     waves : of a workgroup, which share what one instruction computes for all of them; None if unknown
     """
     kinds = [_kind(listing, step) for step in listing.instructions]
-    loops = [loop for loop in natural_loops(_flow(listing)) if any(kinds[index] == "mfma" for index in loop)]
+    loops = [loop for loop in natural_loops(flow_of(listing)) if any(kinds[index] == "mfma" for index in loop)]
     innermost = [loop for loop in loops if not any(other < loop for other in loops)]
     if not innermost:
         return None
@@ -150,7 +150,7 @@ _SASS_JUMPS = ("BRA", "JMP", "BRX", "BRXU", "JMX", "JMXU")
 _SASS_ENDS = ("EXIT", "RET", "KILL")
 
 
-def _flow(listing: Listing) -> list[Flow]:
+def flow_of(listing: Listing) -> list[Flow]:
     following = _after_sass if listing.sass else _after_amdgcn
     return [following(step, listing.labels) for step in listing.instructions]
 

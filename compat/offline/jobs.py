@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 from capgate import compat
 
-from .. import switches, versions
-from ..capabilities import nearest
-from ..lookup import target_of
+from .. import _switches, versions
+from .._lookup import target_of
+from ..spelling import nearest
 from .children import Child
 
 TIMEOUT = 120.0  # seconds for one compile, and for a process to start
@@ -245,7 +245,7 @@ def _environment() -> dict[str, str]:
         **environment,
         "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
         "PYTHONSAFEPATH": "1",
-        "CAPGATE_DISABLE": ",".join(switches.current().disabled),
+        "CAPGATE_DISABLE": ",".join(_switches.current().disabled),
         "TRITON_ALWAYS_COMPILE": "1",  # a cached result comes without ptxas' log, and in no time
         "TRITON_DUMP_PTXAS_LOG": "1",
     }

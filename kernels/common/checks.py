@@ -13,7 +13,7 @@ import torch
 from torch.autograd import forward_ad
 
 from capgate import compat
-from capgate.compat.capabilities import nearest
+from capgate.compat.spelling import nearest
 
 Inputs: TypeAlias = Any  # a NamedTuple of tensors: no type says so
 

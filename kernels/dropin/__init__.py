@@ -25,9 +25,20 @@ import os
 from capgate.compat import SwitchError
 
 from . import hook
-from .replacing import DROPINS, DropinError, imported, loaded, replace, replace_or_warn, restore, unknown
+from .replacing import (
+    DROPINS,
+    DropinError,
+    imported,
+    is_installed,
+    is_there,
+    loaded,
+    replace,
+    replace_or_warn,
+    restore,
+    unknown,
+)
 
-__all__ = ["DROPINS", "DropinError", "activate", "install", "uninstall"]
+__all__ = ["DROPINS", "DropinError", "activate", "install", "states", "uninstall"]
 
 VARIABLE = "CAPGATE_DROPIN"
 
@@ -69,14 +80,28 @@ def activate() -> None:
     Raises SwitchError for a name that does not exist. Where :func:`install` would raise DropinError there is one warning
     instead, and nothing of that drop-in is replaced: an engine's import must not fail for it.
     """
+    for name in _asked():
+        hook.watch(name)
+        if not replace_or_warn(name, loaded(name)):
+            hook.forget(name)
+
+
+def states() -> dict[str, dict[str, bool]]:
+    """The state of each drop-in; nothing is imported.
+
+    Keys: "asked" (CAPGATE_DROPIN names it), "library" (its library is there), "installed" (it is in force in this process).
+    Raises SwitchError for a name in the variable that does not exist.
+    """
+    asked = _asked()
+    return {name: {"asked": name in asked, "library": is_there(name), "installed": is_installed(name)} for name in DROPINS}
+
+
+def _asked() -> list[str]:
     names = [part.strip() for part in os.environ.get(VARIABLE, "").split(",") if part.strip()]
     for name in names:
         if said := unknown(name):
             raise SwitchError(f"{VARIABLE}: {said}")
-    for name in names:
-        hook.watch(name)
-        if not replace_or_warn(name, loaded(name)):
-            hook.forget(name)
+    return names
 
 
 def _check(name: str) -> None:

@@ -6,10 +6,11 @@ import re
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from capgate.compat.capabilities import nearest
+from capgate.compat.spelling import nearest
 
 LOG = logging.getLogger("capgate")
 
@@ -87,6 +88,24 @@ _places: dict[str, list[Place]] = {}  # by drop-in
 def unknown(name: str) -> str | None:
     """None for a drop-in's name, else what to say of it."""
     return None if name in DROPINS else f"no drop-in {name!r}; {nearest(name, DROPINS)}"
+
+
+def is_installed(name: str) -> bool:
+    """Whether functions of ours stand in the place of the library's in this process."""
+    return bool(_places.get(name))
+
+
+def is_there(name: str) -> bool:
+    """Whether the drop-in's library could be imported; it is not."""
+    packages = {home.partition(".")[0] for homes in DROPINS[name].values() for home in homes}
+    return all(package in sys.modules or _findable(package) for package in packages)
+
+
+def _findable(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):  # of somebody's finder, or of a module that is half there
+        return False
 
 
 def imported(name: str) -> list[Target]:

@@ -12,12 +12,8 @@ from ..common.hardware import multiprocessors
 from ..quantize import AMAX_FLOOR, FP8_MAX
 from .operands import Gathered, Unshuffled, Written
 from .operation import Problem
+from .tunings import classic_gather, classic_unshuffle, classic_write
 
-ROWS = 8  # keys that a program quantises
-POSITIONS = 32  # keys that a program gathers
-REQUESTS = 256  # lengths that are summed at a time
-PIECES = 256  # of 16 bytes, that a program unshuffles at a time
-PROGRAMS = 8  # on each SM or CU, shared by the requests
 POWER_OF_TWO = {"fp32": False, "ue8m0": True}
 
 
@@ -54,30 +50,30 @@ def write_kernel(
     stride_scales,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
     BIAS: tl.constexpr,
     FNUZ: tl.constexpr,
     LARGEST: tl.constexpr,
     FLOOR: tl.constexpr,
     POWER_OF_TWO: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    key = tl.program_id(0).to(tl.int64) * KEYS + tl.arange(0, KEYS)
     dim = tl.arange(0, DIM)
-    slot = tl.load(slots + row * stride_slots, mask=row < num_keys, other=-1).to(tl.int64)
+    slot = tl.load(slots + key * stride_slots, mask=key < num_keys, other=-1).to(tl.int64)
     kept = (slot >= 0) & (slot < num_slots)
-    cell = k + row[:, None] * stride_kt + (dim.to(tl.int64) * stride_kd)[None, :]
+    cell = k + key[:, None] * stride_kt + (dim.to(tl.int64) * stride_kd)[None, :]
     value = tl.load(cell, mask=kept[:, None], other=0.0).to(tl.float32)
 
     # Magnitudes order as their bits do, those that are not finite last.
     largest = tl.max(value.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
     amax = tl.maximum(largest.to(tl.float32, bitcast=True), FLOOR)
-    scale = tl.div_rn(amax, tl.full([ROWS], LARGEST, tl.float32))
+    scale = tl.div_rn(amax, tl.full([KEYS], LARGEST, tl.float32))
     if POWER_OF_TWO:  # round up: carry every fraction bit into the exponent
         bits = scale.to(tl.int32, bitcast=True)
         scale = ((bits + 0x7FFFFF) & ~0x7FFFFF).to(tl.float32, bitcast=True)
     whole = largest < 0x7F800000
     scale = tl.where(whole, scale, float("nan"))
-    value = tl.div_rn(value, tl.broadcast_to(scale[:, None], [ROWS, DIM]))
+    value = tl.div_rn(value, tl.broadcast_to(scale[:, None], [KEYS, DIM]))
     value = tl.where(whole[:, None], value, float("nan"))
     value = tl.where(value > LARGEST, LARGEST, value)  # comparisons keep NaN
     value = tl.where(value < -LARGEST, -LARGEST, value)
@@ -129,10 +125,10 @@ def gather_kernel(
 
 @triton.jit
 def unshuffle_kernel(
-    shuffled,  # [num_blocks, BLOCK_PIECES * 4] int32
+    shuffled,  # [num_blocks, BLOCK_PACKETS * 4] int32
     flat,  # the same, contiguous
     table,  # [B, max_blocks] int32
-    lens,  # [B, COLUMNS] int32
+    lens,  # [B, ROWS] int32
     num_blocks,
     limit,  # keys that a request can have
     stride_shuffled,
@@ -140,31 +136,31 @@ def unshuffle_kernel(
     stride_tk,
     stride_lb,
     stride_ln,
-    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    KEY_PIECES: tl.constexpr,
-    BLOCK_PIECES: tl.constexpr,
-    PIECES: tl.constexpr,
+    KEY_PACKETS: tl.constexpr,
+    BLOCK_PACKETS: tl.constexpr,
+    PACKETS: tl.constexpr,
 ):
     request = tl.program_id(0).to(tl.int64)
     longest = 0
-    for column in tl.static_range(COLUMNS):
-        longest = tl.maximum(longest, tl.load(lens + request * stride_lb + column * stride_ln))
+    for row in tl.static_range(ROWS):
+        longest = tl.maximum(longest, tl.load(lens + request * stride_lb + row * stride_ln))
     entries = tl.cdiv(tl.minimum(longest, limit), BLOCK)
     first = tl.program_id(1)
-    word = tl.arange(0, 4)[None, :]  # of a piece
+    word = tl.arange(0, 4)[None, :]  # of a packet
     for number in range(tl.cdiv(entries - first, tl.num_programs(1))):
         entry = (first + number * tl.num_programs(1)).to(tl.int64)
         block = tl.load(table + request * stride_tb + entry * stride_tk).to(tl.int64)
-        pieces = tl.where((block >= 0) & (block < num_blocks), BLOCK_PIECES, 0)  # none of a block that the cache lacks
-        for base in range(0, BLOCK_PIECES, PIECES):
-            piece = base + tl.arange(0, PIECES)
-            key = piece // KEY_PIECES
-            source = key // 16 * (16 * KEY_PIECES) + piece % KEY_PIECES * 16 + key % 16
-            source = tl.where(key < BLOCK, source, piece)  # the scales stay where they are
-            inside = (piece < pieces)[:, None]
+        packets = tl.where((block >= 0) & (block < num_blocks), BLOCK_PACKETS, 0)  # none of a block that the cache lacks
+        for base in range(0, BLOCK_PACKETS, PACKETS):
+            packet = base + tl.arange(0, PACKETS)
+            key = packet // KEY_PACKETS
+            source = key // 16 * (16 * KEY_PACKETS) + packet % KEY_PACKETS * 16 + key % 16
+            source = tl.where(key < BLOCK, source, packet)  # the scales stay where they are
+            inside = (packet < packets)[:, None]
             value = tl.load(shuffled + block * stride_shuffled + source[:, None] * 4 + word, mask=inside)
-            tl.store(flat + block * (BLOCK_PIECES * 4) + piece[:, None] * 4 + word, value, mask=inside)
+            tl.store(flat + block * (BLOCK_PACKETS * 4) + packet[:, None] * 4 + word, value, mask=inside)
 
 
 def prepare_write(problem: Problem, inputs: Written, *, dtype: torch.dtype, scale_format: str) -> compat.Launch:
@@ -172,24 +168,25 @@ def prepare_write(problem: Problem, inputs: Written, *, dtype: torch.dtype, scal
     k, kv_cache, slots = inputs
     keys, scales = keys_of(kv_cache), scales_of(kv_cache)
     (blocks, block, dim), num_keys = keys.shape, k.shape[0]
+    tune = classic_write(problem)
     fnuz = dtype == torch.float8_e4m3fnuz
     strides = (*k.stride(), slots.stride(0), keys.stride(0), scales.stride(0))
     keywords = {
         "DIM": dim,
         "BLOCK": block,
-        "ROWS": ROWS,
+        "KEYS": tune.block_keys,
         "BIAS": 8 if fnuz else 7,
         "FNUZ": fnuz,
         "LARGEST": FP8_MAX[dtype],
         "FLOOR": AMAX_FLOOR,
         "POWER_OF_TWO": POWER_OF_TWO[scale_format],
-        "num_warps": 4,
+        "num_warps": tune.num_warps,
     }
     arguments = (k, keys, scales, slots, num_keys, blocks * block, *strides)
-    return compat.Launch(write_kernel, (-(-num_keys // ROWS),), arguments, keywords)
+    return compat.Launch(write_kernel, (-(-num_keys // tune.block_keys),), arguments, keywords)
 
 
-write = compat.Kernel(prepare_write)
+write = compat.Kernel(prepare_write, tuning=classic_write)
 
 
 def prepare_gather(problem: Problem, inputs: Gathered, keys: torch.Tensor, scales: torch.Tensor) -> compat.Launch:
@@ -197,6 +194,7 @@ def prepare_gather(problem: Problem, inputs: Gathered, keys: torch.Tensor, scale
     kv_cache, block_table, lens = inputs
     held_keys, held_scales = keys_of(kv_cache), scales_of(kv_cache)
     (blocks, block, dim), total = held_keys.shape, keys.shape[0]
+    tune = classic_gather(problem)
     limit = block_table.shape[1] * block if blocks else 0
     strides = (held_keys.stride(0), held_scales.stride(0), *block_table.stride(), lens.stride(0))
     arguments = (
@@ -212,11 +210,17 @@ def prepare_gather(problem: Problem, inputs: Gathered, keys: torch.Tensor, scale
         total,
         *strides,
     )
-    keywords = {"DIM": dim, "BLOCK": block, "POSITIONS": POSITIONS, "REQUESTS": REQUESTS, "num_warps": 4}
-    return compat.Launch(gather_kernel, (-(-total // POSITIONS),), arguments, keywords)
+    keywords = {
+        "DIM": dim,
+        "BLOCK": block,
+        "POSITIONS": tune.block_keys,
+        "REQUESTS": tune.requests,
+        "num_warps": tune.num_warps,
+    }
+    return compat.Launch(gather_kernel, (-(-total // tune.block_keys),), arguments, keywords)
 
 
-gather = compat.Kernel(prepare_gather)
+gather = compat.Kernel(prepare_gather, tuning=classic_gather)
 
 
 def prepare_unshuffle(problem: Problem, inputs: Unshuffled, flat: torch.Tensor, *, max_context_len: int) -> compat.Launch:
@@ -224,22 +228,23 @@ def prepare_unshuffle(problem: Problem, inputs: Unshuffled, flat: torch.Tensor, 
     kv_cache, block_table, context_lens = inputs
     blocks, block, _, width = kv_cache.shape
     requests, entries = block_table.shape
+    tune = classic_unshuffle(problem)
     octets = kv_cache.as_strided((blocks, block * width), (kv_cache.stride(0), 1), kv_cache.storage_offset())
     shuffled = octets.view(torch.int32)
     limit = min(max_context_len, entries * block)
     lens = context_lens if context_lens.ndim == 2 else context_lens[:, None]
-    programs = min(entries, max(1, -(-PROGRAMS * multiprocessors(flat.device) // requests)))
+    programs = min(entries, max(1, -(-tune.resident * multiprocessors(flat.device) // requests)))
     strides = (shuffled.stride(0), *block_table.stride(), *lens.stride())
     arguments = (shuffled, flat.view(-1).view(torch.int32), block_table, lens, blocks, limit, *strides)
     keywords = {
-        "COLUMNS": lens.shape[1],
+        "ROWS": lens.shape[1],
         "BLOCK": block,
-        "KEY_PIECES": (width - SCALE_BYTES) // 16,
-        "BLOCK_PIECES": block * width // 16,
-        "PIECES": PIECES,
-        "num_warps": 4,
+        "KEY_PACKETS": (width - SCALE_BYTES) // 16,
+        "BLOCK_PACKETS": block * width // 16,
+        "PACKETS": tune.block_packets,
+        "num_warps": tune.num_warps,
     }
     return compat.Launch(unshuffle_kernel, (requests, programs), arguments, keywords)
 
 
-unshuffle = compat.Kernel(prepare_unshuffle)
+unshuffle = compat.Kernel(prepare_unshuffle, tuning=classic_unshuffle)

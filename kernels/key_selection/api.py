@@ -14,9 +14,9 @@ from ..mqa_logits import operands as dense
 from ..mqa_logits.operation import operation as dense_operation
 from ..paged_mqa_logits import operands as paged
 from ..paged_mqa_logits.operation import operation as paged_operation
-from . import tunings
 from .operands import OPERANDS, Inputs
 from .operation import Problem, operation
+from .scratch import rows_within, scratch_bytes
 
 MAX_COLUMNS = 2**29  # so that the end of a block is 32 bits wide, and a grid's second dimension 16
 LOGITS_BUDGET = 2**31  # bytes, as in ROCm's ATOM
@@ -328,8 +328,8 @@ def _logits_buffer(groups: int, rows: int, columns: int, top_k: int, budget: int
     """A buffer for the logits of as many groups of ``rows`` rows as the budget has room for, of ``groups``; rows are padded."""
     target = compat.capabilities(device).target
     padded = -(-columns // ROW_ALIGNMENT) * ROW_ALIGNMENT
-    group_bytes = rows * (4 * padded + tunings.scratch_bytes(target, columns, top_k))
-    taken = tunings.rows_within(budget, group_bytes, groups)
+    group_bytes = rows * (4 * padded + scratch_bytes(target, columns, top_k))
+    taken = rows_within(budget, group_bytes, groups)
     if taken == 0 < groups:
         what = "row" if rows == 1 else "request"
         raise ValueError(f"logits_budget_bytes: got {budget}, needs at least {group_bytes} for a {what} of {columns} keys")

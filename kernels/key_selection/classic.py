@@ -16,9 +16,10 @@ import triton.language as tl
 
 from capgate import compat
 
-from . import tunings
 from .operands import Inputs
 from .operation import Problem
+from .scratch import rooms, scratch_rooms
+from .tunings import classic as tuning
 
 LOWEST = tl.constexpr(0x007FFFFF)  # the key of -inf
 PAST_LARGEST = tl.constexpr(0xFF800001)  # one more than the key of inf: only NaN is not less than its value, a NaN
@@ -64,8 +65,8 @@ def load_four(source, offset, size, stride, QUADS: tl.constexpr, INDEX: tl.const
     QUADS : every offset is 16-byte aligned; with a load of 16 bytes comes also what lies behind ``size``
     """
     if QUADS:
-        lane = tl.arange(0, 4)
-        quads = tl.load(source + offset[:, None] + lane[None, :], mask=(offset < size)[:, None] & (lane < 4)[None, :])
+        nth = tl.arange(0, 4)
+        quads = tl.load(source + offset[:, None] + nth[None, :], mask=(offset < size)[:, None] & (nth < 4)[None, :])
         first, second, third, fourth = split_quads(quads)
     else:
         cell = source + offset.to(INDEX) * stride
@@ -77,21 +78,19 @@ def load_four(source, offset, size, stride, QUADS: tl.constexpr, INDEX: tl.const
 
 
 @triton.jit
-def load_logits(
-    source, skip, size, stride, GROUPS: tl.constexpr, PLANES: tl.constexpr, QUADS: tl.constexpr, INDEX: tl.constexpr
-):
-    """PLANES tensors of GROUPS logits: element g of plane p is source[g * PLANES + p], -inf outside [skip, size)."""
-    offset = tl.arange(0, GROUPS) * PLANES
+def load_logits(source, skip, size, stride, RUNS: tl.constexpr, PLANES: tl.constexpr, QUADS: tl.constexpr, INDEX: tl.constexpr):
+    """PLANES tensors of RUNS logits: element r of plane p is source[r * PLANES + p], -inf outside [skip, size)."""
+    offset = tl.arange(0, RUNS) * PLANES
     loaded = ()
     for quad in tl.static_range(0, PLANES, 4):
         loaded += load_four(source, offset + quad, size, stride, QUADS, INDEX)
     # No load may wait for the first guess, which looks at a few logits: without a barrier ptxas has six of 16 wait, and 8192 x
     # 8192 logits take 147 us on an H100, not 143.
     tl.debug_barrier()
-    room = size - offset  # each group's own limits, so that a plane's number is compared with them
+    room = size - offset  # each run's own limits, so that a plane's number is compared with them
     front = skip - offset
     planes = loaded
-    if size - skip < GROUPS * PLANES:  # long rows have full blocks: 142 us, not 146
+    if size - skip < RUNS * PLANES:  # long rows have full blocks: 142 us, not 146
         planes = ()
         for plane in tl.static_range(PLANES):
             inside = plane < room
@@ -102,7 +101,7 @@ def load_logits(
 
 
 @triton.jit
-def first_guess(logits, skip, size, top_k, GROUPS: tl.constexpr, PLANES: tl.constexpr):
+def first_guess(logits, skip, size, top_k, RUNS: tl.constexpr, PLANES: tl.constexpr):
     """(pivot, spacing): where a normal distribution with the mean and deviation of one plane has its threshold, and how far
     logits lie apart there. Neither need be finite."""
     sample = tl.where(tl.abs(logits[0]) < float("inf"), logits[0], 0.0)
@@ -117,18 +116,18 @@ def first_guess(logits, skip, size, top_k, GROUPS: tl.constexpr, PLANES: tl.cons
 
 
 @triton.jit
-def tally_reaching(logits, pivot, GROUPS: tl.constexpr, PLANES: tl.constexpr):
-    """[GROUPS] int32: from COUNT_BIT up how many of each group's logits are not less than ``pivot``, below it a bit for each
+def tally_reaching(logits, pivot, RUNS: tl.constexpr, PLANES: tl.constexpr):
+    """[RUNS] int32: from COUNT_BIT up how many of each run's logits are not less than ``pivot``, below it a bit for each
     plane whose logit is one of them."""
     # As a float, in which a multiply-add serves both; the largest, 16 planes, is less than 2 ** 22.
-    tally = tl.zeros((GROUPS,), tl.float32)
+    tally = tl.zeros((RUNS,), tl.float32)
     for plane in tl.static_range(PLANES):
         tally = tl.fma(tl.where(logits[plane] < pivot, 0.0, 1.0), COUNT_ONE + (1 << plane), tally)
     return tally.to(tl.int32)
 
 
 @triton.jit
-def find_threshold(logits, skip, size, top_k, GROUPS: tl.constexpr, PLANES: tl.constexpr):
+def find_threshold(logits, skip, size, top_k, RUNS: tl.constexpr, PLANES: tl.constexpr):
     """(threshold, reached, exceeded, tally): ``reached`` logits are not less than ``threshold``, top_k at least. Where it is
     top_k, ``tally`` is :func:`tally_reaching` of the threshold; otherwise ``exceeded`` of them, fewer than top_k, are larger
     than the threshold, and the rest equal it. NaN is less than nothing, and counts as inf here.
@@ -140,19 +139,19 @@ def find_threshold(logits, skip, size, top_k, GROUPS: tl.constexpr, PLANES: tl.c
     high = tl.full((), PAST_LARGEST, tl.uint32)
     at_low = size - skip
     at_high = tl.full((), 0, tl.int32)
-    guess, spacing = first_guess(logits, skip, size, top_k, GROUPS, PLANES)
+    guess, spacing = first_guess(logits, skip, size, top_k, RUNS, PLANES)
     pivot = tl.where(tl.abs(guess) < float("inf"), key_of(guess), low + ((high - low) >> 1))
-    tally = tl.zeros((GROUPS,), tl.int32)
+    tally = tl.zeros((RUNS,), tl.int32)
     step = tl.full((), 0, tl.int32)
     stalled = tl.full((), 0, tl.int32)
     while (at_low != top_k) & (high - low > 1):
         step += 1
         if step % STEPS == 0:
-            low, high = draw_in(logits, low, high, GROUPS, PLANES)
+            low, high = draw_in(logits, low, high, RUNS, PLANES)
         else:
             pivot = tl.minimum(tl.maximum(pivot, low + 1), high - 1)
             value = value_of(pivot)
-            tally = tally_reaching(logits, value, GROUPS, PLANES)
+            tally = tally_reaching(logits, value, RUNS, PLANES)
             at_pivot = tl.sum(tally >> COUNT_BIT, 0)
             before = at_low - at_high
             enough = at_pivot >= top_k
@@ -185,7 +184,7 @@ def find_threshold(logits, skip, size, top_k, GROUPS: tl.constexpr, PLANES: tl.c
 
 
 @triton.jit
-def draw_in(logits, low, high, GROUPS: tl.constexpr, PLANES: tl.constexpr):
+def draw_in(logits, low, high, RUNS: tl.constexpr, PLANES: tl.constexpr):
     """[low, high) without the keys at either end that no logit has: of equal logits one key is left."""
     low_value, high_value = value_of(low), value_of(high)
     least = tl.where(logits[0] >= low_value, logits[0], float("inf"))
@@ -211,7 +210,7 @@ def select_block(
     first_index,
     indices,
     values,
-    GROUPS: tl.constexpr,
+    RUNS: tl.constexpr,
     PLANES: tl.constexpr,
     SLOTS: tl.constexpr,
     QUADS: tl.constexpr,
@@ -220,13 +219,13 @@ def select_block(
     """Write indices and values of the top_k largest of source[skip:size], which has more. Where equal logits would make it more
     than top_k nothing is written; returned is what :func:`find_threshold` found.
 
-    The selected logits of a group have adjacent slots of the row. Each thread knows those of its own groups, which fill few
-    slots of many 32-byte sectors, and the L2 cache takes a store sector by sector. So the groups leave words in the row, from
+    The selected logits of a run have adjacent slots of the row. Each thread knows those of its own runs, which fill few
+    slots of many 32-byte sectors, and the L2 cache takes a store sector by sector. So the runs leave words in the row, from
     which threads then write whole quads of slots: on an H100, 8192 x 8192 logits and 2048 keys, 153 us instead of 186 where
     each thread stores its own.
     """
-    logits = load_logits(source, skip, size, stride, GROUPS, PLANES, QUADS, INDEX)
-    threshold, reached, exceeded, tally = find_threshold(logits, skip, size, top_k, GROUPS, PLANES)
+    logits = load_logits(source, skip, size, stride, RUNS, PLANES, QUADS, INDEX)
+    threshold, reached, exceeded, tally = find_threshold(logits, skip, size, top_k, RUNS, PLANES)
     if reached == top_k:
         slot = (tl.arange(0, SLOTS // 4) * 4)[:, None] + tl.arange(0, 4)[None, :]
         cells = indices + slot
@@ -234,7 +233,7 @@ def select_block(
         # Not every cell gets a word, but all are read: without zeros L2 would have to fetch what nobody wrote.
         tl.store(cells, 0, mask=exists)
         tl.debug_barrier()
-        leave_words(tally & 0xFFFF, tally >> COUNT_BIT, indices, GROUPS, PLANES)
+        leave_words(tally & 0xFFFF, tally >> COUNT_BIT, indices, RUNS, PLANES)
         # It orders global memory, too, among the threads of a program. On CDNA no wave waits for its stores: those of a
         # workgroup share one L1, which serves them in order (LLVM's memory model of AMDGPU, GFX940).
         tl.debug_barrier()
@@ -251,16 +250,16 @@ def select_block(
 
 
 @triton.jit
-def leave_words(bits, count, indices, GROUPS: tl.constexpr, PLANES: tl.constexpr):
-    """Leave a word at the first slot of each group, and at the first slot of each quad that begins inside a group.
+def leave_words(bits, count, indices, RUNS: tl.constexpr, PLANES: tl.constexpr):
+    """Leave a word at the first slot of each run, and at the first slot of each quad that begins inside a run.
 
-    bits, count : [GROUPS] int32: the planes whose logits are selected, and how many those are
+    bits, count : [RUNS] int32: the planes whose logits are selected, and how many those are
 
-    A word has the group's number and, in its lower half, the bits of the logits from its slot on: the lowest is its own.
+    A word has the run's number and, in its lower half, the bits of the logits from its slot on: the lowest is its own.
     """
     after = tl.cumsum(count, 0)
     slot = after - count
-    word = (tl.arange(0, GROUPS) << 16) | bits
+    word = (tl.arange(0, RUNS) << 16) | bits
     tl.store(indices + slot, word, mask=count > 0)
     quad = (slot | 3) + 1
     word = without_lowest(word)
@@ -276,13 +275,13 @@ def leave_words(bits, count, indices, GROUPS: tl.constexpr, PLANES: tl.constexpr
 
 @triton.jit
 def without_lowest(word):
-    """A word without its lowest bit: that of the next slot, if the group has one."""
+    """A word without its lowest bit: that of the next slot, if the run has one."""
     return word & (word - 1)
 
 
 @triton.jit
 def word_after(word, found):
-    """The word of the slot after ``word``'s: the same group's next one or, where that has no more, ``found``, which the group
+    """The word of the slot after ``word``'s: the same run's next one or, where that has no more, ``found``, which the run
     that begins there has left."""
     following = without_lowest(word)
     return tl.where((following & 0xFFFF) != 0, following, found)
@@ -290,7 +289,7 @@ def word_after(word, found):
 
 @triton.jit
 def place_of(word, PLANES: tl.constexpr):
-    """Where in the block the logit of a word is: its group's first one is at a multiple of PLANES."""
+    """Where in the block the logit of a word is: its run's first one is at a multiple of PLANES."""
     lowest = (word & -word).to(tl.float32).to(tl.int32, bitcast=True)  # a power of two, which its exponent tells
     return (word >> 16) * PLANES + (lowest >> 23) - 127
 
@@ -341,10 +340,10 @@ def write_first_equals(
 
 
 @triton.jit
-def list_all(source, count, stride, places, first_index, indices, values, room, GROUPS: tl.constexpr, INDEX: tl.constexpr):
+def list_all(source, count, stride, places, first_index, indices, values, room, RUNS: tl.constexpr, INDEX: tl.constexpr):
     """Write the indices of ``count`` logits, and their values where ``values`` is given, and -1 and -inf up to ``room``."""
-    for first in range(0, room, GROUPS):
-        number = first + tl.arange(0, GROUPS)
+    for first in range(0, room, RUNS):
+        number = first + tl.arange(0, RUNS)
         exists = number < count
         if places is not None:
             index = tl.load(places + number, mask=exists, other=-1)
@@ -420,29 +419,29 @@ def select_keys_kernel(
         indices += row * stride_indices + before
         if values is not None:
             values += row * stride_values + before
-        groups: tl.constexpr = BLOCK // PLANES
+        runs: tl.constexpr = BLOCK // PLANES
         half: tl.constexpr = PLANES // 2
         fourth: tl.constexpr = PLANES // 4
         if size - skip <= top_k:
             room = top_k if LAST else size - skip
             source += skip * stride
-            list_all(source, size - skip, stride, places, first_index + skip, indices, values, room, groups, INDEX)
+            list_all(source, size - skip, stride, places, first_index + skip, indices, values, room, runs, INDEX)
         else:
             if size <= BLOCK // 4:
                 threshold, reached, exceeded = select_block(
-                    source, skip, size, stride, top_k, places, first_index, indices, values, groups, fourth, SLOTS, QUADS, INDEX
+                    source, skip, size, stride, top_k, places, first_index, indices, values, runs, fourth, SLOTS, QUADS, INDEX
                 )
             elif size <= BLOCK // 2:
                 threshold, reached, exceeded = select_block(
-                    source, skip, size, stride, top_k, places, first_index, indices, values, groups, half, SLOTS, QUADS, INDEX
+                    source, skip, size, stride, top_k, places, first_index, indices, values, runs, half, SLOTS, QUADS, INDEX
                 )
             else:
                 threshold, reached, exceeded = select_block(
-                    source, skip, size, stride, top_k, places, first_index, indices, values, groups, PLANES, SLOTS, QUADS, INDEX
+                    source, skip, size, stride, top_k, places, first_index, indices, values, runs, PLANES, SLOTS, QUADS, INDEX
                 )
             if reached != top_k:
                 write_first_equals(
-                    source, skip, size, stride, top_k, threshold, exceeded, places, first_index, indices, values, groups, INDEX
+                    source, skip, size, stride, top_k, threshold, exceeded, places, first_index, indices, values, runs, INDEX
                 )
 
 
@@ -467,16 +466,16 @@ def prepare(
     """The launches of one call, in order, with the scratch that they share; ``scores`` is written if it is given."""
     logits, starts, ends = inputs
     (rows, columns), top_k = logits.shape, indices.shape[1]
-    target = compat.capabilities(problem.device).target
-    tune, block = tunings.tuning(target), tunings.block_of(target, columns)
+    tune = tuning(problem).for_columns(columns)
+    block = tune.block_logits
     buffers = [
         (ends.new_empty((rows, room)), torch.empty((rows, room), dtype=torch.float32, device=ends.device))
-        for room in tunings.scratch_rooms(columns, top_k, block)
+        for room in scratch_rooms(columns, top_k, block)
     ]
     found: list[compat.Launch] = []
     source: torch.Tensor = logits
     places: torch.Tensor | None = None
-    left = tunings.rooms(columns, top_k, block)
+    left = rooms(columns, top_k, block)
     for number in range(len(left) + 1):
         last = number == len(left)
         kept, values = (indices, scores) if last else buffers[number % 2]
@@ -501,7 +500,7 @@ def prepare(
             "ALIGNED": in_quads(logits),
             "QUADS": in_quads(source),
             "INDEX": tl.int32 if block * source.stride(1) < 2**31 else tl.int64,
-            "num_warps": max(1, block // tune.warp_logits),
+            "num_warps": tune.num_warps,
             **(dict(tune.options) if places is None else {}),
         }
         blocks = 1 if last else -(-(columns if number == 0 else left[number - 1]) // block)
@@ -509,11 +508,6 @@ def prepare(
         if not last:
             places, source = buffers[number % 2]
     return found
-
-
-def tuning(problem: Problem) -> tunings.Tuning:
-    """The table's row for a problem's target."""
-    return tunings.tuning(compat.capabilities(problem.device).target)
 
 
 kernel = compat.Kernel(prepare, tuning=tuning)

@@ -1,78 +1,57 @@
-"""How rows are cut for a selection, and what memory that takes: plain arithmetic on shapes, which needs no Triton."""
+"""The tuning table of select_keys. What was tried for it: docs/design/selection.md."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from capgate import compat
 
-CANDIDATE_BYTES = 8  # a logit and the index that it stands for
-ROW_GRANULE = 128
+from ..common.tuning import ANY, Options, row_for
 
+if TYPE_CHECKING:
+    from .operation import Problem
 
-class Tuning(NamedTuple):
-    """How the work is cut, and what is asked of the compiler."""
-
-    block: int  # most logits that one program selects from: a power of two
-    warp_logits: int  # of them, those of one warp or wave
-    planes: int  # of those, adjacent ones of one thread: 16 at most, which have a bit each in a word
-    options: tuple[tuple[str, Any], ...] = ()  # for the launch on logits; one backend alone knows them
-
-
-# arch -> the tuning, for every top_k and number of columns alike. sm90's was the fastest of five on an H100.
-TUNINGS: dict[str, Tuning] = {
-    # With 96 registers five programs of 8192 logits share an SM. On candidates a few bytes would spill on Triton 3.9.
-    "sm90": Tuning(16384, 2048, 16, (("maxnreg", 96),)),
-    "": Tuning(16384, 2048, 16),
-}
 SMALLEST_BLOCK = 512
 
 
-def tuning(target: compat.Target) -> Tuning:
-    """The table's row for a target."""
-    return TUNINGS.get(target.label, TUNINGS[""])
+class Tuning(NamedTuple):
+    """How the selection from a row of logits is cut; names as in :mod:`..common.tuning`.
+
+    block_logits : logits of a row that a program takes at a time, a power of two; in a table the most
+    num_warps : warps or waves of a program that takes as many
+    planes : of the logits of a thread, adjacent ones: 16 at most, which have a bit each in a word
+    options : further options of a launch on logits, which one backend alone knows; one on candidates has none
+    """
+
+    block_logits: int
+    num_warps: int
+    planes: int
+    options: Options = ()
+
+    def for_columns(self, columns: int) -> "Tuning":
+        """The row for a number of columns: a whole row of logits is a block if it is not too long."""
+        block = min(max(SMALLEST_BLOCK, 1 << max(columns - 1, 0).bit_length()), self.block_logits)
+        return self._replace(block_logits=block, num_warps=max(1, self.num_warps * block // self.block_logits))
+
+
+# --- classic, by target; for every top_k and number of columns alike ------------------------------------------------------
+
+CLASSIC: dict[str, Tuning] = {
+    # Measured on an H100 with Triton 3.6.0: the fastest of five rows; with 96 registers five programs of 8192 share an SM.
+    "sm90": Tuning(block_logits=16384, num_warps=8, planes=16, options=(("maxnreg", 96),)),
+    # Compiled and, for gfx950, emulated, never timed: as sm90.
+    ANY: Tuning(block_logits=16384, num_warps=8, planes=16),
+}
+
+
+def classic(problem: "Problem") -> Tuning:
+    """The row for a problem's target."""
+    return for_target(compat.capabilities(problem.device).target)
+
+
+def for_target(target: compat.Target) -> Tuning:
+    """The row for a target."""
+    return row_for(CLASSIC, target.label)
 
 
 def max_top_k(target: compat.Target) -> int:
     """The most keys to select on a target: a program must leave at most half of its block for the next launch."""
-    return tuning(target).block // 2
-
-
-def block_of(target: compat.Target, columns: int) -> int:
-    """Logits that one program selects from: a power of two, and a whole row if that is not too long."""
-    return min(max(SMALLEST_BLOCK, 1 << max(columns - 1, 0).bit_length()), tuning(target).block)
-
-
-def rooms(columns: int, top_k: int, block: int) -> list[int]:
-    """Candidates that a row may have after each launch but the last.
-
-    A program leaves ``top_k`` of its block, or all of what it has if that is less; the launch that finds a row's candidates
-    in one block is the last.
-    """
-    found = []
-    while columns > block:
-        columns = columns // block * top_k + min(columns % block, top_k)
-        found.append(columns)
-    return found
-
-
-def scratch_rooms(columns: int, top_k: int, block: int) -> list[int]:
-    """Candidates that a row has room for in each scratch buffer: two at most, which the launches fill in turn. Their rows
-    begin on 16-byte boundaries, and Triton is told of multiples of 16 elements."""
-    return [-(-room // 16) * 16 for room in rooms(columns, top_k, block)[:2]]
-
-
-def scratch_bytes(target: compat.Target, columns: int, top_k: int) -> int:
-    """Bytes of scratch that the classic variant allocates for each row."""
-    return CANDIDATE_BYTES * sum(scratch_rooms(columns, top_k, block_of(target, columns)))
-
-
-def rows_within(budget: int, row_bytes: int, rows: int) -> int:
-    """How many rows of ``row_bytes`` to take at a time within ``budget`` bytes; 0 where there is no room for one.
-
-    All of them if they fit, otherwise a multiple of ROW_GRANULE, or a power of two below it, as serving engines cut theirs.
-    """
-    if rows * row_bytes <= budget:
-        return rows
-    most = budget // row_bytes
-    if most >= ROW_GRANULE:
-        return most // ROW_GRANULE * ROW_GRANULE
-    return 1 << most.bit_length() >> 1
+    return for_target(target).block_logits // 2

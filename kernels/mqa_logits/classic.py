@@ -7,60 +7,19 @@ on the N side: so wgmma applies for every head count, and the rows share each ke
 registers; k_scale multiplies once per logit, after the sum. Nothing is reduced across programs, so results repeat bit for bit.
 """
 
-from functools import cache
-from typing import Any, NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
 from capgate import compat
 
-from ..common.device.classic import fill, fill_edge, fill_strip, fn_to_fnuz, relu
-from ..common.device.windows import window
+from ..common.device.classic import fill, fill_edge, fill_strip, fn_to_fnuz, score
+from ..common.device.windows import my_tiles, window
 from ..common.hardware import multiprocessors
 from ..common.rules import padded_heads
 from .operands import Inputs
 from .operation import Problem
-
-
-class Tuning(NamedTuple):
-    """How the work is cut, and what is asked of the compiler."""
-
-    block_keys: int  # keys in a tile, the M side of the dot
-    rows: int  # query rows of a program; rows * padded heads is the N side
-    num_warps: int
-    num_stages: int
-    resident: int  # programs that one SM or CU holds; few query rows split their keys until this many run on each
-    options: tuple[tuple[str, Any], ...] = ()  # options that one backend alone knows
-
-
-# (arch, clean_logits) -> block_keys, columns on the N side, num_warps, num_stages, resident, options; for every H and D alike.
-TUNINGS: dict[tuple[str, bool], tuple[Any, ...]] = {
-    # Measured on an H100 80GB with Triton 3.6.0, D = 128, causal and packed windows. 128-key tiles are 8-20 % slower, 8 warps
-    # 5-40 %, one row of 64 heads 10 %; two stages 20 %, a fourth gains nothing. At 128 registers four programs share an SM.
-    ("sm90", False): (64, 128, 4, 3, 3, ()),
-    # The fill needs up to 153 registers; at 128 nothing spills, a fourth program fits, and it is 1-7 % faster. Twice the
-    # columns (255 registers) halve the key traffic: 4 % faster on 2048 x 8192 and with 32 heads on 4096 x 4096, 8 % slower
-    # with 32 heads on 8192 x 8192, even elsewhere.
-    ("sm90", True): (64, 128, 4, 3, 3, (("maxnreg", 128),)),
-    # Compiled for and emulated, not run; chosen by static counts. 8 waves of 32x32 MFMA: 89 vector instructions per 32 keys of
-    # a row of 64 heads on 3.6.0, 87 on 3.9.0, about twice as many at 16x16; no spills; larger accumulators spill from 3.8.
-    ("gfx950", False): (128, 128, 8, 2, 2, ()),
-    # Compiled for, not run. As gfx950; at most 20 of its 64 KiB of LDS.
-    ("gfx942", False): (128, 128, 8, 2, 2, ()),
-    # Compiled for (sm89, sm100, sm120), not run: small enough for 99 KiB of shared memory.
-    ("", False): (64, 128, 4, 3, 2, ()),
-}
-
-
-@cache
-def tuning(problem: Problem) -> Tuning:
-    """The table's row for a problem's target and output mode, cut to its head count."""
-    target, clean_logits = compat.capabilities(problem.device).target, problem.clean_logits
-    keys = ((target.label, clean_logits), (target.label, False), ("", False))
-    block_keys, columns, *rest = next(TUNINGS[key] for key in keys if key in TUNINGS)
-    return Tuning(block_keys, columns // padded_heads(problem.heads), *rest)
+from .tunings import classic as tuning
 
 
 @triton.jit
@@ -138,11 +97,7 @@ def mqa_logits_kernel(
         last = tl.where(row_begin < row_end, tl.maximum(last, row_end), last)
         full_first = tl.maximum(full_first, row_begin)
         full_last = tl.where(first_row + r < num_queries, tl.minimum(full_last, row_end), full_last)
-    first_tile = first // BLOCK_KEYS  # tiles start at multiples of BLOCK_KEYS, so that stores are aligned
-    last_tile = tl.maximum(tl.cdiv(last, BLOCK_KEYS), first_tile)
-    share = tl.cdiv(last_tile - first_tile, splits)
-    my_first = first_tile + split * share
-    my_last = tl.maximum(tl.minimum(my_first + share, last_tile), my_first)
+    first_tile, last_tile, my_first, my_last = my_tiles(first, last, split, splits, BLOCK_KEYS)
 
     # Cells outside the tiles become -inf strip by strip: one strip with each tile below, so that the stores drain behind the
     # arithmetic and DRAM never stalls it; first of all the strips that outnumber the tiles, and the ends too short for a strip.
@@ -168,22 +123,21 @@ def mqa_logits_kernel(
             base = tile * BLOCK_KEYS
             fill_edge(out, base, begin, end, num_keys, row_offset, row_exists, stride_on, BLOCK_KEYS, INDEX)
 
-    lane = tl.arange(0, BLOCK_KEYS)
+    place = tl.arange(0, BLOCK_KEYS)
     for tile in range(my_first, my_last):
         base = tile * BLOCK_KEYS
         base64 = base.to(tl.int64)  # k and out may pass 2 GiB; inside a tile INDEX is wide enough
-        near = tl.minimum(lane, num_keys - 1 - base).to(INDEX)
+        near = tl.minimum(place, num_keys - 1 - base).to(INDEX)
         key = tl.load(k + base64 * stride_kn + (near * stride_kn)[:, None] + (dim * stride_kd)[None, :])
         scale = tl.load(k_scale + base64 * stride_scale + near * stride_scale)
         if TO_FNUZ:
             key = fn_to_fnuz(key)
             scale *= 4.0  # both operands were halved
-        score = relu(tl.dot(key, query), MAXIMUM) * weight[None, :]
-        logit = tl.sum(tl.reshape(score, (BLOCK_KEYS, ROWS, PADDED_HEADS)), axis=2) * scale[:, None]
+        logit = score(query, weight, key, ROWS, PADDED_HEADS, MAXIMUM) * scale[:, None]
 
-        position = (base + lane)[:, None]
+        position = (base + place)[:, None]
         inside = (position >= begin[None, :]) & (position < end[None, :])
-        cell = out + base64 * stride_on + row_offset[None, :] + (lane.to(INDEX) * stride_on)[:, None]
+        cell = out + base64 * stride_on + row_offset[None, :] + (place.to(INDEX) * stride_on)[:, None]
         tl.store(cell, logit, mask=inside)
         if CLEAN:
             strip = (tile - my_first) * splits + split

@@ -2,20 +2,17 @@
 
     logits[i, j] = k_scale[j] * sum_h weights[i, h] * relu(q[i, h, :] . k[j, :])    for max(starts[i], 0) <= j < min(ends[i], N)
 
-A program owns a few query rows and walks the key tiles of their joint window, as the classic branch does. Rows x heads lie on
+A program owns a few query rows and walks the key tiles of their joint window, as the classic variant does. Rows x heads lie on
 the M side of the MFMA: then the products of a key and a row are registers of two lanes, and every wave has rows of its own.
 Key tiles and their scales go from memory straight to LDS, two tiles ahead of the arithmetic, and every wave reads each of
 them. Relu, weights and head sum happen in registers; k_scale multiplies once per logit, after the sum.
 
 LDS without bank conflicts: a direct copy writes 16 bytes a lane, lane after lane, so a swizzle can only come from the addresses
-that it reads. The copy sees a plain buffer and fetches permuted chunks, at offsets that no iteration changes; the arithmetic
-sees the same bytes under a swizzled layout. Chunk c (16 bytes) of key n lies at c ^ (n * D / 256 mod D / 16): then the 16 keys
+that it reads. The copy sees a plain buffer and fetches permuted packets, at offsets that no iteration changes; the arithmetic
+sees the same bytes under a swizzled layout. Packet c (16 bytes) of key n lies at c ^ (n * D / 256 mod D / 16): then the 16 keys
 that one phase of ds_read_b128 reads lie in all 64 banks (phases: HipKittens, arXiv 2511.08083, table 5). This needs no layout
 that only later Tritons can copy to, and no lane exchanges addresses with another.
 """
-
-from functools import cache
-from typing import Any, NamedTuple
 
 import torch
 
@@ -23,61 +20,20 @@ from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, gl, gluon, reinterpret
 
 from ..common.device.cdna4 import fill, fill_edge, fill_strip, load, logit_layout, score, store
-from ..common.device.windows import window
+from ..common.device.windows import my_tiles, window
 from ..common.hardware import multiprocessors
 from ..common.rules import padded_heads
 from .operands import Inputs
 from .operation import Problem
-
-
-class Tuning(NamedTuple):
-    """How the work is cut, and what is asked of the compiler."""
-
-    block_keys: int  # keys in a tile
-    part_keys: int  # keys of it that a wave scores at a time
-    columns: int  # rows * padded heads, the M side of the MFMA; a multiple of 32 for each wave
-    num_warps: int
-    num_stages: int  # tiles in LDS
-    resident: int  # programs that one CU holds; few query rows split their keys until this many run on each
-    options: tuple[tuple[str, Any], ...] = ()
-
-
-# padded heads -> block_keys, part_keys, columns, num_warps, num_stages, resident, options; for every D and output mode alike.
-# Compiled for gfx950 and executed in an emulator, never timed. "VALU" is a wave's vector instructions per 32 keys of a row of
-# 64 heads in the hot loop, D = 128, on Triton 3.6.0 / 3.7.1 / 3.8.0 / 3.9.0, with which the choices were made:
-#
-#   as in the table, 64 heads: VALU 53 / 53 / 54 / 53, of which 32 relu and 16 packed fma; 166 to 225 VGPRs, no spills
-#   gl.sum over the heads: 73 on 3.7.1, where multiplies and adds stay apart; 63 on 3.8.0, which adds up a tree
-#   fma by fma without inline assembly, packed by LLVM where it sees pairs: 54 to 56; with 32 heads 71 / - / - / 59
-#   waves_per_eu unset: 85 on 3.6.0, which then keeps accumulators in 128 AGPRs and moves each out; the others do not care.
-#     3 waves instead of 2: 34 registers spill on 3.7.1 to 3.9.0
-#   VGPRS_ONLY unset: 48 to 56 AGPRs on 3.8.0 and 3.9.0, which halves the waves of a SIMD
-#   tiles of 64 keys: 54.5 on all, 158 to 160 VGPRs, twice as many barriers; 128 heads need them, for 128-key tiles spill
-#   two rows of 64 heads for each wave (512 columns): 145 registers spill. 256 columns of 32 heads share each LDS read between
-#     two rows of a wave: 1 VALU less than 128 columns, and half the key traffic; with 16 heads the masks of four rows of a
-#     wave spill scalar registers
-#   part_keys 32: VALU 57.5, for the lanes then share 32 keys and half of them store nothing; 128 heads have no room for 64
-#   two tiles in LDS instead of three: the wait for a tile would also wait for the stores of the one before
-TUNINGS: dict[int, tuple[Any, ...]] = {
-    16: (128, 64, 128, 4, 3, 2, (("waves_per_eu", 2),)),
-    32: (128, 64, 256, 4, 3, 2, (("waves_per_eu", 2),)),
-    64: (128, 64, 256, 4, 3, 2, (("waves_per_eu", 2),)),
-    128: (64, 32, 512, 4, 3, 2, (("waves_per_eu", 2),)),
-}
-
-
-@cache
-def tuning(problem: Problem) -> Tuning:
-    """The table's row for a problem's head count."""
-    return Tuning(*TUNINGS[padded_heads(problem.heads)])
+from .tunings import gluon_cdna4 as tuning
 
 
 @gluon.jit
-def copy_tile(keys, scales, slot, tile, k, k_scale, near, chunk, num_keys, stride_kn, stride_scale, BLOCK_KEYS: gl.constexpr):
+def copy_tile(keys, scales, slot, tile, k, k_scale, near, packet, num_keys, stride_kn, stride_scale, BLOCK_KEYS: gl.constexpr):
     """Start the copy of one key tile and its scales to LDS; returns the tile's first key."""
     # The last tile moves back to end with the keys: what it shares with the one before is computed twice, alike.
     base = gl.minimum(tile * BLOCK_KEYS, gl.maximum(num_keys - BLOCK_KEYS, 0)).to(gl.int64)
-    async_copy.buffer_load_to_shared(keys.index(slot), k + base * stride_kn, chunk)
+    async_copy.buffer_load_to_shared(keys.index(slot), k + base * stride_kn, packet)
     async_copy.buffer_load_to_shared(scales.index(slot), k_scale + base * stride_scale, near)
     async_copy.commit_group()
 
@@ -153,37 +109,37 @@ def mqa_logits_kernel(
             last = gl.where(row_begin < row_end, gl.maximum(last, row_end), last)
             full_first = gl.maximum(full_first, row_begin)
             full_last = gl.where(some_row + r < num_queries, gl.minimum(full_last, row_end), full_last)
-    first_tile = first // BLOCK_KEYS  # tiles start at multiples of BLOCK_KEYS, so that stores are aligned
-    last_tile = gl.maximum(gl.cdiv(last, BLOCK_KEYS), first_tile)
-    share = gl.cdiv(last_tile - first_tile, splits)
-    my_first = first_tile + split * share
-    my_last = gl.maximum(gl.minimum(my_first + share, last_tile), my_first)
+    first_tile, last_tile, my_first, my_last = my_tiles(first, last, split, splits, BLOCK_KEYS)
 
     rows = out + first_row.to(gl.int64) * stride_os
     if CLEAN:
         first = first_tile * BLOCK_KEYS
         last = last_tile * BLOCK_KEYS
         fill_row = gl.arange(0, ROWS, gl.SliceLayout(1, filled))
-        fill_exists = first_row + fill_row < num_queries
+        fill_wanted = first_row + fill_row < num_queries
         fill_offset = fill_row.to(INDEX) * stride_os
         _, fill_begin, fill_end = window(
             first_row + fill_row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED
         )
         strips = first // STRIP + (num_keys - last) // STRIP
         for strip in range((my_last - my_first) * splits + split, strips, splits):
-            fill_strip(rows, strip, first, last, fill_offset, fill_exists, stride_on, STRIP, filled)
+            fill_strip(rows, strip, first, last, fill_offset, fill_wanted, stride_on, STRIP, INDEX, filled)
         left_rest = gl.where(split == 0, first % STRIP, 0)
         right_rest = gl.where(split == 0, (num_keys - last) % STRIP, 0)
-        fill(rows, first - left_rest, left_rest, fill_offset, fill_exists, stride_on, STRIP, filled)
-        fill(rows, num_keys - right_rest, right_rest, fill_offset, fill_exists, stride_on, STRIP, filled)
+        fill(rows, first - left_rest, left_rest, fill_offset, fill_wanted, stride_on, STRIP, INDEX, filled)
+        fill(rows, num_keys - right_rest, right_rest, fill_offset, fill_wanted, stride_on, STRIP, INDEX, filled)
         left_last = gl.minimum(gl.cdiv(full_first, BLOCK_KEYS), my_last)
         right_first = gl.maximum(gl.maximum(full_last, 0) // BLOCK_KEYS, my_first)
         for tile in range(my_first, left_last):
             base = tile * BLOCK_KEYS
-            fill_edge(rows, base, fill_begin, fill_end, num_keys, fill_offset, fill_exists, stride_on, BLOCK_KEYS, filled)
+            fill_edge(
+                rows, base, fill_begin, fill_end, num_keys, fill_offset, fill_wanted, stride_on, BLOCK_KEYS, INDEX, filled
+            )
         for tile in range(right_first, my_last):
             base = tile * BLOCK_KEYS
-            fill_edge(rows, base, fill_begin, fill_end, num_keys, fill_offset, fill_exists, stride_on, BLOCK_KEYS, filled)
+            fill_edge(
+                rows, base, fill_begin, fill_end, num_keys, fill_offset, fill_wanted, stride_on, BLOCK_KEYS, INDEX, filled
+            )
 
     if my_first < my_last:
         # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
@@ -201,7 +157,7 @@ def mqa_logits_kernel(
         weight = load(weights + first_row.to(gl.int64) * stride_ws, weight_offset)
         weight = gl.where(head < HEADS, weight, 0.0)
 
-        lane = gl.arange(0, PART_KEYS, gl.SliceLayout(0, logits))
+        place = gl.arange(0, PART_KEYS, gl.SliceLayout(0, logits))
         row = gl.arange(0, ROWS, gl.SliceLayout(1, logits))
         start, begin, end = window(
             first_row + row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED
@@ -209,29 +165,29 @@ def mqa_logits_kernel(
         row_offset = row.to(INDEX) * stride_os
         if COMPRESSED:
             row_offset -= start.to(INDEX) * stride_on
-        cell = row_offset[:, None] + (lane.to(INDEX) * stride_on)[None, :]
-        begin = begin[:, None] - lane[None, :]  # of each lane's key, so that one scalar is compared with both
-        end = gl.maximum(end, 0)[:, None] - lane[None, :]
+        cell = row_offset[:, None] + (place.to(INDEX) * stride_on)[None, :]
+        begin = begin[:, None] - place[None, :]  # of each key of a part, so that one scalar is compared with both
+        end = gl.maximum(end, 0)[:, None] - place[None, :]
 
         near = gl.arange(0, 64 * NUM_WARPS, scales_copied) % BLOCK_KEYS  # a scale for every lane: no lane is masked
         near = gl.minimum(near, num_keys - 1) * stride_scale
         key = gl.arange(0, BLOCK_KEYS, gl.SliceLayout(1, copied))
         byte = gl.arange(0, DIM, gl.SliceLayout(0, copied))
-        chunk = (byte[None, :] // 16) ^ (key * DIM // 256 % (DIM // 16))[:, None]
-        chunk = gl.minimum(key, num_keys - 1)[:, None] * stride_kn + chunk * 16 + (byte % 16)[None, :]
+        packet = (byte[None, :] // 16) ^ (key * DIM // 256 % (DIM // 16))[:, None]
+        packet = gl.minimum(key, num_keys - 1)[:, None] * stride_kn + packet * 16 + (byte % 16)[None, :]
 
         keys = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, BLOCK_KEYS, DIM], plain)
         keys_read = reinterpret(keys, gl.float8e4nv, [STAGES, BLOCK_KEYS, DIM], swizzled)
         scales = gl.allocate_shared_memory(gl.float32, [STAGES, 64 * NUM_WARPS], line)
         for stage in gl.static_range(STAGES - 1):
             copy_tile(
-                keys, scales, stage, my_first + stage, k, k_scale, near, chunk, num_keys, stride_kn, stride_scale, BLOCK_KEYS
+                keys, scales, stage, my_first + stage, k, k_scale, near, packet, num_keys, stride_kn, stride_scale, BLOCK_KEYS
             )
         slot = 0
         free = STAGES - 1
         for tile in range(my_first, my_last):
             ahead = gl.minimum(tile + STAGES - 1, my_last - 1)
-            copy_tile(keys, scales, free, ahead, k, k_scale, near, chunk, num_keys, stride_kn, stride_scale, BLOCK_KEYS)
+            copy_tile(keys, scales, free, ahead, k, k_scale, near, packet, num_keys, stride_kn, stride_scale, BLOCK_KEYS)
             async_copy.wait_group(STAGES - 1)
             base = gl.minimum(tile * BLOCK_KEYS, gl.maximum(num_keys - BLOCK_KEYS, 0))
             for part in gl.static_range(0, BLOCK_KEYS, PART_KEYS):
@@ -248,7 +204,7 @@ def mqa_logits_kernel(
             if CLEAN:
                 strip = (tile - my_first) * splits + split
                 if strip < strips:
-                    fill_strip(rows, strip, first, last, fill_offset, fill_exists, stride_on, STRIP, filled)
+                    fill_strip(rows, strip, first, last, fill_offset, fill_wanted, stride_on, STRIP, INDEX, filled)
         async_copy.wait_group(0)
 
 
@@ -257,25 +213,24 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
     q, k, k_scale, weights, starts, ends = inputs
     (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
     tune = tuning(problem)
-    rows = tune.columns // padded_heads(heads)
-    strip = max(8 * 64 * tune.num_warps // rows, 256)  # two 16-byte stores a lane, and whole waves
-    groups = -(-num_queries // rows)
+    strip = max(8 * 64 * tune.num_warps // tune.rows, 256)  # two 16-byte stores a lane, and whole waves
+    groups = -(-num_queries // tune.rows)
     tiles = -(-num_keys // tune.block_keys)
     splits = max(1, min(multiprocessors(out.device) * tune.resident // groups, tiles))
 
     strides = (*q.stride(), *k.stride(), *k_scale.stride(), *weights.stride(), *starts.stride(), *ends.stride(), *out.stride())
     qs, qh, qd, _, _, _, ws, wh, _, _, os, on = strides
     farthest = max(  # byte that a program reaches from its base pointers; buffer instructions reach 2 GiB
-        rows * qs + heads * qh + dim * qd,
-        4 * (rows * ws + heads * wh),
-        4 * (rows * os + max(strip, tune.block_keys, out.shape[1] if compressed else 0) * on),
+        tune.rows * qs + heads * qh + dim * qd,
+        4 * (tune.rows * ws + heads * wh),
+        4 * (tune.rows * os + max(strip, tune.block_keys, out.shape[1] if compressed else 0) * on),
     )
     arguments = (q, k, k_scale, weights, starts, ends, out, num_queries, num_keys, out.shape[1], *strides)
     keywords = {
         "HEADS": heads,
         "DIM": dim,
         "PADDED_HEADS": padded_heads(heads),
-        "ROWS": rows,
+        "ROWS": tune.rows,
         "BLOCK_KEYS": tune.block_keys,
         "PART_KEYS": tune.part_keys,
         "STAGES": tune.num_stages,

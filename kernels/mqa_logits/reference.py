@@ -2,7 +2,7 @@
 
 import torch
 
-from ..common.reference import CHUNK_BYTES, KEY_TILE
+from ..common.reference import KEY_TILE, SCORE_BYTES, score
 from .operands import Inputs
 
 
@@ -14,13 +14,13 @@ def launch(
     accumulate : the type of products and sums, ``torch.float64`` to judge the other variants
 
     Nothing is read back from the device, so that the call can be captured in a GPU graph. Memory beyond the operands is
-    bounded by a few times CHUNK_BYTES.
+    bounded by a few times SCORE_BYTES.
     """
     q, k, k_scale, weights, starts, ends = inputs
     rows, heads, dim = q.shape
     num_keys, columns = k.shape[0], out.shape[1]
     key_tile = min(KEY_TILE, columns)
-    row_tile = max(1, CHUNK_BYTES // (max(heads, dim) * key_tile * accumulate.itemsize))
+    row_tile = max(1, SCORE_BYTES // (max(heads, dim) * key_tile * accumulate.itemsize))
     for row in range(0, rows, row_tile):
         block = slice(row, row + row_tile)
         query, weight = q[block].to(accumulate), weights[block].to(accumulate)
@@ -35,14 +35,10 @@ def launch(
             if num_keys == 0 or (q.device.type == "cpu" and not inside.any()):  # a look that would stop a GPU's queue
                 cells.copy_(outside)
             else:
-                logits = _scores(query, k, k_scale, weight, key.clamp(0, num_keys - 1))
+                near = key.clamp(0, num_keys - 1)
+                keys = k.view(torch.uint8)[near].view(k.dtype).to(accumulate)  # indexing bytes works for every fp8 type
+                if compressed:  # every row has keys of its own
+                    logits = score(query[:, None], weight[:, None], keys)[:, 0] * k_scale[near]
+                else:
+                    logits = score(query, weight, keys) * k_scale[near]
                 cells.copy_(torch.where(inside, logits.to(out.dtype), outside))
-
-
-def _scores(
-    query: torch.Tensor, k: torch.Tensor, k_scale: torch.Tensor, weight: torch.Tensor, key: torch.Tensor
-) -> torch.Tensor:
-    """Logits [rows, columns] of the keys at indices ``key``: [columns] shared by the rows, or [rows, columns]."""
-    key_tile = k.view(torch.uint8)[key].view(k.dtype).to(query.dtype)  # indexing bytes works for every fp8 type and device
-    dots = query @ key_tile.mT  # [rows, heads, columns]; fp8 products are exact in TF32 too
-    return dots.relu_().mul_(weight[:, :, None]).sum(1).mul_(k_scale[key])  # no matmul: that one TF32 would round

@@ -7,9 +7,6 @@ each walks its chunks from one request to the next, so that a long request does 
 the dense kernel: keys on the M side of the dot, rows x heads on the N side, and no sum crosses programs.
 """
 
-from functools import cache
-from typing import Any, NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -17,59 +14,21 @@ import triton.language as tl
 from capgate import compat
 
 from ..common.cache import keys_of, readable, scales_of
-from ..common.device.classic import fill, fn_to_fnuz, relu
-from ..common.device.windows import load_share, seen
+from ..common.device.classic import fill, fn_to_fnuz, score
+from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, seen
 from ..common.rules import padded_heads
 from ..common.schedule.classic import new_schedule, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .operands import Inputs
 from .operation import Problem
-
-
-class Tuning(NamedTuple):
-    """How the work is cut, and what is asked of the compiler."""
-
-    block_keys: int  # keys in a tile, the M side of the dot
-    rows: int  # of a request in a program; rows * padded heads is the N side
-    num_warps: int
-    num_stages: int
-    resident: int  # programs that one SM or CU holds
-    options: tuple[tuple[str, Any], ...] = ()  # options that one backend alone knows
-
-
-COLUMNS = 128  # on the N side at most: rows x padded heads
-
-# (arch, columns on the N side at most) -> block_keys, num_warps, num_stages, resident, options. The shapes of the dense
-# kernel's table; on AMD, compiled for and not timed, a tile of 64 keys, so that it lies in one block of a serving engine's
-# cache. With 64 columns an SM of an H100 holds one program more: 4, not 3, take 134.5 us and not 149.7 for 256 requests of
-# about 8192 keys and 64 heads; with 128 columns (next_n of 2) 197.6 and not 151.5.
-TUNINGS: dict[tuple[str, int], tuple[Any, ...]] = {
-    ("sm90", 64): (64, 4, 3, 4, ()),
-    ("sm90", COLUMNS): (64, 4, 3, 3, ()),
-    ("gfx950", COLUMNS): (64, 4, 2, 2, ()),
-    ("gfx942", COLUMNS): (64, 4, 2, 2, ()),
-    ("", COLUMNS): (64, 4, 3, 2, ()),
-}
-
-
-@cache
-def tuning(problem: Problem) -> Tuning:
-    """The table's row for a problem's target, cut to its heads and to the rows of a request."""
-    target, padded = compat.capabilities(problem.device).target, padded_heads(problem.heads)
-    rows = min(1 << (problem.next_n - 1).bit_length(), COLUMNS // padded)
-    columns = rows * padded
-    keys = ((target.label, 64), (target.label, COLUMNS), ("", COLUMNS))
-    block_keys, num_warps, *rest = next(TUNINGS[key] for key in keys if key in TUNINGS and columns <= key[1])
-    if target.backend == "hip" and columns == 32:
-        num_warps //= 2  # two products of 32x32 in a tile: with more waves, two would compute the same
-    return Tuning(block_keys, rows, num_warps, *rest)
+from .tunings import classic as tuning
 
 
 @triton.jit
 def load_blocks(entries, num_blocks):
     """(blocks, whether the cache has them) from a table; in place of one that it has not, its last, which may be read."""
     block = tl.load(entries).to(tl.uint32)
-    return tl.minimum(block, tl.maximum(num_blocks, 1) - 1).to(tl.int64), block < num_blocks
+    return near_block(block, num_blocks).to(tl.int64), block < num_blocks
 
 
 @triton.jit
@@ -140,7 +99,7 @@ def paged_mqa_logits_kernel(
     head = column % PADDED_HEADS
     near_head = tl.minimum(head, HEADS - 1).to(INDEX)
     dim = tl.arange(0, DIM)
-    lane = tl.arange(0, BLOCK_KEYS)
+    place = tl.arange(0, BLOCK_KEYS)
     num_blocks = tl.full((), num_blocks, tl.uint32)
     row = first_row + tl.arange(0, ROWS)
 
@@ -148,13 +107,8 @@ def paged_mqa_logits_kernel(
     for number in range(past_request - first_request):
         request = first_request + number
         request64 = request.to(tl.int64)
-        longest = 0  # read row by row into a scalar: AMD's compiler would not know a reduction to agree in all lanes
-        for r in tl.static_range(ROWS):
-            row_seen = seen(lens, request, first_row + r, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
-            longest = tl.maximum(longest, row_seen)
-        chunks = tl.cdiv(longest, CHUNK)
-        begin = tl.where(request == first_request, tl.minimum(first_chunk, chunks) * CHUNK, 0)
-        end = tl.where(request == last_request, tl.minimum(tl.minimum(last_chunk, chunks) * CHUNK, longest), longest)
+        longest = longest_seen(lens, request, first_row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS, ROWS)
+        begin, end = keys_of_share(request, longest, first_request, first_chunk, last_request, last_chunk, CHUNK)
         # A request that has no tile here is left out. Triton 3.5.1 places no barrier between what two requests in a row do in
         # shared memory but those of the tiles: without any, a wave could write where another still reads.
         if begin < end:
@@ -174,24 +128,23 @@ def paged_mqa_logits_kernel(
                 base64 = base.to(tl.int64)
                 if BLOCK % BLOCK_KEYS == 0:  # in one block, whose end lies past the tile's: nothing to clamp
                     block, held = load_blocks(entries + base64 // BLOCK * stride_tk, num_blocks)
-                    inside = base % BLOCK + lane
+                    inside = base % BLOCK + place
                     key = tl.load(keys + block * stride_keys + (inside * DIM)[:, None] + dim[None, :])
                     scale = tl.load(scales + block * stride_scales + inside)
                 else:
-                    position = tl.minimum(base + lane, longest - 1)
-                    block, lane_held = load_blocks(entries + (position // BLOCK).to(tl.int64) * stride_tk, num_blocks)
-                    held = lane_held[:, None]
+                    position = tl.minimum(base + place, longest - 1)
+                    block, key_held = load_blocks(entries + (position // BLOCK).to(tl.int64) * stride_tk, num_blocks)
+                    held = key_held[:, None]
                     inside = position % BLOCK
                     key = tl.load(keys + (block * stride_keys + inside * DIM)[:, None] + dim[None, :])
                     scale = tl.load(scales + block * stride_scales + inside)
                 if TO_FNUZ:
                     key = fn_to_fnuz(key)
                     scale *= 4.0  # both operands were halved
-                score = relu(tl.dot(key, query), MAXIMUM) * weight[None, :]
-                logit = tl.sum(tl.reshape(score, (BLOCK_KEYS, ROWS, PADDED_HEADS)), axis=2) * scale[:, None]
+                logit = score(query, weight, key, ROWS, PADDED_HEADS, MAXIMUM) * scale[:, None]
                 logit = tl.where(held, logit, float("-inf"))
-                cell = out + base64 * stride_on + row_offset[None, :] + (lane.to(INDEX) * stride_on)[:, None]
-                tl.store(cell, logit, mask=(base + lane)[:, None] < length[None, :])
+                cell = out + base64 * stride_on + row_offset[None, :] + (place.to(INDEX) * stride_on)[:, None]
+                tl.store(cell, logit, mask=(base + place)[:, None] < length[None, :])
 
 
 def workers(problem: Problem) -> int:

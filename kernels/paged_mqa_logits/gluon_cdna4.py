@@ -2,7 +2,7 @@
 
     logits[b, t, j] = scale[b, j] * sum_h weights[b, t, h] * relu(q[b, t, h, :] . key[b, j, :])    for 0 <= j < seen[b, t]
 
-The keys of all requests are shared out among programs by the classic branch's schedule; a tile is scored as in the dense
+The keys of all requests are shared out among programs by the classic variant's schedule; a tile is scored as in the dense
 kernel, rows x heads on the M side of the MFMA. A request has few rows: where one wave holds them, a program is that wave alone,
 so that waves share no keys and wait for none of each other at a barrier. Where it takes more, each wave of a program has rows
 of its own, and they share the tiles. Programs that share a worker's tiles fill the GPU when a schedule has few workers.
@@ -14,77 +14,25 @@ offsets of 32 bits, so that small blocks have to lie within 2 GiB. Only buffer i
 counts global_load_lds among the LDS instructions, which hardware does not, and then waits too little for LDS reads
 (llvm-project, pull request 179305).
 
-LDS without bank conflicts: as in the dense kernel, chunks are fetched in a permuted order and read under a swizzled layout.
+LDS without bank conflicts: as in the dense kernel, packets of 16 bytes are fetched in a permuted order and read under a
+swizzled layout.
 """
-
-from functools import cache
-from typing import Any, NamedTuple
 
 import torch
 
 from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, constexpr_function, gl, gluon, reinterpret
-from capgate.compat.offline.occupancy import LDS
 
 from ..common.cache import keys_of, readable, scales_of
 from ..common.device.cdna4 import fill, load, logit_layout, score, store
-from ..common.device.windows import load_share, seen
+from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, seen
 from ..common.hardware import multiprocessors
 from ..common.rules import padded_heads
 from ..common.schedule.classic import new_schedule, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .operands import Inputs
 from .operation import Problem
-
-
-class Tuning(NamedTuple):
-    """How the work is cut, and what is asked of the compiler."""
-
-    block_keys: int  # keys in a tile
-    rows: int  # query rows of a program; rows * padded heads is the M side of the MFMA
-    num_warps: int
-    num_stages: int  # tiles in LDS
-    resident: int  # programs that one CU holds
-    options: tuple[tuple[str, Any], ...] = ()
-
-
-# padded heads -> block_keys, columns of a wave, most waves of a program, num_stages, options; for every D, block size and
-# output mode alike. Compiled for gfx950 and executed in an emulator, never timed. "VALU" as in the dense kernel's table: vector
-# instructions per 32 keys of a row of 64 heads, D = 128, alike on Triton 3.6.0, 3.7.1, 3.8.0 and 3.9.0 unless said:
-#
-#   as in the table, 64 heads, blocks of 64 or 128 keys: VALU 55.5, of which 32 relu and 16 packed fma; 168 to 182 VGPRs, no
-#     spills; no barrier in the loop, and one where waves share tiles (from 2 rows of 64 heads on)
-#   blocks of 32 and 16 keys: 66.5 and 68.5, of one key 67.5: every lane adds its blocks' offsets, and cuts them to the cache
-#   three tiles in LDS, of 8.5 KiB with scales and entries: two come while one is scored, and a CU holds six such programs, so
-#     that about 100 KiB are under way to it. With four tiles it holds four programs, and as much is under way
-#   tiles of 32 keys: 62, for half of the lanes store nothing; 128 heads have no room for 64
-#   two rows of 64 heads for one wave: 57 to 96 registers spill; with tiles of 32 keys none, 58 to 58.5
-#   v_readfirstlane_b32 left out: 87, for the compiler then loops over the lanes round each copy
-#   weights loaded to registers: their addresses stay in registers all along, and of 127 heads 44 spill on 3.9.0
-#   waves_per_eu unset: 87 on 3.6.0, which then moves accumulators through 64 AGPRs. 3 waves: 57 and a spill on 3.6.0
-#   VGPRS_ONLY unset: 48 AGPRs on 3.8.0 and 3.9.0
-TUNINGS: dict[int, tuple[Any, ...]] = {
-    16: (64, 32, 4, 3, (("waves_per_eu", 2),)),
-    32: (64, 64, 4, 3, (("waves_per_eu", 2),)),
-    64: (64, 64, 4, 3, (("waves_per_eu", 2),)),
-    128: (32, 128, 4, 3, (("waves_per_eu", 2),)),
-}
-WAVES = 8  # of a CU, for which its registers last
-
-
-@cache
-def tuning(problem: Problem) -> Tuning:
-    """The table's row for a problem's head count, cut to the rows of its request."""
-    padded, dim = padded_heads(problem.heads), problem.dim
-    block_keys, columns, most_warps, num_stages, options = TUNINGS[padded]
-    most_warps = min(most_warps, block_keys * dim // 1024)  # no wave without keys to copy: a wave copies 1024 bytes at a time
-    rows = min(max(1 << (problem.next_n - 1).bit_length(), 32 // padded), most_warps * columns // padded)
-    num_warps = max(1, rows * padded // columns)
-    lanes = 64 * num_warps
-    lds_bytes = num_stages * (block_keys * dim + 4 * lanes + 4 * lanes) + 4 * max(rows * padded, lanes)
-    size, granule = LDS["gfx950"]
-    resident = min(WAVES // num_warps, size // (-(-lds_bytes // granule) * granule))
-    return Tuning(block_keys, rows, num_warps, num_stages, resident, options)
+from .tunings import gluon_cdna4 as tuning
 
 
 @constexpr_function
@@ -111,12 +59,6 @@ def copy_blocks(
 
 
 @gluon.jit
-def near(blocks, num_blocks):
-    """Blocks that the cache has; in place of others its last, which may be read."""
-    return gl.minimum(blocks.to(gl.uint32), gl.maximum(num_blocks, 1) - 1)
-
-
-@gluon.jit
 def copy_tile(
     tile_keys, tile_scales, tile_blocks, tile, num_blocks,
     keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK: gl.constexpr, of_lanes: gl.constexpr,
@@ -126,24 +68,24 @@ def copy_tile(
     Returns the tile's block, or where it has several the block of each of its keys in the layout ``of_lanes``.
     """
     BLOCKS: gl.constexpr = tile_keys.shape[0]
-    PART_KEYS: gl.constexpr = tile_keys.shape[1]
+    PIECE_KEYS: gl.constexpr = tile_keys.shape[1]
     if BLOCKS == 1:
         of_keys: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, key_at.type.layout))
         block = gl.max(async_copy.load_shared_relaxed(tile_blocks.slice(0, 1, 0), of_keys), 0)
         # Every lane has the same, but the compiler would loop over the lanes round each copy.
         block = gl.inline_asm_elementwise("v_readfirstlane_b32 $0, $1", "=s,v", [block], dtype=gl.int32, is_pure=True, pack=1)
-        held = near(block, num_blocks).to(gl.int64)
-        first = tile * PART_KEYS % BLOCK
+        held = near_block(block, num_blocks).to(gl.int64)
+        first = tile * PIECE_KEYS % BLOCK
         keys += held * stride_keys + first * tile_keys.shape[2]
         scales += held * stride_scales + first
     else:
-        block = async_copy.load_shared_relaxed(tile_blocks.slice(0, BLOCKS * PART_KEYS, 0), of_lanes)
-        parts: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-        firsts = reinterpret(tile_blocks, gl.int32, [tile_blocks.shape[0] // PART_KEYS, PART_KEYS], parts)
+        block = async_copy.load_shared_relaxed(tile_blocks.slice(0, BLOCKS * PIECE_KEYS, 0), of_lanes)
+        pieces: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+        firsts = reinterpret(tile_blocks, gl.int32, [tile_blocks.shape[0] // PIECE_KEYS, PIECE_KEYS], pieces)
         firsts = firsts.slice(0, BLOCKS, 0).slice(0, 1, 1)
-        blocks = near(async_copy.load_shared_relaxed(firsts, gl.SliceLayout(2, key_at.type.layout)), num_blocks)
+        blocks = near_block(async_copy.load_shared_relaxed(firsts, gl.SliceLayout(2, key_at.type.layout)), num_blocks)
         key_at += (blocks.to(gl.int32) * stride_keys)[:, :, None]
-        blocks = near(async_copy.load_shared_relaxed(firsts, gl.SliceLayout(0, scale_at.type.layout)), num_blocks)
+        blocks = near_block(async_copy.load_shared_relaxed(firsts, gl.SliceLayout(0, scale_at.type.layout)), num_blocks)
         scale_at += (blocks.to(gl.int32) * stride_scales)[None, :, :]
     async_copy.buffer_load_to_shared(tile_keys, keys, key_at)
     async_copy.buffer_load_to_shared(tile_scales, scales, scale_at)
@@ -165,7 +107,7 @@ def paged_mqa_logits_kernel(
     limit,  # keys that a row can see: as many as it has cells, and its row of the table has room for
     width,
     strips,  # to fill: those of a row times the rows
-    parts,  # programs that share a worker's tiles, taking turns
+    splits,  # programs that share a worker's tiles, taking turns
     stride_qb,
     stride_qn,
     stride_qh,
@@ -198,7 +140,7 @@ def paged_mqa_logits_kernel(
     COLUMNS: gl.constexpr = ROWS * PADDED_HEADS
     AHEAD: gl.constexpr = STAGES - 1
     BLOCKS: gl.constexpr = max(1, BLOCK_KEYS // BLOCK)  # of a tile
-    PART_KEYS: gl.constexpr = BLOCK_KEYS // BLOCKS  # of a tile, in one block
+    PIECE_KEYS: gl.constexpr = BLOCK_KEYS // BLOCKS  # of a tile, in one block
     REPEATS: gl.constexpr = 64 * NUM_WARPS // BLOCK_KEYS  # of a tile's scales: one for every lane, so that no lane is masked
     INSTRUCTION_DIM: gl.constexpr = 64 if DIM >= 64 else 16  # dims of the f8f6f4 instruction, or of the older fp8 one
     mfma: gl.constexpr = cdna4.AMDMFMALayout(
@@ -207,15 +149,15 @@ def paged_mqa_logits_kernel(
     operand: gl.constexpr = gl.DotOperandLayout(0, mfma, 16)
     logits: gl.constexpr = gl.SliceLayout(1, logit_layout(ROWS, BLOCK_KEYS, NUM_WARPS))
     filled: gl.constexpr = gl.BlockedLayout([1, 4], [1, 64], [1, NUM_WARPS], [1, 0])
-    copied: gl.constexpr = in_order([BLOCKS, PART_KEYS, DIM], 16, NUM_WARPS)
-    scales_copied: gl.constexpr = in_order([REPEATS, BLOCKS, PART_KEYS], 1, NUM_WARPS)
+    copied: gl.constexpr = in_order([BLOCKS, PIECE_KEYS, DIM], 16, NUM_WARPS)
+    scales_copied: gl.constexpr = in_order([REPEATS, BLOCKS, PIECE_KEYS], 1, NUM_WARPS)
     line_copied: gl.constexpr = gl.BlockedLayout([1], [64], [NUM_WARPS], [0])
     plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
     swizzled: gl.constexpr = gl.SwizzledSharedLayout(16, 256 // DIM, DIM // 16, [1, 0])
     line: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
 
-    worker = gl.program_id(0) // parts
-    part = gl.program_id(0) % parts
+    worker = gl.program_id(0) // splits
+    split = gl.program_id(0) % splits
     first_row = gl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
     first_request, first_chunk, last_request, last_chunk = load_share(schedule, worker, num_requests)
     num_blocks = gl.to_tensor(num_blocks).to(gl.uint32)
@@ -233,9 +175,9 @@ def paged_mqa_logits_kernel(
             first = gl.maximum(base, end)
             last = gl.minimum(base + STRIP, width)
             if last - first == STRIP:  # no column mask, so stores are 16 bytes wide
-                fill(rows, gl.multiple_of(base, 16), STRIP, strip_offset, near_strip == 0, stride_on, STRIP, filled)
+                fill(rows, gl.multiple_of(base, 16), STRIP, strip_offset, near_strip == 0, stride_on, STRIP, INDEX, filled)
             elif first < last:
-                fill(rows, first, last - first, strip_offset, near_strip == 0, stride_on, STRIP, filled)
+                fill(rows, first, last - first, strip_offset, near_strip == 0, stride_on, STRIP, INDEX, filled)
 
     # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
     column = gl.arange(0, COLUMNS, gl.SliceLayout(1, operand))
@@ -248,43 +190,38 @@ def paged_mqa_logits_kernel(
     weight_at = column_row * stride_ws + gl.minimum(column % PADDED_HEADS, HEADS - 1) * stride_wh
     head = gl.arange(0, COLUMNS, gl.SliceLayout(1, mfma)) % PADDED_HEADS
 
-    lane = gl.arange(0, BLOCK_KEYS, gl.SliceLayout(0, logits))
+    place = gl.arange(0, BLOCK_KEYS, gl.SliceLayout(0, logits))
     row = gl.arange(0, ROWS, gl.SliceLayout(1, logits))
-    cell = (row.to(INDEX) * stride_os)[:, None] + (lane.to(INDEX) * stride_on)[None, :]
+    cell = (row.to(INDEX) * stride_os)[:, None] + (place.to(INDEX) * stride_on)[None, :]
 
-    key = gl.arange(0, PART_KEYS, gl.SliceLayout(0, gl.SliceLayout(2, copied)))
+    key = gl.arange(0, PIECE_KEYS, gl.SliceLayout(0, gl.SliceLayout(2, copied)))
     byte = gl.arange(0, DIM, gl.SliceLayout(0, gl.SliceLayout(1, copied)))
-    tile_key = gl.arange(0, BLOCKS, gl.SliceLayout(1, gl.SliceLayout(2, copied)))[:, None] * PART_KEYS + key[None, :]
-    chunk = (byte // 16)[None, None, :] ^ (tile_key * DIM // 256 % (DIM // 16))[:, :, None]
-    key_at = (key * DIM)[None, :, None] + chunk * 16 + (byte % 16)[None, None, :]
-    scale_at = gl.arange(0, PART_KEYS, gl.SliceLayout(0, gl.SliceLayout(1, scales_copied)))[None, None, :]
-    scale_at += gl.full([REPEATS, BLOCKS, PART_KEYS], 0, gl.int32, scales_copied)
+    tile_key = gl.arange(0, BLOCKS, gl.SliceLayout(1, gl.SliceLayout(2, copied)))[:, None] * PIECE_KEYS + key[None, :]
+    packet = (byte // 16)[None, None, :] ^ (tile_key * DIM // 256 % (DIM // 16))[:, :, None]
+    key_at = (key * DIM)[None, :, None] + packet * 16 + (byte % 16)[None, None, :]
+    scale_at = gl.arange(0, PIECE_KEYS, gl.SliceLayout(0, gl.SliceLayout(1, scales_copied)))[None, None, :]
+    scale_at += gl.full([REPEATS, BLOCKS, PIECE_KEYS], 0, gl.int32, scales_copied)
 
-    tile_keys = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, BLOCKS, PART_KEYS, DIM], plain)
+    tile_keys = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, BLOCKS, PIECE_KEYS, DIM], plain)
     keys_read = reinterpret(tile_keys, gl.float8e4nv, [STAGES, BLOCK_KEYS, DIM], swizzled)
-    tile_scales = gl.allocate_shared_memory(gl.float32, [STAGES, REPEATS, BLOCKS, PART_KEYS], plain)
+    tile_scales = gl.allocate_shared_memory(gl.float32, [STAGES, REPEATS, BLOCKS, PIECE_KEYS], plain)
     scales_read = reinterpret(tile_scales, gl.float32, [STAGES, 64 * NUM_WARPS], line)
     tile_blocks = gl.allocate_shared_memory(gl.int32, [STAGES, 64 * NUM_WARPS], line)
     columns_weights = gl.allocate_shared_memory(gl.float32, [max(COLUMNS, 64 * NUM_WARPS)], line)
 
-    turn = part  # of this program, counted from a request's first tile
+    turn = split  # of this program, counted from a request's first tile
     past_request = gl.minimum(gl.where(last_chunk > 0, last_request + 1, last_request), num_requests)
     for request in range(first_request, past_request):
         request64 = request.to(gl.int64)
-        longest = 0  # read row by row into a scalar: the compiler would not know a reduction to agree in all lanes
-        for r in gl.static_range(ROWS):
-            row_seen = seen(lens, request, first_row + r, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
-            longest = gl.maximum(longest, row_seen)
-        chunks = gl.cdiv(longest, CHUNK)
-        begin = gl.where(request == first_request, gl.minimum(first_chunk, chunks) * CHUNK, 0)
-        end = gl.where(request == last_request, gl.minimum(gl.minimum(last_chunk, chunks) * CHUNK, longest), longest)
+        longest = longest_seen(lens, request, first_row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS, ROWS)
+        begin, end = keys_of_share(request, longest, first_request, first_chunk, last_request, last_chunk, CHUNK)
         past_tile = gl.cdiv(end, BLOCK_KEYS)
         my_first = begin // BLOCK_KEYS + turn
-        my_last = past_tile - 1 - (past_tile - 1 - my_first) % parts
+        my_last = past_tile - 1 - (past_tile - 1 - my_first) % splits
         if my_first < past_tile:
             entries = table + request64 * stride_tb
             for stage in gl.static_range(AHEAD):
-                tile = gl.minimum(my_first + stage * parts, my_last)
+                tile = gl.minimum(my_first + stage * splits, my_last)
                 copy_blocks(tile_blocks.index(stage + 1), entries, tile, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
             async_copy.buffer_load_to_shared(columns_weights, weights + request64 * NEXT_N * stride_ws, weight_at)
             async_copy.commit_group()
@@ -294,18 +231,18 @@ def paged_mqa_logits_kernel(
             weight = gl.where(head < HEADS, weight, 0.0)
             blocks = ()  # of the tiles under way, as copy_tile says them
             for stage in gl.static_range(AHEAD):
-                tile = gl.minimum(my_first + stage * parts, my_last)
+                tile = gl.minimum(my_first + stage * splits, my_last)
                 block = copy_tile(
                     tile_keys.index(stage), tile_scales.index(stage), tile_blocks.index(stage + 1), tile, num_blocks,
                     keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK, gl.SliceLayout(0, logits),
                 )  # fmt: skip
                 blocks += (block,)
-                tile = gl.minimum(my_first + (stage + AHEAD) * parts, my_last)
+                tile = gl.minimum(my_first + (stage + AHEAD) * splits, my_last)
                 copy_blocks(tile_blocks.index(stage), entries, tile, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
                 async_copy.commit_group()
 
             length = seen(lens, request, first_row + row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
-            length = length[:, None] - lane[None, :]  # of each lane's key, so that one scalar is compared with both
+            length = length[:, None] - place[None, :]  # of each key of a tile, so that one scalar is compared with both
             rows = out + (request64 * NEXT_N + first_row) * stride_os
 
             # A tile's logits are stored when the next one has come, before more copies start: a wait is for all but the
@@ -315,12 +252,12 @@ def paged_mqa_logits_kernel(
             logit = gl.zeros([ROWS, BLOCK_KEYS], gl.float32, logits)
             slot = 0
             free = AHEAD
-            for tile in range(my_first, past_tile, parts):
+            for tile in range(my_first, past_tile, splits):
                 async_copy.wait_group(AHEAD - 1)
                 store(rows + base.to(gl.int64) * stride_on, cell, logit, base < length)
-                ahead = gl.minimum(tile + 2 * AHEAD * parts, my_last)
+                ahead = gl.minimum(tile + 2 * AHEAD * splits, my_last)
                 copy_blocks(tile_blocks.index(free), entries, ahead, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
-                ahead = gl.minimum(tile + AHEAD * parts, my_last)
+                ahead = gl.minimum(tile + AHEAD * splits, my_last)
                 block = copy_tile(
                     tile_keys.index(free), tile_scales.index(free), tile_blocks.index(slot), ahead, num_blocks,
                     keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK, gl.SliceLayout(0, logits),
@@ -340,8 +277,8 @@ def paged_mqa_logits_kernel(
                 slot = gl.where(slot == AHEAD, 0, slot + 1)
             async_copy.wait_group(0)
             store(rows + base.to(gl.int64) * stride_on, cell, logit, base < length)
-        turn = (turn - (past_tile - begin // BLOCK_KEYS)) % parts
-        turn = gl.where(turn < 0, turn + parts, turn)
+        turn = (turn - (past_tile - begin // BLOCK_KEYS)) % splits
+        turn = gl.where(turn < 0, turn + splits, turn)
 
 
 def workers(problem: Problem) -> int:
@@ -365,7 +302,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
     limit = min(width, block_table.shape[1] * block)
     strip = 16 * 64 * tune.num_warps  # four 16-byte stores a lane
     programs, groups = schedule.shape[0] - 1, -(-next_n // tune.rows)
-    parts = max(1, multiprocessors(out.device) * tune.resident // (programs * groups))
+    splits = max(1, multiprocessors(out.device) * tune.resident // (programs * groups))
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     strides = (*q.stride(), keys.stride(0), scales.stride(0), *weights.stride(), *lens_strides, *block_table.stride())
@@ -373,7 +310,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         next_n * q.stride(1) + heads * q.stride(2) + dim * q.stride(3),
         4 * (tune.rows * out.stride(0) + max(strip, tune.block_keys) * out.stride(1)),
     )
-    counts = (requests, blocks, limit, width, requests * next_n * -(-width // strip), parts)
+    counts = (requests, blocks, limit, width, requests * next_n * -(-width // strip), splits)
     arguments = (q, keys, scales, weights, context_lens, block_table, schedule, out, *counts, *strides, *out.stride())
     keywords = {
         "NEXT_N": next_n,
@@ -394,7 +331,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         **VGPRS_ONLY,
         **dict(tune.options),
     }
-    grid = (programs * parts, groups)
+    grid = (programs * splits, groups)
     return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))
 
 

@@ -2,14 +2,12 @@
 
     logits[b, t, j] = scale[b, j] * sum_h weights[b, t, h] * relu(q[b, t, h, :] . key[b, j, :])    for 0 <= j < seen[b, t]
 
-A program is one worker of the schedule: it walks its chunks of keys from one request to the next. One warp produces: it reads
-the block table and keeps STAGES tiles of 128 keys on their way from the cache, which is what this kernel lives on: bytes in
-flight. Two warpgroups consume, each 64 keys of every tile: keys on the M side of the products, rows x heads on the N side.
-Relu, weights and head sum happen in registers. No sum crosses programs, so results repeat bit for bit.
+A program is one worker of the schedule, or one of several where a request has more rows than one scores: it walks its chunks of
+keys from one request to the next. One warp produces: it reads the block table and keeps STAGES tiles of 64 keys on their way
+from the cache, which is what this kernel lives on: bytes in flight. One warpgroup consumes: the keys of a tile on the M side of
+the product, rows x heads on the N side. With CLEAN another warp writes -inf into the cells that their row does not see. Relu,
+weights and head sum happen in registers. No sum crosses programs, so results repeat bit for bit.
 """
-
-from functools import cache
-from typing import NamedTuple
 
 import torch
 
@@ -19,15 +17,28 @@ from capgate.compat.gluon import aggregate, barrier, gl, gluon, hopper, mbarrier
 from ..common.cache import keys_of, scales_of
 from ..common.device.hopper import (
     bytes_layout,
-    column_weights,
     floats_layout,
     head_sums,
     load_query,
     logit_layout,
+    product_weights,
     query_box,
     query_map,
     scalar,
+    store_scalar,
     tensor_map,
+)
+from ..common.device.hopper_pipeline import (
+    FIELDS,
+    SLOTS,
+    Maps,
+    Output,
+    Plan,
+    Ring,
+    consumers_turn,
+    new_ring,
+    producers_turn,
+    stride,
 )
 from ..common.device.windows import load_share, seen
 from ..common.rules import padded_heads
@@ -35,87 +46,7 @@ from ..common.schedule.classic import new_schedule, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .operands import Inputs
 from .operation import Problem
-
-
-class Tuning(NamedTuple):
-    """How the work is cut, and what is asked of the compiler."""
-
-    block_keys: int  # keys in a tile, the M side of the products
-    rows: int  # of a request in a program; rows x padded heads is the N side
-    stages: int  # key tiles in flight
-    resident: int  # programs that one SM holds
-    thread_registers: int  # what a thread has before the warps specialise
-    producer_registers: int
-
-
-# block_keys, columns on the N side at most, stages, resident, thread_registers, producer_registers; for every H, D, next_n and
-# output mode alike. Tried on an H100 80GB with Triton 3.6.0 (us, 256 requests of about 8192 keys, 64 heads, D = 128; "cold": a
-# 256 MB read before the call has written back what the flush left dirty in L2):
-#
-# * Tiles of 128 keys, two consumers, one program on an SM, 4 / 6 / 8 stages: 117.4 / 116.8 / 119.4, cold 108.1 with 6. More
-#   bytes in flight do not help. As in the table: 116.4, cold 107.1; with next_n of 2 122.1 -> 119.5. 8 stages, not 5: +2.5 %.
-# * SMs end 10 % apart with equal work. More workers than fit, for the hardware to hand out: 64k contexts cold 799 -> 792 with
-#   32 for each SM, but 8k contexts 107.1 -> 113.3 and one of 64k alone 8.8 -> 28.8, since each begins with 4 us of latency.
-# * Prefetching the first lengths and table entries, or all tensor maps by a copy that is not needed: within 1 %.
-TUNING = (64, 128, 5, 2, 128, 72)
-
-
-@cache
-def tuning(problem: Problem) -> Tuning:
-    """The one row of the table, cut to the heads and rows of a problem's request."""
-    block_keys, columns, *rest = TUNING
-    rows = min(1 << (problem.next_n - 1).bit_length(), columns // padded_heads(problem.heads))
-    return Tuning(block_keys, rows, *rest)
-
-
-@aggregate
-class Shared:
-    """A program's shared memory, and its constants.
-
-    query, weight : two slots, each with the ROWS rows of one request
-    lengths, plan : by slot: keys that each row sees; first tile, count of tiles (0: no request follows) and first row
-    key, scale : STAGES key tiles
-    missing : by key tile, a bit for each of its pieces: whether its block lies outside the cache
-    """
-
-    query: gl.shared_memory_descriptor
-    weight: gl.shared_memory_descriptor
-    lengths: gl.shared_memory_descriptor
-    plan: gl.shared_memory_descriptor
-    key: gl.shared_memory_descriptor
-    scale: gl.shared_memory_descriptor
-    missing: gl.shared_memory_descriptor
-    query_full: gl.shared_memory_descriptor
-    query_empty: gl.shared_memory_descriptor
-    key_full: gl.shared_memory_descriptor
-    key_empty: gl.shared_memory_descriptor
-    ROWS: gl.constexpr
-    HEADS: gl.constexpr
-    DIM: gl.constexpr
-    KEYS: gl.constexpr
-    STAGES: gl.constexpr
-
-    @gluon.constexpr_function
-    def __init__(
-        self, query, weight, lengths, plan, key, scale, missing, query_full, query_empty, key_full, key_empty,
-        ROWS, HEADS, DIM, KEYS, STAGES,
-    ):  # fmt: skip
-        self.query = query
-        self.weight = weight
-        self.lengths = lengths
-        self.plan = plan
-        self.key = key
-        self.scale = scale
-        self.missing = missing
-        self.query_full = query_full
-        self.query_empty = query_empty
-        self.key_full = key_full
-        self.key_empty = key_empty
-        self.ROWS = gl.constexpr(ROWS)
-        self.HEADS = gl.constexpr(HEADS)
-        self.DIM = gl.constexpr(DIM)
-        self.KEYS = gl.constexpr(KEYS)
-        self.STAGES = gl.constexpr(STAGES)
+from .tunings import gluon_hopper as tuning
 
 
 @aggregate
@@ -138,167 +69,261 @@ class Lengths:
         self.NEXT_N = gl.constexpr(NEXT_N)
         self.ROW_LENS = gl.constexpr(ROW_LENS)
 
+    @gluon.jit
+    def seen_by(self, request, row):
+        """How many keys a row of a request sees; none if the request has no such row."""
+        return seen(self.lens, request, row, self.most, self.stride_lb, self.stride_ln, self.NEXT_N, self.ROW_LENS)
+
+
+@aggregate
+class Share:
+    """A worker's share: from the first chunk of the first request up to, and without, the last chunk of the last request."""
+
+    first_request: gl.tensor
+    first_chunk: gl.tensor
+    last_request: gl.tensor
+    last_chunk: gl.tensor
+    num_requests: gl.tensor
+    CHUNK: gl.constexpr
+
+    @gluon.constexpr_function
+    def __init__(self, first_request, first_chunk, last_request, last_chunk, num_requests, CHUNK):
+        self.first_request = first_request
+        self.first_chunk = first_chunk
+        self.last_request = last_request
+        self.last_chunk = last_chunk
+        self.num_requests = num_requests
+        self.CHUNK = gl.constexpr(CHUNK)
+
+    @gluon.jit
+    def stop(self):
+        """The first request behind the share."""
+        last = gl.where(self.last_chunk > 0, self.last_request + 1, self.last_request)
+        return gl.minimum(last, self.num_requests)
+
+    @gluon.jit
+    def cut(self, request, tiles, KEYS: gl.constexpr):
+        """[first, last) of a request's tiles: those in the share."""
+        # A chunk may be any number: cut before it is multiplied.
+        begin = gl.minimum(gl.minimum(self.first_chunk, tiles) * (self.CHUNK // KEYS), tiles)
+        end = gl.minimum(gl.minimum(self.last_chunk, tiles) * (self.CHUNK // KEYS), tiles)
+        return gl.where(request == self.first_request, begin, 0), gl.where(request == self.last_request, end, tiles)
+
+
+@aggregate
+class Table:
+    """Which block of the cache holds which keys of a request."""
+
+    pointer: gl.tensor
+    stride_request: gl.base_value
+    stride_block: gl.base_value
+    num_blocks: gl.tensor
+    BLOCK: gl.constexpr
+
+    @gluon.constexpr_function
+    def __init__(self, pointer, stride_request, stride_block, num_blocks, BLOCK):
+        self.pointer = pointer
+        self.stride_request = stride(stride_request)
+        self.stride_block = stride(stride_block)
+        self.num_blocks = num_blocks
+        self.BLOCK = gl.constexpr(BLOCK)
+
+    @gluon.jit
+    def entries(self, request):
+        return self.pointer + request.to(gl.int64) * self.stride_request
+
+    @gluon.jit
+    def block(self, entries, position, longest):
+        """(the block that holds the key at a position, 1 where the cache lacks it or no row sees the key)."""
+        block = gl.load(entries + (position // self.BLOCK).to(gl.int64) * self.stride_block, mask=position < longest, other=-1)
+        return block, (block.to(gl.uint32) >= self.num_blocks.to(gl.uint32)).to(gl.int32)
+
+
+@aggregate
+class Queries:
+    """By slot, the rows of one request that a program scores, and what they are scored against.
+
+    query, weight : [SLOTS, ROWS * HEADS, DIM] fp8, [SLOTS, ROWS, HEADS] float32
+    lengths : [SLOTS, max(ROWS, 2)] int32, the keys that each row sees
+    """
+
+    query: gl.shared_memory_descriptor
+    weight: gl.shared_memory_descriptor
+    lengths: gl.shared_memory_descriptor
+    plan: Plan
+    ring: Ring
+    ROWS: gl.constexpr
+    HEADS: gl.constexpr
+    DIM: gl.constexpr
+
+    @gluon.constexpr_function
+    def __init__(self, query, weight, lengths, plan, ring):
+        self.query = query
+        self.weight = weight
+        self.lengths = lengths
+        self.plan = plan
+        self.ring = ring
+        self.ROWS = gl.constexpr(weight.shape[1])
+        self.HEADS = gl.constexpr(weight.shape[2])
+        self.DIM = gl.constexpr(query.shape[2])
+
+
+@aggregate
+class Keys:
+    """By stage, a tile of keys.
+
+    key, scale : [STAGES, KEYS, DIM] fp8, [STAGES, KEYS] float32
+    missing : [STAGES, 1] int32, a bit for each piece of the tile: whether its block lies outside the cache
+    """
+
+    key: gl.shared_memory_descriptor
+    scale: gl.shared_memory_descriptor
+    missing: gl.shared_memory_descriptor
+    ring: Ring
+    KEYS: gl.constexpr
+    DIM: gl.constexpr
+
+    @gluon.constexpr_function
+    def __init__(self, key, scale, missing, ring):
+        self.key = key
+        self.scale = scale
+        self.missing = missing
+        self.ring = ring
+        self.KEYS = gl.constexpr(key.shape[1])
+        self.DIM = gl.constexpr(key.shape[2])
+
 
 @gluon.jit
-def seen_by(lengths, request, row):
-    """How many keys a row of a request sees; none if the request has no such row."""
-    return seen(
-        lengths.lens, request, row, lengths.most, lengths.stride_lb, lengths.stride_ln, lengths.NEXT_N, lengths.ROW_LENS
-    )
+def load_queries(queries, maps, row, slot):
+    """Start the copies of a request's queries and weights, from ``row`` on, into a slot."""
+    ROWS: gl.constexpr = queries.ROWS
+    BOX: gl.constexpr = query_box(ROWS, queries.HEADS, queries.DIM)
+    full = queries.ring.full.index(slot.index)
+    mbarrier.expect(full, ROWS * queries.HEADS * (queries.DIM + 4))
+    box = reinterpret(queries.query.index(slot.index), gl.float8e4nv, BOX, bytes_layout(queries.DIM, len(BOX)))
+    load_query(maps.queries, row, full, box, ROWS)
+    tma_load(maps.weights, [row, 0], full, queries.weight.index(slot.index))
 
 
 @gluon.jit
-def load_keys(
-    shared, keys, scales, entries, stride_tk, num_blocks, position, longest, stage, BLOCK: gl.constexpr, LAYOUT: gl.constexpr
-):
+def load_keys(keys, maps, table, entries, position, longest, stage):
     """Start the copy of the tile that begins at key ``position``, piece by piece: a piece lies in one block.
 
     A block outside the cache lies outside the tensor map, which fills the piece with zeros and reads nothing; a bit says so
-    to the consumers. A piece past the longest row's last key, which has no entry in the table, is treated alike.
+    to the consumer. A piece past the longest row's last key, which has no entry in the table, is treated alike.
     """
-    KEYS: gl.constexpr = shared.KEYS
-    PIECE: gl.constexpr = min(BLOCK, KEYS)
-    full = shared.key_full.index(stage)
-    key = reinterpret(shared.key.index(stage), gl.float8e4nv, [KEYS // PIECE, PIECE, shared.DIM], bytes_layout(shared.DIM, 3))
-    scale = reinterpret(shared.scale.index(stage), gl.float32, [KEYS // PIECE, PIECE], floats_layout(2))
+    KEYS: gl.constexpr = keys.KEYS
+    PIECE: gl.constexpr = min(table.BLOCK, KEYS)
+    full = keys.ring.full.index(stage.index)
+    key = reinterpret(keys.key.index(stage.index), gl.float8e4nv, [KEYS // PIECE, PIECE, keys.DIM], bytes_layout(keys.DIM, 3))
+    scale = reinterpret(keys.scale.index(stage.index), gl.float32, [KEYS // PIECE, PIECE], floats_layout(2))
     blocks = ()
     missing = 0
     for piece in gl.static_range(KEYS // PIECE):
-        at = position + piece * PIECE
-        block = gl.load(entries + (at // BLOCK).to(gl.int64) * stride_tk, mask=at < longest, other=-1)
-        missing |= (block.to(gl.uint32) >= num_blocks.to(gl.uint32)).to(gl.int32) << piece
+        block, lacking = table.block(entries, position + piece * PIECE, longest)
+        missing |= lacking << piece
         blocks += (block,)
-    shared.missing.index(stage).store(gl.full([1], missing, gl.int32, LAYOUT))
+    store_scalar(keys.missing.index(stage.index), missing)
     barrier()
-    mbarrier.expect(full, KEYS * (shared.DIM + 4))
+    mbarrier.expect(full, KEYS * (keys.DIM + 4))
     for piece in gl.static_range(KEYS // PIECE):
-        inside = (position + piece * PIECE) % BLOCK
-        tma_load(keys, [blocks[piece], inside, 0], full, key.slice(piece, 1))
-        tma_load(scales, [blocks[piece], inside], full, scale.slice(piece, 1))
+        inside = (position + piece * PIECE) % table.BLOCK
+        tma_load(maps.keys, [blocks[piece], inside, 0], full, key.slice(piece, 1))
+        tma_load(maps.scales, [blocks[piece], inside], full, scale.slice(piece, 1))
 
 
 @gluon.jit
-def produce(
-    shared, queries, keys, scales, weights, lengths, table, stride_tb, stride_tk,
-    first_row, first_request, first_chunk, last_request, last_chunk, num_requests, num_blocks,
-    BLOCK: gl.constexpr, CHUNK: gl.constexpr,
-):  # fmt: skip
-    """The producer warp: keeps the consumers in keys."""
-    ROWS: gl.constexpr = shared.ROWS
-    KEYS: gl.constexpr = shared.KEYS
+def produce(queries, keys, maps, lengths, share, table, first_row):
+    """The producer warp: keeps the consumer in keys."""
+    ROWS: gl.constexpr = queries.ROWS
+    KEYS: gl.constexpr = keys.KEYS
     NEXT_N: gl.constexpr = lengths.NEXT_N
-    PADDED: gl.constexpr = max(ROWS, 2)
-    BOX: gl.constexpr = query_box(ROWS, shared.HEADS, shared.DIM)
-    BOX_LAYOUT: gl.constexpr = bytes_layout(shared.DIM, len(BOX))
-    ONE: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
-    each = gl.arange(0, PADDED, ONE)
-    stage = 0
-    phase = 1
-    slot = 0
-    slot_phase = 1
-    past_request = gl.minimum(gl.where(last_chunk > 0, last_request + 1, last_request), num_requests)
-    for request in range(first_request, past_request):
+    each = gl.arange(0, max(ROWS, 2), gl.BlockedLayout([1], [32], [1], [0]))
+    stage = producers_turn(keys.ring.STAGES)
+    slot = producers_turn(SLOTS)
+    for request in range(share.first_request, share.stop()):
         row = gl.where(each < ROWS, first_row + each, NEXT_N)
-        length = seen_by(lengths, request, row)
+        length = lengths.seen_by(request, row)
         longest = gl.max(length, axis=0)
-        tiles = gl.cdiv(longest, KEYS)
-        # A chunk may be any number: cut before it is multiplied.
-        begin = gl.minimum(gl.minimum(first_chunk, tiles) * (CHUNK // KEYS), tiles)
-        end = gl.minimum(gl.minimum(last_chunk, tiles) * (CHUNK // KEYS), tiles)
-        first = gl.where(request == first_request, begin, 0)
-        last = gl.where(request == last_request, end, tiles)
+        first, last = share.cut(request, gl.cdiv(longest, KEYS), KEYS)
         if first < last:
-            mbarrier.wait(shared.query_empty.index(slot), slot_phase)
-            shared.lengths.index(slot).store(length)
-            shared.plan.index(slot * 4).store(gl.full([1], first, gl.int32, ONE))
-            shared.plan.index(slot * 4 + 1).store(gl.full([1], last - first, gl.int32, ONE))
-            shared.plan.index(slot * 4 + 2).store(gl.full([1], request * NEXT_N + first_row, gl.int32, ONE))
+            queries.ring.acquire(slot)
+            queries.lengths.index(slot.index).store(length)
+            store_scalar(queries.plan.first_tile(slot), first)
+            store_scalar(queries.plan.tile_count(slot), last - first)
+            store_scalar(queries.plan.first_row(slot), request * NEXT_N + first_row)
             barrier()
-            full = shared.query_full.index(slot)
-            mbarrier.expect(full, ROWS * shared.HEADS * (shared.DIM + 4))
-            box = reinterpret(shared.query.index(slot), gl.float8e4nv, BOX, BOX_LAYOUT)
-            load_query(queries, request * NEXT_N + first_row, full, box, ROWS)
-            tma_load(weights, [request * NEXT_N + first_row, 0], full, shared.weight.index(slot))
-            slot ^= 1
-            slot_phase ^= (slot == 0).to(gl.int32)
-            entries = table + request.to(gl.int64) * stride_tb
+            load_queries(queries, maps, request * NEXT_N + first_row, slot)
+            slot = slot.next()
+            entries = table.entries(request)
             for tile in range(first, last):
-                mbarrier.wait(shared.key_empty.index(stage), phase)
-                load_keys(shared, keys, scales, entries, stride_tk, num_blocks, tile * KEYS, longest, stage, BLOCK, ONE)
-                stage += 1
-                if stage == shared.STAGES:
-                    stage = 0
-                    phase ^= 1
-    mbarrier.wait(shared.query_empty.index(slot), slot_phase)
-    shared.plan.index(slot * 4 + 1).store(gl.full([1], 0, gl.int32, ONE))
+                keys.ring.acquire(stage)
+                load_keys(keys, maps, table, entries, tile * KEYS, longest, stage)
+                stage = stage.next()
+    queries.ring.acquire(slot)
+    store_scalar(queries.plan.tile_count(slot), 0)
     barrier()
-    mbarrier.arrive(shared.query_full.index(slot), count=1)
+    mbarrier.arrive(queries.ring.full.index(slot.index), count=1)
 
 
 @gluon.jit
-def consume(shared, out, stride_os, stride_on, BLOCK: gl.constexpr):
+def consume(queries, keys, out, BLOCK: gl.constexpr):
     """The consumer warpgroup: the logits of every tile."""
-    ROWS: gl.constexpr = shared.ROWS
-    HEADS: gl.constexpr = shared.HEADS
-    KEYS: gl.constexpr = shared.KEYS
+    ROWS: gl.constexpr = queries.ROWS
+    HEADS: gl.constexpr = queries.HEADS
+    KEYS: gl.constexpr = keys.KEYS
     PIECE: gl.constexpr = min(BLOCK, KEYS)
     PADDED: gl.constexpr = max(ROWS, 2)
-    COLUMNS: gl.constexpr = ROWS * HEADS
-    MMA: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, COLUMNS, 32])
+    PRODUCTS: gl.constexpr = ROWS * HEADS
+    MMA: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, PRODUCTS, 32])
     LOGIT: gl.constexpr = logit_layout(ROWS)
     KEY: gl.constexpr = gl.SliceLayout(1, LOGIT)
     ROW: gl.constexpr = gl.SliceLayout(0, LOGIT)
-    lane = gl.arange(0, KEYS, KEY)
+    local = gl.arange(0, KEYS, KEY)
     each = gl.arange(0, PADDED, ROW)
-    zeros = gl.full([KEYS, COLUMNS], 0.0, gl.float32, MMA)
-    weights = gl.full([COLUMNS], 0.0, gl.float32, gl.SliceLayout(0, MMA))
+    zeros = gl.full([KEYS, PRODUCTS], 0.0, gl.float32, MMA)
+    weights = gl.full([PRODUCTS], 0.0, gl.float32, gl.SliceLayout(0, MMA))
     # Of a lane's cell: how many keys its row sees from it on.
     left = gl.full([KEYS, PADDED], 0, gl.int32, LOGIT)
-    cells = out + gl.full([KEYS, PADDED], 0, gl.int64, LOGIT)
-    stage = 0
-    phase = 0
-    slot = 0
-    slot_phase = 0
+    cells = out.pointer + gl.full([KEYS, PADDED], 0, gl.int64, LOGIT)
+    stage = consumers_turn(keys.ring.STAGES)
+    slot = consumers_turn(SLOTS)
     fresh = True
-    mbarrier.wait(shared.query_full.index(0), 0)
-    tiles = scalar(shared.plan.index(1))
+    queries.ring.wait(slot)
+    tiles = scalar(queries.plan.tile_count(slot))
     while tiles > 0:
-        columns = shared.query.index(slot).permute([1, 0])
-        mbarrier.wait(shared.key_full.index(stage), phase)
-        key = shared.key.index(stage)
-        scores = hopper.warpgroup_mma(key, columns, zeros, use_acc=False, is_async=True)
+        query = queries.query.index(slot.index).permute([1, 0])
+        keys.ring.wait(stage)
+        scores = hopper.warpgroup_mma(keys.key.index(stage.index), query, zeros, use_acc=False, is_async=True)
         if fresh:
-            position = scalar(shared.plan.index(slot * 4)) * KEYS + lane
-            row = scalar(shared.plan.index(slot * 4 + 2)) + each
-            weights = column_weights(shared.weight.index(slot), ROWS, HEADS, gl.SliceLayout(0, MMA))
-            left = shared.lengths.index(slot).load(ROW)[None, :] - position[:, None]
-            cells = out + ((row.to(gl.int64) * stride_os)[None, :] + (position.to(gl.int64) * stride_on)[:, None])
-        scale = shared.scale.index(stage).load(KEY)[:, None]
-        missing = (scalar(shared.missing.index(stage)) >> lane // PIECE & 1)[:, None]
+            position = scalar(queries.plan.first_tile(slot)) * KEYS + local
+            row = scalar(queries.plan.first_row(slot)) + each
+            weights = product_weights(queries.weight.index(slot.index), ROWS, HEADS, gl.SliceLayout(0, MMA))
+            left = queries.lengths.index(slot.index).load(ROW)[None, :] - position[:, None]
+            offset = (row.to(gl.int64) * out.stride_row)[None, :] + (position.to(gl.int64) * out.stride_cell)[:, None]
+            cells = out.pointer + offset
+        scale = keys.scale.index(stage.index).load(KEY)[:, None]
+        missing = (scalar(keys.missing.index(stage.index)) >> local // PIECE & 1)[:, None]
         scores = hopper.warpgroup_mma_wait(0, [scores])
         barrier()  # of the warpgroup: one thread arrives for all
-        mbarrier.arrive(shared.key_empty.index(stage), count=1)
+        keys.ring.release(stage)
         tiles -= 1
         fresh = tiles == 0
-        mbarrier.arrive(shared.query_empty.index(slot), count=1, pred=fresh)
+        queries.ring.release(slot, fresh)
         logits = gl.where(missing == 0, head_sums(scores, weights, ROWS) * scale, float("-inf"))
         gl.store(cells, logits, mask=left > 0)
         left -= KEYS
-        cells += KEYS * stride_on
-        stage += 1
-        if stage == shared.STAGES:
-            stage = 0
-            phase ^= 1
+        cells += KEYS * out.stride_cell
+        stage = stage.next()
         if fresh:
-            slot ^= 1
-            slot_phase ^= (slot == 0).to(gl.int32)
-            mbarrier.wait(shared.query_full.index(slot), slot_phase)
-            tiles = scalar(shared.plan.index(slot * 4 + 1))
+            slot = slot.next()
+            queries.ring.wait(slot)
+            tiles = scalar(queries.plan.tile_count(slot))
 
 
 @gluon.jit
-def fill(lengths, out, width, rows, stride_os, stride_on):
-    """-inf into the cells of every row that it does not see; this program's part of the rows' lines."""
+def fill(lengths, out, width, rows):
+    """-inf into the cells of every row that it does not see; this program's strips of the rows."""
     LINE: gl.constexpr = gl.BlockedLayout([4], [32], [gl.num_warps()], [0])
     STRIP: gl.constexpr = 512 * gl.num_warps()
     column = gl.arange(0, STRIP, LINE)
@@ -309,9 +334,10 @@ def fill(lengths, out, width, rows, stride_os, stride_on):
     for unit in range(program.to(gl.int64), rows.to(gl.int64) * strips, step):
         row = (unit // strips).to(gl.int32)
         base = (unit % strips).to(gl.int32) * STRIP
-        length = seen_by(lengths, row // lengths.NEXT_N, row % lengths.NEXT_N)
+        length = lengths.seen_by(row // lengths.NEXT_N, row % lengths.NEXT_N)
         if base + STRIP > length:
-            cells = out + row.to(gl.int64) * stride_os + base.to(gl.int64) * stride_on + column.to(gl.int64) * stride_on
+            start = out.pointer + row.to(gl.int64) * out.stride_row + base.to(gl.int64) * out.stride_cell
+            cells = start + column.to(gl.int64) * out.stride_cell
             if (base >= length) & (base + STRIP <= width):
                 gl.store(cells, value)
             else:
@@ -351,69 +377,47 @@ def paged_mqa_logits_kernel(
     PRODUCER_REGISTERS: gl.constexpr,
 ):
     INTEGERS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    BARRIERS: gl.constexpr = mbarrier.MBarrierLayout()
     first_row = gl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
+    num_requests = gl.to_tensor(num_requests)
     first_request, first_chunk, last_request, last_chunk = load_share(schedule, gl.program_id(0), num_requests)
-    num_blocks = gl.to_tensor(num_blocks)
-    shared = Shared(
-        gl.allocate_shared_memory(gl.float8e4nv, [2, ROWS * HEADS, DIM], bytes_layout(DIM, 2)),
-        gl.allocate_shared_memory(gl.float32, [2, ROWS, HEADS], weights.layout),
-        gl.allocate_shared_memory(gl.int32, [2, max(ROWS, 2)], INTEGERS),
-        gl.allocate_shared_memory(gl.int32, [8, 1], INTEGERS),
+    share = Share(first_request, first_chunk, last_request, last_chunk, num_requests, CHUNK)
+    maps = Maps(queries, keys, scales, weights)
+    table = Table(table, stride_tb, stride_tk, gl.to_tensor(num_blocks), BLOCK)
+    queries = Queries(
+        gl.allocate_shared_memory(gl.float8e4nv, [SLOTS, ROWS * HEADS, DIM], bytes_layout(DIM, 2)),
+        gl.allocate_shared_memory(gl.float32, [SLOTS, ROWS, HEADS], maps.weights.layout),
+        gl.allocate_shared_memory(gl.int32, [SLOTS, max(ROWS, 2)], INTEGERS),
+        Plan(gl.allocate_shared_memory(gl.int32, [SLOTS * FIELDS, 1], INTEGERS)),
+        new_ring(SLOTS, 1),
+    )
+    keys = Keys(
         gl.allocate_shared_memory(gl.float8e4nv, [STAGES, KEYS, DIM], bytes_layout(DIM, 2)),
         gl.allocate_shared_memory(gl.float32, [STAGES, KEYS], floats_layout(1)),
         gl.allocate_shared_memory(gl.int32, [STAGES, 1], INTEGERS),
-        gl.allocate_shared_memory(gl.int64, [2, 1], BARRIERS),
-        gl.allocate_shared_memory(gl.int64, [2, 1], BARRIERS),
-        gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIERS),
-        gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIERS),
-        ROWS,
-        HEADS,
-        DIM,
-        KEYS,
-        STAGES,
+        new_ring(STAGES, 1),
     )
-    for slot in gl.static_range(2):
-        mbarrier.init(shared.query_full.index(slot), count=1)
-        mbarrier.init(shared.query_empty.index(slot), count=1)
-    for stage in gl.static_range(STAGES):
-        mbarrier.init(shared.key_full.index(stage), count=1)
-        mbarrier.init(shared.key_empty.index(stage), count=1)
     hopper.fence_async_shared()
     lengths = Lengths(lens, gl.to_tensor(limit), gl.to_tensor(stride_lb), gl.to_tensor(stride_ln), NEXT_N, ROW_LENS)
+    out = Output(out, stride_os, stride_on)
     if CLEAN:
         gl.warp_specialize(
             [
-                (consume, (shared, out, stride_os, stride_on, BLOCK)),
-                (
-                    produce,
-                    (
-                        shared, queries, keys, scales, weights, lengths, table, stride_tb, stride_tk,
-                        first_row, first_request, first_chunk, last_request, last_chunk, num_requests, num_blocks,
-                        BLOCK, CHUNK,
-                    ),
-                ),
-                (fill, (lengths, out, width, gl.to_tensor(num_requests) * NEXT_N, stride_os, stride_on)),
+                (consume, (queries, keys, out, BLOCK)),
+                (produce, (queries, keys, maps, lengths, share, table, first_row)),
+                (fill, (lengths, out, width, num_requests * NEXT_N)),
             ],
             [1, 1],
             [PRODUCER_REGISTERS, PRODUCER_REGISTERS],
-        )  # fmt: skip
+        )
     else:
         gl.warp_specialize(
             [
-                (consume, (shared, out, stride_os, stride_on, BLOCK)),
-                (
-                    produce,
-                    (
-                        shared, queries, keys, scales, weights, lengths, table, stride_tb, stride_tk,
-                        first_row, first_request, first_chunk, last_request, last_chunk, num_requests, num_blocks,
-                        BLOCK, CHUNK,
-                    ),
-                ),
+                (consume, (queries, keys, out, BLOCK)),
+                (produce, (queries, keys, maps, lengths, share, table, first_row)),
             ],
             [1],
             [PRODUCER_REGISTERS],
-        )  # fmt: skip
+        )
 
 
 def workers(problem: Problem) -> int:
@@ -454,13 +458,13 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "BLOCK": block,
         "CHUNK": CHUNK_KEYS,
         "KEYS": tune.block_keys,
-        "STAGES": tune.stages,
+        "STAGES": tune.num_stages,
         "CLEAN": clean_logits,
         "ROW_LENS": row_lens,
-        "PRODUCER_REGISTERS": tune.producer_registers,
-        "num_warps": 4,
-        "maxnreg": tune.thread_registers,
-        "enable_fp_fusion": True,  # as in the other branches; Triton 3.10 turns this off by default
+        "PRODUCER_REGISTERS": tune.registers_producer,
+        "num_warps": tune.num_warps,
+        "maxnreg": tune.registers_thread,
+        "enable_fp_fusion": True,  # as in the other variants; Triton 3.10 turns this off by default
     }
     grid = (schedule.shape[0] - 1, -(-next_n // rows))
     return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))

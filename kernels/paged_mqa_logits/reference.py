@@ -3,7 +3,7 @@
 import torch
 
 from ..common.cache import keys_of, readable, scale_bytes_of
-from ..common.reference import CHUNK_BYTES, KEY_TILE
+from ..common.reference import KEY_TILE, SCORE_BYTES, score
 from .operands import Inputs
 
 
@@ -14,7 +14,7 @@ def launch(inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, accumulate:
     accumulate : the type of products and sums, ``torch.float64`` to judge the other variants
 
     Nothing is read back from the device, so that the call can be captured in a GPU graph. Memory beyond the operands is
-    bounded by a few times CHUNK_BYTES.
+    bounded by a few times SCORE_BYTES.
     """
     q, kv_cache, weights, context_lens, block_table, _ = inputs
     requests, next_n, heads, dim = q.shape
@@ -25,7 +25,7 @@ def launch(inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, accumulate:
     kv_cache = readable(kv_cache)
     keys, scales = keys_of(kv_cache), scale_bytes_of(kv_cache)
     key_tile = min(KEY_TILE, columns)
-    request_tile = max(1, CHUNK_BYTES // (max(next_n * heads, dim) * key_tile * accumulate.itemsize))
+    request_tile = max(1, SCORE_BYTES // (max(next_n * heads, dim) * key_tile * accumulate.itemsize))
     for first in range(0, requests, request_tile):
         batch = slice(first, first + request_tile)
         length = lengths[batch]
@@ -44,9 +44,8 @@ def launch(inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, accumulate:
             at = (torch.where(held, entry, 0), position % block)  # indexing bytes works for every fp8 type
             key = keys[at].view(q.dtype).to(accumulate)  # [b, columns, D]
             scale = scales[at].view(torch.float32)[..., 0]
-            dots = q[batch].to(accumulate).flatten(1, 2) @ key.mT  # fp8 products are exact in TF32 too
             weight = weights.unflatten(0, (requests, next_n))[batch].to(accumulate)
-            logits = (dots.relu_().unflatten(1, (next_n, heads)) * weight[..., None]).sum(2) * scale[:, None]
+            logits = score(q[batch].to(accumulate), weight, key) * scale[:, None]
             logits.masked_fill_(~held[:, None], float("-inf"))
             cells.copy_(torch.where(flat, logits.flatten(0, 1).to(out.dtype), outside))
 

@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 from rocm_bootstrap import _platform as rocm_platform
 
-from capgate.compat import discovery, distributions, lookup, probes, registry, switches, targets
+from capgate.compat import _discovery as discovery
+from capgate.compat import _distributions as distributions
+from capgate.compat import _lookup as lookup
+from capgate.compat import _probes as probes
+from capgate.compat import _registry as registry
+from capgate.compat import _switches as switches
+from capgate.compat import targets
 
 LANES = ("3.5.1", "3.6.0", "3.7.1", "3.8.0", "3.9.0")
 
@@ -92,6 +98,7 @@ class Machine:
         self._monkeypatch, self._kfd = monkeypatch, folder / "kfd"
         monkeypatch.setattr(targets, "KFD", str(self._kfd))
         monkeypatch.setattr(discovery, "DRI", str(folder / "dri"))
+        monkeypatch.setattr("capgate.compat._installation.AMDGPU", str(folder / "amdgpu"))
         monkeypatch.setattr(rocm_platform, "run_clinfo", lambda: pytest.fail("discovery starts another program"))
         self.nvidia({}, fails_in={"nvmlInit": "NVML Shared Library Not Found"})
 
@@ -162,7 +169,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 @pytest.fixture
 def lane() -> str:
-    """The Triton under test, one of the five that facts were gathered for; skips for any other, such as a vendor's build."""
+    """The Triton under test, one of the five with expectations; skips for any other, such as a vendor's build."""
     version: str = pytest.importorskip("triton").__version__
     if version not in LANES:
         pytest.skip(f"the expectations are for Triton {', '.join(LANES)}: found {version}")

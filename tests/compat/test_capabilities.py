@@ -8,7 +8,9 @@ import pytest
 
 from capgate import compat
 from capgate.compat import targets
-from capgate.compat.capabilities import TABLE, Capabilities, CapabilityError, Verdict, nearest
+from capgate.compat._capabilities import Capabilities, CapabilityError, Verdict
+from capgate.compat.spelling import nearest
+from capgate.compat.table import TABLE
 from capgate.compat.targets import CPU
 
 KINDS = {kind: [name for name, row in TABLE.items() if row.kind == kind] for kind in ("build", "target", "both")}
@@ -363,7 +365,7 @@ def test_the_reason_names_the_disabled_capability(need: str) -> None:
         ("triton_gpu", {"triton", "gpu"}),
     ],
 )
-def test_what_a_branch_uses_is_needed(name: str, needs: set[str]) -> None:
+def test_what_a_variant_uses_is_needed(name: str, needs: set[str]) -> None:
     assert needs <= set(TABLE[name].all_of)
 
 
@@ -386,7 +388,7 @@ def test_disabling_leaves_the_rest_alone() -> None:
 
 
 def test_a_disabled_capability_is_not_probed(monkeypatch) -> None:
-    monkeypatch.setattr("capgate.compat.probes.run", lambda *question: pytest.fail("was probed"))
+    monkeypatch.setattr("capgate.compat._probes.run", lambda *question: pytest.fail("was probed"))
     assert _caps("cpu", gluon="TEST").why("gluon") == "disabled by TEST"
 
 

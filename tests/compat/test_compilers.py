@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from capgate import compat
-from capgate.compat import probes, targets
+from capgate.compat import _probes as probes
+from capgate.compat import targets
 
 triton = pytest.importorskip("triton")
 

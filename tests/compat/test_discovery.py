@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from capgate.compat import discovery, targets
+from capgate.compat import _discovery as discovery
+from capgate.compat import targets
 from capgate.compat.targets import CPU, Target, cuda, hip
 
 GFX942, GFX950 = hip("gfx942"), hip("gfx950")

@@ -54,14 +54,48 @@ def test_bug_1_kernels_import_no_gluon() -> None:
     assert loaded.split() == []
 
 
+NAMES = """
+import capgate.compat.gluon as surface
+for name in ("barrier", "aggregate", "GluonASTSource", "tma_load", "tma_store"):
+    print(name, getattr(surface, name).__module__, getattr(surface, name).__name__)
+print("reinterpret", surface._PUBLIC_REINTERPRET.value)
+"""
+OF_NAMES = ("gluon_barrier", "gluon_aggregate", "gluon_ast_source", "gluon_tma_load", "gluon_tma_copy", "gluon_reinterpret")
+
+
 @needs_gluon
-def test_what_a_build_lacks_is_chosen_by_capability() -> None:
-    """A vendor's build that has a feature early gets it: the surface asks for capabilities, not for versions."""
-    code = "import capgate.compat.gluon as s; print(s.VGPRS_ONLY, s._PUBLIC_REINTERPRET.value, s.barrier.__name__)"
+def test_names_are_the_newest_that_the_build_has_whatever_is_switched_off() -> None:
+    """Another name would not be there: 3.9 has stubs in the place of the old ones."""
+    names = dict(line.split(maxsplit=1) for line in in_new_process(NAMES).splitlines())
     caps = compat.capabilities()
-    found = in_new_process(code).split()
-    assert ("llvm_fn_attrs" in found[0]) == caps.llvm_fn_attrs
-    assert str(caps.gluon_reinterpret) in found
-    assert found[-1] == ("barrier" if caps.gluon_barrier else "thread_barrier")
-    older = in_new_process(code, CAPGATE_DISABLE="llvm_fn_attrs,gluon_reinterpret").split()
-    assert older[:2] == ["{}", "False"]
+    assert names["barrier"].split()[-1] == ("barrier" if caps.gluon_barrier else "thread_barrier")
+    assert names["tma_load"].split()[-1] == ("async_load" if caps.gluon_tma_load else "async_copy_global_to_shared")
+    assert names["reinterpret"] == str(caps.gluon_reinterpret)
+    switched = in_new_process(NAMES, CAPGATE_DISABLE=",".join(OF_NAMES))
+    assert dict(line.split(maxsplit=1) for line in switched.splitlines()) == names
+
+
+CHOICE = """
+from capgate import compat
+from capgate.kernels.mqa_logits.operation import operation
+
+kernel = operation.load(operation.variants["gluon_cdna4"])
+problem = operation.examples.problem(compat.capabilities("hip:gfx950").target, 64, 128, "unclean", None)
+call = operation.examples.call(problem)
+
+def options():
+    return kernel.prepare(problem, *call.operands, **call.options)[call.number].keywords.get("llvm_fn_attrs")
+
+print(options())
+with compat.override(disable=["llvm_fn_attrs"]):
+    print(options())
+print(options())
+"""
+
+
+@needs_gluon
+def test_an_override_reaches_the_next_launch() -> None:
+    pytest.importorskip("torch")
+    here = "amdgpu-agpr-alloc=0" if compat.capabilities().llvm_fn_attrs else "None"
+    assert in_new_process(CHOICE).split() == [here, "None", here]
+    assert in_new_process(CHOICE, CAPGATE_DISABLE="llvm_fn_attrs").split() == ["None"] * 3

@@ -239,7 +239,6 @@ def test_a_module_is_imported_only_when_its_variant_is_chosen(toy, site) -> None
             "OSError: libx.so: cannot open shared object file",
             id="library",
         ),
-        pytest.param("", "AttributeError: module 'lazy_variants' has no attribute 'run'", id="attribute"),
         pytest.param(None, "ModuleNotFoundError: No module named 'lazy_variants'", id="missing"),
     ],
 )
@@ -721,6 +720,90 @@ def test_a_variant_s_name_is_taken_once(toy) -> None:
 def test_a_requirement_must_exist() -> None:
     with pytest.raises(ValueError, match=r"^requires: no capability 'gluon_cdna'; the nearest are .*gluon_cdna4"):
         Variant("a", returns(1), requires=("gluon_cdna",))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        pytest.param(
+            lambda: Variant("a", returns(1), requires="gluon"),
+            TypeError,
+            r"^requires: got str 'gluon', needs several names, as in requires=\['gluon'\]",
+            id="requires as text",
+        ),
+        pytest.param(lambda: Variant("a", returns(1), requires=None), TypeError, "^requires: got NoneType", id="no requires"),
+        pytest.param(lambda: Variant("a", returns(1), requires=[len]), TypeError, "^requires: got .* 'len'", id="no name"),
+        pytest.param(lambda: Variant(returns, returns(1)), TypeError, "^name: got function 'returns', needs a str", id="name"),
+        pytest.param(lambda: Variant("a", 3), TypeError, "^implementation: got int, needs a function, a Kernel", id="kind"),
+        pytest.param(
+            lambda: Variant("a", "package.module"),
+            ValueError,
+            "^implementation: got 'package.module', needs 'package",
+            id="path",
+        ),
+        pytest.param(
+            lambda: Variant("a", returns(1), accepts="no"), TypeError, "^accepts: got str 'no', needs a func", id="rule"
+        ),
+        pytest.param(
+            lambda: Variant("a", returns(1), unless_named=False), TypeError, "^unless_named: got bool", id="other rule"
+        ),
+        pytest.param(
+            lambda: Operation("b", offers="tuning"), TypeError, r"^offers: got str 'tuning', .*\['tuning'\]", id="offers"
+        ),
+        pytest.param(
+            lambda: Operation("b", offers=["tunning"]), ValueError, "^offers: .*'tunning'; the nearest are tuning", id="part"
+        ),
+        pytest.param(lambda: Operation("b", example=3), TypeError, "^example: got int, needs a function", id="example"),
+        pytest.param(lambda: Operation(returns), TypeError, "^name: got function 'returns', needs a str", id="operation"),
+    ],
+)
+def test_what_cannot_be_meant_is_an_error_at_once(make: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_decorator_without_a_name_is_an_error_at_once(toy) -> None:
+    with pytest.raises(TypeError, match=r"^name: got function 'run', needs a str, as in @operation.variant\('name'\)"):
+
+        @toy.variant
+        def run() -> None: ...
+
+    assert not toy.variants
+
+
+@pytest.mark.parametrize("rule", ["accepts", "unless_named"])
+@pytest.mark.parametrize("returned", [True, False, "", 0, ("needs more",)], ids=repr)
+def test_a_rule_answers_with_words_or_none(toy, rule: str, returned: object) -> None:
+    toy.add(Variant("odd", returns(1), **{rule: lambda problem: returned}))
+    toy.add(Variant("plain", returns(2)))
+    with pytest.raises(TypeError, match=rf"^toy: {rule} of variant 'odd': returned .*, needs None where it takes the problem"):
+        toy(CPU)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("near_variants.gluon:kernle", "variant 'near': near_variants.gluon has no 'kernle'; the nearest are kernel"),
+        ("near_variants.glun:kernel", "variant 'near': near_variants has no module 'glun'; the nearest are gluon"),
+    ],
+)
+def test_a_misspelt_path_is_an_error_that_names_the_nearest(toy, site, warned, path: str, message: str) -> None:
+    site.package("near_variants")
+    (site.folder / "near_variants" / "gluon.py").write_text("def kernel(): ...\n")
+    toy.add(Variant("near", path))
+    toy.add(Variant("plain", returns("plain")))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        toy(CPU)
+    assert not warned()
+
+
+def test_a_module_that_needs_what_is_not_installed_is_no_misspelling(toy, site, warned) -> None:
+    site.package("near_variants")
+    (site.folder / "near_variants" / "gluon.py").write_text("import near_variants.of_another_library\n")
+    toy.add(Variant("near", "near_variants.gluon:kernel"))
+    toy.add(Variant("plain", returns("plain")))
+    assert toy(CPU) == "plain"
+    assert "does not load: ModuleNotFoundError" in warned()[0]
 
 
 def test_an_operation_s_name_belongs_to_one_module(toy) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from capgate.compat import probes, versions
-from capgate.compat.capabilities import TABLE, Capabilities
-from capgate.compat.probes import Finding
+from capgate.compat import _probes as probes
+from capgate.compat import versions
+from capgate.compat._capabilities import Capabilities
+from capgate.compat._probes import Finding
+from capgate.compat.table import TABLE
 from capgate.compat.targets import hip
 from capgate.compat.versions import Build
 

@@ -14,7 +14,7 @@ import pytest
 
 from capgate import compat
 from capgate.compat import Variant, report
-from capgate.compat.capabilities import TABLE
+from capgate.compat.table import TABLE
 
 MODULE = ("-m", "capgate.compat")
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
@@ -49,9 +49,12 @@ def toy() -> compat.Operation[Any]:
 
 def test_keys() -> None:
     found = report.collect("hip:gfx950")
-    assert {"triton", "triton_kernels", "torch", "target", "targets", "notes", "capabilities", "operations"} == found.keys()
+    builds = {"capgate", "location", "python", "drivers", "triton", "triton_kernels", "torch"}
+    assert builds | {"target", "targets", "notes", "capabilities", "operations"} == found.keys()
+    assert found["drivers"].keys() == {"nvidia", "amd"}
     assert list(found["capabilities"]) == list(TABLE)
-    assert all(verdict.keys() == {"available", "reason"} for verdict in found["capabilities"].values())
+    keys = {"available", "reason", "kind", "meaning", "source"}
+    assert all(verdict.keys() == keys for verdict in found["capabilities"].values())
     for operation in found["operations"].values():
         assert operation.keys() == {"variant", "trace"}
         assert all(step.keys() == {"variant", "accepted", "reason"} for step in operation["trace"])
@@ -66,7 +69,9 @@ def test_values(machine, site) -> None:
     assert found["triton_kernels"] == "3.5.1"
     assert len(found["notes"]) == 1
     caps = compat.capabilities()
-    assert found["capabilities"] == {name: {"available": caps[name].available, "reason": caps.why(name)} for name in TABLE}
+    for name, row in TABLE.items():
+        about = {"kind": row.kind, "meaning": row.meaning, "source": row.source}
+        assert found["capabilities"][name] == {"available": caps[name].available, "reason": caps.why(name), **about}
 
 
 def test_the_collected_report_is_json() -> None:
@@ -74,7 +79,7 @@ def test_the_collected_report_is_json() -> None:
     assert json.loads(json.dumps(found)) == found
 
 
-def test_operations_show_the_branch_for_their_example(toy) -> None:
+def test_operations_show_the_variant_for_their_example(toy) -> None:
     shown = report.collect("hip:gfx950")["operations"]["toy"]
     assert shown["variant"] == "plain"
     assert shown["trace"] == [
@@ -93,7 +98,7 @@ def test_operations_without_an_example_show_capabilities_only() -> None:
 def test_switches_show_in_the_report() -> None:
     with compat.override(disable=["gfx950"]):
         verdict = report.collect("hip:gfx950")["capabilities"]["gfx950"]
-    assert verdict == {"available": False, "reason": "disabled by override(disable=['gfx950'])"}
+    assert (verdict["available"], verdict["reason"]) == (False, "disabled by override(disable=['gfx950'])")
 
 
 def test_json_of_the_command_differs_between_lanes_as_it_should(python, lane: str) -> None:
@@ -106,7 +111,57 @@ def test_json_of_the_command_differs_between_lanes_as_it_should(python, lane: st
         assert not verdict["available"]
         assert verdict["reason"].startswith("needs the Gluon API of Triton 3.6: found 3.5.1")
     else:
-        assert verdict == {"available": True, "reason": f"found Triton {lane}; found gfx950"}
+        assert (verdict["available"], verdict["reason"]) == (True, f"found Triton {lane}; found gfx950")
+
+
+def test_it_says_what_it_is_and_where_it_was_loaded_from(python) -> None:
+    found = json.loads(python(*MODULE, "--target", "cpu", "--json").stdout)
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert os.path.samefile(os.path.join(found["location"], "compat", "report.py"), report.__file__)
+    said = " ".join(python(*MODULE, "--target", "cpu").stdout.split())
+    assert f"capgate {found['capgate']} at " in said
+    assert python(*MODULE, "--version").stdout == f"capgate {found['capgate']}\n"
+
+
+def test_another_folder_called_capgate_is_said(python, tmp_path) -> None:
+    other = tmp_path / "elsewhere" / "capgate"
+    other.mkdir(parents=True)
+    path = os.pathsep.join(filter(None, [str(other.parent), os.environ.get("PYTHONPATH", "")]))
+    notes = json.loads(python(*MODULE, "--target", "cpu", "--json", PYTHONPATH=path).stdout)["notes"]
+    assert any(note.startswith(f"another folder called capgate lies at {os.path.realpath(other)} and may") for note in notes)
+
+
+def test_a_script_called_capgate_is_no_package(python, tmp_path) -> None:
+    (tmp_path / "capgate").touch()
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(tmp_path)]))
+    notes = json.loads(python(*MODULE, "--target", "cpu", "--json", PYTHONPATH=path).stdout)["notes"]
+    assert str(tmp_path) not in str(notes)
+
+
+def test_the_drivers_have_versions(machine, monkeypatch, tmp_path, capsys) -> None:
+    assert report.collect("cpu")["drivers"] == {"nvidia": None, "amd": None}
+    nvml = machine.nvidia({"GPU-a": (9, 0)})
+    nvml._nvmlSystemGetDriverVersion = lambda: b"580.65.06"
+    (tmp_path / "version").write_text("6.14.14\n")
+    monkeypatch.setattr("capgate.compat._installation.AMDGPU", str(tmp_path))
+    assert report.collect("cpu")["drivers"] == {"nvidia": "580.65.06", "amd": "6.14.14"}
+    (tmp_path / "version").unlink()
+    assert report.collect("cpu")["drivers"]["amd"].startswith("of Linux ")
+    report.main(["--target", "cpu"])
+    assert "nvidia driver 580.65.06" in " ".join(capsys.readouterr().out.split())
+
+
+def test_drop_ins_are_reported_where_somebody_knows_them(capsys) -> None:
+    states = {"aiter": {"asked": True, "library": False, "installed": False}}
+    assert report.collect("cpu", lambda: states)["dropins"] == states
+    report.show(report.collect("cpu", lambda: states))
+    assert "aiter asked for by CAPGATE_DROPIN, its library is not there" in " ".join(capsys.readouterr().out.split())
+
+
+def test_every_meaning_is_shown(capsys) -> None:
+    report.main(["--target", "hip:gfx950"])
+    said = "".join(capsys.readouterr().out.split())  # a long word is folded
+    assert [name for name, row in TABLE.items() if "".join(row.meaning.split()) not in said] == []
 
 
 # What others' code does to it
@@ -308,7 +363,7 @@ def test_the_report_fits_80_columns(python, output: str, variables: dict[str, st
     assert set(TABLE) <= rows
 
 
-def test_the_report_shows_versions_gpus_reasons_and_branches(toy, machine, capsys) -> None:
+def test_the_report_shows_versions_gpus_reasons_and_variants(toy, machine, capsys) -> None:
     machine.amd("gfx942")
     assert report.main([]) == 0
     words = " ".join(capsys.readouterr().out.split())
@@ -316,7 +371,7 @@ def test_the_report_shows_versions_gpus_reasons_and_branches(toy, machine, capsy
         f"torch {report.collect()['torch'] or 'not installed'}",
         "0 hip:gfx942",
         "This target (hip:gfx942)",
-        "scaled_mfma no needs gfx950: found gfx942",
+        "scaled_mfma no block-scaled MFMA instructions (f8f6f4) needs gfx950: found gfx942",
         "toy takes plain on hip:gfx942",
         "scaled no needs gfx950: found gfx942",
     ):

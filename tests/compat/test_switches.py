@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from capgate import compat
-from capgate.compat import SwitchError, switches
+from capgate.compat import SwitchError
+from capgate.compat import _switches as switches
 from capgate.compat.targets import CPU, cuda, hip
 
 
@@ -68,6 +69,11 @@ def test_what_a_variable_means(environment: dict[str, str], attribute: str, valu
         pytest.param({"CAPGATE_STRICT": "yes"}, "CAPGATE_STRICT: got 'yes', needs 0 or 1", id="strict"),
         pytest.param(
             {"CAPGATE_DISABEL": "gluon"}, "CAPGATE_DISABEL: no such variable; known are CAPGATE_DISABLE", id="variable"
+        ),
+        pytest.param(
+            {"CAPGATE_DROPIN": "aiter", "CAPGATE_DROPINS": "aiter"},
+            "CAPGATE_DROPINS: no such variable; known are .*CAPGATE_DROPIN",
+            id="another module's variable",
         ),
     ],
 )

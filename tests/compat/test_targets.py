@@ -216,23 +216,9 @@ def test_the_driver_s_order_is_believed_once_it_has_started(torch, machine, monk
     """A display GPU comes first on the bus, and last with a driver that counts the fastest first."""
     machine.nvidia({"GPU-display": (12, 0), "GPU-compute": (9, 0)})
     device = torch.device("cuda:0")
-    assert (targets.of_device(device), targets.is_settled(device)) == (cuda(120), False)
+    assert targets.of_device(device) == cuda(120)
     assert targets.default() == cuda(120)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(major=9, minor=0))
-    assert (targets.of_device(device), targets.is_settled(device)) == (SM90, True)
+    assert targets.of_device(device) == SM90
     assert targets.default() == SM90
-
-
-@pytest.mark.parametrize(
-    ("device", "settled"),
-    [("hip:gfx950", True), (GFX950, True), ("cpu", True), (None, False)],
-    ids=str,
-)
-def test_what_needs_no_driver_is_settled_but_the_default(device: Any, settled: bool) -> None:
-    assert targets.is_settled(device) is settled
-
-
-@pytest.mark.parametrize(("name", "settled"), [("cpu", True), ("meta", True), ("cuda", False)])
-def test_a_torch_device_is_settled_unless_its_driver_may_say_otherwise(torch, name: str, settled: bool) -> None:
-    assert targets.is_settled(torch.device(name)) is settled

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from capgate.compat import targets, visibility
+from capgate.compat import _visibility as visibility
+from capgate.compat import targets
 from capgate.compat.targets import CPU, cuda, hip
 
 # Where a row comes from, and what is to be read there.

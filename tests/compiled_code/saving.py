@@ -16,7 +16,7 @@ from typing import IO
 
 from capgate import compat
 from capgate.compat import versions
-from capgate.compat._errors import summary
+from capgate.compat.command import in_words
 from capgate.compat.offline.child import machine_code, set_absent_gpu
 from capgate.compat.offline.children import Child
 from capgate.compat.offline.disassembly import normal_form
@@ -105,7 +105,7 @@ def compile_part(target_name: str, part: str, parts: str, folder: str, only: str
         try:
             text = "".join(text_of(launch, target) for launch in launches(every[name]))
         except Exception as error:  # a compiler may fail in any way; that it does is what is saved
-            text = f"{FAILED}{summary(error)}\n"
+            text = f"{FAILED}{in_words(error)}\n"
         unfinished = file.with_suffix(".part")
         unfinished.write_text(text)
         unfinished.rename(file)

@@ -6,7 +6,7 @@ import pytest
 
 from emulator import EmulationError, parse
 from emulator.mutation import Equivalence, mutants_of, sample
-from support.emulated_mqa import BRANCHES, Case, Disagreement, execute, prepare, windowed
+from support.emulated_mqa import VARIANTS, Case, Disagreement, execute, prepare, windowed
 
 pytestmark = pytest.mark.one_lane
 
@@ -22,9 +22,9 @@ SEED = 7
 REQUIRED = 0.9
 
 
-@pytest.mark.parametrize("branch", BRANCHES)
-def test_mutants_are_caught(branch):
-    cases = [prepare(BRANCHES[branch], Case(windowed(rows, 64, 128, keys), clean_logits=True)) for rows, keys in CALLS]
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_mutants_are_caught(variant):
+    cases = [prepare(VARIANTS[variant], Case(windowed(rows, 64, 128, keys), clean_logits=True)) for rows, keys in CALLS]
     program = parse(cases[0].compiled.asm["amdgcn"])
     assert all(case.compiled is cases[0].compiled for case in cases), "one kernel is to be tried on all calls"
     launches = [(case, switches) for case in cases for switches in SWITCHES]

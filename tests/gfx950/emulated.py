@@ -4,7 +4,7 @@
     python tests/gfx950/emulated.py 3.6.0.json
     capgate compile --from 3.6.0.json --markdown
 
-The same Triton compiles the branches again, for small calls; every case runs with copies landing late and early.
+The same Triton compiles the variants again, for small calls; every case runs with copies landing late and early.
 """
 
 import json
@@ -39,16 +39,16 @@ def paged_cases(heads: int, dim: int, mode: str) -> dict[str, paged_mqa.PagedCas
 
 
 OPERATIONS = {
-    "fp8_mqa_logits": (mqa.BRANCHES, dense_cases),
-    "fp8_paged_mqa_logits": (paged_mqa.BRANCHES, paged_cases),
+    "fp8_mqa_logits": (mqa.VARIANTS, dense_cases),
+    "fp8_paged_mqa_logits": (paged_mqa.VARIANTS, paged_cases),
 }
 
 
-def emulated(branch: mqa.Branch, cases: dict[str, Any]) -> dict[str, Any]:
+def emulated(variant: mqa.Variant, cases: dict[str, Any]) -> dict[str, Any]:
     """LDS cycles of the case "full", and the worst error of all cases as a part of the magnitudes."""
     errors = []
     for name, case in cases.items():
-        prepared = mqa.prepare(branch, case)
+        prepared = mqa.prepare(variant, case)
         for landing in LANDINGS:
             result = mqa.execute(prepared, landing=landing)
             errors.append(mqa.worst_error(prepared))
@@ -65,10 +65,10 @@ def emulated(branch: mqa.Branch, cases: dict[str, Any]) -> dict[str, Any]:
 def main(file: str) -> None:
     path = Path(file)
     result = json.loads(path.read_text())
-    branches, cases_of = OPERATIONS[result["operation"]]
+    variants, cases_of = OPERATIONS[result["operation"]]
     for row in result["variants"]:
-        if row["compiled"] and row["variant"] in branches:
-            row["emulated"] = emulated(branches[row["variant"]], cases_of(row["heads"], row["dim"], row["mode"]))
+        if row["compiled"] and row["variant"] in variants:
+            row["emulated"] = emulated(variants[row["variant"]], cases_of(row["heads"], row["dim"], row["mode"]))
     path.write_text(json.dumps(result, indent=2))
 
 

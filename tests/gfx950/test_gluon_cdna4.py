@@ -1,4 +1,4 @@
-"""The Gluon branch for gfx950, as this lane's Triton compiles it: what it takes, and what its steady loop holds."""
+"""The Gluon variant for gfx950, as this lane's Triton compiles it: what it takes, and what its steady loop holds."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from capgate.kernels.common.rules import padded_heads
 from capgate.kernels.mqa_logits.api import copies_directly
 from capgate.kernels.mqa_logits.operation import operation
 from capgate.kernels.tools.compile_command import vector_per_32_keys
-from support.emulated_mqa import BRANCHES, TARGET, WINDOWS, Branch, Case, execute, prepare, windowed
+from support.emulated_mqa import TARGET, VARIANTS, WINDOWS, Case, Variant, execute, prepare, windowed
 from support.steady_loop import check_steady_loop, steady_loop
 
 pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
@@ -57,7 +57,7 @@ def test_vector_instructions_of_64_heads(compiled: dict[Job, Any], mode: str) ->
 def test_steady_loop(heads: int, dim: int, clean_logits: bool) -> None:
     """No bank conflict, and what :func:`check_steady_loop` asks for."""
     case = Case(windowed([(0, 2048)] * 4, heads, dim, keys=2048), clean_logits)
-    texts, counters = steady_loop(prepare(BRANCHES["gluon_cdna4"], case))
+    texts, counters = steady_loop(prepare(VARIANTS["gluon_cdna4"], case))
     check_steady_loop(texts)
     assert sum(text.startswith("v_mfma") for text in texts) >= 4
     assert counters.lds_cycles == counters.lds_ideal_cycles > 0
@@ -68,14 +68,14 @@ def test_steady_loop(heads: int, dim: int, clean_logits: bool) -> None:
 @pytest.mark.parametrize("max_window", [None, 130])
 def test_64_bit_offsets(windows: str, max_window: int | None) -> None:
     """The kernel of calls beyond 2 GiB, executed on a small one."""
-    branch = BRANCHES["gluon_cdna4"]
+    variant = VARIANTS["gluon_cdna4"]
 
     def prepare_wide(*arguments: Any, **options: Any) -> Any:
-        (launch,) = branch.kernel.prepare(*arguments, **options)
+        (launch,) = variant.kernel.prepare(*arguments, **options)
         return launch._replace(keywords={**launch.keywords, "INDEX": gluon_int64()})
 
     case = Case(windowed(WINDOWS[windows], 64, 128), clean_logits=max_window is None, max_window=max_window)
-    execute(prepare(Branch(Kernel(prepare_wide), branch.make_source), case))
+    execute(prepare(Variant(Kernel(prepare_wide), variant.make_source), case))
 
 
 def gluon_int64() -> Any:

@@ -1,4 +1,4 @@
-"""The paged Gluon branch for gfx950, as this lane's Triton compiles it: what it takes, and what its steady loop holds."""
+"""The paged Gluon variant for gfx950, as this lane's Triton compiles it: what it takes, and what its steady loop holds."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -19,8 +19,8 @@ from capgate.kernels.paged_mqa_logits.api import copies_directly
 from capgate.kernels.paged_mqa_logits.operation import Problem, example_call, operation
 from capgate.kernels.tools.compile_command import vector_per_32_keys
 from emulator import Pieces, Pointer, parse, run
-from support.emulated_mqa import TARGET, Branch, execute, prepare
-from support.emulated_paged_mqa import BRANCHES, PagedCase, paged_launch
+from support.emulated_mqa import TARGET, Variant, execute, prepare
+from support.emulated_paged_mqa import VARIANTS, PagedCase, paged_launch
 from support.emulation import bound, compile_launch
 from support.judge import agree
 from support.paged import formula, make_call
@@ -72,7 +72,7 @@ def compiled_for(heads: int, dim: int, next_n: int, block: int) -> dict[str, Any
     from capgate.kernels.paged_mqa_logits import gluon_cdna4
 
     (launch,) = gluon_cdna4.prepare(problem, inputs._replace(kv_cache=cache), out, **call.options)
-    code, tuning = compile_launch(launch, BRANCHES["gluon_cdna4"].make_source), gluon_cdna4.tuning(problem)._asdict()
+    code, tuning = compile_launch(launch, VARIANTS["gluon_cdna4"].make_source), gluon_cdna4.tuning(problem)._asdict()
     return {**describe(code, TARGET, call, ""), "heads": heads, "tuning": tuning}
 
 
@@ -110,7 +110,7 @@ def test_vector_instructions_of_64_heads(next_n: int, block: int, most: float) -
 def test_steady_loop(heads: int, dim: int, next_n: int, block: int, waves: int) -> None:
     """No bank conflict, no barrier but between the waves of a program, and two tiles in flight whenever one is scored."""
     call = make_call([2048], next_n, heads, dim, block, gap=12 if block == 1 else 0)
-    prepared = prepare(BRANCHES["gluon_cdna4"], PagedCase(call, 2048, False))
+    prepared = prepare(VARIANTS["gluon_cdna4"], PagedCase(call, 2048, False))
     texts, counters = steady_loop(prepared)
     check_steady_loop(texts)
     check_copies_stay_in_flight(texts)
@@ -126,16 +126,16 @@ def test_steady_loop(heads: int, dim: int, next_n: int, block: int, waves: int) 
 @pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "skipped"])
 def test_64_bit_offsets_inside_a_program(clean_logits: bool) -> None:
     """The kernel of calls whose rows lie further apart than buffer instructions reach, executed on a small one."""
-    branch = BRANCHES["gluon_cdna4"]
+    variant = VARIANTS["gluon_cdna4"]
 
     def prepare_wide(*arguments: Any, **options: Any) -> Any:
         from capgate.compat.gluon import gl
 
-        (launch,) = branch.kernel.prepare(*arguments, **options)
+        (launch,) = variant.kernel.prepare(*arguments, **options)
         return launch._replace(keywords={**launch.keywords, "INDEX": gl.int64})
 
     case = PagedCase(make_call([130, 0, 70], 2, 64, 128), 131, clean_logits)
-    execute(prepare(Branch(Kernel(prepare_wide), branch.make_source), case))
+    execute(prepare(Variant(Kernel(prepare_wide), variant.make_source), case))
 
 
 def emulate(launch: Launch, pieces: dict[int, Pieces | Pointer]) -> None:
@@ -143,7 +143,7 @@ def emulate(launch: Launch, pieces: dict[int, Pieces | Pointer]) -> None:
     arguments: list[Any] = []
     for number, argument in enumerate(launch.arguments):
         arguments += [pieces[number]] if number in pieces else bound([argument])
-    code = compile_launch(launch, BRANCHES["gluon_cdna4"].make_source)
+    code = compile_launch(launch, VARIANTS["gluon_cdna4"].make_source)
     for landing in ("late", "early"):
         run(parse(code.asm["amdgcn"]), launch.grid, arguments, lds_bytes=code.metadata.shared, landing=landing)
 
@@ -161,7 +161,7 @@ def test_blocks_past_2_gib(block: int, apart: int, last: int) -> None:
     shape, strides = (last + 1, *call.kv_cache.shape[1:]), (apart, *call.kv_cache.stride()[1:])
     cache = torch.empty_strided(shape, strides, dtype=torch.uint8, device="meta")
     schedule, out = paged_mqa_schedule(call.context_lens, 64, 2), torch.full((2, block), 7.0)
-    launch = paged_launch(BRANCHES["gluon_cdna4"].kernel, call._replace(kv_cache=cache), schedule, out, False)
+    launch = paged_launch(VARIANTS["gluon_cdna4"].kernel, call._replace(kv_cache=cache), schedule, out, False)
     emulate(launch, {KEYS: Pieces({0: blocks[0], last * apart: blocks[1]}), SCALES: Pointer(blocks[0], block * 128)})
     agree(out, answer.logits, answer.magnitude)
 
@@ -174,7 +174,7 @@ def test_rows_past_2_gib(rows: int, apart: int, clean_logits: bool) -> None:
     held = {row: np.full(200, 7.0, np.float32) for row in (range(rows) if clean_logits else (0, rows - 1))}
     out = torch.empty_strided((rows, 200), (apart, 1), device="meta")
     schedule = paged_mqa_schedule(call.context_lens, 64, 2)
-    launch = paged_launch(BRANCHES["gluon_cdna4"].kernel, call, schedule, out, clean_logits)
+    launch = paged_launch(VARIANTS["gluon_cdna4"].kernel, call, schedule, out, clean_logits)
     emulate(launch, {OUT: Pieces({4 * row * apart: cells for row, cells in held.items()})})
     for row, cells in held.items():
         cells, inside = torch.from_numpy(cells), answer.inside[row]

@@ -12,8 +12,8 @@ from capgate.kernels.key_cache import reference as cache_reference
 from capgate.kernels.key_cache.operands import Gathered, Unshuffled, Written
 from capgate.kernels.key_cache.operation import Problem
 from emulator import parse, run
-from support.emulated_mqa import LIMIT, TARGET, Branch, execute, prepare
-from support.emulated_paged_mqa import BRANCHES, PagedCase, paged_launch
+from support.emulated_mqa import LIMIT, TARGET, Variant, execute, prepare
+from support.emulated_paged_mqa import VARIANTS, PagedCase, paged_launch
 from support.emulation import bound, compile_launch, emulate
 from support.paged import formula, make_call, without_blocks
 
@@ -21,13 +21,13 @@ from support.paged import formula, make_call, without_blocks
 SWITCHES = [{"landing": "late", "preload": True}, {"landing": "early", "preload": False}]
 
 
-@pytest.fixture(params=BRANCHES)
-def branch(request: pytest.FixtureRequest) -> Branch:
-    return BRANCHES[request.param]
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> Variant:
+    return VARIANTS[request.param]
 
 
-def agrees(branch: Branch, case: PagedCase) -> None:
-    prepared = prepare(branch, case)
+def agrees(variant: Variant, case: PagedCase) -> None:
+    prepared = prepare(variant, case)
     for switches in SWITCHES:
         execute(prepared, measure=False, **switches)
 
@@ -36,25 +36,25 @@ def agrees(branch: Branch, case: PagedCase) -> None:
     ("block", "gap", "clean_logits"),
     [(1, 12, True), (16, 0, False), (32, 1600, True), (64, 0, True), (64, 0, False), (128, 16, False)],
 )
-def test_blocks(branch: Branch, block: int, gap: int, clean_logits: bool) -> None:
+def test_blocks(variant: Variant, block: int, gap: int, clean_logits: bool) -> None:
     """Scattered blocks, some with gaps between them; table entries past a request's keys are garbage."""
-    agrees(branch, PagedCase(make_call([150, 0, 64, 1, 129], 1, 64, 128, block, gap=gap), 150, clean_logits))
+    agrees(variant, PagedCase(make_call([150, 0, 64, 1, 129], 1, 64, 128, block, gap=gap), 150, clean_logits))
 
 
 @pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "skipped"])
 @pytest.mark.parametrize(("block", "gap"), [(1, 12), (16, 0), (32, 0), (64, 0), (128, 16)])
-def test_blocks_that_the_cache_lacks(branch: Branch, block: int, gap: int, clean_logits: bool) -> None:
+def test_blocks_that_the_cache_lacks(variant: Variant, block: int, gap: int, clean_logits: bool) -> None:
     """Below 0 and past the last, here and there or all of them: the emulator stops at a read outside of the cache."""
     call = make_call([150, 0, 64, 1], 2, 64, 128, block, gap=gap, spare_entries=0)
     for every in (2, 1):
-        agrees(branch, PagedCase(without_blocks(call, every), 150, clean_logits))
+        agrees(variant, PagedCase(without_blocks(call, every), 150, clean_logits))
 
 
 @pytest.mark.parametrize(("heads", "next_n"), [(128, 1), (16, 8)])
-def test_sizes_of_programs_whose_cache_lacks_blocks(branch: Branch, heads: int, next_n: int) -> None:
+def test_sizes_of_programs_whose_cache_lacks_blocks(variant: Variant, heads: int, next_n: int) -> None:
     """Tiles of 32 keys, and rows that share a lane's keys."""
     for block in (16, 64):
-        agrees(branch, PagedCase(without_blocks(make_call([130, 70], next_n, heads, 64, block)), 131, False, workers=2))
+        agrees(variant, PagedCase(without_blocks(make_call([130, 70], next_n, heads, 64, block)), 131, False, workers=2))
 
 
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
@@ -73,13 +73,13 @@ LOWEST, HIGHEST = -(2**31), 2**31 - 1
     ],
     ids=str,
 )
-def test_any_schedule(branch: Branch, schedule: list[tuple[int, int]]) -> None:
+def test_any_schedule(variant: Variant, schedule: list[tuple[int, int]]) -> None:
     """Cells get their logits or keep their bits, and nothing outside of an operand is read or written."""
     call = make_call([30, 0, 150], 1, 32, 64, spare_entries=0)
     answer, out = formula(call, 150), torch.zeros(3, 150)
     words = torch.tensor(schedule, dtype=torch.int32)
-    launch = paged_launch(branch.kernel, call, words, out, False)
-    compiled = compile_launch(launch, branch.make_source)
+    launch = paged_launch(variant.kernel, call, words, out, False)
+    compiled = compile_launch(launch, variant.make_source)
     arguments = bound(launch.arguments, unwritten=[out])
     result = run(parse(compiled.asm["amdgcn"]), launch.grid, arguments, lds_bytes=compiled.metadata.shared)
     position = next(number for number, argument in enumerate(launch.arguments) if argument is out)
@@ -89,7 +89,7 @@ def test_any_schedule(branch: Branch, schedule: list[tuple[int, int]]) -> None:
 
 
 def test_blocks_that_are_not_aligned() -> None:
-    agrees(BRANCHES["classic"], PagedCase(make_call([150, 0, 64, 1, 129], 1, 64, 128, 1), 150, True))
+    agrees(VARIANTS["classic"], PagedCase(make_call([150, 0, 64, 1, 129], 1, 64, 128, 1), 150, True))
 
 
 @pytest.mark.parametrize(
@@ -102,32 +102,32 @@ def test_blocks_that_are_not_aligned() -> None:
         (100, 128, 2, 64),
     ],
 )
-def test_sizes(branch: Branch, heads: int, dim: int, next_n: int, block: int) -> None:
-    agrees(branch, PagedCase(make_call([130, 3, 70], next_n, heads, dim, block), 131, True, workers=2))
+def test_sizes(variant: Variant, heads: int, dim: int, next_n: int, block: int) -> None:
+    agrees(variant, PagedCase(make_call([130, 3, 70], next_n, heads, dim, block), 131, True, workers=2))
 
 
-def test_a_request_without_tiles_between_two_others(branch: Branch) -> None:
+def test_a_request_without_tiles_between_two_others(variant: Variant) -> None:
     """A worker that reads and writes shared memory for it alone met no barrier in Triton 3.5.1."""
-    agrees(branch, PagedCase(make_call([130, 3, 70], 8, 20, 64), 131, False, workers=1))
+    agrees(variant, PagedCase(make_call([130, 3, 70], 8, 20, 64), 131, False, workers=1))
 
 
 @pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "skipped"])
-def test_lengths_of_rows(branch: Branch, clean_logits: bool) -> None:
+def test_lengths_of_rows(variant: Variant, clean_logits: bool) -> None:
     """Each row its own, none or all that its row of the output holds; some below 0, some past the output."""
     lens = [(130, 7), (0, 200), (3, 0), (0, 0), (-5, 64), (65, 66)]
-    agrees(branch, PagedCase(make_call(lens, 2, 64, 128), 130, clean_logits))
+    agrees(variant, PagedCase(make_call(lens, 2, 64, 128), 130, clean_logits))
 
 
 @pytest.mark.parametrize("workers", [1, 4, 40])
-def test_workers(branch: Branch, workers: int) -> None:
+def test_workers(variant: Variant, workers: int) -> None:
     """Few, so that programs share one's tiles, and more than there are chunks. The table ends with the longest request."""
-    agrees(branch, PagedCase(make_call([5, 0, 130, 260, 64, 700], 1, 32, 64, spare_entries=0), 700, False, workers))
+    agrees(variant, PagedCase(make_call([5, 0, 130, 260, 64, 700], 1, 32, 64, spare_entries=0), 700, False, workers))
 
 
 @pytest.mark.parametrize("columns", [1, 64, 1500])
-def test_widths(branch: Branch, columns: int) -> None:
+def test_widths(variant: Variant, columns: int) -> None:
     """Rows that end inside the keys, and rows with room for whole strips of -inf behind them."""
-    agrees(branch, PagedCase(make_call([200, 64, 1200], 1, 32, 64), columns, True))
+    agrees(variant, PagedCase(make_call([200, 64, 1200], 1, 32, 64), columns, True))
 
 
 def test_schedule() -> None:

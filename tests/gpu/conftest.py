@@ -1,4 +1,4 @@
-"""What the tests on a GPU share: NVIDIA or AMD, whatever branches the operation has here."""
+"""What the tests on a GPU share: NVIDIA or AMD, whatever variants the operation has here."""
 
 import gc
 import os
@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from capgate.kernels.common.logits import empty_logits
 from capgate.kernels.mqa_logits.api import describe
 from capgate.kernels.mqa_logits.operands import Inputs
 from capgate.kernels.mqa_logits.operation import Problem, operation
+from support import judge
 from support.processes import environment
 
 
@@ -41,69 +41,41 @@ def _memory_goes_back() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def judge() -> ModuleType:
-    from support import judge
-
-    return judge
-
-
-@pytest.fixture(scope="session")
-def paged() -> ModuleType:
-    from support import paged
-
-    return paged
-
-
-@pytest.fixture(scope="session")
-def pitfalls() -> ModuleType:
-    from support import pitfalls
-
-    return pitfalls
-
-
-@pytest.fixture(scope="session")
-def selection() -> ModuleType:
-    from support import selection
-
-    return selection
-
-
-@pytest.fixture(scope="session")
 def fp8(gpu: torch.device) -> torch.dtype:
     """The fp8 format that the GPU's matrix instructions read."""
     return getattr(torch, operation.example(gpu).dtype)
 
 
 @pytest.fixture(params=list(operation.variants))
-def branch(request: pytest.FixtureRequest, gpu: torch.device) -> str:
-    """Every branch that takes a serving call on this GPU."""
+def variant(request: pytest.FixtureRequest, gpu: torch.device) -> str:
+    """Every variant that takes a serving call on this GPU."""
     return taken(request.param, operation.example(gpu))
 
 
-def taken(branch: str, problem: Problem) -> str:
-    """``branch``, if it takes the problem; otherwise the test skips with its reason."""
-    trace = operation.explain(problem, variant=branch)
+def taken(variant: str, problem: Problem) -> str:
+    """``variant``, if it takes the problem; otherwise the test skips with its reason."""
+    trace = operation.explain(problem, variant=variant)
     if trace.variant is None:
-        pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == branch))
-    return branch
+        pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == variant))
+    return variant
 
 
 @pytest.fixture
-def take(branch: str) -> Callable[[Any], None]:
-    """Skips the test where the branch does not take a clean call with these operands into a new tensor."""
+def take(variant: str) -> Callable[[Any], None]:
+    """Skips the test where the variant does not take a clean call with these operands into a new tensor."""
 
     def take_call(call: Any) -> None:
         out = empty_logits((call.q.shape[0], call.k.shape[0]), call.q.device)
-        taken(branch, describe(Inputs(*call), out, True, False))
+        taken(variant, describe(Inputs(*call), out, True, False))
 
     return take_call
 
 
 @pytest.fixture
-def check(judge: ModuleType, branch: str) -> Callable[..., torch.Tensor]:
-    """judge.check with the branch, where it takes such a call; into rows on 16-byte boundaries unless ``out`` is given."""
+def check(variant: str) -> Callable[..., torch.Tensor]:
+    """judge.check with the variant, where it takes such a call; into rows on 16-byte boundaries unless ``out`` is given."""
 
-    def check_branch(
+    def check_variant(
         call: Any,
         *,
         clean_logits: bool = True,
@@ -116,9 +88,9 @@ def check(judge: ModuleType, branch: str) -> Callable[..., torch.Tensor]:
         inputs = Inputs(*call)._replace(k_scale=k_scale)
         problem = describe(inputs, out, clean_logits, max_window is not None)
         keywords = {"clean_logits": clean_logits, "max_window": max_window, "out": out}
-        return judge.check(call, taken(branch, problem), **keywords)
+        return judge.check(call, taken(variant, problem), **keywords)
 
-    return check_branch
+    return check_variant
 
 
 # Options of each of compute-sanitizer's tools, and how its last line begins when it has found nothing. racecheck looks at

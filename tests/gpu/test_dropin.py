@@ -19,11 +19,11 @@ DEVICE = "cuda"
 
 @pytest.fixture(params=["chosen", "classic"], autouse=True)
 def _through_the_dropins(request: pytest.FixtureRequest, tmp_path: Path, gpu: torch.device) -> Iterator[None]:
-    """Every drop-in installed; each operation on the branch that it chooses here, and on the classic one."""
+    """Every drop-in installed; each operation on the variant that it chooses here, and on the classic one."""
     named = {}
     if request.param == "classic":
         if operation.explain(operation.example(gpu), variant="classic").variant is None:
-            pytest.skip("the classic branch does not run here")
+            pytest.skip("the classic variant does not run here")
         named = dict.fromkeys(("fp8_mqa_logits", "fp8_paged_mqa_logits"), "classic")
     with upstream.installed(tmp_path), compat.override(variant=named):
         yield
@@ -103,7 +103,7 @@ def test_only_the_blocks_in_use_are_copied_out_of_tiles(fp8: torch.dtype) -> Non
 
 
 def test_bug_5_tiles_past_2_to_the_31_bytes(fp8: torch.dtype) -> None:
-    """5: 32-bit offset overflow, of the cache and of its copy."""
+    """Known bug 5: 32-bit offset overflow, of the cache and of its copy."""
     call = decode(fp8, 4, 1, 64, 500)
     tiles, far = call.cache(tiles=True), 2**31 // (64 * 132) + 1
     free, _ = torch.cuda.mem_get_info()

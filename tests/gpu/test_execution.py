@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 
 from capgate.compat import targets
 from capgate.kernels import fp8_mqa_logits
+from support import judge
 
 pytestmark = pytest.mark.gpu
 
@@ -23,13 +23,13 @@ def bits(logits: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("clean_logits", "max_window"), MODES.values(), ids=MODES)
 @pytest.mark.parametrize("given", [True, False], ids=["given-out", "new-tensor"])
 def test_a_captured_graph_replays_with_operands_changed_in_place(
-    judge: ModuleType, branch: str, fp8: torch.dtype, given: bool, clean_logits: bool, max_window: int | None
+    variant: str, fp8: torch.dtype, given: bool, clean_logits: bool, max_window: int | None
 ) -> None:
     def operands(windows: str, seed: int) -> Any:
         return judge.make_call(61, 500, 64, 128, windows, dtype=fp8, device="cuda", seed=seed)
 
     call, columns = operands("causal", 0), max_window or 500
-    keywords = {"clean_logits": clean_logits, "max_window": max_window, "variant": branch}
+    keywords = {"clean_logits": clean_logits, "max_window": max_window, "variant": variant}
     if given:
         keywords["out"] = torch.zeros(61, columns, device="cuda")
     side = torch.cuda.Stream()
@@ -52,7 +52,7 @@ def test_a_captured_graph_replays_with_operands_changed_in_place(
 
 
 @pytest.mark.filterwarnings("default")  # Inductor warns of its own affairs, differently in every release
-def test_compiled_with_inductor_agrees_bitwise(judge: ModuleType, fp8: torch.dtype) -> None:
+def test_compiled_with_inductor_agrees_bitwise(fp8: torch.dtype) -> None:
     def score(call: Any, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         fp8_mqa_logits(*call, out=out)
         return fp8_mqa_logits(*call) * 2, out + 1
@@ -67,10 +67,10 @@ def test_compiled_with_inductor_agrees_bitwise(judge: ModuleType, fp8: torch.dty
         assert torch.equal(bits(given[0]), bits(given[1]))
 
 
-def test_a_call_runs_in_the_current_stream(judge: ModuleType, branch: str, fp8: torch.dtype) -> None:
+def test_a_call_runs_in_the_current_stream(variant: str, fp8: torch.dtype) -> None:
     """The operands arrive late in a stream of their own: a launch in any other one would read zeros."""
     call = judge.make_call(61, 500, 64, 128, dtype=fp8, device="cuda")
-    expected = fp8_mqa_logits(*call, variant=branch)
+    expected = fp8_mqa_logits(*call, variant=variant)
     late = type(call)(*(torch.zeros_like(tensor) for tensor in call))
     busy = torch.rand(8192, 8192, device="cuda")
     stream = torch.cuda.Stream()
@@ -81,7 +81,7 @@ def test_a_call_runs_in_the_current_stream(judge: ModuleType, branch: str, fp8: 
             busy = busy / busy.amax()
         for tensor, value in zip(late, call, strict=True):
             tensor.view(torch.uint8).copy_(value.view(torch.uint8))
-        logits = fp8_mqa_logits(*late, variant=branch)
+        logits = fp8_mqa_logits(*late, variant=variant)
     stream.synchronize()
     assert torch.equal(bits(logits), bits(expected))
 
@@ -138,13 +138,13 @@ for rows, keys in grids[sys.argv[1]]:
         call = judge.make_call(rows, keys, heads, dim, windows, dtype=getattr(torch, example.dtype), device="cuda")
         for clean_logits, max_window in [(True, None), (False, None), (False, 50)]:
             columns = max_window or keys
-            for branch in operation.variants:
-                if sys.argv[1] == "racecheck" and branch == "gluon_hopper":
+            for variant in operation.variants:
+                if sys.argv[1] == "racecheck" and variant == "gluon_hopper":
                     continue
                 out = torch.zeros(rows, -(-columns // 4) * 4, device="cuda")[:, :columns]
                 problem = describe(Inputs(*call), out, clean_logits, max_window is not None)
-                if operation.explain(problem, variant=branch).variant:
-                    judge.check(call, branch, clean_logits=clean_logits, max_window=max_window, out=out)
+                if operation.explain(problem, variant=variant).variant:
+                    judge.check(call, variant, clean_logits=clean_logits, max_window=max_window, out=out)
                     calls += 1
 print(calls, "calls")
 """
@@ -152,4 +152,4 @@ print(calls, "calls")
 
 def test_the_sanitizer_finds_nothing_on_the_small_grid(sanitizer: Any) -> None:
     """memcheck sees what lies outside of a tensor; racecheck what two warps of a program do to one word of shared memory."""
-    sanitizer.passes(SMALL_GRID, calls={"memcheck": 45, "racecheck": 18}[sanitizer.tool])  # those of one branch
+    sanitizer.passes(SMALL_GRID, calls={"memcheck": 45, "racecheck": 18}[sanitizer.tool])  # those of one variant

@@ -1,6 +1,5 @@
 """The paged logits and the key cache on a GPU: agreement, 64-bit offsets, graphs, streams of work, the memory checker."""
 
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from capgate.kernels.paged_mqa_logits.api import describe
 from capgate.kernels.paged_mqa_logits.operands import Inputs
 from capgate.kernels.paged_mqa_logits.operation import operation
 from capgate.kernels.quantize import FP8_MAX
+from support import paged
 
 pytestmark = pytest.mark.gpu
 
@@ -22,19 +22,19 @@ cleaning = pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", 
 
 
 @pytest.fixture(params=list(operation.variants))
-def branch(request: pytest.FixtureRequest, gpu: torch.device) -> str:
-    """Every branch that takes a serving call on this GPU."""
+def variant(request: pytest.FixtureRequest, gpu: torch.device) -> str:
+    """Every variant that takes a serving call on this GPU."""
     trace = operation.explain(operation.example(gpu), variant=request.param)
     if trace.variant is None:
         pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == request.param))
     return request.param
 
 
-def taken(branch: str, call: Any, clean_logits: bool = True) -> None:
-    """Skip the test, with the reason, where the branch does not take such a call."""
-    trace = operation.explain(describe(Inputs(*call), clean_logits), variant=branch)
+def taken(variant: str, call: Any, clean_logits: bool = True) -> None:
+    """Skip the test, with the reason, where the variant does not take such a call."""
+    trace = operation.explain(describe(Inputs(*call), clean_logits), variant=variant)
     if trace.variant is None:
-        pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == branch))
+        pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == variant))
 
 
 def needs(gigabytes: float) -> None:
@@ -47,8 +47,8 @@ def bits(logits: torch.Tensor) -> torch.Tensor:
     return logits.view(torch.int32)
 
 
-def test_a_tuned_branch_is_taken_where_matrix_instructions_read_fp8(gpu: torch.device) -> None:
-    """13: Without it every test below could pass on the reference alone."""
+def test_a_tuned_variant_is_taken_where_matrix_instructions_read_fp8(gpu: torch.device) -> None:
+    """Known bug 13: Without it every test below could pass on the reference alone."""
     caps = compat.capabilities(gpu)
     if not (caps.fp8_e4m3fn or caps.fp8_e4m3fnuz):
         pytest.skip(caps.why("fp8_e4m3fn"))
@@ -58,40 +58,34 @@ def test_a_tuned_branch_is_taken_where_matrix_instructions_read_fp8(gpu: torch.d
 @cleaning
 @pytest.mark.parametrize("block", [1, 16, 32, 64, 128])
 @pytest.mark.parametrize("next_n", [1, 2, 3, 8])
-def test_blocks_and_next_n(
-    paged: ModuleType, branch: str, fp8: torch.dtype, block: int, next_n: int, clean_logits: bool
-) -> None:
+def test_blocks_and_next_n(variant: str, fp8: torch.dtype, block: int, next_n: int, clean_logits: bool) -> None:
     call = paged.make_call(LENS, next_n, 64, 128, block, gap=16, dtype=fp8, device="cuda")
-    taken(branch, call, clean_logits)
-    paged.check(call, branch, 7000, clean_logits=clean_logits)
+    taken(variant, call, clean_logits)
+    paged.check(call, variant, 7000, clean_logits=clean_logits)
 
 
 @pytest.mark.parametrize(
     ("heads", "dim"), [(1, 32), (3, 64), (16, 128), (32, 32), (32, 128), (100, 128), (127, 64), (128, 128)], ids=str
 )
-def test_heads_and_dims(paged: ModuleType, branch: str, fp8: torch.dtype, heads: int, dim: int) -> None:
+def test_heads_and_dims(variant: str, fp8: torch.dtype, heads: int, dim: int) -> None:
     call = paged.make_call([[700, 3], [0, 129], [5, 2000]], 2, heads, dim, dtype=fp8, device="cuda")
-    taken(branch, call)
-    paged.check(call, branch, 2100, clean_logits=True)
+    taken(variant, call)
+    paged.check(call, variant, 2100, clean_logits=True)
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 128, 1000])
 @cleaning
-def test_bug_11_a_full_row_writes_nothing_past_its_end(
-    paged: ModuleType, branch: str, fp8: torch.dtype, length: int, clean_logits: bool
-) -> None:
-    """11: Writes past the end when context_len == max_context_len."""
+def test_bug_11_a_full_row_writes_nothing_past_its_end(variant: str, fp8: torch.dtype, length: int, clean_logits: bool) -> None:
+    """Known bug 11: Writes past the end when context_len == max_context_len."""
     call = paged.make_call([length] * 5, 2, 64, 128, dtype=fp8, device="cuda")
     out = paged.judge.sentinels(10, length, "cuda", gap=256, offset=256)
-    paged.check(call, branch, length, clean_logits=clean_logits, out=out)
+    paged.check(call, variant, length, clean_logits=clean_logits, out=out)
 
 
 @pytest.mark.parametrize("workers", [1, 7, 132, 1000])
-def test_any_schedule_and_twenty_repeats_give_the_same_bits(
-    paged: ModuleType, branch: str, fp8: torch.dtype, workers: int
-) -> None:
+def test_any_schedule_and_twenty_repeats_give_the_same_bits(variant: str, fp8: torch.dtype, workers: int) -> None:
     call = paged.make_call(LENS, 2, 64, 128, dtype=fp8, device="cuda")
-    keywords = {"max_context_len": 7000, "clean_logits": True, "variant": branch}
+    keywords = {"max_context_len": 7000, "clean_logits": True, "variant": variant}
     expected = bits(fp8_paged_mqa_logits(*call, **keywords))
     schedule = paged_mqa_schedule(call.context_lens, 64, workers)
     assert torch.equal(schedule, paged_mqa_schedule(call.context_lens.cpu(), 64, workers).to(schedule.device))
@@ -117,13 +111,13 @@ LOWEST, HIGHEST = -(2**31), 2**31 - 1
 )
 @cleaning
 def test_any_schedule_writes_logits_or_nothing(
-    paged: ModuleType, branch: str, fp8: torch.dtype, schedule: list[tuple[int, int]], clean_logits: bool
+    variant: str, fp8: torch.dtype, schedule: list[tuple[int, int]], clean_logits: bool
 ) -> None:
     call = paged.make_call(LENS, 2, 64, 128, dtype=fp8, device="cuda")
-    taken(branch, call, clean_logits)
+    taken(variant, call, clean_logits)
     rows = slice(400, 400 + 2 * len(LENS))
     memory, right = (torch.full((818, 7168), 7.0, device="cuda") for _ in range(2))
-    keywords = {"max_context_len": 7000, "clean_logits": clean_logits, "variant": branch}
+    keywords = {"max_context_len": 7000, "clean_logits": clean_logits, "variant": variant}
     fp8_paged_mqa_logits(*call, **keywords, out=right[rows, :7000])
     words = torch.tensor(schedule, dtype=torch.int32, device="cuda")
     fp8_paged_mqa_logits(*call, **keywords, schedule=words, out=memory[rows, :7000])
@@ -134,12 +128,12 @@ def test_any_schedule_writes_logits_or_nothing(
 @pytest.mark.parametrize("block", [1, 16, 32, 64, 128])
 @pytest.mark.parametrize("next_n", [1, 2, 8])
 def test_keys_that_the_cache_lacks_score_as_minus_infinity(
-    paged: ModuleType, branch: str, fp8: torch.dtype, block: int, next_n: int, clean_logits: bool
+    variant: str, fp8: torch.dtype, block: int, next_n: int, clean_logits: bool
 ) -> None:
     call = paged.make_call(LENS, next_n, 64, 128, block, gap=16, dtype=fp8, device="cuda")
-    taken(branch, call, clean_logits)
+    taken(variant, call, clean_logits)
     for every in (2, 1):
-        paged.check(paged.without_blocks(call, every), branch, 7000, clean_logits=clean_logits)
+        paged.check(paged.without_blocks(call, every), variant, 7000, clean_logits=clean_logits)
 
 
 @pytest.mark.parametrize("requests", [1, 255, 257, 4096])
@@ -151,8 +145,11 @@ def test_schedules_of_large_batches(gpu: torch.device, requests: int) -> None:
 
 
 @pytest.mark.parametrize(("stride", "far"), [(1_002_240, 2143), (2**20, 4097)], ids=["2**31-bytes", "2**32-bytes"])
-def test_bug_5_and_11_cache_offsets(paged: ModuleType, branch: str, fp8: torch.dtype, stride: int, far: int) -> None:
-    """11: Logits exactly 0.0 from block 2143 at a block stride of 1,002,240 bytes. The writer and the gather go there too."""
+def test_bug_5_and_11_cache_offsets(variant: str, fp8: torch.dtype, stride: int, far: int) -> None:
+    """Known bug 11: Logits exactly 0.0 from block 2143 at a block stride of 1,002,240 bytes.
+
+    The writer and the gather go there too.
+    """
     call = paged.make_call([1500, 64, 7], 2, 64, 128, dtype=fp8, device="cuda")
     blocks = call.kv_cache.shape[0]
     needs(1.2 * (far + blocks) * stride / 1e9)
@@ -161,7 +158,7 @@ def test_bug_5_and_11_cache_offsets(paged: ModuleType, branch: str, fp8: torch.d
     cache[far:] = call.kv_cache
     used = (call.block_table >= 0) & (call.block_table < blocks)
     moved = call._replace(kv_cache=cache, block_table=torch.where(used, call.block_table + far, call.block_table))
-    keywords = {"max_context_len": 1500, "clean_logits": True, "variant": branch}
+    keywords = {"max_context_len": 1500, "clean_logits": True, "variant": variant}
     logits = fp8_paged_mqa_logits(*moved, **keywords)
     assert torch.equal(bits(logits), bits(fp8_paged_mqa_logits(*call, **keywords)))
 
@@ -181,20 +178,18 @@ def test_bug_5_and_11_cache_offsets(paged: ModuleType, branch: str, fp8: torch.d
 
 @cleaning
 @pytest.mark.parametrize("requests", [300, 1030], ids=["2-GiB", "2**31-cells"])
-def test_bug_5_and_11_output_offsets(
-    paged: ModuleType, branch: str, fp8: torch.dtype, requests: int, clean_logits: bool
-) -> None:
-    """11: Rows >= 512 silently unwritten at stride 2**20."""
+def test_bug_5_and_11_output_offsets(variant: str, fp8: torch.dtype, requests: int, clean_logits: bool) -> None:
+    """Known bug 11: Rows >= 512 silently unwritten at stride 2**20."""
     rows, stride = 2 * requests, 2**20
     needs(1.1 * rows * stride * 4 / 1e9)
     call = paged.make_call([5 + request % 90 for request in range(requests)], 2, 16, 32, dtype=fp8, device="cuda")
     columns = 100
     out = torch.full((rows * stride,), 7.0, device="cuda").as_strided((rows, columns), (stride, 1))
-    fp8_paged_mqa_logits(*call, max_context_len=columns, clean_logits=clean_logits, out=out, variant=branch)
+    fp8_paged_mqa_logits(*call, max_context_len=columns, clean_logits=clean_logits, out=out, variant=variant)
     answer = paged.formula(call, columns)
     assert (out[~answer.inside] == (float("-inf") if clean_logits else 7)).all()
     logits = out[answer.inside]
-    paged.judge.agree(logits, answer.logits[answer.inside], answer.magnitude[answer.inside], branch != "reference")
+    paged.judge.agree(logits, answer.logits[answer.inside], answer.magnitude[answer.inside], variant != "reference")
 
 
 @pytest.mark.parametrize("dtype", list(FP8_MAX), ids=str)
@@ -211,7 +206,7 @@ def test_the_writer_writes_the_bytes_that_torch_computes(dtype: torch.dtype, sca
     assert torch.equal(*caches)
 
 
-def test_a_key_with_a_nan_is_all_nan(paged: ModuleType, fp8: torch.dtype) -> None:
+def test_a_key_with_a_nan_is_all_nan(fp8: torch.dtype) -> None:
     k = torch.ones(3, 128, device="cuda")
     k[1, 77] = float("nan")
     cache = torch.zeros(1, 16, 1, 132, dtype=torch.uint8, device="cuda")
@@ -225,7 +220,7 @@ def test_a_key_with_a_nan_is_all_nan(paged: ModuleType, fp8: torch.dtype) -> Non
 @pytest.mark.parametrize("scheduled", [True, False], ids=["scheduled", "unscheduled"])
 @pytest.mark.parametrize("row_lens", [True, False], ids=["row-lengths", "lengths"])
 def test_a_captured_step_replays_while_lengths_and_tables_change(
-    paged: ModuleType, branch: str, fp8: torch.dtype, scheduled: bool, row_lens: bool
+    variant: str, fp8: torch.dtype, scheduled: bool, row_lens: bool
 ) -> None:
     """Schedule, write, logits and gather of one decode step in one graph, as an engine captures them."""
 
@@ -245,7 +240,7 @@ def test_a_captured_step_replays_while_lengths_and_tables_change(
     def step(call: Any, k: torch.Tensor, slots: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, ...]:
         quantize_keys_to_cache(k, call.kv_cache, slots, dtype=fp8)
         schedule = paged_mqa_schedule(call.context_lens, 64, 132) if scheduled else None
-        keywords = {"max_context_len": 600, "clean_logits": True, "variant": branch}
+        keywords = {"max_context_len": 600, "clean_logits": True, "variant": variant}
         fp8_paged_mqa_logits(*call, **keywords, schedule=schedule, out=out)
         lens = call.context_lens[:, 0] if row_lens else call.context_lens
         return gather_keys(call.kv_cache, call.block_table, lens, 1300, dtype=fp8)
@@ -298,13 +293,13 @@ for block in (1, 16, 64, 128):
         schedule = workers and paged_mqa_schedule(call.context_lens, block, workers)
         for clean_logits in (True, False):
             problem = describe(Inputs(*call), clean_logits)
-            for branch in operation.variants:
-                if sys.argv[1] == "racecheck" and branch == "gluon_hopper":
+            for variant in operation.variants:
+                if sys.argv[1] == "racecheck" and variant == "gluon_hopper":
                     continue
-                if operation.explain(problem, variant=branch).variant:
+                if operation.explain(problem, variant=variant).variant:
                     for some in (call, lacking):
                         out = torch.zeros(len(lens) * next_n, columns, device="cuda")
-                        paged.check(some, branch, columns, clean_logits=clean_logits, schedule=schedule, out=out)
+                        paged.check(some, variant, columns, clean_logits=clean_logits, schedule=schedule, out=out)
                         calls += 1
         for some in (call, lacking):
             gather_keys(call.kv_cache, some.block_table, call.context_lens, 333, dtype=fp8)
@@ -315,4 +310,4 @@ print(calls, "calls")
 
 
 def test_the_sanitizer_finds_nothing_on_small_calls(sanitizer: Any) -> None:
-    sanitizer.passes(SMALL_CALLS, calls=48)  # those of one branch
+    sanitizer.passes(SMALL_CALLS, calls=48)  # those of one variant

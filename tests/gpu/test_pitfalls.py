@@ -1,11 +1,10 @@
 """What some builds miscompile without a word is wrong when it runs exactly where the capability does not hold."""
 
-from types import ModuleType
-
 import pytest
 import torch
 
 from capgate import compat
+from support import pitfalls
 
 pytestmark = pytest.mark.gpu
 
@@ -13,7 +12,7 @@ FUSION = {"enable_fp_fusion": True}  # Triton 3.9 warns of every launch that doe
 
 
 @pytest.mark.parametrize("kernel", ["carried_bounds", "gluon_carried_bounds"])
-def test_bounds_of_an_inner_loop_that_the_outer_one_loads_ahead(pitfalls: ModuleType, gpu: torch.device, kernel: str) -> None:
+def test_bounds_of_an_inner_loop_that_the_outer_one_loads_ahead(gpu: torch.device, kernel: str) -> None:
     caps = compat.capabilities(gpu)
     if kernel.startswith("gluon") and not caps.gluon:
         pytest.skip(caps.why("gluon"))
@@ -27,7 +26,7 @@ def test_bounds_of_an_inner_loop_that_the_outer_one_loads_ahead(pitfalls: Module
     assert torch.equal(out, expected.int()) == caps.carried_loop_bounds, caps.why("carried_loop_bounds")
 
 
-def test_a_wgmma_behind_a_loop_that_runs_zero_times(pitfalls: ModuleType, gpu: torch.device) -> None:
+def test_a_wgmma_behind_a_loop_that_runs_zero_times(gpu: torch.device) -> None:
     """Where ptxas is wrong, such an item's product is made with parts of the queries of the last item whose loop ran."""
     caps = compat.capabilities(gpu)
     for needed in ("sm90", "gluon"):

@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 
 from capgate.kernels import fp8_mqa_logits, fp8_paged_mqa_logits, select_from_logits, select_keys, select_paged_keys
 from capgate.kernels.key_selection.operation import operation
+from support import judge, paged, selection
 from support.processes import environment
 
 pytestmark = pytest.mark.gpu
@@ -20,8 +20,8 @@ WINDOWS = ["full", "causal", "suffix", "packed", "ragged", "extreme", "empty"]
 
 
 @pytest.fixture(params=list(operation.variants))
-def branch(request: pytest.FixtureRequest, gpu: torch.device) -> str:
-    """Every branch of the selection that this GPU can run."""
+def variant(request: pytest.FixtureRequest, gpu: torch.device) -> str:
+    """Every variant of the selection that this GPU can run."""
     trace = operation.explain(operation.example(gpu), variant=request.param)
     if trace.variant is None:
         pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == request.param))
@@ -34,79 +34,79 @@ def needs(gigabytes: float) -> None:
         pytest.skip(f"needs {gigabytes} GB of GPU memory, {free / 1e9:.1f} GB are free")
 
 
-def test_the_triton_branch_is_taken(gpu: torch.device) -> None:
-    """13: Without it every test below could pass on the reference alone."""
+def test_the_triton_variant_is_taken(gpu: torch.device) -> None:
+    """Known bug 13: Without it every test below could pass on the reference alone."""
     assert operation.select(operation.example(gpu)).name == "classic", operation.explain(operation.example(gpu))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("top_k", [1, 512, 2048])
 @pytest.mark.parametrize("columns", [1500, 8192, 40_000])
-def test_equal_unordered_and_distant_logits(selection: ModuleType, branch: str, kind: str, top_k: int, columns: int) -> None:
+def test_equal_unordered_and_distant_logits(variant: str, kind: str, top_k: int, columns: int) -> None:
     logits = selection.make_logits(kind, 67, columns, device="cuda")
     starts, ends = selection.judge.make_windows("ragged", 67, columns, device="cuda")
     for first, last in ((starts, ends), (None, torch.full_like(ends, columns))):
-        selection.check(logits, first, last, top_k, branch)
+        selection.check(logits, first, last, top_k, variant)
 
 
 @pytest.mark.parametrize("windows", WINDOWS)
 @pytest.mark.parametrize(("rows", "columns", "top_k"), [(515, 4099, 300), (300, 8192, 2048), (40, 70_001, 1024)], ids=str)
-def test_windows(selection: ModuleType, branch: str, windows: str, rows: int, columns: int, top_k: int) -> None:
+def test_windows(variant: str, windows: str, rows: int, columns: int, top_k: int) -> None:
     logits = selection.make_logits("normal", rows, columns, device="cuda")
     starts, ends = selection.judge.make_windows(windows, rows, columns, device="cuda")
     for layout in ({"gap": -columns % 64}, {"gap": 7, "offset": 3}, {"order": (1, 0), "gap": 1}, {"step": 3}):
         for relative in (False, True):
             laid_out = selection.judge.laid_out(logits, **layout)
-            selection.check(laid_out, starts, ends, top_k, branch, relative=relative)
+            selection.check(laid_out, starts, ends, top_k, variant, relative=relative)
 
 
 @pytest.mark.parametrize("top_k", [1, 17, 4096, 8192])
-def test_very_long_rows(selection: ModuleType, branch: str, top_k: int) -> None:
+def test_very_long_rows(variant: str, top_k: int) -> None:
     logits = selection.make_logits("normal", 5, 2**20 + 3, device="cuda")
     ends = torch.tensor([2**20 + 3, 2**19, 16_384, 16_385, 100], dtype=torch.int32, device="cuda")
-    selection.check(logits, None, ends, top_k, branch)
+    selection.check(logits, None, ends, top_k, variant)
 
 
 @pytest.mark.parametrize("windows", ["full", "packed", "ragged", "extreme"])
-def test_compressed_logits(selection: ModuleType, branch: str, windows: str) -> None:
+def test_compressed_logits(variant: str, windows: str) -> None:
     starts, ends = selection.judge.make_windows(windows, 300, 9000, device="cuda")
     logits = selection.make_logits("normal", 300, 3000, device="cuda")
-    selection.check(logits, starts, ends, 512, branch, num_keys=9000)
+    selection.check(logits, starts, ends, 512, variant, num_keys=9000)
 
 
 @pytest.mark.parametrize("stride", [2**20, 2**21], ids=["2-GiB", "2**31-cells"])
 @pytest.mark.parametrize("columns", [1000, 20_000], ids=["one-launch", "two-launches"])
-def test_bug_5_offsets(selection: ModuleType, branch: str, stride: int, columns: int) -> None:
-    """5: 32-bit offset overflow. Rows lie 4 or 8 MiB apart, so that the last ones begin past 2**31 bytes or cells."""
+def test_bug_5_offsets(variant: str, stride: int, columns: int) -> None:
+    """Known bug 5: 32-bit offset overflow. Rows lie 4 or 8 MiB apart, so that the last ones begin past 2**31 bytes or cells."""
     rows = 1030
     needs(1.1 * rows * stride * 4 / 1e9)
     memory = torch.zeros(rows * stride, device="cuda")
     logits = memory.as_strided((rows, columns), (stride, 1))
     logits.copy_(selection.make_logits("normal", rows, columns, device="cuda"))
     ends = torch.full((rows,), columns, dtype=torch.int32, device="cuda")
-    indices, scores = select_from_logits(logits, None, ends, top_k=256, return_scores=True, variant=branch)
+    indices, scores = select_from_logits(logits, None, ends, top_k=256, return_scores=True, variant=variant)
     right, right_scores = selection.expected(logits, None, ends, 256)
     assert torch.equal(indices, right)
     assert torch.equal(scores, right_scores)
 
 
-def test_twenty_repeats_are_bitwise_equal(selection: ModuleType, branch: str) -> None:
+def test_twenty_repeats_are_bitwise_equal(variant: str) -> None:
     logits = selection.make_logits("few-values", 515, 20_000, device="cuda")
     ends = torch.arange(515, dtype=torch.int32, device="cuda") * 40
-    first, *others = (select_from_logits(logits, None, ends, top_k=512, variant=branch) for _ in range(20))
+    first, *others = (select_from_logits(logits, None, ends, top_k=512, variant=variant) for _ in range(20))
     assert all(torch.equal(first, other) for other in others)
 
 
 @pytest.mark.parametrize("columns", [3000, 20_000], ids=["one-launch", "two-launches"])
 @pytest.mark.parametrize("budget", [2**22, 2**31], ids=["chunks", "all-rows"])
 def test_a_captured_graph_replays_with_operands_changed_in_place(
-    judge: ModuleType, branch: str, fp8: torch.dtype, columns: int, budget: int
+    variant: str, fp8: torch.dtype, columns: int, budget: int
 ) -> None:
     def operands(windows: str, seed: int) -> Any:
         return judge.make_call(61, columns, 64, 128, windows, dtype=fp8, device="cuda", seed=seed)
 
     def select(call: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return select_keys(*call, top_k=512, logits_budget_bytes=budget, return_scores=True, variant=branch)
+        return select_keys(*call, top_k=512, logits_budget_bytes=budget, return_scores=True, variant=variant)
 
     call = operands("causal", 0)
     side = torch.cuda.Stream()
@@ -130,22 +130,22 @@ def test_a_captured_graph_replays_with_operands_changed_in_place(
 
 @pytest.mark.parametrize("windows", ["causal", "packed", "ragged"])
 @pytest.mark.parametrize("budget", [2**21, 2**31], ids=["chunks", "all-rows"])
-def test_dense(selection: ModuleType, branch: str, fp8: torch.dtype, windows: str, budget: int) -> None:
+def test_dense(variant: str, fp8: torch.dtype, windows: str, budget: int) -> None:
     call = selection.judge.make_call(515, 4100, 64, 128, windows, dtype=fp8, device="cuda")
     logits = fp8_mqa_logits(*call, clean_logits=False)
     right, right_scores = selection.expected(logits, call.starts, call.ends, 512)
-    indices, scores = select_keys(*call, top_k=512, logits_budget_bytes=budget, return_scores=True, variant=branch)
+    indices, scores = select_keys(*call, top_k=512, logits_budget_bytes=budget, return_scores=True, variant=variant)
     assert torch.equal(indices, right)
     assert torch.equal(scores, right_scores)
 
 
 @pytest.mark.parametrize("next_n", [1, 2])
 @pytest.mark.parametrize("budget", [2**17, 2**31], ids=["chunks", "all-rows"])
-def test_paged(selection: ModuleType, paged: ModuleType, branch: str, fp8: torch.dtype, next_n: int, budget: int) -> None:
+def test_paged(variant: str, fp8: torch.dtype, next_n: int, budget: int) -> None:
     call = paged.make_call([1500, 0, 64, 1, 129, 260, 7000, 0, 33], next_n, 64, 128, dtype=fp8, device="cuda")
     logits = fp8_paged_mqa_logits(*call, max_context_len=7000)
     right, _ = selection.expected(logits, None, call.seen.clamp(0, 7000).flatten().int(), 512)
-    indices = select_paged_keys(*call, max_context_len=7000, top_k=512, logits_budget_bytes=budget, variant=branch)
+    indices = select_paged_keys(*call, max_context_len=7000, top_k=512, logits_budget_bytes=budget, variant=variant)
     assert torch.equal(indices, right)
 
 
@@ -154,10 +154,8 @@ def test_paged(selection: ModuleType, paged: ModuleType, branch: str, fp8: torch
     [(4096, 8192, 2048, 2**31), (4096, 8192, 2048, 2**25), (2048, 65_536, 2048, 2**28), (64, 2**20, 512, 2**27)],
     ids=str,
 )
-def test_peak_memory_is_the_budget_and_the_result(
-    judge: ModuleType, fp8: torch.dtype, rows: int, keys: int, top_k: int, budget: int
-) -> None:
-    """5 % more at most, by the default branches; a second call takes no more than the first."""
+def test_peak_memory_is_the_budget_and_the_result(fp8: torch.dtype, rows: int, keys: int, top_k: int, budget: int) -> None:
+    """5 % more at most, by the default variants; a second call takes no more than the first."""
     needs(6)
     call = judge.make_call(rows, keys, 32, 64, "full", dtype=fp8, device="cuda")
     for _ in range(2):

@@ -76,7 +76,7 @@ def share(kinds: Sequence[str], device: str, seconds: float, patience: float) ->
 
 @pytest.mark.parametrize("kind", ["clean", "others"])
 def test_every_cell_beside_other_processes(gpu: torch.device, kind: str) -> None:
-    """The branch that an engine gets: with -inf outside the windows, and in all other ways."""
+    """The variant that an engine gets: with -inf outside the windows, and in all other ways."""
     caps = compat.capabilities(gpu)
     if not (caps.fp8_e4m3fn or caps.fp8_e4m3fnuz):
         pytest.skip(caps.why("fp8_e4m3fn"))

@@ -1,35 +1,13 @@
-"""What the tests of the kernels share. They run on CPU tensors; the Triton branch does so in Triton's interpreter."""
+"""What the tests of the kernels share. They run on CPU tensors; the Triton variant does so in Triton's interpreter."""
 
 import os
 import sys
 import warnings
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-
-
-@pytest.fixture(scope="session")
-def judge() -> ModuleType:
-    from support import judge
-
-    return judge
-
-
-@pytest.fixture(scope="session")
-def paged() -> ModuleType:
-    from support import paged
-
-    return paged
-
-
-@pytest.fixture(scope="session")
-def selection() -> ModuleType:
-    from support import selection
-
-    return selection
 
 
 @pytest.fixture(scope="session")
@@ -92,8 +70,8 @@ def _interpreters_own_warning() -> Iterator[None]:
 
 
 @pytest.fixture(params=[pytest.param("reference", marks=pytest.mark.any_triton), "classic"])
-def branch(request: pytest.FixtureRequest) -> str:
-    """Every branch that can run on CPU tensors."""
+def variant(request: pytest.FixtureRequest) -> str:
+    """Every variant that can run on CPU tensors."""
     if request.param == "classic":
         request.getfixturevalue("interpreter")
     return request.param

@@ -6,6 +6,7 @@ emulation                          Triton kernels compiled for gfx950 and launch
 emulated_mqa, emulated_paged_mqa   the variants of the logits there
 steady_loop                        the loop that such a kernel stays in, and the rules that its instructions keep
 sample_kernels, sample_gluon_kernel, pitfalls    kernels that are not capgate's
+twin_gluon_kernel                  a Gluon kernel round the device functions that classic Triton has, too
 code_reading, mbarriers, llvm_ir   what is looked for in compiled code
 compile_hopper, compile_pitfalls, sharing    what runs in a process of its own: python -m support.compile_pitfalls
 processes                          the environment of such a process

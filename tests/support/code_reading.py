@@ -2,7 +2,7 @@
 
 import re
 
-from capgate.compat.offline.disassembly import Listing, _flow
+from capgate.compat.offline.disassembly import Listing, flow_of
 
 
 def loads_in_loops(ttgir: str) -> int:
@@ -23,7 +23,7 @@ def undefined_descriptors(code: Listing) -> list[str]:
 
     A wgmma reads four from ``gdesc[UR8]`` on: two for the descriptor of each operand.
     """
-    flow = _flow(code)
+    flow = flow_of(code)
     written: list[set[int] | None] = [{-1} if index == 0 else None for index in range(len(flow))]  # before it, on every way
     pending = [0]
     while pending:

@@ -1,4 +1,4 @@
-"""MQA logits in the emulator: a branch's compiled kernel, launched on a call and held against the formula in float64."""
+"""MQA logits in the emulator: a variant's compiled kernel, launched on a call and held against the formula in float64."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,19 +20,19 @@ TARGET = Target("hip", "gfx950", 64)
 LIMIT = 1e-6  # of a cell's error, as a part of the sum of magnitudes
 
 
-class Branch(NamedTuple):
+class Variant(NamedTuple):
     """A variant's kernel, and the kind of source that it is."""
 
     kernel: Kernel[Any]
     make_source: Callable[..., Any] = ASTSource
 
 
-BRANCHES = {"classic": Branch(classic.kernel)}
+VARIANTS = {"classic": Variant(classic.kernel)}
 if capabilities(TARGET).gluon_cdna4:
     from capgate.compat.gluon import GluonASTSource
     from capgate.kernels.mqa_logits import gluon_cdna4
 
-    BRANCHES["gluon_cdna4"] = Branch(gluon_cdna4.kernel, GluonASTSource)
+    VARIANTS["gluon_cdna4"] = Variant(gluon_cdna4.kernel, GluonASTSource)
 
 
 class Case(NamedTuple):
@@ -84,10 +84,10 @@ class Prepared(NamedTuple):
     answer: Any  # what the formula gives
 
 
-def prepare(branch: Branch, case: Any) -> Prepared:
+def prepare(variant: Variant, case: Any) -> Prepared:
     out = case.output()
-    launch = case.launch(branch.kernel, out)
-    return Prepared(case, compile_launch(launch, branch.make_source), launch.grid, launch.arguments, out, case.answer())
+    launch = case.launch(variant.kernel, out)
+    return Prepared(case, compile_launch(launch, variant.make_source), launch.grid, launch.arguments, out, case.answer())
 
 
 class Disagreement(AssertionError):  # noqa: N818

@@ -10,16 +10,16 @@ from capgate.kernels.paged_mqa_logits import classic
 from capgate.kernels.paged_mqa_logits.api import describe
 from capgate.kernels.paged_mqa_logits.operands import Inputs
 
-from .emulated_mqa import BRANCHES as DENSE
-from .emulated_mqa import TARGET, Branch
+from .emulated_mqa import TARGET, Variant
+from .emulated_mqa import VARIANTS as DENSE
 from .judge import sentinels
 from .paged import PagedCall, formula
 
-BRANCHES = {"classic": Branch(classic.kernel)}
+VARIANTS = {"classic": Variant(classic.kernel)}
 if "gluon_cdna4" in DENSE:
     from capgate.kernels.paged_mqa_logits import gluon_cdna4
 
-    BRANCHES["gluon_cdna4"] = Branch(gluon_cdna4.kernel, DENSE["gluon_cdna4"].make_source)
+    VARIANTS["gluon_cdna4"] = Variant(gluon_cdna4.kernel, DENSE["gluon_cdna4"].make_source)
 
 
 def paged_launch(kernel: Kernel[Any], call: PagedCall, schedule: torch.Tensor, out: torch.Tensor, clean_logits: bool) -> Launch:

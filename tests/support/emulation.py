@@ -60,7 +60,7 @@ def compile_kernel(
 
 
 def compile_launch(launch: Any, make_source: Callable[..., Any] = ASTSource) -> Any:
-    """Compile what a branch's ``prepare`` returns."""
+    """Compile what a variant's ``prepare`` returns."""
     names = {parameter.name for parameter in launch.kernel.params}
     constants = {name: value for name, value in launch.keywords.items() if name in names}
     options = {name: value for name, value in launch.keywords.items() if name not in names}
@@ -89,7 +89,7 @@ def bound(arguments: Sequence[Any], unwritten: Sequence[torch.Tensor] = ()) -> l
 
 
 def emulate(launch: Launch, written: Sequence[torch.Tensor]) -> Result:
-    """Compile and execute what a branch's ``prepare`` returns; what it stores appears in the tensors.
+    """Compile and execute what a variant's ``prepare`` returns; what it stores appears in the tensors.
 
     written : those whose content counts as uninitialised
     """

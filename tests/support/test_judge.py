@@ -7,7 +7,7 @@ from support import judge
 
 
 @pytest.mark.parametrize("max_window", [None, 4])
-def test_formula_is_the_contracts_sum(max_window: int | None) -> None:
+def test_the_formula_is_the_sum_written_out(max_window: int | None) -> None:
     call = judge.make_call(5, 7, 3, 32, "ragged")
     q, k, k_scale, weights, starts, ends = (tensor.double().tolist() for tensor in call)
     answer = judge.formula(call, max_window)

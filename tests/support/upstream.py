@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from capgate.kernels import dropin
-from capgate.kernels.dropin import hook
 
 from . import judge
 
@@ -49,6 +48,11 @@ def write_module(file: Path, source: str) -> None:
     file.write_text(source + "\n")
 
 
+def hooks() -> list[object]:
+    """The import hooks of the drop-ins that are in place."""
+    return [finder for finder in sys.meta_path if type(finder).__module__.startswith("capgate.")]
+
+
 @contextmanager
 def only_from(folder: Path) -> Iterator[None]:
     """Packages of the engines' names are found in ``folder`` alone; afterwards they, and every drop-in, are gone again."""
@@ -63,7 +67,7 @@ def only_from(folder: Path) -> Iterator[None]:
     finally:
         for name in dropin.DROPINS:
             dropin.uninstall(name)
-        assert hook._finder not in sys.meta_path
+        assert not hooks()
         sys.meta_path[:] = finders
         sys.path.remove(str(folder))
         for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:

@@ -1,9 +1,12 @@
 """Device functions in Gluon for CDNA4 (gfx950), one source for Triton 3.6.0 to 3.9.0: relu and head sums, fills, loads, stores.
 
-Compiled and emulated; they have not run on a GPU.
+Compiled and emulated; they have not run on a GPU. Those that :mod:`.classic` has too have the same names
+there, in the same order, and the same parameters in front of the layouts.
 """
 
 from capgate.compat.gluon import KEEP_NAN, async_copy, cdna4, constexpr_function, gl, gluon
+
+from .windows import strip_base
 
 
 @constexpr_function
@@ -18,6 +21,12 @@ def logit_layout(ROWS, KEYS, NUM_WARPS):
         registers = [[0, 1, 0], *registers]
     warps = [[power, 0, 0] for power in powers if ROWS // NUM_WARPS <= power < ROWS]
     return gl.DistributedLinearLayout(registers, lanes, warps, [], [ROWS, 2, KEYS])
+
+
+@gluon.jit
+def relu(x):
+    """max(x, 0) that keeps NaN."""
+    return gl.maximum(x, 0.0, propagate_nan=KEEP_NAN)
 
 
 @gluon.jit
@@ -78,7 +87,7 @@ def pairs_of_heads(x, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr):
 
 @gluon.jit
 def score(query, weight, keys, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr):
-    """[ROWS, keys of the LDS tile] logits, not yet times k_scale."""
+    """[ROWS, keys] logits, not yet times the keys' scales, from keys [keys, D] in LDS and query [ROWS * PADDED_HEADS, D]."""
     NUM_WARPS: gl.constexpr = gl.num_warps()
     KEYS: gl.constexpr = keys.shape[0]
     mfma: gl.constexpr = query.type.layout.parent
@@ -89,7 +98,7 @@ def score(query, weight, keys, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr):
         product = cdna4.mfma_scaled(query, None, "e4m3", key, None, "e4m3", product)
     else:
         product = cdna4.mfma(query, key, product)
-    weight, positive = gl.broadcast(weight[:, None], gl.maximum(product, 0.0, propagate_nan=KEEP_NAN))
+    weight, positive = gl.broadcast(weight[:, None], relu(product))
     weight = pairs_of_heads(weight, ROWS, PADDED_HEADS)
     positive = pairs_of_heads(positive, ROWS, PADDED_HEADS)
     low, high = as_float32(sum_products(positive, weight, positive, True))
@@ -98,34 +107,36 @@ def score(query, weight, keys, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr):
 
 
 @gluon.jit
-def fill(rows, base, width, row_offset, wanted, stride_on, COLUMNS: gl.constexpr, LAYOUT: gl.constexpr):
-    """-inf into columns [base, base + width) of the wanted rows; width is at most COLUMNS."""
-    column = gl.arange(0, COLUMNS, gl.SliceLayout(0, LAYOUT))
-    offset = row_offset[:, None] + (column.to(row_offset.dtype) * stride_on)[None, :]
-    value = gl.full([row_offset.shape[0], COLUMNS], float("-inf"), gl.float32, LAYOUT)
-    store(rows + base.to(gl.int64) * stride_on, offset, value, wanted[:, None] & (column < width)[None, :])
+def fill(out, base, width, row_offset, wanted, stride_on, STRIP: gl.constexpr, INDEX: gl.constexpr, LAYOUT: gl.constexpr):
+    """-inf into columns [base, base + width) of the wanted rows; width is at most STRIP."""
+    place = gl.arange(0, STRIP, gl.SliceLayout(0, LAYOUT))
+    offset = row_offset[:, None] + (place.to(INDEX) * stride_on)[None, :]
+    value = gl.full([row_offset.shape[0], STRIP], float("-inf"), gl.float32, LAYOUT)
+    store(out + base.to(gl.int64) * stride_on, offset, value, wanted[:, None] & (place < width)[None, :])
 
 
 @gluon.jit
-def fill_strip(rows, strip, first, last, row_offset, row_exists, stride_on, STRIP: gl.constexpr, LAYOUT: gl.constexpr):
+def fill_strip(
+    out, strip, first, last, row_offset, wanted, stride_on, STRIP: gl.constexpr, INDEX: gl.constexpr, LAYOUT: gl.constexpr
+):
     """One of the whole strips of columns [0, first) and from last on: no column mask, so stores are 16 bytes wide."""
-    left = first // STRIP
-    base = gl.where(strip < left, strip * STRIP, last + (strip - left) * STRIP)
-    fill(rows, gl.multiple_of(base, 16), STRIP, row_offset, row_exists, stride_on, STRIP, LAYOUT)
+    base = gl.multiple_of(strip_base(strip, first, last, STRIP), 16)
+    fill(out, base, STRIP, row_offset, wanted, stride_on, STRIP, INDEX, LAYOUT)
 
 
 @gluon.jit
 def fill_edge(
-    rows, base, begin, end, num_keys, row_offset, row_exists, stride_on, BLOCK_KEYS: gl.constexpr, LAYOUT: gl.constexpr
-):
+    out, base, begin, end, num_keys, row_offset, wanted, stride_on,
+    BLOCK_KEYS: gl.constexpr, INDEX: gl.constexpr, LAYOUT: gl.constexpr,
+):  # fmt: skip
     """-inf into the cells of one tile, from column ``base``, that lie outside their row's window."""
-    lane = gl.arange(0, BLOCK_KEYS, gl.SliceLayout(0, LAYOUT))
-    position = (base + lane)[None, :]
+    place = gl.arange(0, BLOCK_KEYS, gl.SliceLayout(0, LAYOUT))
+    position = (base + place)[None, :]
     outside = (position < begin[:, None]) | (position >= end[:, None])
-    offset = row_offset[:, None] + (lane.to(row_offset.dtype) * stride_on)[None, :]
+    offset = row_offset[:, None] + (place.to(INDEX) * stride_on)[None, :]
     value = gl.full([row_offset.shape[0], BLOCK_KEYS], float("-inf"), gl.float32, LAYOUT)
-    mask = outside & (position < num_keys) & row_exists[:, None]
-    store(rows + base.to(gl.int64) * stride_on, offset, value, mask)
+    mask = outside & (position < num_keys) & wanted[:, None]
+    store(out + base.to(gl.int64) * stride_on, offset, value, mask)
 
 
 @gluon.jit

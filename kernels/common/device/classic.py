@@ -1,7 +1,12 @@
-"""Device functions in classic Triton, one source for 3.5.1 to 3.9.0 on CUDA and HIP."""
+"""Device functions in classic Triton, one source for 3.5.1 to 3.9.0 on CUDA and HIP: relu and head sums, fills, counted units.
+
+Those that :mod:`.cdna4` has too have the same names there, in the same order, and the same parameters in front of the layouts.
+"""
 
 import triton
 import triton.language as tl
+
+from .windows import strip_base
 
 
 @triton.jit
@@ -20,41 +25,45 @@ def fn_to_fnuz(x):
 
 
 @triton.jit
-def fill(out, base, width, row_offset, wanted, stride_on, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
-    """-inf into columns [base, base + width) of the wanted rows; width is at most COLUMNS."""
-    column = tl.arange(0, COLUMNS)
-    cell = out + base.to(tl.int64) * stride_on + row_offset[:, None] + (column.to(INDEX) * stride_on)[None, :]
-    value = tl.full([row_offset.shape[0], COLUMNS], float("-inf"), tl.float32)
-    tl.store(cell, value, mask=wanted[:, None] & (column < width)[None, :])
+def score(query, weight, keys, ROWS: tl.constexpr, PADDED_HEADS: tl.constexpr, MAXIMUM: tl.constexpr):
+    """[keys, ROWS] logits, not yet times the keys' scales, from keys [keys, D] and query [D, ROWS * PADDED_HEADS]."""
+    positive = relu(tl.dot(keys, query), MAXIMUM) * weight[None, :]
+    return tl.sum(tl.reshape(positive, (keys.shape[0], ROWS, PADDED_HEADS)), axis=2)
 
 
 @triton.jit
-def fill_strip(out, strip, first, last, row_offset, row_exists, stride_on, STRIP: tl.constexpr, INDEX: tl.constexpr):
+def fill(out, base, width, row_offset, wanted, stride_on, STRIP: tl.constexpr, INDEX: tl.constexpr):
+    """-inf into columns [base, base + width) of the wanted rows; width is at most STRIP."""
+    place = tl.arange(0, STRIP)
+    cell = out + base.to(tl.int64) * stride_on + row_offset[:, None] + (place.to(INDEX) * stride_on)[None, :]
+    value = tl.full([row_offset.shape[0], STRIP], float("-inf"), tl.float32)
+    tl.store(cell, value, mask=wanted[:, None] & (place < width)[None, :])
+
+
+@triton.jit
+def fill_strip(out, strip, first, last, row_offset, wanted, stride_on, STRIP: tl.constexpr, INDEX: tl.constexpr):
     """One of the whole strips of columns [0, first) and from last on: no column mask, so stores are 16 bytes wide."""
-    left = first // STRIP
-    base = tl.where(strip < left, strip * STRIP, last + (strip - left) * STRIP)
-    fill(out, tl.multiple_of(base, 16), STRIP, row_offset, row_exists, stride_on, STRIP, INDEX)
+    base = tl.multiple_of(strip_base(strip, first, last, STRIP), 16)
+    fill(out, base, STRIP, row_offset, wanted, stride_on, STRIP, INDEX)
 
 
 @triton.jit
-def fill_edge(
-    out, base, begin, end, num_keys, row_offset, row_exists, stride_on, BLOCK_KEYS: tl.constexpr, INDEX: tl.constexpr
-):
+def fill_edge(out, base, begin, end, num_keys, row_offset, wanted, stride_on, BLOCK_KEYS: tl.constexpr, INDEX: tl.constexpr):
     """-inf into the cells of one tile, from column ``base``, that lie outside their row's window."""
-    lane = tl.arange(0, BLOCK_KEYS)
-    position = (base + lane)[None, :]
+    place = tl.arange(0, BLOCK_KEYS)
+    position = (base + place)[None, :]
     outside = (position < begin[:, None]) | (position >= end[:, None])
-    cell = out + base.to(tl.int64) * stride_on + row_offset[:, None] + (lane.to(INDEX) * stride_on)[None, :]
+    cell = out + base.to(tl.int64) * stride_on + row_offset[:, None] + (place.to(INDEX) * stride_on)[None, :]
     value = tl.full([row_offset.shape[0], BLOCK_KEYS], float("-inf"), tl.float32)
-    tl.store(cell, value, mask=outside & (position < num_keys) & row_exists[:, None])
+    tl.store(cell, value, mask=outside & (position < num_keys) & wanted[:, None])
 
 
 @triton.jit
-def units_of(lens, request, num_requests, most, stride_request, stride_column, COLUMNS: tl.constexpr, UNIT: tl.constexpr):
+def units_of(lens, request, num_requests, most, stride_request, stride_row, ROWS: tl.constexpr, UNIT: tl.constexpr):
     """How many units of UNIT keys the requests' longest rows have, as int64; requests past the last have none."""
     longest = tl.zeros(request.shape, tl.int32)
-    for column in tl.static_range(COLUMNS):
-        cell = lens + request.to(tl.int64) * stride_request + column * stride_column
+    for row in tl.static_range(ROWS):
+        cell = lens + request.to(tl.int64) * stride_request + row * stride_row
         longest = tl.maximum(longest, tl.load(cell, mask=request < num_requests, other=0))
     return (tl.minimum(longest, most).to(tl.int64) + (UNIT - 1)) // UNIT
 
@@ -66,8 +75,8 @@ def locate(
     num_requests,
     most,
     stride_request,
-    stride_column,
-    COLUMNS: tl.constexpr,
+    stride_row,
+    ROWS: tl.constexpr,
     UNIT: tl.constexpr,
     REQUESTS: tl.constexpr,
 ):
@@ -78,7 +87,7 @@ def locate(
     summed = tl.full((), 0, tl.int64)
     for base in range(0, num_requests, REQUESTS):
         candidate = base + tl.arange(0, REQUESTS)
-        units = units_of(lens, candidate, num_requests, most, stride_request, stride_column, COLUMNS, UNIT)
+        units = units_of(lens, candidate, num_requests, most, stride_request, stride_row, ROWS, UNIT)
         ends = summed + tl.cumsum(units, axis=0)
         passed = (ends[None, :] <= target[:, None]) & (candidate < num_requests)[None, :]
         request += tl.sum(passed.to(tl.int32), axis=1)

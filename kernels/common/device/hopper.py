@@ -1,7 +1,8 @@
 """Device functions in Gluon for Hopper: what a kernel of the MQA logits does with 64 keys, its queries and its weights.
 
-An accumulator of wgmma is [64 keys, rows x heads]. Relu, weights and head sum happen in its registers; where a lane has which
-column follows from the order in which the queries lie in shared memory, and that from their tensor map.
+An accumulator of wgmma is [64 keys, rows x heads]: a key's products with every head of every row. Relu, weights and head sum
+happen in its registers; where a lane has which product follows from the order in which the queries lie in shared memory, and
+that from their tensor map.
 """
 
 from typing import Any
@@ -13,9 +14,9 @@ from capgate.compat.gluon import TensorDescriptor, gl, gluon, tma_load
 
 @gluon.constexpr_function
 def query_box(rows, heads, dim):
-    """Axes of a query tile, outermost first, as its tensor map has them: the order of an accumulator's columns.
+    """Axes of a query tile, outermost first, as its tensor map has them: the order of a key's products.
 
-    Lane % 4 of a warp tells apart columns that differ in bits 1 and 2. Query rows stand there, so that few lanes, or none,
+    Lane % 4 of a warp tells apart products that differ in bits 1 and 2. Query rows stand there, so that few lanes, or none,
     share a sum over heads: rows 1: [row, head]; rows 2: [head, head, row, head]; more: [head, row, head].
     """
     if rows == 1:
@@ -36,7 +37,7 @@ def floats_layout(rank):
 
 @gluon.constexpr_function
 def weight_layout(rows, heads):
-    """[rows, heads]: each lane has the weights of its accumulator's columns."""
+    """[rows, heads]: each lane has the weights of its products."""
     lanes = {1: [[0, 2], [0, 4]], 2: [[1, 0], [0, 2]]}.get(rows, [[1, 0], [2, 0]])
     first_head = {1: 8, 2: 4}.get(rows, 2)
     registers = [[0, 1]] + [[1 << bit, 0] for bit in range(2, rows.bit_length() - 1)]
@@ -65,6 +66,12 @@ def logit_layout(rows):
 def scalar(memory):
     """The one element of a piece of shared memory."""
     return gl.max(memory.load(gl.BlockedLayout([1], [32], [gl.num_warps()], [0])), axis=0)
+
+
+@gluon.jit
+def store_scalar(memory, value):
+    """Into the one element of a piece of shared memory."""
+    memory.store(gl.full([1], value, gl.int32, gl.BlockedLayout([1], [32], [gl.num_warps()], [0])))
 
 
 @gluon.jit
@@ -99,8 +106,8 @@ def fold(score, weight, total, MORE: gl.constexpr, HEADS: gl.constexpr, FIRST: g
 
 
 @gluon.jit
-def column_weights(memory, ROWS: gl.constexpr, HEADS: gl.constexpr, LAYOUT: gl.constexpr):
-    """[ROWS * HEADS] halves of the weights [ROWS, HEADS] in shared memory, in the order of an accumulator's columns."""
+def product_weights(memory, ROWS: gl.constexpr, HEADS: gl.constexpr, LAYOUT: gl.constexpr):
+    """[ROWS * HEADS] halves of the weights [ROWS, HEADS] in shared memory, in the order of a key's products."""
     weights = memory.load(weight_layout(ROWS, HEADS)) * 0.5
     if ROWS == 2:
         weights = weights.reshape([2, HEADS // 4, 2, 2]).permute([1, 2, 0, 3])
@@ -112,17 +119,17 @@ def column_weights(memory, ROWS: gl.constexpr, HEADS: gl.constexpr, LAYOUT: gl.c
 @gluon.jit
 def head_sums(scores, weights, ROWS: gl.constexpr):
     """[64, max(rows, 2)] from an accumulator's [64, rows * heads]: relu, twice the weights, and the sum over heads."""
-    COLUMNS: gl.constexpr = scores.shape[1]
+    PRODUCTS: gl.constexpr = scores.shape[1]
     MORE: gl.constexpr = max(ROWS // 4, 1)
-    HEADS: gl.constexpr = COLUMNS // 8 // MORE
+    HEADS: gl.constexpr = PRODUCTS // 8 // MORE
     # An accumulator's axes: warp, key + 8, lane / 4; heads, further rows, lane % 4, heads. Two chains of FMAs for each sum.
     s = scores.reshape([4, 2, 8, HEADS, MORE, 4, 2]).permute([0, 1, 2, 4, 5, 3, 6])
-    w = weights[None, :].broadcast_to([64, COLUMNS]).reshape([4, 2, 8, HEADS, MORE, 4, 2]).permute([0, 1, 2, 4, 5, 3, 6])
+    w = weights[None, :].broadcast_to([64, PRODUCTS]).reshape([4, 2, 8, HEADS, MORE, 4, 2]).permute([0, 1, 2, 4, 5, 3, 6])
     s0, s1 = gl.split(s)
     w0, w1 = gl.split(w)
     total = fold(s0, w0, s0, MORE, HEADS, True) + fold(s1, w1, s1, MORE, HEADS, True)  # [4, 2, 8, MORE, 4]
     if ROWS <= 2:
-        # Lanes have parts of the same two sums: each keeps one of the keys and gives the other away.
+        # Lanes have partial sums of the same two keys: each keeps one of the keys and gives the other away.
         QUAD: gl.constexpr = quad_layout()
         low, high = gl.split(total.reshape([4, 2, 8, 4]).permute([0, 2, 3, 1]))
         low = gl.convert_layout(low, QUAD, assert_trivial=True)

@@ -1,4 +1,7 @@
-"""Which keys a row sees and a worker scores, for classic and Gluon kernels alike: Gluon calls classic functions too."""
+"""Which keys a row sees and a program scores, for classic and Gluon kernels alike: Gluon calls classic functions too.
+
+Only what knows no layout can be shared so: scalars, and what is done to each element of a tensor.
+"""
 
 import triton
 import triton.language as tl
@@ -25,6 +28,27 @@ def window(row, starts, ends, num_queries, num_keys, width, stride_starts, strid
 
 
 @triton.jit
+def my_tiles(first, last, split, splits, BLOCK_KEYS: tl.constexpr):
+    """(first tile, tile past the last, and the same of this split's): tiles that cover columns [first, last).
+
+    They begin at multiples of BLOCK_KEYS, so that stores are aligned.
+    """
+    first_tile = first // BLOCK_KEYS
+    last_tile = tl.maximum(tl.cdiv(last, BLOCK_KEYS), first_tile)
+    share = tl.cdiv(last_tile - first_tile, splits)
+    my_first = first_tile + split * share
+    my_last = tl.maximum(tl.minimum(my_first + share, last_tile), my_first)
+    return first_tile, last_tile, my_first, my_last
+
+
+@triton.jit
+def strip_base(strip, first, last, STRIP: tl.constexpr):
+    """The first column of one of the whole strips of columns [0, first) and from last on."""
+    left = first // STRIP
+    return tl.where(strip < left, strip * STRIP, last + (strip - left) * STRIP)
+
+
+@triton.jit
 def seen(lens, request, row, most, stride_lb, stride_ln, NEXT_N: tl.constexpr, ROW_LENS: tl.constexpr):
     """How many keys a row of a request sees; none if the request has no such row."""
     near = tl.minimum(row, NEXT_N - 1)
@@ -45,3 +69,33 @@ def load_share(schedule, worker, num_requests):
     first_request = tl.minimum(tl.maximum(tl.load(words), 0), num_requests)
     last_request = tl.minimum(tl.maximum(tl.load(words + 2), 0), num_requests)
     return first_request, tl.maximum(tl.load(words + 1), 0), last_request, tl.maximum(tl.load(words + 3), 0)
+
+
+@triton.jit
+def longest_seen(
+    lens, request, first_row, most, stride_lb, stride_ln, NEXT_N: tl.constexpr, ROW_LENS: tl.constexpr, ROWS: tl.constexpr
+):
+    """How many keys the longest of ROWS rows of a request sees.
+
+    Read row by row into a scalar: AMD's compiler would not know a reduction to agree in all lanes.
+    """
+    longest = 0
+    for row in tl.static_range(ROWS):
+        row_seen = seen(lens, request, first_row + row, most, stride_lb, stride_ln, NEXT_N, ROW_LENS)
+        longest = tl.maximum(longest, row_seen)
+    return longest
+
+
+@triton.jit
+def keys_of_share(request, longest, first_request, first_chunk, last_request, last_chunk, CHUNK: tl.constexpr):
+    """[begin, end): of a request's first ``longest`` keys those of a worker's share."""
+    chunks = tl.cdiv(longest, CHUNK)
+    begin = tl.where(request == first_request, tl.minimum(first_chunk, chunks) * CHUNK, 0)
+    end = tl.where(request == last_request, tl.minimum(tl.minimum(last_chunk, chunks) * CHUNK, longest), longest)
+    return begin, end
+
+
+@triton.jit
+def near_block(block, num_blocks):
+    """Blocks, as unsigned numbers, that the cache has; in place of others its last, which may be read."""
+    return tl.minimum(block.to(tl.uint32), tl.maximum(num_blocks, 1) - 1)

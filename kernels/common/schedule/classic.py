@@ -12,20 +12,18 @@ from ..device.classic import locate, units_of
 from ..hardware import multiprocessors
 from .operands import Inputs
 from .operation import CHUNK_KEYS, Problem
-
-WORKERS = 16  # that one program places
-REQUESTS = 256  # lengths that are summed at a time
+from .tunings import classic as tuning
 
 
 @triton.jit
 def schedule_kernel(
-    lens,  # [B] or [B, COLUMNS] int32
+    lens,  # [B] or [B, ROWS] int32
     schedule,  # [num_workers + 1, 2] int32
     num_requests,
     num_workers,
     stride_lb,
     stride_ln,
-    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
     WORKERS: tl.constexpr,
     REQUESTS: tl.constexpr,
@@ -33,26 +31,33 @@ def schedule_kernel(
     total = tl.full((), 0, tl.int64)
     for base in range(0, num_requests, REQUESTS):
         request = base + tl.arange(0, REQUESTS)
-        units = units_of(lens, request, num_requests, 0x7FFFFFFF, stride_lb, stride_ln, COLUMNS, CHUNK)
+        units = units_of(lens, request, num_requests, 0x7FFFFFFF, stride_lb, stride_ln, ROWS, CHUNK)
         total += tl.sum(units, axis=0)
     worker = tl.program_id(0) * WORKERS + tl.arange(0, WORKERS)
     start = total * worker.to(tl.int64) // num_workers
-    request, chunk = locate(start, lens, num_requests, 0x7FFFFFFF, stride_lb, stride_ln, COLUMNS, CHUNK, REQUESTS)
+    request, chunk = locate(start, lens, num_requests, 0x7FFFFFFF, stride_lb, stride_ln, ROWS, CHUNK, REQUESTS)
     tl.store(schedule + 2 * worker, request, mask=worker <= num_workers)
     tl.store(schedule + 2 * worker + 1, chunk.to(tl.int32), mask=worker <= num_workers)
 
 
 def prepare(problem: Problem, inputs: Inputs, schedule: torch.Tensor) -> compat.Launch:
     """The launch that fills ``schedule`` [num_workers + 1, 2]."""
-    context_lens, num_workers = inputs.context_lens, schedule.shape[0] - 1
-    columns = context_lens.shape[1] if context_lens.ndim == 2 else 1
+    tune, context_lens = tuning(problem), inputs.context_lens
+    num_workers = schedule.shape[0] - 1
+    rows = context_lens.shape[1] if context_lens.ndim == 2 else 1
     strides = (context_lens.stride(0), context_lens.stride(1) if context_lens.ndim == 2 else 0)
     arguments = (context_lens, schedule, context_lens.shape[0], num_workers, *strides)
-    keywords = {"COLUMNS": columns, "CHUNK": CHUNK_KEYS, "WORKERS": WORKERS, "REQUESTS": REQUESTS, "num_warps": 4}
-    return compat.Launch(schedule_kernel, (-(-(num_workers + 1) // WORKERS),), arguments, keywords)
+    keywords = {
+        "ROWS": rows,
+        "CHUNK": CHUNK_KEYS,
+        "WORKERS": tune.block_workers,
+        "REQUESTS": tune.requests,
+        "num_warps": tune.num_warps,
+    }
+    return compat.Launch(schedule_kernel, (-(-(num_workers + 1) // tune.block_workers),), arguments, keywords)
 
 
-kernel = compat.Kernel(prepare)
+kernel = compat.Kernel(prepare, tuning=tuning)
 
 
 def new_schedule(context_lens: torch.Tensor, num_workers: int) -> tuple[torch.Tensor, tuple[compat.Launch, ...]]:

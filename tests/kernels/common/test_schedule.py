@@ -12,6 +12,7 @@ from capgate import compat
 from capgate.compat.offline.jobs import Job, compile_jobs
 from capgate.kernels import fp8_paged_mqa_logits, paged_mqa_schedule, paged_mqa_workers
 from capgate.kernels.common.schedule.operation import CHUNK_KEYS
+from support import paged
 
 BATCHES = {
     "one": [1],
@@ -85,7 +86,7 @@ words = st.one_of(
 @example([(3, 1), (1, 0), (9, 9)], False)  # backwards
 @settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @pytest.mark.usefixtures("interpreter")
-def test_any_schedule_writes_logits_or_nothing(paged, schedule: list, clean_logits: bool) -> None:
+def test_any_schedule_writes_logits_or_nothing(schedule: list, clean_logits: bool) -> None:
     """Requests and keys in front of an operand, or behind it, would be those of poisoned tensors that it is cut out of."""
     call, spare = paged.make_call([30, 0, 130, 17], 1, 1, block=16), 6
     rows = slice(spare, spare + 4)
@@ -155,7 +156,7 @@ def test_bad_input_is_refused_by_name(arguments: tuple, error: type[Exception], 
 
 @pytest.mark.parametrize("next_n", [1, 2, 3, 8])
 @pytest.mark.parametrize("clean_logits", [False, True])
-def test_a_branch_wants_the_workers_that_it_takes_itself(paged, interpreter, monkeypatch, next_n, clean_logits) -> None:
+def test_a_variant_wants_the_workers_that_it_takes_itself(interpreter, monkeypatch, next_n, clean_logits) -> None:
     from capgate.kernels.common.schedule import classic as schedules
     from capgate.kernels.paged_mqa_logits import classic
 
@@ -168,10 +169,10 @@ def test_a_branch_wants_the_workers_that_it_takes_itself(paged, interpreter, mon
     assert made[0] > 1
 
 
-def test_workers_do_not_depend_on_the_batch(paged, branch: str) -> None:
+def test_workers_do_not_depend_on_the_batch(variant: str) -> None:
     call = paged.make_call([5, 130], 1, 64, 32)
-    workers = paged_mqa_workers(call.q, call.kv_cache, variant=branch)
-    assert workers == paged_mqa_workers(call.q[:0], call.kv_cache[:0], variant=branch) >= 1
+    workers = paged_mqa_workers(call.q, call.kv_cache, variant=variant)
+    assert workers == paged_mqa_workers(call.q[:0], call.kv_cache[:0], variant=variant) >= 1
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_workers_do_not_depend_on_the_batch(paged, branch: str) -> None:
         ({"variant": "fastest"}, ValueError, "variant"),
     ],
 )
-def test_bad_arguments_of_workers(paged, arguments, error, named) -> None:
+def test_bad_arguments_of_workers(arguments, error, named) -> None:
     call = paged.make_call([5, 130], 1, 64, 32)
     with pytest.raises(error, match=f"^{named}: "):
         paged_mqa_workers(**{"q": call.q, "kv_cache": call.kv_cache, **arguments})

@@ -1,7 +1,6 @@
 """The drop-ins' functions themselves: signatures, and what upstream's own tests do not ask."""
 
 import inspect
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from capgate.kernels.dropin import DROPINS, aiter, deep_gemm, vllm_rocm  # noqa:
 from capgate.kernels.key_cache import reference
 from capgate.kernels.key_cache.operands import Unshuffled
 from capgate.kernels.key_cache.operation import Problem
-from support import upstream
+from support import judge, upstream
 
 FN = torch.float8_e4m3fn
 
@@ -50,7 +49,7 @@ def test_signatures() -> None:
 
 @pytest.mark.parametrize("windows", ["packed", "ragged", "extreme", "empty"])
 @pytest.mark.parametrize("clean_logits", [True, False])
-def test_every_dense_function_gives_the_same_logits(judge: ModuleType, windows: str, clean_logits: bool) -> None:
+def test_every_dense_function_gives_the_same_logits(windows: str, clean_logits: bool) -> None:
     """With windows that no upstream test has, and scales in every shape that callers pass."""
     call = judge.make_call(9, 70, 32, 64, windows)
     q, k, scale, weights, starts, ends = call
@@ -70,7 +69,7 @@ def test_every_dense_function_gives_the_same_logits(judge: ModuleType, windows: 
     assert [logits.stride(0) for logits in every] == [256, 256, 512, 256, 256]
 
 
-def test_the_compressed_output(judge: ModuleType) -> None:
+def test_the_compressed_output() -> None:
     call = judge.make_call(9, 70, 32, 64, "packed")
     q, k, scale, weights, starts, ends = call
     answer = judge.formula(call, 31)
@@ -81,7 +80,7 @@ def test_the_compressed_output(judge: ModuleType) -> None:
         deep_gemm.fp8_mqa_logits(q, (k, scale), weights, starts, ends, max_seqlen_k=31)
 
 
-def test_one_key(judge: ModuleType) -> None:
+def test_one_key() -> None:
     """aiter's callers squeeze [1, 1] to a 0-d tensor."""
     q, k, scale, weights, starts, ends = judge.make_call(3, 1, 32, 64, "full")
     expected = aiter.fp8_mqa_logits(q, k, scale, weights, starts, ends)
@@ -96,7 +95,7 @@ def test_kv_is_a_pair(function: Any, kv: Any) -> None:
         function(torch.zeros(1, 4, 32).to(FN), kv, torch.zeros(1, 4), torch.zeros(1).int(), torch.ones(1).int())
 
 
-def test_a_query_with_a_scale_is_not_for_fp8(judge: ModuleType) -> None:
+def test_a_query_with_a_scale_is_not_for_fp8() -> None:
     """DeepGEMM's fp8_fp4 functions take q as a pair."""
     q, k, scale, weights, starts, ends = judge.make_call(3, 5, 32, 64)
     with pytest.raises(TypeError, match=r"q: got tuple, needs a torch\.Tensor"):

@@ -15,9 +15,9 @@ SIZES = pytest.mark.parametrize(("rows", "keys"), [(1, 1), (1, 113), (17, 76)], 
 
 
 @pytest.fixture(autouse=True)
-def _through_the_dropins(tmp_path: Path, branch: str) -> Iterator[None]:
-    """Every drop-in installed, and every call on one branch."""
-    named = dict.fromkeys(("fp8_mqa_logits", "fp8_paged_mqa_logits"), branch)
+def _through_the_dropins(tmp_path: Path, variant: str) -> Iterator[None]:
+    """Every drop-in installed, and every call on one variant."""
+    named = dict.fromkeys(("fp8_mqa_logits", "fp8_paged_mqa_logits"), variant)
     with upstream.installed(tmp_path), compat.override(variant=named):
         yield
 

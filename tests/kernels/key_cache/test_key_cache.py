@@ -1,7 +1,7 @@
 """The paged key cache: what the writer writes, what the gather reads, and from bf16 activations to logits."""
 
 from functools import partial
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,13 +12,14 @@ from capgate.kernels.key_cache import reference
 from capgate.kernels.key_cache.operands import Gathered, Written
 from capgate.kernels.key_cache.operation import Problem
 from capgate.kernels.quantize import FP8_MAX, quantize_keys, quantize_queries
+from support import paged
 
 DTYPES = pytest.mark.parametrize("dtype", list(FP8_MAX), ids=str)
 BLOCKS = pytest.mark.parametrize("block", [1, 16, 64])
 
 
 @pytest.fixture(params=[pytest.param("reference", marks=pytest.mark.any_triton), "classic"])
-def cache_branch(request: pytest.FixtureRequest) -> Any:
+def cache_variant(request: pytest.FixtureRequest) -> Any:
     """What writes and gathers, called as the operations call it."""
     if request.param == "reference":
         return reference
@@ -46,12 +47,12 @@ def some_keys(count: int, dim: int, dtype: torch.dtype = torch.bfloat16) -> torc
 @DTYPES
 @pytest.mark.parametrize(("block", "scale_format"), [(1, "ue8m0"), (16, "fp32"), (32, "ue8m0"), (64, "fp32"), (128, "ue8m0")])
 def test_each_key_lands_in_its_slot_and_nowhere_else(
-    paged: ModuleType, cache_branch: Any, block: int, dtype: torch.dtype, scale_format: str
+    cache_variant: Any, block: int, dtype: torch.dtype, scale_format: str
 ) -> None:
     cache = empty_cache(5, block, 32, gap=12)
     slots = torch.randperm(5 * block, generator=torch.Generator().manual_seed(1))[: 4 * block + 1]
     k, before = some_keys(len(slots), 32), paged.judge.storage_of(cache, torch.uint8).clone()
-    cache_branch.write(Written(k, cache, slots), dtype=dtype, scale_format=scale_format)
+    cache_variant.write(Written(k, cache, slots), dtype=dtype, scale_format=scale_format)
     quantized, scale = quantize_keys(k, dtype, scale_format=scale_format)
     keys, scales = paged.read_keys(cache, slots // block, slots % block, dtype)
     assert torch.equal(keys, quantized.double())
@@ -69,26 +70,24 @@ def test_each_key_lands_in_its_slot_and_nowhere_else(
 @pytest.mark.parametrize(
     "slots", [[-1, 3, -(2**31), 17, -1], [5, -1, -1, -1, 0], [-1] * 5, [64, 32, 2**31 - 1, -2, 31]], ids=str
 )
-def test_slots_outside_the_cache_are_skipped(
-    paged: ModuleType, cache_branch: Any, slots: list[int], index: torch.dtype
-) -> None:
+def test_slots_outside_the_cache_are_skipped(cache_variant: Any, slots: list[int], index: torch.dtype) -> None:
     cache, k = empty_cache(2, 16, 64), some_keys(5, 64)
     expected = cache.clone(memory_format=torch.preserve_format)
     kept = [number for number, slot in enumerate(slots) if 0 <= slot < 32]
     if kept:
         inside = torch.tensor([slots[number] for number in kept])
         reference.write(Written(k[kept], expected, inside), dtype=torch.float8_e4m3fn, scale_format="fp32")
-    cache_branch.write(Written(k, cache, torch.tensor(slots, dtype=index)), dtype=torch.float8_e4m3fn, scale_format="fp32")
+    cache_variant.write(Written(k, cache, torch.tensor(slots, dtype=index)), dtype=torch.float8_e4m3fn, scale_format="fp32")
     assert torch.equal(cache, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_keys_of_any_float_type_and_strides(paged: ModuleType, cache_branch: Any, dtype: torch.dtype) -> None:
+def test_keys_of_any_float_type_and_strides(cache_variant: Any, dtype: torch.dtype) -> None:
     k = some_keys(21, 128, dtype)[:, None].expand(-1, 2, -1)[:, 1]
     strided = paged.judge.laid_out(k, (1, 0), 3, 2, 5)
     caches = [empty_cache(2, 16, 128) for _ in range(2)]
     slots = paged.judge.laid_out(torch.arange(21).flip(0), step=3)
-    cache_branch.write(Written(strided, caches[0], slots), dtype=torch.float8_e4m3fn, scale_format="fp32")
+    cache_variant.write(Written(strided, caches[0], slots), dtype=torch.float8_e4m3fn, scale_format="fp32")
     reference.write(Written(k.contiguous(), caches[1], slots.contiguous()), dtype=torch.float8_e4m3fn, scale_format="fp32")
     assert torch.equal(*caches)
 
@@ -118,12 +117,12 @@ def test_classic_rounds_every_float32_as_torch_does(dtype: torch.dtype) -> None:
 @BLOCKS
 @pytest.mark.parametrize("lens", [[70, 0, 129, 1, 64], [0, 0], [300], [-3, 5, -(2**31)]], ids=str)
 @pytest.mark.parametrize("more", [0, 40, -6], ids=["exactly", "room-left", "cut-short"])
-def test_gathered_keys_lie_side_by_side(paged: ModuleType, cache_branch: Any, block: int, lens: list[int], more: int) -> None:
+def test_gathered_keys_lie_side_by_side(cache_variant: Any, block: int, lens: list[int], more: int) -> None:
     call = paged.make_call(lens, block=block, gap=8)
     counts = [max(count, 0) for count in lens]
     total = max(0, sum(counts) + more)
     keys, scales = torch.full((total, 32), 9.0).to(torch.float8_e4m3fn), torch.full((total,), 9.0)
-    cache_branch.gather(Gathered(call.kv_cache, call.block_table, call.context_lens), keys, scales)
+    cache_variant.gather(Gathered(call.kv_cache, call.block_table, call.context_lens), keys, scales)
     parts = [(torch.zeros(0, 32).double(), torch.zeros(0).double())]
     for request, count in enumerate(counts):
         position = torch.arange(count)
@@ -135,26 +134,26 @@ def test_gathered_keys_lie_side_by_side(paged: ModuleType, cache_branch: Any, bl
         assert not gathered[len(expected) :].double().any()
 
 
-def test_gather_gives_zeros_for_blocks_that_the_cache_lacks(paged: ModuleType, cache_branch: Any) -> None:
+def test_gather_gives_zeros_for_blocks_that_the_cache_lacks(cache_variant: Any) -> None:
     """Such keys keep their places, so that the others keep theirs."""
     call = paged.make_call([40, 3, 33], block=16, spare_entries=0)
     lacking = paged.without_blocks(call)
     keys, scales = torch.ones(76, 32).to(torch.float8_e4m3fn), torch.ones(76)
-    cache_branch.gather(Gathered(call.kv_cache, call.block_table, call.context_lens), keys, scales)
+    cache_variant.gather(Gathered(call.kv_cache, call.block_table, call.context_lens), keys, scales)
     held = (lacking.block_table == call.block_table).repeat_interleave(16, 1)
     held = torch.cat([row[:count] for row, count in zip(held, call.context_lens, strict=True)])
     assert 0 < held.sum() < len(held)
     some_keys, some_scales = torch.ones(76, 32).to(torch.float8_e4m3fn), torch.ones(76)
-    cache_branch.gather(Gathered(call.kv_cache, lacking.block_table, call.context_lens), some_keys, some_scales)
+    cache_variant.gather(Gathered(call.kv_cache, lacking.block_table, call.context_lens), some_keys, some_scales)
     assert torch.equal(some_keys.float(), keys.float() * held[:, None])
     assert torch.equal(some_scales, scales * held)
 
 
-def test_gather_needs_no_cache_for_no_keys(paged: ModuleType, cache_branch: Any) -> None:
+def test_gather_needs_no_cache_for_no_keys(cache_variant: Any) -> None:
     call = paged.make_call([0, 0], spare_entries=0)
     for cache in (call.kv_cache, call.kv_cache[:0]):
         keys, scales = torch.ones(3, 32).to(torch.float8_e4m3fn), torch.ones(3)
-        cache_branch.gather(Gathered(cache, call.block_table, call.context_lens), keys, scales)
+        cache_variant.gather(Gathered(cache, call.block_table, call.context_lens), keys, scales)
         assert not keys.float().any()
         assert not scales.any()
 
@@ -207,7 +206,7 @@ NOT_FINITE = [
 @pytest.mark.parametrize("scale_format", ["fp32", "ue8m0"])
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_keys_that_are_not_finite_are_nan_altogether(
-    cache_branch: Any, dtype: torch.dtype, scale_format: str, given: torch.dtype
+    cache_variant: Any, dtype: torch.dtype, scale_format: str, given: torch.dtype
 ) -> None:
     """Bit for bit: the format's one NaN in every value, and the scale's; other keys are as without them."""
     k = some_keys(2 * len(NOT_FINITE), 32, given)
@@ -219,7 +218,7 @@ def test_keys_that_are_not_finite_are_nan_altogether(
         octets = expected.view(-1)[: 16 * 32].view(16, 32)
         octets[2 * row] = 0x7F if dtype == torch.float8_e4m3fn else 0x80
         expected.view(-1)[16 * 32 :].view(torch.int32)[2 * row] = 0x7FC00000
-    cache_branch.write(Written(k, cache, slots), dtype=dtype, scale_format=scale_format)
+    cache_variant.write(Written(k, cache, slots), dtype=dtype, scale_format=scale_format)
     assert torch.equal(cache, expected)
     keys, scales = quantize_keys(k, dtype, scale_format=scale_format)
     assert torch.equal(keys.view(torch.uint8).flatten(), expected.view(-1)[: keys.numel()])
@@ -228,7 +227,7 @@ def test_keys_that_are_not_finite_are_nan_altogether(
 
 @DTYPES
 @pytest.mark.parametrize("scale_format", ["fp32", "ue8m0"])
-def test_every_scale_is_torch_s(cache_branch: Any, dtype: torch.dtype, scale_format: str) -> None:
+def test_every_scale_is_torch_s(cache_variant: Any, dtype: torch.dtype, scale_format: str) -> None:
     """From the largest magnitude to the smallest, and round the powers of two."""
     largest = torch.tensor(FP8_MAX[dtype]) * torch.logspace(-130, 118, 249, base=2)
     largest = torch.cat([largest, largest.nextafter(torch.tensor(0.0)), largest.nextafter(torch.tensor(float("inf")))])
@@ -236,7 +235,7 @@ def test_every_scale_is_torch_s(cache_branch: Any, dtype: torch.dtype, scale_for
     k[:, 3], k[:, 4] = largest, -largest / 3
     blocks = -(-len(k) // 64)
     caches = [torch.zeros(blocks, 64, 1, 36, dtype=torch.uint8) for _ in range(2)]
-    cache_branch.write(Written(k, caches[0], torch.arange(len(k))), dtype=dtype, scale_format=scale_format)
+    cache_variant.write(Written(k, caches[0], torch.arange(len(k))), dtype=dtype, scale_format=scale_format)
     reference.write(Written(k, caches[1], torch.arange(len(k))), dtype=dtype, scale_format=scale_format)
     assert torch.equal(*caches)
 

@@ -1,7 +1,6 @@
 """Bad input to the selection: the right error, and it names the argument."""
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 
 from capgate import compat
 from capgate.kernels import select_from_logits, select_keys, select_paged_keys
+from support import judge, paged
 
 ROWS, COLUMNS = 3, 20
 INT, FN = torch.int32, torch.float8_e4m3fn
@@ -99,17 +99,17 @@ def test_bad_logits_are_refused_by_name(bad: tuple[Any, Any, str]) -> None:
 
 
 @pytest.mark.parametrize("bad", DENSE.values(), ids=DENSE)
-def test_bad_queries_and_keys_are_refused_by_name(judge: ModuleType, bad: tuple[Any, Any, str]) -> None:
+def test_bad_queries_and_keys_are_refused_by_name(bad: tuple[Any, Any, str]) -> None:
     refused(select_keys, judge.make_call(ROWS, COLUMNS, 16, 32)._asdict() | {"top_k": 4}, bad)
 
 
 @pytest.mark.parametrize("bad", PAGED.values(), ids=PAGED)
-def test_bad_cached_keys_are_refused_by_name(paged: ModuleType, bad: tuple[Any, Any, str]) -> None:
+def test_bad_cached_keys_are_refused_by_name(bad: tuple[Any, Any, str]) -> None:
     refused(select_paged_keys, paged.make_call([70, 5, 64])._asdict() | {"top_k": 4, "max_context_len": 70}, bad)
 
 
 @pytest.mark.parametrize("rows", [0, ROWS])
-def test_an_impossible_branch_is_refused_with_its_reason(judge: ModuleType, rows: int) -> None:
+def test_an_impossible_variant_is_refused_with_its_reason(rows: int) -> None:
     call = judge.make_call(rows, COLUMNS, 16, 32)
     with compat.override(disable=["triton"]):
         for name, operation in (("variant", "select_keys"), ("logits_variant", "fp8_mqa_logits")):
@@ -125,8 +125,8 @@ def test_more_than_half_a_block_is_for_the_reference() -> None:
     assert select_from_logits(zeros(2, 9), None, ends, top_k=8193).shape == (2, 8193)
 
 
-def test_logits_that_require_grad_serve_where_grad_is_off(branch: str) -> None:
+def test_logits_that_require_grad_serve_where_grad_is_off(variant: str) -> None:
     logits, ends = torch.randn(2, 30), torch.full((2,), 30, dtype=INT)
-    expected = select_from_logits(logits, None, ends, top_k=3, variant=branch)
+    expected = select_from_logits(logits, None, ends, top_k=3, variant=variant)
     with torch.no_grad():
-        assert torch.equal(select_from_logits(logits.requires_grad_(), None, ends, top_k=3, variant=branch), expected)
+        assert torch.equal(select_from_logits(logits.requires_grad_(), None, ends, top_k=3, variant=variant), expected)

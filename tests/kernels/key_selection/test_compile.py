@@ -17,7 +17,7 @@ JOBS = {target: [Job("classic", mode=mode) for mode in modes] for target, modes 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_classic_fits_without_spills(compile_once: Callable[..., Any], target: str) -> None:
-    """3: Shared-memory overflow on parts with 64 KiB. A spill would hit every count of the search."""
+    """Known bug 3: Shared-memory overflow on parts with 64 KiB. A spill would hit every count of the search."""
     for row in compile_once("select_keys", target, JOBS[target]):
         assert row["compiled"], row["error"]
         assert row["lds_bytes"] <= TARGETS[target]
@@ -32,7 +32,7 @@ def test_five_programs_share_an_sm(compile_once: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "hip:gfx950"])
-def test_the_report_knows_which_branch_a_target_takes(target: str) -> None:
+def test_the_report_knows_which_variant_a_target_takes(target: str) -> None:
     """It needs no fp8: any GPU that Triton compiles for will do."""
     trace = operation.explain(operation.example(target))
     assert trace.variant == "classic", str(trace)

@@ -1,6 +1,5 @@
-"""Any logits, windows, strides and top_k: the branches agree with sorted integers."""
+"""Any logits, windows, strides and top_k: the variants agree with sorted integers."""
 
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from capgate.kernels.key_selection import tunings
 from capgate.kernels.key_selection.tunings import Tuning
+from support import selection
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
 common = {"deadline": None, "derandomize": True, "database": None}
@@ -39,33 +39,31 @@ def problems(draw: st.DrawFn, most_rows: int, most_columns: int) -> dict[str, An
     }
 
 
-def holds(selection: ModuleType, drawn: dict[str, Any], branch: str) -> None:
+def holds(drawn: dict[str, Any], variant: str) -> None:
     rows, columns = drawn["shape"]
     generator = torch.Generator().manual_seed(drawn["seed"])
     values = torch.tensor(drawn["values"])
     logits = values[torch.randint(0, len(values), (rows, columns), generator=generator)]
     logits = selection.judge.laid_out(logits, **drawn["layout"])
     starts, ends = (torch.tensor(drawn[name], dtype=torch.int32) for name in ("starts", "ends"))
-    selection.check(logits, starts, ends, drawn["top_k"], branch, alone=branch == "reference", **drawn["options"])
+    selection.check(logits, starts, ends, drawn["top_k"], variant, alone=variant == "reference", **drawn["options"])
 
 
 @settings(max_examples=200, **common)
 @given(drawn=problems(8, 60))
-def test_reference_holds_for_any_logits(selection: ModuleType, drawn: dict[str, Any]) -> None:
-    holds(selection, drawn, "reference")
+def test_reference_holds_for_any_logits(drawn: dict[str, Any]) -> None:
+    holds(drawn, "reference")
 
 
 @settings(max_examples=25, **common)
 @given(drawn=problems(3, 250))
-def test_classic_holds_for_any_logits(selection: ModuleType, interpreter: None, drawn: dict[str, Any]) -> None:
-    holds(selection, drawn, "classic")
+def test_classic_holds_for_any_logits(interpreter: None, drawn: dict[str, Any]) -> None:
+    holds(drawn, "classic")
 
 
 @settings(max_examples=8, **common)
 @given(drawn=problems(2, 1100), top_k=st.integers(1, 256))
-def test_classic_holds_for_rows_that_are_cut(
-    selection: ModuleType, interpreter: None, drawn: dict[str, Any], top_k: int
-) -> None:
+def test_classic_holds_for_rows_that_are_cut(interpreter: None, drawn: dict[str, Any], top_k: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tunings.TUNINGS, "", Tuning(512, 2048, 16))
-        holds(selection, drawn | {"top_k": top_k}, "classic")
+        patch.setitem(tunings.CLASSIC, "", Tuning(block_logits=512, num_warps=1, planes=16))
+        holds(drawn | {"top_k": top_k}, "classic")

@@ -1,7 +1,6 @@
 """Scores and selection together: the selected keys are those of the logits, whatever the budget makes of the rows."""
 
 from itertools import pairwise
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,7 +11,9 @@ from hypothesis import strategies as st
 from capgate import compat
 from capgate.kernels import fp8_mqa_logits, fp8_paged_mqa_logits, select_keys, select_paged_keys
 from capgate.kernels.key_selection import tunings
+from capgate.kernels.key_selection.scratch import rooms, rows_within, scratch_bytes
 from capgate.kernels.key_selection.tunings import Tuning
+from support import judge, paged, selection
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
 CPU = compat.capabilities(torch.device("cpu")).target
@@ -37,11 +38,11 @@ class Buffers:
     ("windows", "budget"),
     [("ragged", 1024), ("packed", 5 * 1024), ("extreme", 5 * 1024), ("full", 2**31), ("causal", 2**31), ("empty", 2**31)],
 )
-def test_dense(selection: ModuleType, branch: str, windows: str, budget: int) -> None:
+def test_dense(variant: str, windows: str, budget: int) -> None:
     """One row, four rows and all of them at a time."""
     call = selection.judge.make_call(7, 100, 16, 32, windows)
-    logits = fp8_mqa_logits(*call, clean_logits=False, variant=branch)
-    keywords = {"top_k": 20, "logits_budget_bytes": budget, "variant": branch, "logits_variant": branch}
+    logits = fp8_mqa_logits(*call, clean_logits=False, variant=variant)
+    keywords = {"top_k": 20, "logits_budget_bytes": budget, "variant": variant, "logits_variant": variant}
     right, right_scores = selection.expected(logits, call.starts, call.ends, 20)
     indices, scores = select_keys(*call, **keywords, return_scores=True)
     assert torch.equal(indices, right)
@@ -51,22 +52,20 @@ def test_dense(selection: ModuleType, branch: str, windows: str, budget: int) ->
 
 
 @pytest.mark.parametrize("max_window", [0, 1, 33])
-def test_a_known_width_of_the_windows_saves_memory(
-    selection: ModuleType, branch: str, max_window: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_known_width_of_the_windows_saves_memory(variant: str, max_window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     call = selection.judge.make_call(5, 600, 16, 32, "packed")
     call = call._replace(ends=torch.minimum(call.ends, call.starts + max_window))
-    expected = select_keys(*call, top_k=20, variant=branch, logits_variant=branch)
+    expected = select_keys(*call, top_k=20, variant=variant, logits_variant=variant)
     buffers = Buffers(monkeypatch)
-    narrow = select_keys(*call, top_k=20, max_window=max_window, variant=branch, logits_variant=branch)
+    narrow = select_keys(*call, top_k=20, max_window=max_window, variant=variant, logits_variant=variant)
     assert torch.equal(narrow, expected)
     assert max(buffers.bytes) <= 5 * 1024  # rows of 256 columns
 
 
-def test_a_scale_may_be_a_column(judge: ModuleType, branch: str) -> None:
+def test_a_scale_may_be_a_column(variant: str) -> None:
     call = judge.make_call(5, 90, 16, 32)
     column = call._replace(k_scale=call.k_scale[:, None])
-    assert torch.equal(*(select_keys(*one, top_k=9, variant=branch, logits_variant=branch) for one in (call, column)))
+    assert torch.equal(*(select_keys(*one, top_k=9, variant=variant, logits_variant=variant) for one in (call, column)))
 
 
 @pytest.mark.parametrize(
@@ -79,41 +78,41 @@ def test_a_scale_may_be_a_column(judge: ModuleType, branch: str) -> None:
     ],
     ids=["one-row", "drafts", "row-lengths", "extreme"],
 )
-def test_paged(selection: ModuleType, paged: ModuleType, branch: str, lens: Any, next_n: int, budget: int) -> None:
+def test_paged(variant: str, lens: Any, next_n: int, budget: int) -> None:
     call = paged.make_call(lens, next_n)
     columns = 100  # fewer than the longest request has
-    logits = fp8_paged_mqa_logits(*call, max_context_len=columns, variant=branch)
+    logits = fp8_paged_mqa_logits(*call, max_context_len=columns, variant=variant)
     ends = call.seen.clamp(-9, columns).flatten().int()
     right, right_scores = selection.expected(logits, None, ends, 30)
     keywords = {"max_context_len": columns, "top_k": 30, "logits_budget_bytes": budget}
-    keywords |= {"variant": branch, "logits_variant": branch}
+    keywords |= {"variant": variant, "logits_variant": variant}
     indices, scores = select_paged_keys(*call, **keywords, return_scores=True)
     assert torch.equal(indices, right)
     assert selection.same(scores, right_scores)
     assert torch.equal(select_paged_keys(*call, **keywords), right)
 
 
-def test_paged_rows_see_no_more_than_their_table_has_room_for(paged: ModuleType, branch: str) -> None:
+def test_paged_rows_see_no_more_than_their_table_has_room_for(variant: str) -> None:
     call = paged.make_call([64, 30], spare_entries=0)
     call = call._replace(context_lens=torch.tensor([500, 30], dtype=torch.int32))
-    keywords = {"top_k": 70, "variant": branch, "logits_variant": branch}
+    keywords = {"top_k": 70, "variant": variant, "logits_variant": variant}
     wide, exact = (select_paged_keys(*call, max_context_len=columns, **keywords) for columns in (1000, 64))
     assert torch.equal(wide, exact)
     assert wide.max() == 63
 
 
 @pytest.mark.parametrize(("rows", "keys"), [(0, 5), (0, 0), (3, 0)], ids=str)
-def test_bug_7_nothing_to_score(judge: ModuleType, branch: str, rows: int, keys: int) -> None:
+def test_bug_7_nothing_to_score(variant: str, rows: int, keys: int) -> None:
     call = judge.make_call(rows, keys, 16, 32)
-    indices, scores = select_keys(*call, top_k=4, return_scores=True, variant=branch, logits_variant=branch)
+    indices, scores = select_keys(*call, top_k=4, return_scores=True, variant=variant, logits_variant=variant)
     assert torch.equal(indices, torch.full((rows, 4), -1, dtype=torch.int32))
     assert torch.equal(scores, torch.full((rows, 4), float("-inf")))
 
 
-def test_nothing_in_the_cache(paged: ModuleType, branch: str) -> None:
+def test_nothing_in_the_cache(variant: str) -> None:
     for lens in ([], [0, 0]):
         call = paged.make_call(lens)
-        indices = select_paged_keys(*call, max_context_len=9, top_k=4, variant=branch, logits_variant=branch)
+        indices = select_paged_keys(*call, max_context_len=9, top_k=4, variant=variant, logits_variant=variant)
         assert torch.equal(indices, torch.full((len(lens), 4), -1, dtype=torch.int32))
 
 
@@ -121,17 +120,15 @@ def test_nothing_in_the_cache(paged: ModuleType, branch: str) -> None:
 
 
 @pytest.mark.parametrize("budget", [3 * 4096, 10**6])
-def test_buffers_stay_within_the_budget_and_are_reused(
-    judge: ModuleType, branch: str, budget: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_buffers_stay_within_the_budget_and_are_reused(variant: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of 600 columns are padded to 768 and cut into blocks of 512, which leaves 160 candidates of 8 bytes."""
-    monkeypatch.setitem(tunings.TUNINGS, "", Tuning(512, 2048, 16))
+    monkeypatch.setitem(tunings.CLASSIC, "", Tuning(block_logits=512, num_warps=1, planes=16))
     call = judge.make_call(5, 600, 16, 32, "full")
-    keywords = {"top_k": 80, "variant": branch, "logits_variant": "reference"}
+    keywords = {"top_k": 80, "variant": variant, "logits_variant": "reference"}
     expected = select_keys(*call, **keywords | {"variant": "reference"})
     row_bytes = 4 * 768 + 8 * 160
-    assert tunings.scratch_bytes(CPU, 600, 80) == 8 * 160
-    rows = tunings.rows_within(budget, row_bytes, 5)
+    assert scratch_bytes(CPU, 600, 80) == 8 * 160
+    rows = rows_within(budget, row_bytes, 5)
     buffers = Buffers(monkeypatch)
     assert torch.equal(select_keys(*call, **keywords, logits_budget_bytes=budget), expected)
     assert rows * row_bytes <= budget
@@ -143,7 +140,7 @@ def test_buffers_stay_within_the_budget_and_are_reused(
 @given(budget=st.integers(0, 2**40), row_bytes=st.integers(1, 2**24), rows=st.integers(0, 2**20))
 def test_rows_are_cut_as_engines_cut_them(budget: int, row_bytes: int, rows: int) -> None:
     """All of them, a multiple of 128, or a power of two below it: as many as there is room for."""
-    taken = tunings.rows_within(budget, row_bytes, rows)
+    taken = rows_within(budget, row_bytes, rows)
     assert taken * row_bytes <= budget
     if taken < rows:
         larger = taken + 128 if taken >= 128 else 2 * taken if taken else 1
@@ -153,9 +150,9 @@ def test_rows_are_cut_as_engines_cut_them(budget: int, row_bytes: int, rows: int
 
 @given(columns=st.integers(0, 2**29), top_k=st.integers(1, 8192))
 def test_every_launch_leaves_fewer_candidates_and_the_last_one_a_block(columns: int, top_k: int) -> None:
-    for label in tunings.TUNINGS:
-        block = min(tunings.TUNINGS[label].block, 16384)
-        left = tunings.rooms(columns, top_k, block)
+    for label in tunings.CLASSIC:
+        block = min(tunings.CLASSIC[label].block_logits, 16384)
+        left = rooms(columns, top_k, block)
         sizes = [columns, *left]
         assert all(after < before for before, after in pairwise(sizes))
         assert sizes[-1] <= block
@@ -163,7 +160,7 @@ def test_every_launch_leaves_fewer_candidates_and_the_last_one_a_block(columns: 
         assert tunings.max_top_k(compat.capabilities("cuda:90").target) * 2 <= block
 
 
-def test_the_budget_must_have_room_for_one_row(judge: ModuleType, paged: ModuleType) -> None:
+def test_the_budget_must_have_room_for_one_row() -> None:
     call = judge.make_call(3, 300, 16, 32)
     with pytest.raises(ValueError, match=r"^logits_budget_bytes: got 2047, needs at least 2048 for a row of 300 keys"):
         select_keys(*call, top_k=4, logits_budget_bytes=2047)

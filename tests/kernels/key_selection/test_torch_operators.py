@@ -1,6 +1,5 @@
 """The torch.library operators of the selection: opcheck, torch.compile, fake tensors, inference mode."""
 
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from capgate.kernels import select_from_logits, select_keys, select_paged_keys
+from support import judge, paged
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
 
@@ -27,16 +27,16 @@ def bytewise_allclose(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("return_scores", [False, True], ids=["indices", "scores"])
 @pytest.mark.usefixtures("bytewise_allclose")
-def test_opcheck(judge: ModuleType, paged: ModuleType, branch: str, return_scores: bool) -> None:
+def test_opcheck(variant: str, return_scores: bool) -> None:
     call = judge.make_call(3, 40, 16, 32, "ragged")
     logits = torch.randn(3, 40)
     for starts, num_keys in ((None, None), (call.starts, None), (call.starts, 50)):
-        arguments = (logits, starts, call.ends, 5, num_keys, True, return_scores, branch)
+        arguments = (logits, starts, call.ends, 5, num_keys, True, return_scores, variant)
         torch.library.opcheck(torch.ops.capgate.select_from_logits, arguments)
     for max_window in (None, 30):
-        arguments = (*call, 5, 2048, max_window, False, return_scores, branch, branch)
+        arguments = (*call, 5, 2048, max_window, False, return_scores, variant, variant)
         torch.library.opcheck(torch.ops.capgate.select_keys, arguments)
-    arguments = (*paged.make_call([20, 0, 5], 2), 20, 5, 2048, return_scores, branch, branch)
+    arguments = (*paged.make_call([20, 0, 5], 2), 20, 5, 2048, return_scores, variant, variant)
     torch.library.opcheck(torch.ops.capgate.select_paged_keys, arguments)
 
 
@@ -52,7 +52,7 @@ def step(call: Any, cached: Any, logits: torch.Tensor, columns: int) -> tuple[to
 @pytest.mark.any_triton
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_compiled_calls_agree_bitwise(judge: ModuleType, paged: ModuleType, backend: str, dynamic: bool) -> None:
+def test_compiled_calls_agree_bitwise(backend: str, dynamic: bool) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend=backend, dynamic=dynamic)
     for rows, keys, lens in ((3, 40, [20, 0, 5]), (5, 70, [70, 3, 130, 1])):
@@ -62,7 +62,7 @@ def test_compiled_calls_agree_bitwise(judge: ModuleType, paged: ModuleType, back
 
 
 @pytest.mark.any_triton
-def test_dynamic_shapes_compile_once(judge: ModuleType, paged: ModuleType) -> None:
+def test_dynamic_shapes_compile_once() -> None:
     from torch._dynamo.testing import CompileCounterWithBackend  # here: it takes seconds, which other processes need not
 
     torch._dynamo.reset()
@@ -75,9 +75,7 @@ def test_dynamic_shapes_compile_once(judge: ModuleType, paged: ModuleType) -> No
 
 @pytest.mark.parametrize("return_scores", [False, True], ids=["indices", "scores"])
 @pytest.mark.parametrize("keys", [0, 5, 300])
-def test_fake_and_meta_tensors_get_the_real_shapes(
-    judge: ModuleType, paged: ModuleType, keys: int, return_scores: bool
-) -> None:
+def test_fake_and_meta_tensors_get_the_real_shapes(keys: int, return_scores: bool) -> None:
     call, cached, logits = judge.make_call(3, keys, 16, 32), paged.make_call([5, 3], 2), torch.randn(3, keys)
 
     def results(convert: Any) -> list[torch.Tensor]:
@@ -99,16 +97,16 @@ def test_fake_and_meta_tensors_get_the_real_shapes(
             assert one.device.type == device
 
 
-def test_inference_mode_gives_the_same_indices(judge: ModuleType, branch: str) -> None:
+def test_inference_mode_gives_the_same_indices(variant: str) -> None:
     call = judge.make_call(3, 40, 16, 32, "ragged")
     with torch.inference_mode():
-        indices = select_keys(*call, top_k=5, variant=branch, logits_variant=branch)
+        indices = select_keys(*call, top_k=5, variant=variant, logits_variant=variant)
     assert indices.is_inference()
-    assert torch.equal(indices, select_keys(*call, top_k=5, variant=branch, logits_variant=branch))
+    assert torch.equal(indices, select_keys(*call, top_k=5, variant=variant, logits_variant=variant))
 
 
 @pytest.mark.any_triton
-def test_errors_reach_the_caller_of_a_compiled_function_by_name(judge: ModuleType) -> None:
+def test_errors_reach_the_caller_of_a_compiled_function_by_name() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(select_keys, backend="eager")
     with pytest.raises(ValueError, match=r"^top_k: "):

@@ -1,7 +1,5 @@
 """Each variant against the formula in float64, on the small grid of the upstream projects' tests."""
 
-from types import ModuleType
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -10,6 +8,7 @@ from capgate import compat
 from capgate.kernels import fp8_mqa_logits
 from capgate.kernels.mqa_logits import reference
 from capgate.kernels.mqa_logits.operands import Inputs
+from support import judge
 
 # (rows, keys) of that small grid, with every head count and dimension at least once.
 SMALL_GRID = [
@@ -33,8 +32,8 @@ modes = pytest.mark.parametrize(
 
 @pytest.fixture(params=["float8_e4m3fn", "float8_e4m3fnuz"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    """Both fp8 formats; a branch that cannot take one here must say so."""
-    if request.param == "float8_e4m3fnuz" and request.getfixturevalue("branch") == "classic":
+    """Both fp8 formats; a variant that cannot take one here must say so."""
+    if request.param == "float8_e4m3fnuz" and request.getfixturevalue("variant") == "classic":
         caps = compat.capabilities("cpu")
         if not caps.interpreter_fp8_fnuz:
             pytest.skip(caps.why("interpreter_fp8_fnuz"))
@@ -44,18 +43,16 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 @modes
 @small_grid
 def test_logits_agree_on_the_small_grid(
-    judge: ModuleType, branch: str, rows: int, keys: int, heads: int, dim: int, clean_logits: bool, max_window: int | None
+    variant: str, rows: int, keys: int, heads: int, dim: int, clean_logits: bool, max_window: int | None
 ) -> None:
     call = judge.make_call(rows, keys, heads, dim, "packed")
-    judge.check(call, branch, clean_logits=clean_logits, max_window=max_window)
+    judge.check(call, variant, clean_logits=clean_logits, max_window=max_window)
 
 
 @modes
-def test_logits_agree_in_both_fp8_formats(
-    judge: ModuleType, branch: str, dtype: torch.dtype, clean_logits: bool, max_window: int | None
-) -> None:
+def test_logits_agree_in_both_fp8_formats(variant: str, dtype: torch.dtype, clean_logits: bool, max_window: int | None) -> None:
     call = judge.make_call(17, 76, 32, 64, "ragged", dtype=dtype)
-    judge.check(call, branch, clean_logits=clean_logits, max_window=max_window)
+    judge.check(call, variant, clean_logits=clean_logits, max_window=max_window)
 
 
 @pytest.mark.parametrize(
@@ -63,48 +60,46 @@ def test_logits_agree_in_both_fp8_formats(
     [(61, 1024, 100, 64), (128, 1024, 64, 128), (1024, 1560, 3, 32)],
     ids=lambda size: str(size),
 )
-def test_reference_agrees_on_larger_calls(judge: ModuleType, rows: int, keys: int, heads: int, dim: int) -> None:
+def test_reference_agrees_on_larger_calls(rows: int, keys: int, heads: int, dim: int) -> None:
     judge.check(judge.make_call(rows, keys, heads, dim, "causal"), "reference")
 
 
 @pytest.mark.parametrize("keys", [1, 2, 20])
-def test_scales_may_be_a_column(judge: ModuleType, branch: str, keys: int) -> None:
+def test_scales_may_be_a_column(variant: str, keys: int) -> None:
     call = judge.make_call(3, keys, 16, 32, "full")
-    flat = fp8_mqa_logits(*call, variant=branch)
-    column = judge.check(call._replace(k_scale=call.k_scale[:, None]), branch)
+    flat = fp8_mqa_logits(*call, variant=variant)
+    column = judge.check(call._replace(k_scale=call.k_scale[:, None]), variant)
     assert torch.equal(column, flat)
 
 
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
-def test_the_sign_of_the_weights_is_the_sign_of_the_logits(judge: ModuleType, branch: str, sign: float) -> None:
+def test_the_sign_of_the_weights_is_the_sign_of_the_logits(variant: str, sign: float) -> None:
     call = judge.make_call(5, 20, 16, 32, "full")
-    logits = judge.check(call._replace(weights=call.weights.abs() * sign), branch)
+    logits = judge.check(call._replace(weights=call.weights.abs() * sign), variant)
     assert (logits * sign > 0).all()
 
 
-def test_repeats_are_bitwise_equal(judge: ModuleType, branch: str) -> None:
+def test_repeats_are_bitwise_equal(variant: str) -> None:
     call = judge.make_call(17, 76, 64, 128, "ragged")
-    first, *others = (fp8_mqa_logits(*call, variant=branch).view(torch.int32) for _ in range(4))
+    first, *others = (fp8_mqa_logits(*call, variant=variant).view(torch.int32) for _ in range(4))
     assert all(torch.equal(first, other) for other in others)
 
 
 @modes
-def test_a_given_out_and_a_new_one_hold_the_same_bits(
-    judge: ModuleType, branch: str, clean_logits: bool, max_window: int | None
-) -> None:
+def test_a_given_out_and_a_new_one_hold_the_same_bits(variant: str, clean_logits: bool, max_window: int | None) -> None:
     call = judge.make_call(17, 76, 32, 64, "ragged")
-    given = judge.check(call, branch, clean_logits=clean_logits, max_window=max_window)
-    new = fp8_mqa_logits(*call, clean_logits=clean_logits, max_window=max_window, variant=branch)
+    given = judge.check(call, variant, clean_logits=clean_logits, max_window=max_window)
+    new = fp8_mqa_logits(*call, clean_logits=clean_logits, max_window=max_window, variant=variant)
     written = judge.formula(call, max_window).inside | clean_logits
     assert torch.equal(new[written], given[written])
 
 
-def test_the_default_on_cpu_tensors_is_the_reference(judge: ModuleType) -> None:
+def test_the_default_on_cpu_tensors_is_the_reference() -> None:
     call = judge.make_call(17, 76, 64, 128)
     assert torch.equal(fp8_mqa_logits(*call), fp8_mqa_logits(*call, variant="reference"))
 
 
-def test_classic_without_the_interpreter_or_a_gpu_is_refused_with_the_reason(judge: ModuleType) -> None:
+def test_classic_without_the_interpreter_or_a_gpu_is_refused_with_the_reason() -> None:
     call = judge.make_call(1, 1, 16, 32)
     with (
         compat.override(disable=["interpreter"]),
@@ -114,7 +109,7 @@ def test_classic_without_the_interpreter_or_a_gpu_is_refused_with_the_reason(jud
 
 
 @pytest.mark.usefixtures("interpreter")
-def test_classic_says_why_it_cannot_interpret_fnuz(judge: ModuleType) -> None:
+def test_classic_says_why_it_cannot_interpret_fnuz() -> None:
     caps = compat.capabilities("cpu")
     if caps.interpreter_fp8_fnuz:
         pytest.skip(f"this Triton's interpreter reads e4m3fnuz: {caps.why('interpreter_fp8_fnuz')}")
@@ -124,8 +119,8 @@ def test_classic_says_why_it_cannot_interpret_fnuz(judge: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("operand", ["q", "k"])
-def test_nan_reaches_the_logits_it_touches_and_no_others(judge: ModuleType, operand: str) -> None:
-    """Of the reference only: Triton's interpreter decodes fp8 NaN as 480; tests/gpu asks the same of the other branches."""
+def test_nan_reaches_the_logits_it_touches_and_no_others(operand: str) -> None:
+    """Of the reference only: Triton's interpreter decodes fp8 NaN as 480; tests/gpu asks the same of the other variants."""
     call = judge.make_call(5, 20, 16, 32, "full")
     clean = fp8_mqa_logits(*call, variant="reference")
     getattr(call, operand).view(torch.uint8)[2].view(-1)[7] = 0x7F
@@ -150,10 +145,10 @@ class LargestResult(TorchDispatchMode):
 
 @modes
 def test_reference_bounds_its_memory_and_agrees_in_small_chunks(
-    judge: ModuleType, monkeypatch: pytest.MonkeyPatch, clean_logits: bool, max_window: int | None
+    monkeypatch: pytest.MonkeyPatch, clean_logits: bool, max_window: int | None
 ) -> None:
     call = judge.make_call(61, 113, 16, 32, "ragged")
-    monkeypatch.setattr(reference, "CHUNK_BYTES", 2**15)
+    monkeypatch.setattr(reference, "SCORE_BYTES", 2**15)
     monkeypatch.setattr(reference, "KEY_TILE", 32)
     out = judge.check(call, "reference", clean_logits=clean_logits, max_window=max_window)
     with LargestResult() as largest:
@@ -164,7 +159,7 @@ def test_reference_bounds_its_memory_and_agrees_in_small_chunks(
 
 
 @pytest.mark.parametrize("windows", ["packed", "ragged"])
-def test_reference_in_float64_is_the_formula_rounded_once(judge: ModuleType, windows: str) -> None:
+def test_reference_in_float64_is_the_formula_rounded_once(windows: str) -> None:
     call = judge.make_call(17, 76, 64, 128, windows)
     out = torch.empty(17, 76)
     reference.launch(Inputs(*call), out, clean_logits=True, compressed=False, accumulate=torch.float64)

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch.autograd import forward_ad
 
 from capgate import compat
 from capgate.kernels import fp8_mqa_logits
+from support import judge
 
 ROWS, KEYS, HEADS, DIM = 3, 5, 16, 32
 FN, FNUZ, INT = torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int32
@@ -116,7 +116,7 @@ def storage_bytes(value: Any) -> torch.Tensor | None:
 
 @pytest.mark.parametrize(("replacements", "error", "argument"), BAD.values(), ids=BAD)
 def test_bad_input_is_refused_by_name_and_changes_nothing(
-    judge: ModuleType, replacements: dict[str, Callable[[], Any]], error: type[Exception], argument: str
+    replacements: dict[str, Callable[[], Any]], error: type[Exception], argument: str
 ) -> None:
     arguments = judge.make_call(ROWS, KEYS, HEADS, DIM, "full")._asdict()
     if "max_window" not in replacements:
@@ -130,14 +130,14 @@ def test_bad_input_is_refused_by_name_and_changes_nothing(
 
 
 @pytest.mark.parametrize("position", range(6))
-def test_every_operand_is_required(judge: ModuleType, position: int) -> None:
+def test_every_operand_is_required(position: int) -> None:
     call = judge.make_call(ROWS, KEYS, HEADS, DIM)
     with pytest.raises(TypeError, match=f"'{call._fields[position]}'"):
         fp8_mqa_logits(**{name: tensor for name, tensor in call._asdict().items() if name != call._fields[position]})
 
 
 @pytest.mark.parametrize("rows", [0, ROWS])
-def test_an_impossible_branch_is_refused_with_its_reason(judge: ModuleType, rows: int) -> None:
+def test_an_impossible_variant_is_refused_with_its_reason(rows: int) -> None:
     call, out = judge.make_call(rows, KEYS, HEADS, DIM), judge.sentinels(rows, KEYS)
     before = storage_bytes(out)
     refused = pytest.raises(compat.CapabilityError, match=r"fp8_mqa_logits cannot run variant 'classic': .*disabled by")
@@ -146,7 +146,7 @@ def test_an_impossible_branch_is_refused_with_its_reason(judge: ModuleType, rows
     assert torch.equal(storage_bytes(out), before)
 
 
-def test_a_switch_to_an_impossible_branch_is_refused_too(judge: ModuleType) -> None:
+def test_a_switch_to_an_impossible_variant_is_refused_too() -> None:
     with (
         compat.override(disable=["triton"], variant="fp8_mqa_logits=classic"),
         pytest.raises(compat.CapabilityError, match="variant 'classic'"),
@@ -155,25 +155,25 @@ def test_a_switch_to_an_impossible_branch_is_refused_too(judge: ModuleType) -> N
 
 
 @pytest.mark.parametrize("name", ["q", "k", "k_scale", "weights", "out"])
-def test_tensors_that_require_grad_serve_where_grad_is_off(judge: ModuleType, branch: str, name: str) -> None:
+def test_tensors_that_require_grad_serve_where_grad_is_off(variant: str, name: str) -> None:
     arguments = judge.make_call(ROWS, KEYS, HEADS, DIM)._asdict() | {"out": torch.empty(ROWS, KEYS)}
-    expected = fp8_mqa_logits(**arguments, variant=branch).clone()
+    expected = fp8_mqa_logits(**arguments, variant=variant).clone()
     arguments[name] = arguments[name].clone().requires_grad_()
     with torch.no_grad():
-        logits = fp8_mqa_logits(**arguments, variant=branch)
+        logits = fp8_mqa_logits(**arguments, variant=variant)
     assert torch.equal(logits, expected)
     assert logits.grad_fn is None
 
 
-def test_shapes_of_one_row_or_column_may_have_any_strides(judge: ModuleType, branch: str) -> None:
+def test_shapes_of_one_row_or_column_may_have_any_strides(variant: str) -> None:
     """Strides along dimensions of size 1 mean nothing, so they overlap nothing."""
     call = judge.make_call(1, KEYS, HEADS, DIM, "full")
-    judge.check(call, branch, out=judge.sentinels(1, KEYS).as_strided((1, KEYS), (0, 1)))
+    judge.check(call, variant, out=judge.sentinels(1, KEYS).as_strided((1, KEYS), (0, 1)))
     one_key = judge.make_call(ROWS, 1, HEADS, DIM, "full")
-    judge.check(one_key, branch, out=judge.sentinels(ROWS, 1).as_strided((ROWS, 1), (2, 0)))
+    judge.check(one_key, variant, out=judge.sentinels(ROWS, 1).as_strided((ROWS, 1), (2, 0)))
 
 
-def test_a_dense_call_in_order_costs_no_search_for_words(judge: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dense_call_in_order_costs_no_search_for_words(monkeypatch: pytest.MonkeyPatch) -> None:
     def search(name: str, tensor: Any) -> None:
         raise AssertionError(f"{name} was looked at by itself")
 
@@ -185,7 +185,7 @@ def test_a_dense_call_in_order_costs_no_search_for_words(judge: ModuleType, monk
         fp8_mqa_logits(*call._replace(weights=zeros(1)))
 
 
-def test_a_window_may_be_numpy_s_integer(judge: ModuleType) -> None:
+def test_a_window_may_be_numpy_s_integer() -> None:
     call = judge.make_call(ROWS, KEYS, HEADS, DIM)
     logits = fp8_mqa_logits(*call, clean_logits=False, max_window=np.int32(3))
     assert logits.shape == (ROWS, 3)
@@ -203,9 +203,9 @@ def placed(memory: torch.Tensor, offset: int, like: torch.Tensor) -> torch.Tenso
 
 
 @pytest.mark.parametrize("position", range(6))
-def test_out_may_touch_an_operand_s_memory_but_share_none(judge: ModuleType, branch: str, position: int) -> None:
+def test_out_may_touch_an_operand_s_memory_but_share_none(variant: str, position: int) -> None:
     call = judge.make_call(ROWS, KEYS, HEADS, DIM, "ragged")
-    expected = fp8_mqa_logits(*call, variant=branch)
+    expected = fp8_mqa_logits(*call, variant=variant)
     name, tensor = call._fields[position], call[position]
     octets, size = tensor.numel() * tensor.element_size(), ROWS * KEYS * 4
     memory, middle = torch.zeros(2 * octets + size, dtype=torch.uint8), octets - octets % 4
@@ -217,16 +217,16 @@ def test_out_may_touch_an_operand_s_memory_but_share_none(judge: ModuleType, bra
         memory.zero_()
         shared = call._replace(**{name: placed(memory, offset, tensor)})
         if fine:
-            fp8_mqa_logits(*shared, out=out, variant=branch)
+            fp8_mqa_logits(*shared, out=out, variant=variant)
             assert torch.equal(out, expected)
         else:
             before = memory.clone()
             with pytest.raises(ValueError, match=f"^out: shares memory with {name}, needs "):
-                fp8_mqa_logits(*shared, out=out, variant=branch)
+                fp8_mqa_logits(*shared, out=out, variant=variant)
             assert torch.equal(memory, before)
 
 
-def test_columns_and_rows_of_one_buffer_are_no_overlap(judge: ModuleType) -> None:
+def test_columns_and_rows_of_one_buffer_are_no_overlap() -> None:
     call = judge.make_call(ROWS, KEYS, HEADS, DIM, "ragged")
     expected = fp8_mqa_logits(*call)
     wide, tall = torch.zeros(ROWS, 64), torch.zeros(2 * ROWS, 16)
@@ -254,7 +254,7 @@ JIT = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:Deprec
 
 @JIT
 @pytest.mark.parametrize("name", ["q", "k", "k_scale", "weights"])
-def test_forward_ad_is_refused(judge: ModuleType, name: str) -> None:
+def test_forward_ad_is_refused(name: str) -> None:
     call = judge.make_call(ROWS, KEYS, HEADS, DIM)
     tensor = getattr(call, name).float()
     refused = pytest.raises(ValueError, match=f"^{name}: .*differentiates")
@@ -272,7 +272,7 @@ def test_forward_ad_is_refused(judge: ModuleType, name: str) -> None:
 
 @JIT
 @pytest.mark.parametrize("name", ["q", "k", "k_scale", "weights"])
-def test_gradients_of_torch_func_are_refused(judge: ModuleType, name: str) -> None:
+def test_gradients_of_torch_func_are_refused(name: str) -> None:
     call = judge.make_call(ROWS, KEYS, HEADS, DIM)
     tensor = getattr(call, name).float()
 
@@ -288,7 +288,7 @@ def test_gradients_of_torch_func_are_refused(judge: ModuleType, name: str) -> No
 
 
 @JIT
-def test_what_is_detached_may_be_scored_inside_a_derivative(judge: ModuleType) -> None:
+def test_what_is_detached_may_be_scored_inside_a_derivative() -> None:
     call = judge.make_call(ROWS, KEYS, HEADS, DIM, "full")
 
     def loss(weights: torch.Tensor) -> torch.Tensor:
@@ -301,7 +301,7 @@ def test_what_is_detached_may_be_scored_inside_a_derivative(judge: ModuleType) -
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_vmap_scores_each_of_a_batch(judge: ModuleType) -> None:
+def test_vmap_scores_each_of_a_batch() -> None:
     call = judge.make_call(ROWS, KEYS, HEADS, DIM, "full")
     batch = torch.stack([call.weights, -call.weights])
     mapped = torch.vmap(lambda weights: fp8_mqa_logits(*call._replace(weights=weights)))(batch)

@@ -41,7 +41,7 @@ def row(compile_once: Callable[..., Any], target: str, fp8: str, kind: str) -> d
 @targets
 @kinds
 def test_bug_3_shared_memory_fits_the_part(row: dict[str, Any], target: str) -> None:
-    """3: Shared-memory overflow at H = 64, D = 128 on parts with 64 KiB (gfx942)."""
+    """Known bug 3: Shared-memory overflow at H = 64, D = 128 on parts with 64 KiB (gfx942)."""
     assert 0 < row["lds_bytes"] <= SHARED_MEMORY[target]
     assert row["waves_per_simd"] * 4 >= row["tuning"]["num_warps"], "not even one workgroup fits"
 
@@ -49,7 +49,7 @@ def test_bug_3_shared_memory_fits_the_part(row: dict[str, Any], target: str) -> 
 @targets
 @kinds
 def test_bug_12_every_architecture_gets_its_own_fp8_matrix_instruction(row: dict[str, Any], target: str) -> None:
-    """12: The matrix-instruction version was hard-coded for one architecture."""
+    """Known bug 12: The matrix-instruction version was hard-coded for one architecture."""
     instructions = row["matrix_instructions"]
     assert instructions
     assert all(MATRIX_INSTRUCTION[target] in name for name in instructions), instructions

@@ -8,7 +8,6 @@ import logging
 import mmap
 import subprocess
 import sys
-from types import ModuleType
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from capgate.kernels import fp8_mqa_logits
 from capgate.kernels.mqa_logits.api import describe
 from capgate.kernels.mqa_logits.operands import Inputs
 from capgate.kernels.mqa_logits.operation import operation
+from support import judge
 
 WITHOUT_GLUON = """
 import sys
@@ -43,44 +43,44 @@ assert (logits == 16 * 32).all(), logits
 """
 
 
-def test_bug_1_no_branch_here_imports_gluon(branch: str) -> None:
+def test_bug_1_no_variant_here_imports_gluon(variant: str) -> None:
     """1: An unconditional import of a Gluon submodule killed the classic fallback too, where there was no such submodule."""
-    child = subprocess.run([sys.executable, "-c", WITHOUT_GLUON, branch], capture_output=True, text=True, timeout=1200)
+    child = subprocess.run([sys.executable, "-c", WITHOUT_GLUON, variant], capture_output=True, text=True, timeout=1200)
     assert child.returncode == 0, child.stderr
 
 
 @pytest.mark.parametrize("start", [1, 63, 64, 127, 128, 129, 200])
-def test_bug_2_tail_mask_holds_for_windows_that_start_late(judge: ModuleType, branch: str, start: int) -> None:
+def test_bug_2_tail_mask_holds_for_windows_that_start_late(variant: str, start: int) -> None:
     """2: The tail mask compared an absolute end with a relative offset: wrong as soon as start > 0."""
     call = judge.make_call(4, 260, 16, 32)
     starts = torch.full((4,), start, dtype=torch.int32)
-    judge.check(call._replace(starts=starts, ends=starts + torch.tensor([1, 40, 64, 131], dtype=torch.int32)), branch)
+    judge.check(call._replace(starts=starts, ends=starts + torch.tensor([1, 40, 64, 131], dtype=torch.int32)), variant)
 
 
-def test_bug_4_the_same_bytes_are_a_quarter_in_fnuz(judge: ModuleType, branch: str) -> None:
+def test_bug_4_the_same_bytes_are_a_quarter_in_fnuz(variant: str) -> None:
     """4: FN / FNUZ confusion. A byte means half as much in e4m3fnuz, so a product of two a quarter, exactly."""
-    if branch == "classic" and not compat.capabilities("cpu").interpreter_fp8_fnuz:
+    if variant == "classic" and not compat.capabilities("cpu").interpreter_fp8_fnuz:
         pytest.skip(compat.capabilities("cpu").why("interpreter_fp8_fnuz"))
     call = judge.make_call(5, 20, 16, 32, "full")
     for tensor in (call.q, call.k):
         octets = tensor.view(torch.uint8)
         octets[octets == 0x80] = 0  # e4m3fn's -0 is e4m3fnuz's NaN
     fnuz = call._replace(q=call.q.view(torch.float8_e4m3fnuz), k=call.k.view(torch.float8_e4m3fnuz))
-    logits = fp8_mqa_logits(*call, variant=branch)
+    logits = fp8_mqa_logits(*call, variant=variant)
     assert logits.count_nonzero() > 0
-    assert torch.equal(fp8_mqa_logits(*fnuz, variant=branch) * 4, logits)
+    assert torch.equal(fp8_mqa_logits(*fnuz, variant=variant) * 4, logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fnuz, torch.float8_e5m2, torch.bfloat16], ids=str)
-def test_bug_4_mixed_dtypes_are_refused(judge: ModuleType, branch: str, dtype: torch.dtype) -> None:
+def test_bug_4_mixed_dtypes_are_refused(variant: str, dtype: torch.dtype) -> None:
     """4: Mixed dtypes of q and k went through."""
     call = judge.make_call(3, 5, 16, 32)
     with pytest.raises(TypeError, match=r"^k: got torch\..*needs torch\.float8_e4m3fn, as q"):
-        fp8_mqa_logits(*call._replace(k=call.k.float().to(dtype)), variant=branch)
+        fp8_mqa_logits(*call._replace(k=call.k.float().to(dtype)), variant=variant)
 
 
 @pytest.mark.usefixtures("interpreter")
-def test_bug_4_e4m3fn_keeps_its_value_where_the_matrix_unit_reads_fnuz(judge: ModuleType) -> None:
+def test_bug_4_e4m3fn_keeps_its_value_where_the_matrix_unit_reads_fnuz() -> None:
     """4: gfx942 reads e4m3fn bytes at half their value and -0 as NaN. What its launch converts, run in the interpreter."""
     if not compat.capabilities("cpu").interpreter_fp8_fnuz:
         pytest.skip(compat.capabilities("cpu").why("interpreter_fp8_fnuz"))
@@ -119,7 +119,7 @@ def far_apart(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
     ],
     ids=lambda value: str(value),
 )
-def test_bug_5_offsets_pass_32_bits(judge: ModuleType, branch: str, operand: str, dimension: int, rows: int, keys: int) -> None:
+def test_bug_5_offsets_pass_32_bits(variant: str, operand: str, dimension: int, rows: int, keys: int) -> None:
     """5: 32-bit offset overflow in logits, k and q; here in every operand and along every dimension."""
     call, out = judge.make_call(rows, keys, 3, 32, "full"), torch.full((rows, keys), 7.0)
     call = call._replace(starts=torch.ones_like(call.starts))
@@ -131,23 +131,21 @@ def test_bug_5_offsets_pass_32_bits(judge: ModuleType, branch: str, operand: str
     else:
         call = call._replace(**{operand: far_apart(getattr(call, operand), dimension)})
     answer = judge.formula(call)
-    fp8_mqa_logits(*call, out=out, variant=branch)
+    fp8_mqa_logits(*call, out=out, variant=variant)
     assert out[:, 0].isneginf().all()
     judge.agree(out[:, 1:], answer.logits[:, 1:], answer.magnitude[:, 1:])
 
 
 @pytest.mark.parametrize("rows", [1, 3, 5, 7])
 @pytest.mark.parametrize("heads", [16, 64])
-def test_bug_6_rows_that_share_a_program_keep_their_windows_apart(
-    judge: ModuleType, branch: str, rows: int, heads: int
-) -> None:
+def test_bug_6_rows_that_share_a_program_keep_their_windows_apart(variant: str, rows: int, heads: int) -> None:
     """6: Two query rows per program: odd row counts, and two rows that belong to different requests."""
     call = judge.make_call(rows, 300, heads, 32)
     starts = torch.arange(rows, dtype=torch.int32) * 97 % 290  # one request per row, far apart and not in order
     apart = call._replace(starts=starts, ends=starts + 9)
     for clean_logits in (True, False):
-        judge.check(apart, branch, clean_logits=clean_logits)
-    judge.check(apart, branch, clean_logits=False, max_window=11)
+        judge.check(apart, variant, clean_logits=clean_logits)
+    judge.check(apart, variant, clean_logits=False, max_window=11)
 
 
 def _windows(*pairs: tuple[int, int]) -> list[list[int]]:
@@ -171,12 +169,12 @@ def _windows(*pairs: tuple[int, int]) -> list[list[int]]:
     ("clean_logits", "max_window"), [(True, None), (False, None), (False, 12)], ids=["clean", "unclean", "compressed"]
 )
 def test_bug_7_windows_of_every_kind(
-    judge: ModuleType, branch: str, starts: list[int], ends: list[int], clean_logits: bool, max_window: int | None
+    variant: str, starts: list[int], ends: list[int], clean_logits: bool, max_window: int | None
 ) -> None:
     """7: Empty and inverted windows, end > N, start < 0, all rows empty."""
     call = judge.make_call(3, 20, 16, 32)
     call = call._replace(starts=torch.tensor(starts, dtype=torch.int32), ends=torch.tensor(ends, dtype=torch.int32))
-    judge.check(call, branch, clean_logits=clean_logits, max_window=max_window)
+    judge.check(call, variant, clean_logits=clean_logits, max_window=max_window)
 
 
 @pytest.mark.parametrize(("rows", "keys"), [(0, 20), (3, 0), (0, 0)], ids=["no-rows", "no-keys", "neither"])
@@ -185,27 +183,25 @@ def test_bug_7_windows_of_every_kind(
     [(True, None), (False, None), (False, 12), (False, 0)],
     ids=["clean", "unclean", "compressed", "no-columns"],
 )
-def test_bug_7_no_rows_and_no_keys(
-    judge: ModuleType, branch: str, rows: int, keys: int, clean_logits: bool, max_window: int | None
-) -> None:
+def test_bug_7_no_rows_and_no_keys(variant: str, rows: int, keys: int, clean_logits: bool, max_window: int | None) -> None:
     """7: N == 0 and S == 0: a zero-size grid is a launch error."""
     call = judge.make_call(rows, keys, 16, 32, "extreme")
-    judge.check(call, branch, clean_logits=clean_logits, max_window=max_window)
-    new = fp8_mqa_logits(*call, clean_logits=clean_logits, max_window=max_window, variant=branch)
+    judge.check(call, variant, clean_logits=clean_logits, max_window=max_window)
+    new = fp8_mqa_logits(*call, clean_logits=clean_logits, max_window=max_window, variant=variant)
     assert new.shape == (rows, keys if max_window is None else max_window)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 5, 17, 33, 65, 100, 127])
-def test_bug_8_head_counts_need_not_be_powers_of_two(judge: ModuleType, branch: str, heads: int) -> None:
+def test_bug_8_head_counts_need_not_be_powers_of_two(variant: str, heads: int) -> None:
     """8: Head counts that are not a power of two."""
-    judge.check(judge.make_call(5, 20, heads, 32, "full"), branch)
+    judge.check(judge.make_call(5, 20, heads, 32, "full"), variant)
 
 
 @pytest.mark.parametrize("keys", [1, 113, 256, 257])
-def test_bug_9_rows_are_padded_to_1024_bytes(judge: ModuleType, branch: str, keys: int) -> None:
+def test_bug_9_rows_are_padded_to_1024_bytes(variant: str, keys: int) -> None:
     """9: A caller that assumes stride(0) == N; rows start on boundaries of 256 elements."""
     call = judge.make_call(5, keys, 16, 32, "full")
-    logits = fp8_mqa_logits(*call, variant=branch)
+    logits = fp8_mqa_logits(*call, variant=variant)
     assert logits.stride() == (-(-keys // 256) * 256, 1)
     answer = judge.formula(call)
     judge.agree(logits, answer.logits, answer.magnitude)
@@ -214,28 +210,28 @@ def test_bug_9_rows_are_padded_to_1024_bytes(judge: ModuleType, branch: str, key
 @pytest.mark.parametrize(
     "layout", [{"gap": 1}, {"gap": 300}, {"order": (1, 0)}, {"step": 2}], ids=["gap", "wide-gap", "columns-first", "stepped"]
 )
-def test_bug_9_out_may_have_any_row_stride(judge: ModuleType, branch: str, layout: dict[str, object]) -> None:
+def test_bug_9_out_may_have_any_row_stride(variant: str, layout: dict[str, object]) -> None:
     """9: stride(0) != N of a given out."""
     call = judge.make_call(5, 20, 16, 32, "ragged")
     out = judge.sentinels(5, 20, **layout)
     assert out.stride(0) != 20
-    judge.check(call, branch, out=out)
+    judge.check(call, variant, out=out)
 
 
 @pytest.fixture
 def broken_classic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A classic branch that would be taken on this machine, and whose module does not import."""
+    """A classic variant that would be taken on this machine, and whose module does not import."""
     classic = operation.variants["classic"]
     monkeypatch.setattr(classic, "_implementation", "capgate.kernels.mqa_logits.no_such_module:launch")
     for attribute, value in {"requires": (), "accepts": None, "unless_named": None}.items():
         monkeypatch.setattr(classic, attribute, value)
     monkeypatch.setattr(operation, "_set_aside", {})
-    with compat.override():  # forgets on leaving which branch was taken
+    with compat.override():  # forgets on leaving which variant was taken
         yield
 
 
 @pytest.mark.usefixtures("broken_classic")
-def test_bug_10_a_fallback_says_so_once(judge: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+def test_bug_10_a_fallback_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     """10: A swallowed exception cost one user hours a step. A fallback must say so once."""
     call = judge.make_call(5, 20, 16, 32)
     with caplog.at_level(logging.WARNING, logger="capgate"):
@@ -247,14 +243,14 @@ def test_bug_10_a_fallback_says_so_once(judge: ModuleType, caplog: pytest.LogCap
 
 
 @pytest.mark.usefixtures("broken_classic")
-def test_bug_10_a_named_branch_never_falls_back(judge: ModuleType) -> None:
-    """10: Nor does a branch that was asked for by name give way to another."""
+def test_bug_10_a_named_variant_never_falls_back() -> None:
+    """10: Nor does a variant that was asked for by name give way to another."""
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         fp8_mqa_logits(*judge.make_call(5, 20, 16, 32), variant="classic")
 
 
 @pytest.mark.usefixtures("interpreter")
-def test_bug_12_any_number_of_compute_units_gives_the_same_bits(judge: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bug_12_any_number_of_compute_units_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """12: CU count hard-coded. Few query rows split their keys over as many programs as the device can hold."""
     from capgate.kernels.mqa_logits import classic
 

@@ -1,11 +1,12 @@
-"""Any shape, any strides, any windows: the branches agree with the formula and write only what they should."""
+"""Any shape, any strides, any windows: the variants agree with the formula and write only what they should."""
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from support import judge
 
 HEADS = st.one_of(st.sampled_from([1, 3, 16, 32, 64, 100, 128]), st.integers(1, 128))
 common = {"deadline": None, "derandomize": True, "database": None}
@@ -44,7 +45,7 @@ def calls(draw: st.DrawFn, most_rows: int, most_keys: int) -> dict[str, Any]:
     }
 
 
-def holds(judge: ModuleType, drawn: dict[str, Any], branch: str, dtype: torch.dtype = torch.float8_e4m3fn) -> None:
+def holds(drawn: dict[str, Any], variant: str, dtype: torch.dtype = torch.float8_e4m3fn) -> None:
     call = judge.make_call(*drawn["shape"], dtype=dtype)
     call = call._replace(
         starts=torch.tensor(drawn["starts"], dtype=torch.int32), ends=torch.tensor(drawn["ends"], dtype=torch.int32)
@@ -54,16 +55,16 @@ def holds(judge: ModuleType, drawn: dict[str, Any], branch: str, dtype: torch.dt
     call = call._replace(**{name: judge.laid_out(getattr(call, name), **drawn["layouts"][name]) for name in call._fields})
     rows, keys = drawn["shape"][:2]
     out = judge.sentinels(rows, keys if drawn["max_window"] is None else drawn["max_window"], **drawn["layouts"]["out"])
-    judge.check(call, branch, clean_logits=drawn["clean_logits"], max_window=drawn["max_window"], out=out)
+    judge.check(call, variant, clean_logits=drawn["clean_logits"], max_window=drawn["max_window"], out=out)
 
 
 @settings(max_examples=200, **common)
 @given(drawn=calls(12, 60), dtype=st.sampled_from([torch.float8_e4m3fn, torch.float8_e4m3fnuz]))
-def test_reference_holds_for_any_call(judge: ModuleType, drawn: dict[str, Any], dtype: torch.dtype) -> None:
-    holds(judge, drawn, "reference", dtype)
+def test_reference_holds_for_any_call(drawn: dict[str, Any], dtype: torch.dtype) -> None:
+    holds(drawn, "reference", dtype)
 
 
 @settings(max_examples=40, **common)
 @given(drawn=calls(6, 300))
-def test_classic_holds_for_any_call(judge: ModuleType, interpreter: None, drawn: dict[str, Any]) -> None:
-    holds(judge, drawn, "classic")
+def test_classic_holds_for_any_call(interpreter: None, drawn: dict[str, Any]) -> None:
+    holds(drawn, "classic")

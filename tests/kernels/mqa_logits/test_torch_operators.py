@@ -1,6 +1,5 @@
 """The torch.library operators: opcheck, torch.compile, fake tensors, inference mode."""
 
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from capgate.kernels import fp8_mqa_logits
+from support import judge
 
 MODES = {"clean": (True, None), "unclean": (False, None), "compressed": (False, 11)}
 modes = pytest.mark.parametrize(("clean_logits", "max_window"), MODES.values(), ids=MODES)
@@ -28,18 +28,18 @@ def bytewise_allclose(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @modes
 @pytest.mark.usefixtures("bytewise_allclose")
-def test_opcheck_passes_for_a_new_tensor(judge: ModuleType, branch: str, clean_logits: bool, max_window: int | None) -> None:
+def test_opcheck_passes_for_a_new_tensor(variant: str, clean_logits: bool, max_window: int | None) -> None:
     """Unclean cells are unspecified, so that two runs of the operator would differ in them: every cell is inside here."""
     call = judge.make_call(3, 11, 16, 32, "full")
-    torch.library.opcheck(torch.ops.capgate.fp8_mqa_logits, (*call, clean_logits, max_window, branch))
+    torch.library.opcheck(torch.ops.capgate.fp8_mqa_logits, (*call, clean_logits, max_window, variant))
 
 
 @modes
 @pytest.mark.usefixtures("bytewise_allclose")
-def test_opcheck_passes_for_a_given_out(judge: ModuleType, branch: str, clean_logits: bool, max_window: int | None) -> None:
+def test_opcheck_passes_for_a_given_out(variant: str, clean_logits: bool, max_window: int | None) -> None:
     call, out = judge.make_call(3, 11, 16, 32, "ragged"), torch.zeros(3, 14)[:, :11]
     compressed = max_window is not None
-    torch.library.opcheck(torch.ops.capgate.fp8_mqa_logits_out, (*call, out, clean_logits, compressed, branch))
+    torch.library.opcheck(torch.ops.capgate.fp8_mqa_logits_out, (*call, out, clean_logits, compressed, variant))
 
 
 def bits(logits: torch.Tensor) -> torch.Tensor:
@@ -50,9 +50,7 @@ def bits(logits: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @modes
-def test_compiled_calls_agree_bitwise(
-    judge: ModuleType, backend: str, dynamic: bool, clean_logits: bool, max_window: int | None
-) -> None:
+def test_compiled_calls_agree_bitwise(backend: str, dynamic: bool, clean_logits: bool, max_window: int | None) -> None:
     def score(call: Any, out: torch.Tensor | None = None) -> torch.Tensor:
         return fp8_mqa_logits(*call, clean_logits=clean_logits, max_window=max_window, out=out) * 2
 
@@ -68,15 +66,15 @@ def test_compiled_calls_agree_bitwise(
         assert torch.equal(compiled(call)[written], score(call)[written])
 
 
-def test_a_branch_may_be_named_in_a_compiled_call(judge: ModuleType, branch: str) -> None:
+def test_a_variant_may_be_named_in_a_compiled_call(variant: str) -> None:
     torch._dynamo.reset()
     call = judge.make_call(5, 17, 16, 32, "ragged")
     compiled = torch.compile(fp8_mqa_logits, fullgraph=True, backend="aot_eager")
-    assert torch.equal(bits(compiled(*call, variant=branch)), bits(fp8_mqa_logits(*call, variant=branch)))
+    assert torch.equal(bits(compiled(*call, variant=variant)), bits(fp8_mqa_logits(*call, variant=variant)))
 
 
 @pytest.mark.any_triton
-def test_dynamic_shapes_compile_once(judge: ModuleType) -> None:
+def test_dynamic_shapes_compile_once() -> None:
     from torch._dynamo.testing import CompileCounterWithBackend  # here: it takes seconds, which other processes need not
 
     torch._dynamo.reset()
@@ -90,9 +88,7 @@ def test_dynamic_shapes_compile_once(judge: ModuleType) -> None:
 
 @modes
 @pytest.mark.parametrize("keys", [0, 5, 256, 300])
-def test_fake_and_meta_tensors_get_the_real_shape_and_strides(
-    judge: ModuleType, keys: int, clean_logits: bool, max_window: int | None
-) -> None:
+def test_fake_and_meta_tensors_get_the_real_shape_and_strides(keys: int, clean_logits: bool, max_window: int | None) -> None:
     call = judge.make_call(3, keys, 16, 32)
     keywords = {"clean_logits": clean_logits, "max_window": max_window}
     real = fp8_mqa_logits(*call, **keywords)
@@ -106,16 +102,16 @@ def test_fake_and_meta_tensors_get_the_real_shape_and_strides(
         assert pretended.device.type == device
 
 
-def test_inference_mode_gives_the_same_bits(judge: ModuleType, branch: str) -> None:
+def test_inference_mode_gives_the_same_bits(variant: str) -> None:
     call = judge.make_call(3, 11, 16, 32, "ragged")
     with torch.inference_mode():
-        logits = fp8_mqa_logits(*call, variant=branch)
+        logits = fp8_mqa_logits(*call, variant=variant)
     assert logits.is_inference()
-    assert torch.equal(bits(logits), bits(fp8_mqa_logits(*call, variant=branch)))
+    assert torch.equal(bits(logits), bits(fp8_mqa_logits(*call, variant=variant)))
 
 
 @pytest.mark.any_triton
-def test_errors_reach_the_caller_of_a_compiled_function_by_name(judge: ModuleType) -> None:
+def test_errors_reach_the_caller_of_a_compiled_function_by_name() -> None:
     torch._dynamo.reset()
     call = judge.make_call(3, 11, 16, 32)
     compiled = torch.compile(fp8_mqa_logits, backend="eager")

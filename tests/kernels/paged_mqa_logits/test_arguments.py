@@ -1,7 +1,6 @@
 """Bad input to the paged logits: the right error, it names the argument, and nothing has been written."""
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 
 from capgate import compat
 from capgate.kernels import fp8_paged_mqa_logits, paged_mqa_schedule, paged_mqa_workers
+from support import paged
 
 REQUESTS, NEXT_N, HEADS, DIM, COLUMNS = 3, 2, 16, 32, 70
 FN, FNUZ, INT, BYTE = torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int32, torch.uint8
@@ -110,7 +110,7 @@ BAD: dict[str, tuple[dict[str, Callable[[], Any]], type[Exception], str]] = {
 
 @pytest.mark.parametrize(("replacements", "error", "argument"), BAD.values(), ids=BAD)
 def test_bad_input_is_refused_by_name_and_changes_nothing(
-    paged: ModuleType, replacements: dict[str, Callable[[], Any]], error: type[Exception], argument: str
+    replacements: dict[str, Callable[[], Any]], error: type[Exception], argument: str
 ) -> None:
     call = paged.make_call([70, 5, 64], NEXT_N, HEADS, DIM)
     out = paged.judge.sentinels(REQUESTS * NEXT_N, COLUMNS)
@@ -123,7 +123,7 @@ def test_bad_input_is_refused_by_name_and_changes_nothing(
 
 
 @pytest.mark.parametrize("requests", [0, REQUESTS])
-def test_an_impossible_branch_is_refused_with_its_reason(paged: ModuleType, requests: int) -> None:
+def test_an_impossible_variant_is_refused_with_its_reason(requests: int) -> None:
     call = paged.make_call([5] * requests)
     with (
         compat.override(disable=["triton"]),
@@ -132,24 +132,24 @@ def test_an_impossible_branch_is_refused_with_its_reason(paged: ModuleType, requ
         fp8_paged_mqa_logits(*call, max_context_len=5, variant="classic")
 
 
-def test_weights_that_require_grad_serve_where_grad_is_off(paged: ModuleType, branch: str) -> None:
+def test_weights_that_require_grad_serve_where_grad_is_off(variant: str) -> None:
     call = paged.make_call([5, 70])
-    expected = fp8_paged_mqa_logits(*call, max_context_len=70, clean_logits=True, variant=branch)
+    expected = fp8_paged_mqa_logits(*call, max_context_len=70, clean_logits=True, variant=variant)
     with torch.no_grad():
         needy = call._replace(weights=call.weights.clone().requires_grad_())
-        logits = fp8_paged_mqa_logits(*needy, max_context_len=70, clean_logits=True, variant=branch)
+        logits = fp8_paged_mqa_logits(*needy, max_context_len=70, clean_logits=True, variant=variant)
     assert torch.equal(logits, expected)
 
 
 @pytest.mark.parametrize("name", ["q", "kv_cache", "weights", "context_lens", "block_table", "schedule"])
-def test_out_shares_no_memory_with_what_is_read(paged: ModuleType, branch: str, name: str) -> None:
+def test_out_shares_no_memory_with_what_is_read(variant: str, name: str) -> None:
     call = paged.make_call([70, 5, 64], NEXT_N, HEADS, DIM)
     operands = call._asdict() | {"schedule": paged_mqa_schedule(call.context_lens, 64, 3)}
     tensor = operands[name].contiguous()
     octets = tensor.numel() * tensor.element_size()
     memory = torch.zeros(octets + REQUESTS * NEXT_N * COLUMNS * 4, dtype=BYTE)
     operands[name] = memory[:octets].view(tensor.dtype).view(tensor.shape).copy_(tensor)
-    keywords = {"max_context_len": COLUMNS, "clean_logits": True, "variant": branch}
+    keywords = {"max_context_len": COLUMNS, "clean_logits": True, "variant": variant}
     expected = fp8_paged_mqa_logits(**operands, **keywords)
     words = memory.view(torch.float32)
     for first, fine in ((octets // 4, True), (octets // 4 - 1, False), (0, False)):
@@ -163,7 +163,7 @@ def test_out_shares_no_memory_with_what_is_read(paged: ModuleType, branch: str, 
         assert torch.equal(memory, before)
 
 
-def test_out_may_lie_between_the_blocks_of_the_cache(paged: ModuleType) -> None:
+def test_out_may_lie_between_the_blocks_of_the_cache() -> None:
     """As in a pool that several buffers share block by block."""
     call = paged.make_call([70, 5, 64], gap=4 * 128)
     expected = fp8_paged_mqa_logits(*call, max_context_len=COLUMNS, clean_logits=True)
@@ -212,9 +212,7 @@ def test_a_bad_schedule_is_refused_by_name(bad: dict[str, Any], error: type[Exce
         ({"variant": "clasic"}, ValueError, "variant"),
     ],
 )
-def test_workers_of_bad_operands_are_refused_by_name(
-    paged: ModuleType, bad: dict[str, Any], error: type[Exception], argument: str
-) -> None:
+def test_workers_of_bad_operands_are_refused_by_name(bad: dict[str, Any], error: type[Exception], argument: str) -> None:
     call = paged.make_call([5, 70])
     with pytest.raises(error, match=f"^{argument}: "):
         paged_mqa_workers(**{"q": call.q, "kv_cache": call.kv_cache} | bad)

@@ -21,7 +21,7 @@ KINDS = [(64, 128, "unclean"), (32, 128, "clean"), (100, 64, "unclean")]
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_classic_fits_without_spills_and_uses_the_matrix_units(compile_once: Callable[..., Any], target: str) -> None:
-    """3: Shared-memory overflow on parts with 64 KiB. 12: The matrix instruction was hard-coded for one architecture."""
+    """Known bugs 3, shared memory that overflows 64 KiB, and 12, a matrix instruction hard-coded for one architecture."""
     shared_memory, instruction, formats = TARGETS[target]
     jobs = [Job("classic", *kind, fp8) for kind in KINDS for fp8 in formats]
     for row in compile_once("fp8_paged_mqa_logits", target, jobs):
@@ -38,8 +38,8 @@ def test_classic_fits_without_spills_and_uses_the_matrix_units(compile_once: Cal
 
 
 @pytest.mark.parametrize("target", ["cuda:90", "hip:gfx950"])
-def test_the_report_knows_which_branch_a_target_takes(target: str) -> None:
-    """The target's Gluon branch, where this Triton has what it needs; its step says why not otherwise."""
+def test_the_report_knows_which_variant_a_target_takes(target: str) -> None:
+    """The target's Gluon variant, where this Triton has what it needs; its step says why not otherwise."""
     trace, caps = operation.explain(operation.example(target)), compat.capabilities(target)
     gluon = {"cuda:90": "gluon_hopper", "hip:gfx950": "gluon_cdna4"}[target]
     assert trace.variant == (gluon if caps[gluon] else "classic"), str(trace)

@@ -1,12 +1,12 @@
-"""Any lengths, tables and strides: the branches agree with the formula and write only what they should."""
+"""Any lengths, tables and strides: the variants agree with the formula and write only what they should."""
 
-from types import ModuleType
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capgate.kernels import paged_mqa_schedule
+from support import paged
 
 common = {"deadline": None, "derandomize": True, "database": None}
 
@@ -43,22 +43,22 @@ def calls(draw: st.DrawFn, most_requests: int, most_keys: int) -> dict[str, Any]
     }
 
 
-def holds(paged: ModuleType, drawn: dict[str, Any], branch: str) -> None:
+def holds(drawn: dict[str, Any], variant: str) -> None:
     call, columns = paged.make_call(**drawn["call"]), drawn["columns"]
     call = call._replace(block_table=paged.judge.laid_out(call.block_table, **drawn["table"]))
     out = paged.judge.sentinels(call.q.shape[0] * call.q.shape[1], columns, **drawn["out"])
     workers = drawn["workers"]
     schedule = None if workers is None else paged_mqa_schedule(call.context_lens, drawn["call"]["block"], workers)
-    paged.check(call, branch, columns, clean_logits=drawn["clean_logits"], schedule=schedule, out=out)
+    paged.check(call, variant, columns, clean_logits=drawn["clean_logits"], schedule=schedule, out=out)
 
 
 @settings(max_examples=80, **common)
 @given(drawn=calls(6, 150))
-def test_reference_holds_for_any_call(paged: ModuleType, drawn: dict[str, Any]) -> None:
-    holds(paged, drawn, "reference")
+def test_reference_holds_for_any_call(drawn: dict[str, Any]) -> None:
+    holds(drawn, "reference")
 
 
 @settings(max_examples=20, **common)
 @given(drawn=calls(4, 300))
-def test_classic_holds_for_any_call(paged: ModuleType, interpreter: None, drawn: dict[str, Any]) -> None:
-    holds(paged, drawn, "classic")
+def test_classic_holds_for_any_call(interpreter: None, drawn: dict[str, Any]) -> None:
+    holds(drawn, "classic")

@@ -1,6 +1,5 @@
 """The torch.library operators of the paged logits and the key cache: opcheck, torch.compile, fake tensors."""
 
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from capgate.kernels import fp8_paged_mqa_logits, gather_keys, paged_mqa_schedule, quantize_keys_to_cache
+from support import paged
 
 
 @pytest.fixture
@@ -25,16 +25,16 @@ def bytewise_allclose(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("scheduled", [True, False], ids=["scheduled", "unscheduled"])
 @pytest.mark.usefixtures("bytewise_allclose")
-def test_opcheck_passes_for_the_logits(paged: ModuleType, branch: str, scheduled: bool) -> None:
+def test_opcheck_passes_for_the_logits(variant: str, scheduled: bool) -> None:
     call = paged.make_call([20, 0, 5], 2)
     schedule = paged_mqa_schedule(call.context_lens, 64, 2) if scheduled else None
-    torch.library.opcheck(torch.ops.capgate.fp8_paged_mqa_logits, (*call, schedule, 20, True, branch))
+    torch.library.opcheck(torch.ops.capgate.fp8_paged_mqa_logits, (*call, schedule, 20, True, variant))
     out = torch.zeros(6, 24)[:, :20]
-    torch.library.opcheck(torch.ops.capgate.fp8_paged_mqa_logits_out, (*call, schedule, out, True, branch))
+    torch.library.opcheck(torch.ops.capgate.fp8_paged_mqa_logits_out, (*call, schedule, out, True, variant))
 
 
 @pytest.mark.usefixtures("bytewise_allclose")
-def test_opcheck_passes_for_the_schedule_and_the_cache(paged: ModuleType) -> None:
+def test_opcheck_passes_for_the_schedule_and_the_cache() -> None:
     call = paged.make_call([20, 0, 5])
     torch.library.opcheck(torch.ops.capgate.paged_mqa_schedule, (call.context_lens, 5))
     torch.library.opcheck(torch.ops.capgate.gather_keys, (call.kv_cache, call.block_table, call.context_lens, 30))
@@ -55,7 +55,7 @@ def step(call: Any, k: torch.Tensor, slots: torch.Tensor, columns: int, total: i
 @pytest.mark.any_triton
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_a_compiled_step_agrees_bitwise(paged: ModuleType, backend: str, dynamic: bool) -> None:
+def test_a_compiled_step_agrees_bitwise(backend: str, dynamic: bool) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend=backend, dynamic=dynamic)
     for lens in ([20, 0, 5], [70, 3, 130, 1]):
@@ -70,7 +70,7 @@ def test_a_compiled_step_agrees_bitwise(paged: ModuleType, backend: str, dynamic
 
 
 @pytest.mark.any_triton
-def test_dynamic_shapes_compile_once(paged: ModuleType) -> None:
+def test_dynamic_shapes_compile_once() -> None:
     from torch._dynamo.testing import CompileCounterWithBackend  # here: it takes seconds, which other processes need not
 
     torch._dynamo.reset()
@@ -83,7 +83,7 @@ def test_dynamic_shapes_compile_once(paged: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("columns", [0, 5, 256, 300])
-def test_fake_and_meta_tensors_get_the_real_shapes_and_strides(paged: ModuleType, columns: int) -> None:
+def test_fake_and_meta_tensors_get_the_real_shapes_and_strides(columns: int) -> None:
     call = paged.make_call([5, 3], 2)
 
     def results(call: Any) -> tuple[torch.Tensor, ...]:

@@ -21,10 +21,10 @@ VARIANTS = {"select_keys": ["reference"]}
 pytestmark = pytest.mark.usefixtures("no_gpu")
 
 
-def test_what_is_timed_selects_the_same_keys(branch):
+def test_what_is_timed_selects_the_same_keys(variant):
     batch = TINY.make(CPU, FN)
     before = batch.logits.clone()
-    calls = batch.calls(branch)
+    calls = batch.calls(variant)
     calls["logits"]()
     assert torch.equal(batch.logits, before), "cells outside the windows stay -inf, as torch.topk needs them"
     keys = calls["selection"]()

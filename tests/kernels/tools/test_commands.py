@@ -176,7 +176,7 @@ def test_bench_refuses_a_picture_of_another_kind(tmp_path, capsys):
     assert "needs a name that ends in .png or .svg" in capsys.readouterr().err
 
 
-def test_bench_says_why_a_named_branch_cannot_run(capsys):
+def test_bench_says_why_a_named_variant_cannot_run(capsys):
     assert cli.main(["bench", "--workload", "f", "--variants", "gluon_hopper"]) == 2
     assert "--variants: gluon_hopper cannot run fp8_mqa_logits here: needs" in capsys.readouterr().err
 

@@ -23,7 +23,7 @@ TOKENS, TOP = Metric("8k1", "total tok/s"), Metric("recall", "top keys, prefill"
 
 
 def run(triton: str, serving: dict[tuple[str, bool], list[float]], recall: float = 0.98) -> dict[str, Any]:
-    """What capgate bench writes, with these total tokens per second by branch and clean_logits, a figure for each round."""
+    """What capgate bench writes, with these total tokens per second by variant and clean_logits, a figure for each round."""
     stack = {"device": "a GPU", "target": "cuda:90", "multiprocessors": 132, "serial": "GPU-1"}
     rows = [
         {"workload": "8k1", "variant": variant, "clean_logits": clean, "metrics": {"total tok/s": rates}}
@@ -159,7 +159,7 @@ def test_a_stack_in_two_files_is_refused(runs):
         compare(runs)
 
 
-def test_branches_without_a_baseline_are_refused():
+def test_variants_without_a_baseline_are_refused():
     with pytest.raises(ValueError, match="no run has the classic or the reference variant"):
         compare({"a": run("3.6.0", {("gluon_hopper", True): [1.0]})})
 

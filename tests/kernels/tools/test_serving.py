@@ -13,6 +13,7 @@ from capgate.kernels.tools.bench.timing import Timing
 from capgate.kernels.tools.workloads.accuracy import Accuracy
 from capgate.kernels.tools.workloads.catalogue import SMALL, WORKLOADS
 from capgate.kernels.tools.workloads.serving import Serving, Share
+from support import judge
 
 CPU, FN = torch.device("cpu"), torch.float8_e4m3fn
 TINY = Serving("tiny", "", 8, 5, requests=3, batch_tokens=20, layers=2, heads=4, dim=32, bucket=1)
@@ -102,13 +103,13 @@ def test_a_share_is_every_steps_layers_and_its_schedule_once():
     ]
 
 
-def test_a_run_needs_its_branch_in_every_operation():
+def test_a_run_needs_its_variant_in_every_operation():
     plan = Plan(None, FN, {"fp8_mqa_logits": ["gluon", "classic"], "fp8_paged_mqa_logits": ["classic"]}, (False,), 1)
     assert plan.variants_of(WORKLOADS["1k1k"].operations) == ["classic"]
     assert plan.variants_of(WORKLOADS["8k1"].operations) == ["gluon", "classic"]
 
 
-def test_a_branch_that_a_run_leaves_out_is_named(monkeypatch, capsys):
+def test_a_variant_that_a_run_leaves_out_is_named(monkeypatch, capsys):
     monkeypatch.setitem(dense.variants, "hasty", dense.variants["reference"])
     monkeypatch.setitem(SMALL, "1k1k", replace(TINY, name="1k1k"))
     arguments = ["bench", "--workload", "1k1k", "--variants", "hasty,reference", "--repeats", "1", "--rounds", "1"]
@@ -138,13 +139,13 @@ def test_the_command_says_that_it_is_no_serving_engine(monkeypatch, tmp_path, ca
 
 @pytest.mark.parametrize("kind", ["prefill", "decode"])
 @pytest.mark.parametrize("clean_logits", [False, True])
-def test_a_branch_finds_most_of_the_top_keys(branch, kind, clean_logits):
-    recall = TINY_RECALL.cases(CPU, FN)[kind].recall(branch, clean_logits, TINY_RECALL.top_k)
+def test_a_variant_finds_most_of_the_top_keys(variant, kind, clean_logits):
+    recall = TINY_RECALL.cases(CPU, FN)[kind].recall(variant, clean_logits, TINY_RECALL.top_k)
     assert 0.75 < recall.keys <= 1
     assert 0.97 < recall.mass <= 1.001
 
 
-def test_every_branch_finds_the_same_keys(interpreter):
+def test_every_variant_finds_the_same_keys(interpreter):
     plan = Plan(
         FixedTimes(),
         FN,
@@ -160,7 +161,7 @@ def test_every_branch_finds_the_same_keys(interpreter):
 
 
 @pytest.mark.parametrize("kind", ["prefill", "decode"])
-def test_the_float32_logits_are_those_of_the_same_activations(judge, kind):
+def test_the_float32_logits_are_those_of_the_same_activations(kind):
     """Within what quantising costs: upstream's limit for unquantised inputs."""
     case = TINY_RECALL.cases(CPU, FN)[kind]
     logits = torch.full_like(case.exact, float("nan"))

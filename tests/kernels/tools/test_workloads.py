@@ -129,13 +129,13 @@ def test_a_decode_batch_scatters_its_blocks_and_shares_none():
     assert used != sorted(used)
 
 
-def test_decode_is_timed_with_the_schedule_of_its_branch(branch):
+def test_decode_is_timed_with_the_schedule_of_its_variant(variant):
     """A call with that schedule gives the logits of the call that makes its own."""
     batch = SMALL["decode-skewed"].make(CPU, FN)
     out = batch.output().fill_(-1.0)
-    timed = batch.call(branch, False, out)
+    timed = batch.call(variant, False, out)
     schedule = timed.keywords["schedule"]
-    workers = paged_mqa_workers(batch.q, batch.kv_cache, variant=branch)
+    workers = paged_mqa_workers(batch.q, batch.kv_cache, variant=variant)
     assert torch.equal(schedule, paged_mqa_schedule(batch.context_lens, 64, workers))
     timed()
     own = torch.full_like(out, -1.0)

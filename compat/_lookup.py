@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from . import probes, switches, targets
-from .capabilities import Capabilities
+from . import _probes, _switches, targets
+from ._capabilities import Capabilities
 from .targets import Target
 
 _snapshots: dict[str, Capabilities] = {}
@@ -19,7 +19,7 @@ def capabilities(device: Any = None) -> Capabilities:
     Asked again under the same settings of Triton (the interpreter, which ptxas) it gives the same snapshot. No driver is
     started. Raises ValueError for a target that does not exist or a device that is not visible.
     """
-    setting = switches.CONTEXT.in_force.key  # torch.compile compiles anew where this changes
+    setting = _switches.CONTEXT.in_force.key  # torch.compile compiles anew where this changes
     # Lines of their own: torch.compile makes each key a constant, and then follows the look-up. It can hand on no named tuple.
     if isinstance(device, Target):
         key = _named_key(setting, device.backend, device.arch, device.warp_size)
@@ -36,7 +36,7 @@ def require(name: str, device: Any = None) -> None:
 def target_of(device: Any) -> Target:
     """The target that ``device`` means, in any of the forms that :func:`capabilities` takes."""
     if device is None:
-        return switches.current().target or targets.default()
+        return _switches.current().target or targets.default()
     if isinstance(device, Target):
         return device
     if isinstance(device, str):
@@ -47,8 +47,8 @@ def target_of(device: Any) -> Target:
 
 
 def _snapshot_key(setting: str, device: Any) -> str:
-    switched, target = switches.current(), target_of(device)
-    key = f"{target} {target.warp_size} {probes.settings()} {switched.key}"
+    switched, target = _switches.current(), target_of(device)
+    key = f"{target} {target.warp_size} {_probes.settings()} {switched.key}"
     if key not in _snapshots:
         _snapshots.setdefault(key, Capabilities(target, switched.disabled))  # of several threads, the first one's
     return key

@@ -20,8 +20,9 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from . import registry, targets
-from .capabilities import TABLE, nearest
+from . import _registry, targets
+from .spelling import nearest
+from .table import TABLE
 from .targets import Target
 
 # CAPGATE_DROPIN is read by capgate.kernels.dropin, CAPGATE_TORCH by noxfile.py; listed here, they are no misspelling.
@@ -181,7 +182,7 @@ def _check_variants(variants: Mapping[str, str], argument: str) -> None:
     for name, variant in variants.items():
         _typed(argument, name, str, "names of operations")
         _typed(argument, variant, str, "names of variants")
-        known = registry.REGISTERED if name in registry.REGISTERED else registry.operations()
+        known = _registry.REGISTERED if name in _registry.REGISTERED else _registry.operations()
         if name not in known:
             raise SwitchError(f"{argument}: no operation {name!r}; {nearest(name, known)}")
         variants_of_it = known[name].variants  # none, where they are added later

@@ -18,16 +18,19 @@ at (device, dtypes, head sizes) and not what changes from call to call.
 """
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Hashable, Iterable
 from importlib import import_module
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
-from . import probes, registry, switches
+from . import _probes, _registry, _switches
+from ._capabilities import CapabilityError
 from ._errors import of_the_machine, summary
-from .capabilities import TABLE, CapabilityError, nearest
-from .kernel import Examples, Kernel
-from .lookup import capabilities, target_of
+from ._kernel import OFFERS, Examples, Kernel
+from ._lookup import capabilities, target_of
+from .spelling import nearest
+from .table import TABLE
 
 LOG = logging.getLogger("capgate")
 
@@ -63,7 +66,7 @@ class Variant(Generic[P]):
     unless_named : a rule that returns None, or the reason why this variant takes the problem only when named
     last_resort : running it on a GPU is worth a warning, because a faster variant was expected there
 
-    Raises ValueError for a required capability that does not exist.
+    Raises TypeError for values of other kinds, ValueError for a required capability that does not exist.
     """
 
     def __init__(
@@ -76,11 +79,19 @@ class Variant(Generic[P]):
         unless_named: Rule[P] | None = None,
         last_resort: bool = False,
     ) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"name: got {_called(name)}, needs a str, as in @operation.variant('name')")
+        if isinstance(implementation, str):
+            if not re.fullmatch(r"\w+(\.\w+)*:\w+", implementation):
+                raise ValueError(f"implementation: got {implementation!r}, needs 'package.module:name'")
+        elif not isinstance(implementation, Kernel) and not callable(implementation):
+            words = "a function, a Kernel, or 'package.module:name' of one"
+            raise TypeError(f"implementation: got {_called(implementation)}, needs {words}")
+        for argument, rule in {"accepts": accepts, "unless_named": unless_named}.items():
+            if rule is not None and not callable(rule):
+                raise TypeError(f"{argument}: got {_called(rule)}, needs a function of the problem, or None")
         self.name = name
-        self.requires = tuple(requires)
-        for needed in self.requires:
-            if needed not in TABLE:
-                raise ValueError(f"requires: no capability {needed!r}; {nearest(needed, TABLE)}")
+        self.requires = _names("requires", requires, TABLE, "capability")
         self.accepts = accepts
         self.unless_named = unless_named
         self.last_resort = last_resort
@@ -89,12 +100,12 @@ class Variant(Generic[P]):
     def load(self) -> Callable[..., Any] | Kernel[P]:
         """The implementation; given as ``"package.module:name"`` its module is imported now, and not before.
 
-        Raises what the import raises, AttributeError where the module lacks the name, TypeError for what cannot be called.
+        Raises what the import raises, ValueError with the nearest names where the package lacks the module, or the module the
+        name, TypeError for what cannot be called.
         """
         implementation = self._implementation
         if isinstance(implementation, str):
-            module, _, name = implementation.partition(":")
-            implementation = getattr(import_module(module), name)
+            implementation = _find(self.name, *implementation.split(":"))
         if not isinstance(implementation, Kernel) and not callable(implementation):
             raise TypeError(f"variant {self.name!r}: got {type(implementation).__name__}, needs a function or a Kernel")
         self._implementation = implementation
@@ -104,7 +115,54 @@ class Variant(Generic[P]):
         return f"Variant({self.name!r})"
 
 
-class Operation(registry.Registered, Generic[P]):
+class _MisspeltError(ValueError):
+    """A variant's "package.module:name" is of nothing that exists: its author's mistake, on every machine."""
+
+
+def _find(variant: str, module: str, name: str) -> Any:
+    parent, _, last = module.rpartition(".")
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module or not parent:  # it imports what is not installed here, or is not installed itself
+            raise
+        from pkgutil import iter_modules
+
+        beside = [entry.name for entry in iter_modules(getattr(import_module(parent), "__path__", ()))]
+        raise _MisspeltError(f"variant {variant!r}: {parent} has no module {last!r}; {nearest(last, beside)}") from error
+    if not hasattr(found, name):
+        known = [known for known in vars(found) if not known.startswith("_")]
+        raise _MisspeltError(f"variant {variant!r}: {module} has no {name!r}; {nearest(name, known)}")
+    return getattr(found, name)
+
+
+def _names(argument: str, names: Iterable[str], known: Iterable[str], kind: str) -> tuple[str, ...]:
+    """Names that exist, given as an iterable of them."""
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(f"{argument}: got {_called(names)}, needs several names, as in {argument}=[{names!r}]")
+    given = tuple(names)
+    for name in given:
+        if not isinstance(name, str):
+            raise TypeError(f"{argument}: got {_called(name)}, needs names of type str")
+        if name not in known:
+            raise ValueError(f"{argument}: no {kind} {name!r}; {nearest(name, known)}")
+    return given
+
+
+def _called(value: object) -> str:
+    """What to call a value of the wrong kind."""
+    name = value if isinstance(value, str) else getattr(value, "__name__", None)
+    return f"{type(value).__name__} {name!r}" if isinstance(name, str) else type(value).__name__
+
+
+def checked_reason(reason: object, rule: str) -> str | None:
+    """What a rule returned; TypeError where that is neither None nor words."""
+    if reason is None or (isinstance(reason, str) and reason):
+        return reason
+    raise TypeError(f"{rule}: returned {reason!r}, needs None where it takes the problem, or the reason why not, a str")
+
+
+class Operation(_registry.Registered, Generic[P]):
     """An operation with ordered variants; the first one that can take a problem runs.
 
     name : what CAPGATE_VARIANT and the report call it
@@ -112,7 +170,7 @@ class Operation(registry.Registered, Generic[P]):
     examples : what an offline compile asks for; without it the operation cannot be compiled ahead of time
     offers : what every Kernel among its variants must offer besides ``prepare``: "tuning", "workers"
 
-    Raises ValueError when another module has defined an operation of this name.
+    Raises ValueError when another module has defined an operation of this name, TypeError for values of other kinds.
     """
 
     def __init__(
@@ -123,14 +181,18 @@ class Operation(registry.Registered, Generic[P]):
         examples: Examples | None = None,
         offers: Iterable[str] = (),
     ) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"name: got {_called(name)}, needs a str")
+        if example is not None and not callable(example):
+            raise TypeError(f"example: got {_called(example)}, needs a function of the device, or None")
         self.name = name
         self.example = example
         self.examples = examples
-        self.offers = tuple(offers)
+        self.offers = _names("offers", offers, OFFERS, "part of a Kernel")
         self.variants: dict[str, Variant[P]] = {}
         self._set_aside: dict[tuple[str, P | None, str], str] = {}
         self.module: str | None = sys._getframe(1).f_globals.get("__name__")
-        registry.register(self)
+        _registry.register(self)
 
     def add(self, variant: Variant[P]) -> None:
         """Add a variant after those added before it. Raises ValueError when its name is taken."""
@@ -140,6 +202,8 @@ class Operation(registry.Registered, Generic[P]):
 
     def variant(self, name: str, **rules: Any) -> Callable[[F], F]:
         """Decorate a function to add it as a variant; ``rules`` are the other parameters of :class:`Variant`."""
+        if not isinstance(name, str):
+            raise TypeError(f"name: got {_called(name)}, needs a str, as in @operation.variant('name')")
 
         def decorate(function: F) -> F:
             self.add(Variant(name, function, **rules))
@@ -151,16 +215,16 @@ class Operation(registry.Registered, Generic[P]):
         """Run the chosen variant with ``arguments``.
 
         A variant that cannot be loaded or compiled is set aside for this problem, with one warning, and the next one runs;
-        under CAPGATE_STRICT=1, or where the variant was named, the error is raised. Errors of a launched kernel always are,
-        and so are those of the machine (memory, disk, files, a killed compiler), which say nothing of the variant: the next
-        call tries it again.
+        under CAPGATE_STRICT=1, or where the variant was named, the error is raised, and always for a misspelt
+        "package.module:name". Errors of a launched kernel always are, and so are those of the machine (memory, disk, files, a
+        killed compiler), which say nothing of the variant: the next call tries it again.
         """
         handled = sys.exc_info()[1]  # by the caller: no part of what may fail here
         while True:
             chosen = self.select(problem, variant)
             try:
                 implementation = self.load(chosen)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, _MisspeltError):
                 raise
             except BaseException as error:  # a module may fail to import in any way on a build it was not written for
                 if of_the_machine(error, handled):
@@ -195,7 +259,7 @@ class Operation(registry.Registered, Generic[P]):
         device = getattr(problem, "device", None)
         if device is None:  # a machine's default target may appear later
             return self._choose(problem, variant)
-        memo, caps = switches.current().memo, capabilities(device)
+        memo, caps = _switches.current().memo, capabilities(device)
         key = (self, problem, variant)
         asked, chosen = memo.get(key, (None, None))
         # Another snapshot: the driver has said which GPU this is, or Triton or its settings have changed.
@@ -228,22 +292,23 @@ class Operation(registry.Registered, Generic[P]):
             return aside
         if problem is None:
             return None
-        reason = candidate.accepts(problem) if candidate.accepts else None
-        if reason is None and candidate.unless_named and not named:
-            reason = candidate.unless_named(problem)
-        return reason
+        rules = {"accepts": candidate.accepts, "unless_named": None if named else candidate.unless_named}
+        for rule, ask in rules.items():
+            if ask and (reason := checked_reason(ask(problem), f"{self.name}: {rule} of variant {candidate.name!r}")):
+                return reason
+        return None
 
     def _why_aside(self, candidate: Variant[P], problem: P | None) -> str | None:
         """Why ``candidate`` was set aside for ``problem``; strict switches and other settings of Triton try it again."""
-        reason = self._set_aside.get((candidate.name, problem, probes.settings()))
-        return None if switches.current().strict else reason
+        reason = self._set_aside.get((candidate.name, problem, _probes.settings()))
+        return None if _switches.current().strict else reason
 
     def _named_by_switch(self) -> str | None:
-        named = switches.current().variants
+        named = _switches.current().variants
         for operation in named:
-            if operation not in registry.REGISTERED and operation not in (known := registry.operations()):
+            if operation not in _registry.REGISTERED and operation not in (known := _registry.operations()):
                 switch = "CAPGATE_VARIANT or override(variant=...)"
-                raise switches.SwitchError(f"{switch}: no operation {operation!r}; {nearest(operation, known)}")
+                raise _switches.SwitchError(f"{switch}: no operation {operation!r}; {nearest(operation, known)}")
         return named.get(self.name)
 
     def _choose(self, problem: P, variant: str | None) -> Variant[P]:
@@ -261,10 +326,10 @@ class Operation(registry.Registered, Generic[P]):
 
     def _fall_back(self, failed: Variant[P], problem: P, variant: str | None, what: str, error: BaseException) -> None:
         """Set ``failed`` aside for ``problem`` and say so once, or raise ``error`` where falling back is not wanted."""
-        if switches.current().strict or failed.name in (variant, self._named_by_switch()):
+        if _switches.current().strict or failed.name in (variant, self._named_by_switch()):
             raise error
         reason = f"set aside: {what}: {summary(error)}"
-        if self._set_aside.setdefault((failed.name, problem, probes.settings()), reason) is reason:
+        if self._set_aside.setdefault((failed.name, problem, _probes.settings()), reason) is reason:
             LOG.warning("%s: %s %s for %s; CAPGATE_STRICT=1 raises instead", self.name, failed.name, reason, problem)
 
 

@@ -10,6 +10,8 @@ from typing import Any, Concatenate, Generic, NamedTuple, TypeVar
 
 P = TypeVar("P", bound=Hashable)
 
+OFFERS = ("tuning", "workers")  # what a Kernel may offer besides ``prepare``
+
 
 class Launch(NamedTuple):
     """A kernel with its grid, its arguments in order, and its constants and launch options by name.

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-from . import probes, versions
+from . import _probes, versions
 from ._errors import summary
-from .probes import Finding
+from ._probes import Finding
 from .targets import Target
 
 
@@ -27,10 +27,10 @@ def _ptxas_knows(target: Target) -> Finding:
     import subprocess
 
     text = versions.find("triton").found
-    if probes.resolve("triton.backends.nvidia.compiler") is None:
+    if _probes.resolve("triton.backends.nvidia.compiler") is None:
         return Finding(False, f"{text}, without a back end for NVIDIA")
     arch = int(re.sub(r"\D+$", "", target.arch))
-    tool = probes.ptxas_for(arch)
+    tool = _probes.ptxas_for(arch)
     if tool is None:
         return Finding(False, f"{text}, without ptxas for {target.label}")
     name = import_module("triton.backends.nvidia.compiler").sm_arch_from_capability(arch)
@@ -46,9 +46,9 @@ def _ptxas_knows(target: Target) -> Finding:
 
 def _lowering_knows(target: Target) -> Finding:
     text, arch = versions.find("triton").found, target.arch.partition(":")[0]
-    if probes.resolve("triton.backends.amd.compiler") is None:
+    if _probes.resolve("triton.backends.amd.compiler") is None:
         return Finding(False, f"{text}, without a back end for AMD")
-    if arch.startswith("gfx125") and not probes.knows_gfx1250().holds:  # 3.6.0 lowers for it and hangs in LLVM
+    if arch.startswith("gfx125") and not _probes.knows_gfx1250().holds:  # 3.6.0 lowers for it and hangs in LLVM
         return Finding(False, f"{text}, which does not compile for {arch}")
     gpu = import_module("triton.backends.compiler").GPUTarget("hip", arch, target.warp_size)
     libtriton = import_module("triton._C.libtriton")
@@ -61,7 +61,7 @@ def _lowering_knows(target: Target) -> Finding:
             backend.load_dialects(context)
             manager = libtriton.ir.pass_manager(context)
             libtriton.amd.passes.ttgpuir.add_to_llvmir(manager, options.arch, True)
-            probes.run_passes(manager, probes.parsed(_NOTHING, context))
+            _probes.run_passes(manager, _probes.parsed(_NOTHING, context))
         except (RuntimeError, ValueError) as error:
             failure = summary(error)
         else:

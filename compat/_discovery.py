@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from . import visibility
+from . import _visibility
 
 DRI = "/dev/dri"  # where the kernel puts the render nodes through which ROCr opens its GPUs
 
@@ -54,12 +54,12 @@ def amd(kfd: str) -> Found:
         return Found((), (*notes, "AMD: no GPU in the kernel's topology"))
     visible = gpus
     if (setting := os.environ.get("ROCR_VISIBLE_DEVICES")) is not None:
-        visible = _visible(visible, visibility.rocr, setting)
+        visible = _visible(visible, _visibility.rocr, setting)
         if not visible:
             return Found((), (*notes, f"AMD: {len(gpus)} found, all hidden by ROCR_VISIBLE_DEVICES={setting!r}"))
-    if read := visibility.hip_setting(os.environ):
+    if read := _visibility.hip_setting(os.environ):
         variable, setting = read
-        visible = _visible(visible, visibility.hip, setting)
+        visible = _visible(visible, _visibility.hip, setting)
         if not visible:
             hidden = f"{variable}={os.environ[variable]!r}"
             return Found((), (*notes, f"AMD: {len(gpus)} found, all hidden by {hidden}"))
@@ -82,7 +82,7 @@ def nvidia() -> Found:
         elif setting.startswith("MIG-"):
             visible = _mig(setting, gpus)
         else:
-            visible = _visible(gpus, visibility.cuda, setting)
+            visible = _visible(gpus, _visibility.cuda, setting)
     except pynvml.NVMLError as error:
         return Found((), (f"NVIDIA: NVML could not list the GPUs: {error}",))
     finally:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .thirdparty import Raised, ask
 
 if TYPE_CHECKING:
-    from .operation import Operation
+    from ._operation import Operation
 
 LOG = logging.getLogger("capgate")
 

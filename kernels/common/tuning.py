@@ -1,0 +1,60 @@
+"""The row of a tuning table: how the work of a problem is cut, and what is asked of the compiler.
+
+Each operation's ``tunings`` has the tables of its variants: plain data, which needs no Triton. A table of a variant for any GPU
+has a row for each target that is known to want one, by the target's label ("sm90"), and one for all others, by ANY. A table of
+a variant for one architecture goes by padded heads. Beside a row stands why it is so: measured where, or chosen by which count.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+Options = tuple[tuple[str, Any], ...]  # pairs and not a dictionary, so that a row can be hashed
+Row = TypeVar("Row")
+
+ANY = ""  # in place of a target's label: every target that has no row of its own
+
+
+class Tuning(NamedTuple):
+    """How the logits of a problem are cut; other operations' rows have these names for these things, too.
+
+    block_keys : keys that a program takes at a time: a tile
+    columns : rows x padded heads of a program's products; in a table the most
+    num_warps : warps or waves of a program that multiply; in a table the most
+    num_stages : tiles that lie in shared memory or LDS, or are on their way there
+    resident : programs of so many warps that one SM or CU holds
+    options : further launch options, which one backend alone knows
+    rows : query rows that a program takes at a time; 0 in a table, whose ``columns`` have room for them
+
+    None where a kernel has no such thing:
+
+    part_keys : keys of a tile that a wave scores at a time
+    samples : groups whose windows are read to share out the work
+    group_cost : what another group of rows costs, in eighths of a tile
+    registers_thread : 32-bit registers of each thread before the warps specialise
+    registers_consumer : of each thread that multiplies, from then on
+    registers_producer : of each thread that copies, from then on
+    """
+
+    block_keys: int
+    columns: int
+    num_warps: int
+    num_stages: int
+    resident: int
+    options: Options = ()
+    rows: int = 0
+    part_keys: int | None = None
+    samples: int | None = None
+    group_cost: int | None = None
+    registers_thread: int | None = None
+    registers_consumer: int | None = None
+    registers_producer: int | None = None
+
+    def with_rows(self, rows: int, padded_heads: int) -> "Tuning":
+        """A table's row for a problem: with so many query rows, or as many as its columns have room for."""
+        rows = min(rows, self.columns // padded_heads)
+        return self._replace(rows=rows, columns=rows * padded_heads)
+
+
+def row_for(table: Mapping[str, Row], label: str) -> Row:
+    """The row of a target by its label, or the one for any."""
+    return table[label] if label in table else table[ANY]

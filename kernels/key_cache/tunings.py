@@ -1,0 +1,75 @@
+"""The tuning tables of what writes, gathers and unshuffles cached keys."""
+
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from capgate import compat
+
+from ..common.tuning import ANY, row_for
+
+if TYPE_CHECKING:
+    from .operation import Problem
+
+
+class Writing(NamedTuple):
+    """How the keys to write are cut; names as in :mod:`..common.tuning`."""
+
+    block_keys: int
+    num_warps: int
+
+
+class Gathering(NamedTuple):
+    """How the keys to gather are cut; names as in :mod:`..common.tuning`.
+
+    requests : whose lengths are summed at a time
+    """
+
+    block_keys: int
+    num_warps: int
+    requests: int
+
+
+class Unshuffling(NamedTuple):
+    """How a block of the cache is cut; names as in :mod:`..common.tuning`, but that a request's blocks are shared out.
+
+    block_packets : packets of 16 bytes that a program takes at a time
+    resident : programs for each SM or CU, which the requests share
+    """
+
+    block_packets: int
+    num_warps: int
+    resident: int
+
+
+# --- classic, by target ---------------------------------------------------------------------------------------------------
+
+CLASSIC_WRITE: dict[str, Writing] = {
+    # Run on an H100, and emulated for gfx950, not timed against others: 8 elements of a thread where D = 128.
+    ANY: Writing(block_keys=8, num_warps=4),
+}
+CLASSIC_GATHER: dict[str, Gathering] = {
+    # Run on an H100, and emulated for gfx950, not timed against others: 32 bytes of a thread where D = 128.
+    ANY: Gathering(block_keys=32, num_warps=4, requests=256),
+}
+CLASSIC_UNSHUFFLE: dict[str, Unshuffling] = {
+    # Run on an H100, and emulated for gfx950, not timed against others: two packets of a thread.
+    ANY: Unshuffling(block_packets=256, num_warps=4, resident=8),
+}
+
+
+@cache
+def classic_write(problem: "Problem") -> Writing:
+    """The row for a problem's target."""
+    return row_for(CLASSIC_WRITE, compat.capabilities(problem.device).target.label)
+
+
+@cache
+def classic_gather(problem: "Problem") -> Gathering:
+    """The row for a problem's target."""
+    return row_for(CLASSIC_GATHER, compat.capabilities(problem.device).target.label)
+
+
+@cache
+def classic_unshuffle(problem: "Problem") -> Unshuffling:
+    """The row for a problem's target."""
+    return row_for(CLASSIC_UNSHUFFLE, compat.capabilities(problem.device).target.label)

@@ -1,0 +1,45 @@
+"""What memory a selection takes beside its results: candidates of rows that are cut, and as many rows as fit a budget."""
+
+from capgate import compat
+
+from . import tunings
+
+CANDIDATE_BYTES = 8  # a logit and the index that it stands for
+ROW_GRANULE = 128
+
+
+def rooms(columns: int, top_k: int, block: int) -> list[int]:
+    """Candidates that a row may have after each launch but the last.
+
+    A program leaves ``top_k`` of its block, or all of what it has if that is less; the launch that finds a row's candidates
+    in one block is the last.
+    """
+    found = []
+    while columns > block:
+        columns = columns // block * top_k + min(columns % block, top_k)
+        found.append(columns)
+    return found
+
+
+def scratch_rooms(columns: int, top_k: int, block: int) -> list[int]:
+    """Candidates that a row has room for in each scratch buffer: two at most, which the launches fill in turn. Their rows
+    begin on 16-byte boundaries, and Triton is told of multiples of 16 elements."""
+    return [-(-room // 16) * 16 for room in rooms(columns, top_k, block)[:2]]
+
+
+def scratch_bytes(target: compat.Target, columns: int, top_k: int) -> int:
+    """Bytes of scratch that the classic variant allocates for each row."""
+    return CANDIDATE_BYTES * sum(scratch_rooms(columns, top_k, tunings.for_target(target).for_columns(columns).block_logits))
+
+
+def rows_within(budget: int, row_bytes: int, rows: int) -> int:
+    """How many rows of ``row_bytes`` to take at a time within ``budget`` bytes; 0 where there is no room for one.
+
+    All of them if they fit, otherwise a multiple of ROW_GRANULE, or a power of two below it, as serving engines cut theirs.
+    """
+    if rows * row_bytes <= budget:
+        return rows
+    most = budget // row_bytes
+    if most >= ROW_GRANULE:
+        return most // ROW_GRANULE * ROW_GRANULE
+    return 1 << most.bit_length() >> 1

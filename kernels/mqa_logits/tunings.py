@@ -1,0 +1,94 @@
+"""The tuning tables of fp8_mqa_logits. What was tried for them: docs/design/classic.md, cdna4.md and hopper.md."""
+
+from functools import cache
+
+from capgate import compat
+
+from ..common.rules import padded_heads
+from ..common.tuning import ANY, Tuning, row_for
+from .operation import Problem
+
+# --- classic, by target; for every H and D alike --------------------------------------------------------------------------
+
+CLASSIC: dict[str, Tuning] = {
+    # Measured on an H100 with Triton 3.6.0: larger tiles, 8 warps, 64 columns and 2 stages are 5-40 % slower.
+    "sm90": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=3),
+    # Compiled and emulated, never timed: 87 to 96 vector instructions per 32 keys of a row of 64 heads, and no spills.
+    "gfx950": Tuning(block_keys=128, columns=128, num_warps=8, num_stages=2, resident=2),
+    # Compiled, never run: as gfx950, in at most 20 of its 64 KiB of LDS.
+    "gfx942": Tuning(block_keys=128, columns=128, num_warps=8, num_stages=2, resident=2),
+    # Compiled for sm89, sm100 and sm120, never run there: fits 99 KiB of shared memory.
+    ANY: Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=2),
+}
+CLASSIC_CLEAN: dict[str, Tuning] = {
+    **CLASSIC,
+    # Measured on an H100 with Triton 3.6.0: of the 153 registers of the fill 128 do without a spill, and it is 1-7 % faster.
+    "sm90": CLASSIC["sm90"]._replace(options=(("maxnreg", 128),)),
+}
+
+
+@cache
+def classic(problem: Problem) -> Tuning:
+    """The row for a problem's target and output mode, cut to its heads."""
+    table = CLASSIC_CLEAN if problem.clean_logits else CLASSIC
+    row = row_for(table, compat.capabilities(problem.device).target.label)
+    padded = padded_heads(problem.heads)
+    return row.with_rows(row.columns // padded, padded)
+
+
+# --- gluon_cdna4, by padded heads; for every D and output mode alike ------------------------------------------------------
+
+# Compiled, never timed: left to itself Triton 3.6.0 moves accumulators through AGPRs; with 3 waves 3.7.1 to 3.9.0 spill.
+TWO_WAVES = (("waves_per_eu", 2),)
+GLUON_CDNA4: dict[int, Tuning] = {
+    # Compiled and emulated, never timed: with 256 columns the masks of four rows of a wave spill scalar registers.
+    16: Tuning(block_keys=128, columns=128, num_warps=4, num_stages=3, resident=2, options=TWO_WAVES, part_keys=64),
+    # Compiled and emulated, never timed: two rows of a wave share each LDS read, 1 vector instruction less than 128 columns.
+    32: Tuning(block_keys=128, columns=256, num_warps=4, num_stages=3, resident=2, options=TWO_WAVES, part_keys=64),
+    # Compiled and emulated, never timed: 53-54 vector instructions per 32 keys of a row; 512 columns spill 145 registers.
+    64: Tuning(block_keys=128, columns=256, num_warps=4, num_stages=3, resident=2, options=TWO_WAVES, part_keys=64),
+    # Compiled and emulated, never timed: tiles of 128 keys spill, and parts of 64 have no room.
+    128: Tuning(block_keys=64, columns=512, num_warps=4, num_stages=3, resident=2, options=TWO_WAVES, part_keys=32),
+}
+
+
+@cache
+def gluon_cdna4(problem: Problem) -> Tuning:
+    """The row for a problem's heads."""
+    padded = padded_heads(problem.heads)
+    row = GLUON_CDNA4[padded]
+    return row.with_rows(row.columns // padded, padded)
+
+
+# --- gluon_hopper, by padded heads; for every D and output mode alike -----------------------------------------------------
+
+_HOPPER = Tuning(
+    block_keys=128,
+    columns=256,  # of two warpgroups
+    num_warps=8,
+    num_stages=4,
+    resident=1,
+    samples=128,
+    group_cost=5,
+    registers_thread=168,  # 384 threads share the 65,536 of an SM
+    registers_consumer=208,
+    registers_producer=88,
+)
+GLUON_HOPPER: dict[int, Tuning] = {
+    # Compiled, not timed: of 208 registers Triton 3.9.0 would spill 6 with clean output.
+    16: _HOPPER._replace(group_cost=7, registers_consumer=224, registers_producer=56),
+    # Measured on an H100 with Triton 3.6.0: a group costs .85 of a tile; counted as half of one, calls took 5-13 % longer.
+    32: _HOPPER._replace(group_cost=7),
+    # Measured on an H100 with Triton 3.6.0: a group costs 5 to 7 eighths of a tile, all even; so are 5 and 6 stages.
+    64: _HOPPER,
+    # Compiled, not timed: as with 64 heads.
+    128: _HOPPER,
+}
+
+
+@cache
+def gluon_hopper(problem: Problem) -> Tuning:
+    """The row for a problem's heads."""
+    padded = padded_heads(problem.heads)
+    row = GLUON_HOPPER[padded]
+    return row.with_rows(row.columns // padded, padded)

@@ -1,0 +1,112 @@
+"""The tuning tables of fp8_paged_mqa_logits. What was tried for them: docs/design/classic.md, cdna4.md and hopper.md."""
+
+from functools import cache
+
+from capgate import compat
+from capgate.compat.offline.occupancy import LDS
+
+from ..common.rules import padded_heads
+from ..common.tuning import ANY, Tuning, row_for
+from .operation import Problem
+
+# --- classic, by target; for every H, D, block size and output mode alike -------------------------------------------------
+
+CLASSIC: dict[str, Tuning] = {
+    # Measured on an H100 with Triton 3.6.0: with next_n of 2 and 64 heads, 151.5 us instead of the 197.6 of 4 programs an SM.
+    "sm90": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=3),
+    # Compiled and emulated, never timed: a tile of 64 keys lies in one block of a serving engine's cache.
+    "gfx950": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=2, resident=2),
+    # Compiled, never run: as gfx950.
+    "gfx942": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=2, resident=2),
+    # Compiled, never run on other GPUs: as the dense table's.
+    ANY: Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=2),
+}
+CLASSIC_NARROW: dict[str, Tuning] = {  # for problems that take no more columns
+    **CLASSIC,
+    # Measured on an H100 with Triton 3.6.0: one query row of 64 heads, 134.5 us instead of the 149.7 of 3 programs an SM.
+    "sm90": Tuning(block_keys=64, columns=64, num_warps=4, num_stages=3, resident=4),
+}
+
+
+@cache
+def classic(problem: Problem) -> Tuning:
+    """The row for a problem's target, cut to its heads and to the rows of a request."""
+    target, padded = compat.capabilities(problem.device).target, padded_heads(problem.heads)
+    wanted = _power_of_two(problem.next_n)
+    row = row_for(CLASSIC_NARROW, target.label)
+    if wanted * padded > row.columns:
+        row = row_for(CLASSIC, target.label)
+    row = row.with_rows(wanted, padded)
+    if target.backend == "hip" and row.columns == 32:
+        # Two products of 32x32 in a tile: with more waves, two would compute the same.
+        return row._replace(num_warps=row.num_warps // 2)
+    return row
+
+
+# --- gluon_cdna4, by padded heads; for every D, block size and output mode alike ------------------------------------------
+
+# Compiled, never timed: left to itself Triton 3.6.0 moves accumulators through AGPRs; with 3 waves it spills.
+TWO_WAVES = (("waves_per_eu", 2),)
+GLUON_CDNA4: dict[int, Tuning] = {
+    # Compiled and emulated, never timed: as many columns of a wave as its MFMA has rows.
+    16: Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=2, options=TWO_WAVES),
+    # Compiled and emulated, never timed: as with 64 heads, two rows for each wave.
+    32: Tuning(block_keys=64, columns=256, num_warps=4, num_stages=3, resident=2, options=TWO_WAVES),
+    # Compiled and emulated, never timed: 55.5 vector instructions per 32 keys of a row; twice the columns of a wave spill.
+    64: Tuning(block_keys=64, columns=256, num_warps=4, num_stages=3, resident=2, options=TWO_WAVES),
+    # Compiled and emulated, never timed: tiles of 64 keys have no room.
+    128: Tuning(block_keys=32, columns=512, num_warps=4, num_stages=3, resident=2, options=TWO_WAVES),
+}
+
+
+@cache
+def gluon_cdna4(problem: Problem) -> Tuning:
+    """The row for a problem's heads, cut to the rows of a request: fewer waves, of which a CU holds more programs."""
+    padded, dim = padded_heads(problem.heads), problem.dim
+    row = GLUON_CDNA4[padded]
+    wave_columns = row.columns // row.num_warps
+    most_waves = min(row.num_warps, row.block_keys * dim // 1024)  # each has keys to copy, 1024 bytes at a time
+    wanted = max(_power_of_two(problem.next_n), 32 // padded)
+    tune = row._replace(columns=most_waves * wave_columns).with_rows(wanted, padded)
+    waves = max(1, tune.columns // wave_columns)
+    lanes = 64 * waves
+    # Keys, a scale and an entry of the table for each lane, in every stage; and the weights.
+    lds_bytes = row.num_stages * (row.block_keys * dim + 4 * lanes + 4 * lanes) + 4 * max(tune.columns, lanes)
+    size, granule = LDS["gfx950"]
+    resident = min(row.resident * row.num_warps // waves, size // (-(-lds_bytes // granule) * granule))
+    return tune._replace(num_warps=waves, resident=resident)
+
+
+# --- gluon_hopper, by padded heads; for every D, block size, next_n and output mode alike ---------------------------------
+
+_HOPPER = Tuning(
+    block_keys=64,
+    columns=128,
+    num_warps=4,
+    num_stages=5,
+    resident=2,
+    registers_thread=128,
+    registers_producer=72,
+)
+GLUON_HOPPER: dict[int, Tuning] = {
+    # Compiled, not timed: as with 64 heads.
+    16: _HOPPER,
+    # As with 64 heads, with which it was chosen; measured.md has its times on an H100.
+    32: _HOPPER,
+    # Measured on an H100 with Triton 3.6.0: 116.4 us, one program of 128-key tiles 116.8 to 119.4; 8 stages are 2.5 % slower.
+    64: _HOPPER,
+    # Compiled, not timed: as with 64 heads.
+    128: _HOPPER,
+}
+
+
+@cache
+def gluon_hopper(problem: Problem) -> Tuning:
+    """The row for a problem's heads, cut to the rows of a request."""
+    padded = padded_heads(problem.heads)
+    return GLUON_HOPPER[padded].with_rows(_power_of_two(problem.next_n), padded)
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest that is not less."""
+    return 1 << (number - 1).bit_length()

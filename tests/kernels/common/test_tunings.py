@@ -1,0 +1,124 @@
+"""The tuning tables: rows of one shape, with keywords and a reason, that need no Triton; and what is launched follows them."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import capgate.kernels
+from capgate import compat
+from capgate.kernels.common.rules import padded_heads
+from capgate.kernels.common.schedule.operation import CHUNK_KEYS
+from capgate.kernels.common.tuning import ANY, Tuning
+
+FOLDERS = ("mqa_logits", "paged_mqa_logits", "key_selection", "key_cache", "common.schedule")
+SCORING = ("mqa_logits", "paged_mqa_logits")
+TARGETS = {
+    "classic": ("cuda:89", "cuda:90", "cuda:100", "hip:gfx942", "hip:gfx950", "hip:gfx1201"),
+    "gluon_cdna4": ("hip:gfx950",),
+    "gluon_hopper": ("cuda:90",),
+}
+pytestmark = pytest.mark.any_triton
+each_folder = pytest.mark.parametrize("folder", FOLDERS)
+
+
+def tables(folder: str) -> dict[str, dict[Any, Any]]:
+    module = import_module(f"capgate.kernels.{folder}.tunings")
+    return {name: value for name, value in vars(module).items() if name.startswith(("CLASSIC", "GLUON"))}
+
+
+def source(folder: str) -> str:
+    return Path(*map(Path, capgate.kernels.__path__), *folder.split("."), "tunings.py").read_text()
+
+
+@each_folder
+def test_a_table_goes_by_target_or_by_padded_heads(folder: str) -> None:
+    assert tables(folder)
+    labels = {compat.capabilities(target).target.label for target in ("cuda:90", "hip:gfx942", "hip:gfx950")}
+    for name, table in tables(folder).items():
+        if name.startswith("CLASSIC"):
+            assert ANY in table
+            assert set(table) - {ANY} <= labels
+        else:
+            assert set(table) == {padded_heads(heads) for heads in range(1, 129)}
+
+
+@each_folder
+def test_rows_have_names_in_common(folder: str) -> None:
+    """What a program takes at a time begins with ``block_``, and what other kernels have too is named as theirs."""
+    own = {"planes", "requests"}
+    for table in tables(folder).values():
+        for row in table.values():
+            blocks = {name for name in row._fields if name.startswith("block_")}
+            assert blocks
+            assert set(row._fields) - blocks - own <= set(Tuning._fields)
+            assert isinstance(row, Tuning) == (folder in SCORING)
+            hash(row)
+
+
+@each_folder
+def test_rows_are_written_with_keywords_and_a_reason(folder: str) -> None:
+    text = source(folder)
+    lines, tree = text.splitlines(), ast.parse(text)
+    rows = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and any(word.arg == "num_warps" for word in node.keywords)
+    ]
+    assert rows
+    assert not any(node.args for node in rows)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            for key in filter(None, node.value.keys):
+                reason = lines[key.lineno - 2].strip()
+                assert reason.startswith("# "), f"{folder}: {lines[key.lineno - 1]}"
+                assert any(word in reason for word in ("easured", "ompiled", "Run on")), reason
+
+
+def test_the_tables_need_no_triton() -> None:
+    names = ", ".join(f"'capgate.kernels.{folder}.tunings'" for folder in FOLDERS)
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        f"from importlib import import_module\nfor name in ({names}): import_module(name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def problems(folder: str, variant: str) -> Iterator[Any]:
+    operation = import_module(f"capgate.kernels.{folder}.operation")
+    for target in TARGETS[variant]:
+        for heads in (1, 16, 20, 32, 48, 64, 100, 128):
+            for dim in (32, 128):
+                for mode in operation.MODES:
+                    problem = operation.example_problem(target, heads, dim, mode)
+                    if "next_n" in problem._fields:
+                        yield from (problem._replace(next_n=next_n) for next_n in (1, 2, 3, 8))
+                    else:
+                        yield problem
+
+
+@pytest.mark.parametrize("variant", TARGETS)
+@pytest.mark.parametrize("folder", SCORING)
+def test_a_problem_gets_whole_rows_within_its_tables_limits(folder: str, variant: str) -> None:
+    tunings = import_module(f"capgate.kernels.{folder}.tunings")
+    written = [row for name, table in tables(folder).items() if name.startswith(variant.upper()) for row in table.values()]
+    for problem in problems(folder, variant):
+        tune, padded = getattr(tunings, variant)(problem), padded_heads(problem.heads)
+        assert tune.rows >= 1
+        assert tune.columns == tune.rows * padded
+        assert any(tune.block_keys == row.block_keys and tune.columns <= row.columns for row in written)
+        assert 1 <= tune.num_warps <= max(row.num_warps for row in written)
+        assert CHUNK_KEYS % tune.block_keys == 0, "two workers would write one tile"
+        if folder == "paged_mqa_logits":
+            assert tune.rows < 2 * problem.next_n or tune.columns == 32, "more rows than a request has"
+
+
+def test_a_row_is_cut_to_the_room_that_its_columns_have() -> None:
+    row = Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=2)
+    assert (row.with_rows(8, 16).rows, row.with_rows(8, 16).columns) == (8, 128)
+    assert (row.with_rows(8, 64).rows, row.with_rows(8, 64).columns) == (2, 128)
+    assert (row.with_rows(1, 64).rows, row.with_rows(1, 64).columns) == (1, 64)
