@@ -5,9 +5,12 @@ a query's or key's logits say so. The bytes are 0x7F in float8_e4m3fn, 0x80 in f
 is here and in the kernel of :func:`capgate.kernels.quantize_keys_to_cache`, for every scale format.
 """
 
+from typing import Annotated, NamedTuple
+
 import torch
 
-from .common.checks import Limit, Operand, Operands, check_choice
+from .common.checks import check_choice
+from .common.operands import Limit, Operand, Operands
 
 # Largest magnitude that a quantised value takes: e4m3fn's 448 and e4m3fnuz's 240.
 FP8_MAX = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0}
@@ -16,10 +19,24 @@ AMAX_FLOOR = 1e-4  # of a row's largest magnitude, as the serving engines do: a 
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _WIDTH = Limit("D", 1)
-KEYS = Operands(Operand("k", (("N", "D"),), _FLOATS, (_WIDTH,)))
-_QUERIES = Operand("q", (("S", "H", "D"), ("B", "next_n", "H", "D")), _FLOATS, (Limit("H", 1), _WIDTH))
-PREFILL = Operands(_QUERIES, Operand("weights", (("S", "H"),), _FLOATS))
-DECODE = Operands(_QUERIES, Operand("weights", (("B", "next_n", "H"),), _FLOATS))
+_QUERIES = Operand((("S", "H", "D"), ("B", "next_n", "H", "D")), _FLOATS, (Limit("H", 1), _WIDTH))
+
+
+class _Keys(NamedTuple):
+    k: Annotated[torch.Tensor, Operand((("N", "D"),), _FLOATS, (_WIDTH,))]
+
+
+class _Prefill(NamedTuple):
+    q: Annotated[torch.Tensor, _QUERIES]
+    weights: Annotated[torch.Tensor, Operand((("S", "H"),), _FLOATS)]
+
+
+class _Decode(NamedTuple):
+    q: Annotated[torch.Tensor, _QUERIES]
+    weights: Annotated[torch.Tensor, Operand((("B", "next_n", "H"),), _FLOATS)]
+
+
+KEYS, PREFILL, DECODE = Operands(_Keys), Operands(_Prefill), Operands(_Decode)
 
 
 def quantize_keys(

@@ -1,4 +1,4 @@
-"""Where a paged key cache holds its keys and scales.
+"""A paged key cache: the operands that describe one, and where it holds its keys and scales.
 
 The cache is declared [num_blocks, block, 1, D + 4] in bytes, but a block is flat: block * D bytes of keys, then block * 4 bytes
 of float32 scales. Blocks may lie further apart than they are long.
@@ -6,14 +6,17 @@ of float32 scales. Blocks may lie further apart than they are long.
 
 import torch
 
-from ..common.checks import Operand, among
+from .operands import Limit, Operand, among
+from .rules import MAX_NEXT
 
 BLOCK_SIZES = (1, 16, 32, 64, 128)
 SCALE_BYTES = 4
 
-
 # A dimension "D + 4" is a key's bytes with those of its scale.
-CACHE = Operand("kv_cache", (("num_blocks", "block", 1, "D + 4"),), (torch.uint8,), (among("block", BLOCK_SIZES),))
+CACHE = Operand((("num_blocks", "block", 1, "D + 4"),), (torch.uint8,), (among("block", BLOCK_SIZES),))
+NEXT = Limit("next_n", 1, MAX_NEXT)
+LENGTHS = Operand((("B",), ("B", "next_n")), (torch.int32,), (NEXT,))
+TABLE = Operand((("B", "max_blocks"),), (torch.int32,))
 
 
 def with_scale(dim: int) -> int:

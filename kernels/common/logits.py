@@ -2,7 +2,7 @@
 
 import torch
 
-from .checks import Limit, among
+from .operands import Limit, among
 from .rules import DIMS, E4M3FN, E4M3FNUZ, MAX_HEADS, MIN_HEADS
 
 FP8 = {torch.float8_e4m3fn: E4M3FN, torch.float8_e4m3fnuz: E4M3FNUZ}

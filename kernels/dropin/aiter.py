@@ -3,14 +3,24 @@
 ATOM, and vLLM and SGLang on ROCm, call them so. Errors that this package's functions raise use their own argument names.
 """
 
+from typing import Annotated, NamedTuple
+
 import torch
 
 from .. import mqa_logits, paged_mqa_logits
 from ..common.cache import CACHE
 from ..common.checks import check_apart, check_integer, check_strided
-from .preshuffle import block_flat, named, unshuffle
+from ..common.operands import Operands
+from ..paged_mqa_logits.operands import QUERIES
+from .preshuffle import block_flat, unshuffle
 
-_OPERANDS = named("q_fp8", "kv_cache")
+
+class _Paged(NamedTuple):
+    q_fp8: Annotated[torch.Tensor, QUERIES]
+    kv_cache: Annotated[torch.Tensor, CACHE]
+
+
+_PAGED = Operands(_Paged)
 
 
 def fp8_mqa_logits(
@@ -70,7 +80,7 @@ def deepgemm_fp8_paged_mqa_logits(
     are. Returns None; aiter's return value, the name of a compiled kernel in Triton's cache, has no counterpart. Raises
     TypeError or ValueError for other arguments.
     """
-    cache = block_flat(_OPERANDS, q_fp8, kv_cache)
+    cache = block_flat(_PAGED, q_fp8, kv_cache)
     next_n = q_fp8.shape[1]
     rows = q_fp8.shape[0] * next_n
     max_model_len = check_integer("max_model_len", max_model_len, 0)
@@ -81,7 +91,7 @@ def deepgemm_fp8_paged_mqa_logits(
         raise ValueError(f"out_logits: got shape {tuple(out_logits.shape)}, needs [{rows}, {max_model_len}] or more")
     out = out_logits[:rows, :max_model_len]
     if Preshuffle:
-        check_apart("out_logits", out, (CACHE,), (cache,))  # of the copy that is read instead nobody will say so
+        check_apart("out_logits", out, _Paged(q_fp8, cache))  # of the copy that is read instead nobody will say so
         cache = unshuffle(cache, kv_indices, context_lens, max_model_len)
     paged_mqa_logits.fp8_paged_mqa_logits(
         q_fp8, cache, weights, context_lens, kv_indices, max_context_len=max_model_len, out=out

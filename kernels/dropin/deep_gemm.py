@@ -3,18 +3,34 @@
 SGLang, and vLLM on CUDA, call them so. Errors that this package's functions raise use their own argument names.
 """
 
+from typing import Annotated, NamedTuple
+
 import torch
 
 from .. import mqa_logits, paged_mqa_logits
-from ..common.checks import Operand, Operands, check_integer, check_strided, pair_of
+from ..common.cache import LENGTHS
+from ..common.checks import check_integer, check_strided, pair_of
 from ..common.hardware import multiprocessors
-from ..paged_mqa_logits.api import LENGTHS, QUERIES
+from ..common.logits import ROW_ALIGNMENT
+from ..common.operands import Operand, Operands
+from ..paged_mqa_logits.operands import QUERIES
 
-ROW_ALIGNMENT = 256  # elements: rows of logits start on 1024-byte boundaries
 KEY_TILE = 256  # DeepGEMM's, by which its rows are longer than the keys are many
 
-_INDICES = Operand("indices", (("B",),), (torch.int32,))
-_OF_ROWS, _OF_LENGTHS = Operands(QUERIES, _INDICES), Operands(LENGTHS, _INDICES)
+_INDICES = Operand((("B",),), (torch.int32,))
+
+
+class _Rows(NamedTuple):
+    q: Annotated[torch.Tensor, QUERIES]
+    indices: Annotated[torch.Tensor, _INDICES]
+
+
+class _Lengths(NamedTuple):
+    context_lens: Annotated[torch.Tensor, LENGTHS]
+    indices: Annotated[torch.Tensor, _INDICES]
+
+
+_ROWS, _LENGTHS = Operands(_Rows), Operands(_Lengths)
 
 _num_sms: int | None = None
 
@@ -80,7 +96,7 @@ def fp8_paged_mqa_logits(
     as :func:`capgate.kernels.fp8_paged_mqa_logits`.
     """
     if indices is not None:
-        _OF_ROWS.check((q, indices))
+        _ROWS.check((q, indices))
         _check_single(q.shape[1])
     return paged_mqa_logits.fp8_paged_mqa_logits(
         q,
@@ -102,7 +118,7 @@ def get_paged_mqa_logits_metadata(
     It is what :func:`capgate.kernels.paged_mqa_schedule` makes: DeepGEMM's kernels cannot read it, nor ours DeepGEMM's.
     """
     if indices is not None:
-        _OF_LENGTHS.check((context_lens, indices))
+        _LENGTHS.check((context_lens, indices))
         _check_single(context_lens.shape[1] if context_lens.ndim == 2 else 1)
     return paged_mqa_logits.paged_mqa_schedule(context_lens, block_kv, num_sms)
 

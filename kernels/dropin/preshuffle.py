@@ -5,32 +5,28 @@ d of key t lies at ``t // 16 * 16 * D + d // 16 * 256 + t % 16 * 16 + d % 16``. 
 ``shuffle_weight`` with layout (16, 16); vLLM: the SHUFFLE layout of ``indexer_k_quant_and_cache_triton``.)
 """
 
+from typing import Any
+
 import torch
 
-from ..common.cache import CACHE, check_address, check_blocks, with_scale
-from ..common.checks import Operands, check_strided
+from ..common.cache import check_address, check_blocks, with_scale
+from ..common.checks import check_strided
+from ..common.operands import Operands
+from ..key_cache.operands import UNSHUFFLED, Unshuffled
 from ..key_cache.operation import Problem, unshuffling
 from ..key_cache.reference import TILE
-from ..paged_mqa_logits.api import LENGTHS, QUERIES, TABLE
-
-_UNSHUFFLED = Operands(CACHE, TABLE, LENGTHS)
 
 
-def named(q: str, kv_cache: str) -> Operands:
-    """The queries and the cache of a paged call, by an engine's names, for :func:`block_flat`."""
-    return Operands(QUERIES._replace(name=q), CACHE._replace(name=kv_cache))
-
-
-def block_flat(operands: Operands, q: torch.Tensor, kv_cache: torch.Tensor) -> torch.Tensor:
+def block_flat(operands: Operands[Any], q: torch.Tensor, kv_cache: torch.Tensor) -> torch.Tensor:
     """An engine's cache [num_blocks, block, 1, W] of one-byte elements, as the uint8 cache that our functions take.
 
-    operands : what :func:`named` made
+    operands : the queries and the cache of a paged call, by the engine's names
     q : [B, next_n, H, D], float8_e4m3fn or float8_e4m3fnuz
 
     W is D + 4 or more: what it has beyond that is room at the end of each block. Raises TypeError or ValueError for what is no
     such cache, or no such queries.
     """
-    names = [operand.name for operand in operands.operands]
+    names = list(operands.rows)
     check_strided(names[0], q)
     check_strided(names[1], kv_cache)
     if kv_cache.element_size() != 1:
@@ -64,9 +60,10 @@ def unshuffle(
     if block % TILE:
         raise ValueError(f"kv_cache: got blocks of {block} keys, needs a multiple of {TILE} in a preshuffled cache")
     check_address(kv_cache)
-    _UNSHUFFLED.check((kv_cache, block_table, context_lens))
+    inputs = Unshuffled(kv_cache, block_table, context_lens)
+    UNSHUFFLED.check(inputs)
     flat = torch.empty(kv_cache.shape, dtype=torch.uint8, device=kv_cache.device)
     if flat.numel() == 0 or block_table.numel() == 0:
         return flat
-    unshuffling(Problem(kv_cache.device), kv_cache, block_table, context_lens, max_context_len, flat)
+    unshuffling(Problem(kv_cache.device), inputs, flat, max_context_len=max_context_len)
     return flat

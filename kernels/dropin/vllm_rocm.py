@@ -4,15 +4,26 @@ vLLM has them in ``vllm.v1.attention.ops.rocm_aiter_mla_sparse``. Errors that th
 argument names.
 """
 
+from typing import Annotated, NamedTuple
+
 import torch
 
 from capgate import compat
 
 from .. import mqa_logits, paged_mqa_logits
+from ..common.cache import CACHE
 from ..common.checks import check_integer, pair_of
-from .preshuffle import block_flat, named, unshuffle
+from ..common.operands import Operands
+from ..paged_mqa_logits.operands import QUERIES
+from .preshuffle import block_flat, unshuffle
 
-_OPERANDS = named("q_fp8", "kv_cache_fp8")
+
+class _Paged(NamedTuple):
+    q_fp8: Annotated[torch.Tensor, QUERIES]
+    kv_cache_fp8: Annotated[torch.Tensor, CACHE]
+
+
+_PAGED = Operands(_Paged)
 
 
 def rocm_fp8_mqa_logits(
@@ -62,7 +73,7 @@ def rocm_fp8_paged_mqa_logits(
     """
     max_model_len = check_integer("max_model_len", max_model_len, 0)
     compress_ratio = check_integer("compress_ratio", compress_ratio, 1)
-    cache = block_flat(_OPERANDS, q_fp8, kv_cache_fp8)
+    cache = block_flat(_PAGED, q_fp8, kv_cache_fp8)
     if holds_tiles(compat.capabilities(q_fp8.device), cache.shape[1], compress_ratio):
         cache = unshuffle(cache, block_tables, context_lens, max_model_len)
     return paged_mqa_logits.fp8_paged_mqa_logits(

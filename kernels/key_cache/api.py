@@ -2,27 +2,12 @@
 
 import torch
 
-from ..common.cache import CACHE, SCALE_BYTES, check_address, check_blocks, with_scale
-from ..common.checks import Derived, Operand, Operands, among, check_apart, check_choice, check_integer
-from ..common.rules import DIMS
+from ..common.cache import SCALE_BYTES, check_address, check_blocks
+from ..common.checks import check_apart, check_choice, check_integer
 from ..common.torch_ops import register
 from ..quantize import FP8_MAX, SCALE_FORMATS
+from .operands import GATHERED, WRITTEN, Gathered, Written
 from .operation import Problem, gathering, writing
-
-_CACHE = CACHE._replace(
-    limits=(*CACHE.limits, among("D + 4", tuple(map(with_scale, DIMS)))),
-    derived=(Derived("D", lambda width: width - SCALE_BYTES, ("D + 4",)),),
-)
-WRITTEN = Operands(
-    _CACHE,
-    Operand("k", (("T", "D"),), (torch.float32, torch.bfloat16, torch.float16)),
-    Operand("slot_mapping", (("T",),), (torch.int32, torch.int64)),
-)
-GATHERED = Operands(
-    _CACHE,
-    Operand("block_table", (("B", "max_blocks"),), (torch.int32,)),
-    Operand("lens", (("B",),), (torch.int32,)),
-)
 
 
 def quantize_keys_to_cache(
@@ -58,11 +43,12 @@ def quantize_keys_to_cache(
     TypeError, ValueError
         An argument is not as above; nothing has been written.
     """
-    WRITTEN.check((kv_cache, k, slot_mapping), "the cache")
+    inputs = Written(k, kv_cache, slot_mapping)
+    WRITTEN.check(inputs, "the cache")
     check_blocks(kv_cache)
     check_choice("dtype", dtype, tuple(FP8_MAX))
     check_choice("scale_format", scale_format, SCALE_FORMATS)
-    torch.ops.capgate.quantize_keys_to_cache(k, kv_cache, slot_mapping, dtype, scale_format)
+    torch.ops.capgate.quantize_keys_to_cache(*inputs, dtype, scale_format)
 
 
 def gather_keys(
@@ -78,7 +64,7 @@ def gather_keys(
     Parameters
     ----------
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
-        The cache, laid out as :func:`quantize_keys_to_cache` writes it.
+        The cache, laid out as :func:`quantize_keys_to_cache` writes it. block is 1, 16, 32, 64 or 128, D is 32, 64 or 128.
     block_table : torch.Tensor, shape (B, max_blocks), int32
         Each request's blocks in order. What lies past a request's keys is not looked at. A block that the cache does not have
         (below 0, or num_blocks and more) is never read: its keys are 0 with scale 0, and score 0 where a window has them.
@@ -101,42 +87,36 @@ def gather_keys(
     TypeError, ValueError
         An argument is not as above.
     """
-    GATHERED.check((kv_cache, block_table, lens), "the keys")
+    inputs = Gathered(kv_cache, block_table, lens)
+    GATHERED.check(inputs, "the keys")
     check_blocks(kv_cache)
     total = check_integer("total", total, 0)
     check_choice("dtype", dtype, tuple(FP8_MAX))
-    keys, scales = torch.ops.capgate.gather_keys(kv_cache, block_table, lens, total)
+    keys, scales = torch.ops.capgate.gather_keys(*inputs, total)
     return keys.view(dtype), scales
 
 
-def _write(k: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor, dtype: torch.dtype, scale_format: str) -> None:
+def _write(inputs: Written, dtype: torch.dtype, scale_format: str) -> None:
     """Operator ``capgate::quantize_keys_to_cache``."""
-    check_address(kv_cache)
-    check_apart("kv_cache", kv_cache, WRITTEN.operands[1:], (k, slot_mapping))
-    if k.shape[0] and kv_cache.shape[0]:
-        writing(Problem(k.device), k, kv_cache, slot_mapping, dtype=dtype, scale_format=scale_format)
+    check_address(inputs.kv_cache)
+    check_apart("kv_cache", inputs.kv_cache, inputs)
+    if inputs.k.shape[0] and inputs.kv_cache.shape[0]:
+        writing(Problem(inputs.k.device), inputs, dtype=dtype, scale_format=scale_format)
 
 
-def _gather(
-    kv_cache: torch.Tensor, block_table: torch.Tensor, lens: torch.Tensor, total: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _gather(inputs: Gathered, total: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Operator ``capgate::gather_keys``; the keys as bytes."""
-    check_address(kv_cache)
-    keys, scales = _empty(kv_cache, block_table, lens, total)
+    check_address(inputs.kv_cache)
+    keys, scales = _empty(inputs, total)
     if total:
-        gathering(Problem(kv_cache.device), kv_cache, block_table, lens, keys, scales)
+        gathering(Problem(inputs.kv_cache.device), inputs, keys, scales)
     return keys, scales
 
 
-def _empty(
-    kv_cache: torch.Tensor, block_table: torch.Tensor, lens: torch.Tensor, total: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    dim = kv_cache.shape[3] - 4
-    return kv_cache.new_empty((total, dim)), kv_cache.new_empty((total,), dtype=torch.float32)
+def _empty(inputs: Gathered, total: int) -> tuple[torch.Tensor, torch.Tensor]:
+    cache = inputs.kv_cache
+    return cache.new_empty((total, cache.shape[3] - SCALE_BYTES)), cache.new_empty((total,), dtype=torch.float32)
 
 
-register(
-    "quantize_keys_to_cache(Tensor k, Tensor(a!) kv_cache, Tensor slot_mapping, ScalarType dtype, str scale_format) -> ()",
-    _write,
-)
-register("gather_keys(Tensor kv_cache, Tensor block_table, Tensor lens, SymInt total) -> (Tensor, Tensor)", _gather, _empty)
+register("quantize_keys_to_cache", WRITTEN, "ScalarType dtype, str scale_format", "()", _write)
+register("gather_keys", GATHERED, "SymInt total", "(Tensor, Tensor)", _gather, _empty)

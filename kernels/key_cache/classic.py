@@ -10,6 +10,7 @@ from ..common.cache import SCALE_BYTES, keys_of, scales_of
 from ..common.device.classic import locate
 from ..common.hardware import multiprocessors
 from ..quantize import AMAX_FLOOR, FP8_MAX
+from .operands import Gathered, Unshuffled, Written
 from .operation import Problem
 from .tunings import classic_gather, classic_unshuffle, classic_write
 
@@ -162,10 +163,9 @@ def unshuffle_kernel(
             tl.store(flat + block * (BLOCK_PACKETS * 4) + packet[:, None] * 4 + word, value, mask=inside)
 
 
-def prepare_write(
-    problem: Problem, k: torch.Tensor, kv_cache: torch.Tensor, slots: torch.Tensor, *, dtype: torch.dtype, scale_format: str
-) -> compat.Launch:
+def prepare_write(problem: Problem, inputs: Written, *, dtype: torch.dtype, scale_format: str) -> compat.Launch:
     """The launch that quantises the keys of one call into their slots."""
+    k, kv_cache, slots = inputs
     keys, scales = keys_of(kv_cache), scales_of(kv_cache)
     (blocks, block, dim), num_keys = keys.shape, k.shape[0]
     tune = classic_write(problem)
@@ -189,15 +189,9 @@ def prepare_write(
 write = compat.Kernel(prepare_write, tuning=classic_write)
 
 
-def prepare_gather(
-    problem: Problem,
-    kv_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    lens: torch.Tensor,
-    keys: torch.Tensor,
-    scales: torch.Tensor,
-) -> compat.Launch:
+def prepare_gather(problem: Problem, inputs: Gathered, keys: torch.Tensor, scales: torch.Tensor) -> compat.Launch:
     """The launch that fills ``keys`` [total, D] and ``scales`` [total], both contiguous."""
+    kv_cache, block_table, lens = inputs
     held_keys, held_scales = keys_of(kv_cache), scales_of(kv_cache)
     (blocks, block, dim), total = held_keys.shape, keys.shape[0]
     tune = classic_gather(problem)
@@ -229,15 +223,9 @@ def prepare_gather(
 gather = compat.Kernel(prepare_gather, tuning=classic_gather)
 
 
-def prepare_unshuffle(
-    problem: Problem,
-    kv_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    context_lens: torch.Tensor,
-    max_context_len: int,
-    flat: torch.Tensor,
-) -> compat.Launch:
+def prepare_unshuffle(problem: Problem, inputs: Unshuffled, flat: torch.Tensor, *, max_context_len: int) -> compat.Launch:
     """The launch that fills the blocks of ``flat`` that the requests use, none of the shapes being empty."""
+    kv_cache, block_table, context_lens = inputs
     blocks, block, _, width = kv_cache.shape
     requests, entries = block_table.shape
     tune = classic_unshuffle(problem)

@@ -40,27 +40,33 @@ def _example_problem(mode_of: str) -> Any:
 def _writing_call(problem: Problem) -> compat.ExampleCall:
     import torch
 
+    from .operands import Written
+
     keys = torch.empty((4096, problem.dim), dtype=torch.bfloat16, device="meta")
     cache = torch.empty((1024, BLOCK, 1, problem.dim + 4), dtype=torch.uint8, device="meta")
     slots = torch.empty((4096,), dtype=torch.int64, device="meta")
-    return compat.ExampleCall((keys, cache, slots), {"dtype": getattr(torch, problem.dtype), "scale_format": "fp32"})
+    return compat.ExampleCall((Written(keys, cache, slots),), {"dtype": getattr(torch, problem.dtype), "scale_format": "fp32"})
 
 
 def _gathering_call(problem: Problem) -> compat.ExampleCall:
     import torch
 
+    from .operands import Gathered
+
     cache = torch.empty((1024, BLOCK, 1, problem.dim + 4), dtype=torch.uint8, device="meta")
     table, lens = (torch.empty(shape, dtype=torch.int32, device="meta") for shape in ((256, 64), (256,)))
     keys = torch.empty((4096, problem.dim), dtype=torch.uint8, device="meta")
-    return compat.ExampleCall((cache, table, lens, keys, torch.empty((4096,), device="meta")), {})
+    return compat.ExampleCall((Gathered(cache, table, lens), keys, torch.empty((4096,), device="meta")), {})
 
 
 def _unshuffling_call(problem: Problem) -> compat.ExampleCall:
     import torch
 
+    from .operands import Unshuffled
+
     cache = torch.empty((1024, BLOCK, 1, problem.dim + 4), dtype=torch.uint8, device="meta")
     table, lens = (torch.empty(shape, dtype=torch.int32, device="meta") for shape in ((256, 64), (256,)))
-    return compat.ExampleCall((cache, table, lens, 4096, torch.empty_like(cache)), {})
+    return compat.ExampleCall((Unshuffled(cache, table, lens), torch.empty_like(cache)), {"max_context_len": 4096})
 
 
 def _operation(name: str, mode: str, call: Any, function: str) -> compat.Operation[Problem]:

@@ -4,12 +4,14 @@ import torch
 
 from ..common.cache import keys_of, scale_bytes_of
 from ..quantize import quantize_keys
+from .operands import Gathered, Unshuffled, Written
 
 TILE = 16  # keys of a tile of a preshuffled cache, and bytes that it holds of each of them in a row
 
 
-def write(k: torch.Tensor, kv_cache: torch.Tensor, slots: torch.Tensor, *, dtype: torch.dtype, scale_format: str) -> None:
+def write(inputs: Written, *, dtype: torch.dtype, scale_format: str) -> None:
     """Quantise the keys of :func:`capgate.kernels.quantize_keys_to_cache` into their slots; arguments have been checked."""
+    k, kv_cache, slots = inputs
     blocks, block = kv_cache.shape[:2]
     if k.shape[0] == 0 or blocks == 0:
         return
@@ -26,10 +28,9 @@ def write(k: torch.Tensor, kv_cache: torch.Tensor, slots: torch.Tensor, *, dtype
         target[at] = torch.where(any_kept, values.view(torch.uint8)[row], target[at])
 
 
-def gather(
-    kv_cache: torch.Tensor, block_table: torch.Tensor, lens: torch.Tensor, keys: torch.Tensor, scales: torch.Tensor
-) -> None:
+def gather(inputs: Gathered, keys: torch.Tensor, scales: torch.Tensor) -> None:
     """Fill ``keys`` [total, D] and ``scales`` [total] as :func:`capgate.kernels.gather_keys` says."""
+    kv_cache, block_table, lens = inputs
     (blocks, block), total = kv_cache.shape[:2], keys.shape[0]
     octets = keys.view(torch.uint8)
     if not (blocks and block_table.numel() and total):
@@ -50,12 +51,10 @@ def gather(
     scales.copy_(torch.where(held[:, None], scale_bytes_of(kv_cache)[page, offset % block], 0).view(torch.float32)[:, 0])
 
 
-def unshuffle(
-    kv_cache: torch.Tensor, block_table: torch.Tensor, context_lens: torch.Tensor, max_context_len: int, flat: torch.Tensor
-) -> None:
+def unshuffle(inputs: Unshuffled, flat: torch.Tensor, *, max_context_len: int) -> None:
     """Fill ``flat`` with every block of a preshuffled cache, in use or not."""
-    keys = keys_of(kv_cache)
+    keys = keys_of(inputs.kv_cache)
     blocks, block, dim = keys.shape
     tiles = keys.reshape(blocks, block // TILE, dim // TILE, TILE, TILE)  # tile, piece of the keys, key, byte
     keys_of(flat).copy_(tiles.transpose(2, 3).reshape(blocks, block, dim))
-    scale_bytes_of(flat).copy_(scale_bytes_of(kv_cache))
+    scale_bytes_of(flat).copy_(scale_bytes_of(inputs.kv_cache))

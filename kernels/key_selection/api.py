@@ -7,22 +7,19 @@ import torch
 from capgate import compat
 
 from ..common.cache import check_blocks
-from ..common.checks import Operand, Operands, check_flag, check_integer, check_variant
+from ..common.checks import check_flag, check_integer, check_variant
 from ..common.logits import ROW_ALIGNMENT
 from ..common.torch_ops import register
-from ..mqa_logits import api as dense
+from ..mqa_logits import operands as dense
 from ..mqa_logits.operation import operation as dense_operation
-from ..paged_mqa_logits import api as paged
+from ..paged_mqa_logits import operands as paged
 from ..paged_mqa_logits.operation import operation as paged_operation
+from .operands import OPERANDS, Inputs
 from .operation import Problem, operation
 from .scratch import rows_within, scratch_bytes
 
 MAX_COLUMNS = 2**29  # so that the end of a block is 32 bits wide, and a grid's second dimension 16
 LOGITS_BUDGET = 2**31  # bytes, as in ROCm's ATOM
-
-_LOGITS = Operand("logits", (("S", "N"),), (torch.float32,))
-_STARTS, _ENDS = (Operand(name, (("S",),), (torch.int32,)) for name in ("starts", "ends"))
-WINDOWED, FROM_ZERO = Operands(_LOGITS, _STARTS, _ENDS), Operands(_LOGITS, _ENDS)
 
 Selected: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
@@ -47,9 +44,16 @@ def select_keys(
 
     Parameters
     ----------
-    q, k, k_scale, weights, starts, ends : torch.Tensor
-        As in :func:`fp8_mqa_logits`: (S, H, D), (N, D), (N,) or (N, 1), (S, H), (S,) and (S,). Row i sees the keys from
-        ``max(starts[i], 0)`` to ``min(ends[i], N)``.
+    q : torch.Tensor, shape (S, H, D), float8_e4m3fn or float8_e4m3fnuz
+        Queries, as in :func:`fp8_mqa_logits`. H is 1 to 128, D is 32, 64 or 128.
+    k : torch.Tensor, shape (N, D), q's dtype
+        Keys.
+    k_scale : torch.Tensor, shape (N,) or (N, 1), float32
+        One scale for each key.
+    weights : torch.Tensor, shape (S, H), float32
+        Weight of each head.
+    starts, ends : torch.Tensor, shape (S,), int32
+        Row i sees the keys from ``max(starts[i], 0)`` to ``min(ends[i], N)``.
     top_k : int
         How many keys to select for each row, 1 or more.
     logits_budget_bytes : int
@@ -86,7 +90,8 @@ def select_keys(
     capgate.compat.CapabilityError
         The variant that ``variant``, ``logits_variant`` or CAPGATE_VARIANT names cannot run here.
     """
-    dense.OPERANDS.check((q, k, k_scale, weights, starts, ends), "the selection")
+    inputs = dense.Inputs(q, k, k_scale, weights, starts, ends)
+    dense.OPERANDS.check(inputs, "the selection")
     top_k, logits_budget_bytes = _check_sizes(top_k, logits_budget_bytes)
     if max_window is None:
         _check_columns("k", k.shape[0])
@@ -97,10 +102,10 @@ def select_keys(
     check_flag("return_scores", return_scores)
     check_variant("variant", variant, operation)
     check_variant("logits_variant", logits_variant, dense_operation)
-    k_scale = k_scale[:, 0] if k_scale.ndim == 2 else k_scale
+    if k_scale.ndim == 2:
+        inputs = inputs._replace(k_scale=k_scale[:, 0])
     indices, scores = torch.ops.capgate.select_keys(
-        *(q, k, k_scale, weights, starts, ends, top_k, logits_budget_bytes, max_window),
-        *(relative, return_scores, variant, logits_variant),
+        *inputs, top_k, logits_budget_bytes, max_window, relative, return_scores, variant, logits_variant
     )
     return (indices, scores) if return_scores else indices
 
@@ -123,9 +128,16 @@ def select_paged_keys(
 
     Parameters
     ----------
-    q, kv_cache, weights, context_lens, block_table : torch.Tensor
-        As in :func:`fp8_paged_mqa_logits`: (B, next_n, H, D), (num_blocks, block, 1, D + 4), (B * next_n, H), (B,) or
-        (B, next_n), and (B, max_blocks).
+    q : torch.Tensor, shape (B, next_n, H, D), float8_e4m3fn or float8_e4m3fnuz
+        Queries, as in :func:`fp8_paged_mqa_logits`. next_n is 1 to 8, H is 1 to 128, D is 32, 64 or 128.
+    kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
+        Keys and their scales, laid out as there. block is 1, 16, 32, 64 or 128.
+    weights : torch.Tensor, shape (B * next_n, H), float32
+        Weight of each head.
+    context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
+        How many keys the last row of a request sees, or each row.
+    block_table : torch.Tensor, shape (B, max_blocks), int32
+        Each request's blocks in order.
     max_context_len : int
         Row t of request b sees as many keys as ``context_lens`` says, and no more than this or than the table has room for.
     top_k, logits_budget_bytes, return_scores, variant : as in :func:`select_keys`; requests are taken in turn, not rows
@@ -142,7 +154,8 @@ def select_paged_keys(
     TypeError, ValueError, capgate.compat.CapabilityError
         As :func:`select_keys`.
     """
-    paged.OPERANDS.check((q, kv_cache, weights, context_lens, block_table), "the selection")
+    tensors = (q, kv_cache, weights, context_lens, block_table)
+    paged.OPERANDS.check(paged.Inputs(*tensors), "the selection")
     check_blocks(kv_cache)
     top_k, logits_budget_bytes = _check_sizes(top_k, logits_budget_bytes)
     max_context_len = check_integer("max_context_len", max_context_len, 0)
@@ -151,8 +164,7 @@ def select_paged_keys(
     check_variant("variant", variant, operation)
     check_variant("logits_variant", logits_variant, paged_operation)
     indices, scores = torch.ops.capgate.select_paged_keys(
-        *(q, kv_cache, weights, context_lens, block_table, max_context_len, top_k, logits_budget_bytes),
-        *(return_scores, variant, logits_variant),
+        *tensors, max_context_len, top_k, logits_budget_bytes, return_scores, variant, logits_variant
     )
     return (indices, scores) if return_scores else indices
 
@@ -194,10 +206,8 @@ def select_from_logits(
     TypeError, ValueError, capgate.compat.CapabilityError
         As :func:`select_keys`.
     """
-    if starts is None:
-        FROM_ZERO.check((logits, ends), "the selection")
-    else:
-        WINDOWED.check((logits, starts, ends), "the selection")
+    inputs = Inputs(logits, starts, ends)
+    OPERANDS.check(inputs, "the selection")
     _check_columns("logits", logits.shape[1])
     top_k = check_integer("top_k", top_k, 1)
     check_flag("relative", relative)
@@ -207,9 +217,7 @@ def select_from_logits(
         num_keys = check_integer("num_keys", num_keys, 0, 2**31 - 1)
         if starts is None:
             raise ValueError("num_keys: needs starts, which say what key a row's first column means")
-    indices, scores = torch.ops.capgate.select_from_logits(
-        logits, starts, ends, top_k, num_keys, relative, return_scores, variant
-    )
+    indices, scores = torch.ops.capgate.select_from_logits(*inputs, top_k, num_keys, relative, return_scores, variant)
     return (indices, scores) if return_scores else indices
 
 
@@ -235,47 +243,28 @@ def _empty(rows: int, top_k: int, return_scores: bool, device: torch.device) -> 
 
 
 def _select_into(
-    logits: torch.Tensor,
-    starts: torch.Tensor | None,
-    ends: torch.Tensor,
-    indices: torch.Tensor,
-    scores: torch.Tensor,
-    num_keys: int | None,
-    relative: bool,
-    variant: str | None,
+    inputs: Inputs, indices: torch.Tensor, scores: torch.Tensor, num_keys: int | None, relative: bool, variant: str | None
 ) -> None:
     """Run the chosen variant, unless there is no row."""
-    problem = Problem(logits.device, indices.shape[1])
+    problem = Problem(inputs.logits.device, indices.shape[1])
     if len(indices) == 0:
         operation.select(problem, variant)  # a variant that cannot run is an error for empty calls too
         return
     wanted = scores if scores.shape[1] else None
-    operation(problem, logits, starts, ends, indices, wanted, variant=variant, num_keys=num_keys, relative=relative)
+    operation(problem, inputs, indices, wanted, variant=variant, num_keys=num_keys, relative=relative)
 
 
 def _select_from_logits(
-    logits: torch.Tensor,
-    starts: torch.Tensor | None,
-    ends: torch.Tensor,
-    top_k: int,
-    num_keys: int | None,
-    relative: bool,
-    return_scores: bool,
-    variant: str | None,
+    inputs: Inputs, top_k: int, num_keys: int | None, relative: bool, return_scores: bool, variant: str | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Operator ``capgate::select_from_logits``."""
-    indices, scores = _empty(logits.shape[0], top_k, return_scores, logits.device)
-    _select_into(logits, starts, ends, indices, scores, num_keys, relative, variant)
+    indices, scores = _empty(inputs.logits.shape[0], top_k, return_scores, inputs.logits.device)
+    _select_into(inputs, indices, scores, num_keys, relative, variant)
     return indices, scores
 
 
 def _select_keys(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    starts: torch.Tensor,
-    ends: torch.Tensor,
+    inputs: dense.Inputs,
     top_k: int,
     logits_budget_bytes: int,
     max_window: int | None,
@@ -285,27 +274,24 @@ def _select_keys(
     logits_variant: str | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Operator ``capgate::select_keys``."""
-    rows, keys, compressed = q.shape[0], k.shape[0], max_window is not None
+    q, compressed = inputs.q, max_window is not None
+    rows, keys = q.shape[0], inputs.k.shape[0]
     columns = keys if max_window is None else max_window
     indices, scores = _empty(rows, top_k, return_scores, q.device)
     buffer = _logits_buffer(rows, 1, columns, top_k, logits_budget_bytes, q.device)
     for first in range(0, max(rows, 1), max(len(buffer), 1)):
         chunk = slice(first, first + len(buffer))
         logits = buffer[: len(q[chunk]), :columns]
-        window = starts[chunk], ends[chunk]
-        torch.ops.capgate.fp8_mqa_logits_out(
-            q[chunk], k, k_scale, weights[chunk], *window, logits, False, compressed, logits_variant
-        )
-        _select_into(logits, *window, indices[chunk], scores[chunk], keys if compressed else None, relative, variant)
+        of_rows = {"q": q, "weights": inputs.weights, "starts": inputs.starts, "ends": inputs.ends}
+        scored = inputs._replace(**{name: tensor[chunk] for name, tensor in of_rows.items()})
+        torch.ops.capgate.fp8_mqa_logits_out(*scored, logits, False, compressed, logits_variant)
+        selected = Inputs(logits, scored.starts, scored.ends)
+        _select_into(selected, indices[chunk], scores[chunk], keys if compressed else None, relative, variant)
     return indices, scores
 
 
 def _select_paged_keys(
-    q: torch.Tensor,
-    kv_cache: torch.Tensor,
-    weights: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_table: torch.Tensor,
+    inputs: paged.Inputs,
     max_context_len: int,
     top_k: int,
     logits_budget_bytes: int,
@@ -314,18 +300,19 @@ def _select_paged_keys(
     logits_variant: str | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Operator ``capgate::select_paged_keys``."""
+    q, cache, weights, lens, table, _ = inputs
     requests, next_n = q.shape[:2]
-    columns = min(max_context_len, block_table.shape[1] * kv_cache.shape[1] if len(kv_cache) else 0)
+    columns = min(max_context_len, table.shape[1] * cache.shape[1] if len(cache) else 0)
     indices, scores = _empty(requests * next_n, top_k, return_scores, q.device)
-    ends = _row_ends(context_lens, next_n)
+    ends = _row_ends(lens, next_n)
     buffer = _logits_buffer(requests, next_n, columns, top_k, logits_budget_bytes, q.device)
     step = len(buffer) // next_n
     for first in range(0, max(requests, 1), max(step, 1)):
         batch, chunk = slice(first, first + step), slice(first * next_n, (first + step) * next_n)
         logits = buffer[: len(ends[chunk]), :columns]
-        operands = (q[batch], kv_cache, weights[chunk], context_lens[batch], block_table[batch], None)
-        torch.ops.capgate.fp8_paged_mqa_logits_out(*operands, logits, False, logits_variant)
-        _select_into(logits, None, ends[chunk], indices[chunk], scores[chunk], None, False, variant)
+        scored = paged.Inputs(q[batch], cache, weights[chunk], lens[batch], table[batch])
+        torch.ops.capgate.fp8_paged_mqa_logits_out(*scored, logits, False, logits_variant)
+        _select_into(Inputs(logits, None, ends[chunk]), indices[chunk], scores[chunk], None, False, variant)
     return indices, scores
 
 
@@ -349,29 +336,37 @@ def _logits_buffer(groups: int, rows: int, columns: int, top_k: int, budget: int
     return torch.empty((taken * rows, padded), dtype=torch.float32, device=device)
 
 
-_DENSE = "Tensor q, Tensor k, Tensor k_scale, Tensor weights, Tensor starts, Tensor ends"
-_PAGED = "Tensor q, Tensor kv_cache, Tensor weights, Tensor context_lens, Tensor block_table, SymInt max_context_len"
 _CHUNKS = "SymInt top_k, SymInt logits_budget_bytes"
 _VARIANTS = "str? variant, str? logits_variant"
+_RESULTS = "(Tensor, Tensor)"
 register(
-    f"select_keys({_DENSE}, {_CHUNKS}, SymInt? max_window, bool relative, bool return_scores, {_VARIANTS}) -> (Tensor, Tensor)",
+    "select_keys",
+    dense.OPERANDS,
+    f"{_CHUNKS}, SymInt? max_window, bool relative, bool return_scores, {_VARIANTS}",
+    _RESULTS,
     _select_keys,
-    lambda q, k, k_scale, weights, starts, ends, top_k, budget, max_window, relative, return_scores, *variants: _empty(
-        q.shape[0], top_k, return_scores, q.device
+    lambda inputs, top_k, budget, max_window, relative, return_scores, *variants: _empty(
+        inputs.q.shape[0], top_k, return_scores, inputs.q.device
     ),
 )
 register(
-    f"select_paged_keys({_PAGED}, {_CHUNKS}, bool return_scores, {_VARIANTS}) -> (Tensor, Tensor)",
+    "select_paged_keys",
+    paged.OPERANDS,
+    f"SymInt max_context_len, {_CHUNKS}, bool return_scores, {_VARIANTS}",
+    _RESULTS,
     _select_paged_keys,
-    lambda q, kv_cache, weights, context_lens, block_table, max_context_len, top_k, budget, return_scores, *variants: _empty(
-        q.shape[0] * q.shape[1], top_k, return_scores, q.device
+    lambda inputs, max_context_len, top_k, budget, return_scores, *variants: _empty(
+        inputs.q.shape[0] * inputs.q.shape[1], top_k, return_scores, inputs.q.device
     ),
+    left_out=("schedule",),
 )
 register(
-    "select_from_logits(Tensor logits, Tensor? starts, Tensor ends, SymInt top_k, SymInt? num_keys, bool relative, "
-    "bool return_scores, str? variant) -> (Tensor, Tensor)",
+    "select_from_logits",
+    OPERANDS,
+    "SymInt top_k, SymInt? num_keys, bool relative, bool return_scores, str? variant",
+    _RESULTS,
     _select_from_logits,
-    lambda logits, starts, ends, top_k, num_keys, relative, return_scores, variant: _empty(
-        logits.shape[0], top_k, return_scores, logits.device
+    lambda inputs, top_k, num_keys, relative, return_scores, variant: _empty(
+        inputs.logits.shape[0], top_k, return_scores, inputs.logits.device
     ),
 )

@@ -16,6 +16,7 @@ import triton.language as tl
 
 from capgate import compat
 
+from .operands import Inputs
 from .operation import Problem
 from .scratch import rooms, scratch_rooms
 from .tunings import classic as tuning
@@ -455,9 +456,7 @@ def in_quads(source: torch.Tensor) -> bool:
 
 def prepare(
     problem: Problem,
-    logits: torch.Tensor,
-    starts: torch.Tensor | None,
-    ends: torch.Tensor,
+    inputs: Inputs,
     indices: torch.Tensor,
     scores: torch.Tensor | None,
     *,
@@ -465,6 +464,7 @@ def prepare(
     relative: bool,
 ) -> list[compat.Launch]:
     """The launches of one call, in order, with the scratch that they share; ``scores`` is written if it is given."""
+    logits, starts, ends = inputs
     (rows, columns), top_k = logits.shape, indices.shape[1]
     tune = tuning(problem).for_columns(columns)
     block = tune.block_logits

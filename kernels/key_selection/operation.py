@@ -46,6 +46,8 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     """A call with 4096 rows, for an offline compile."""
     import torch
 
+    from .operands import Inputs
+
     def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
@@ -53,7 +55,7 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     rows, window = 4096, meta(4096, dtype=torch.int32)
     selected = (meta(rows, problem.top_k, dtype=torch.int32), meta(rows, problem.top_k) if scores else None)
     return compat.ExampleCall(
-        (meta(rows, columns), window, window, *selected),
+        (Inputs(meta(rows, columns), window, window), *selected),
         {"num_keys": None, "relative": False},
         number=number,
     )

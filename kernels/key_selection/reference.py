@@ -2,26 +2,20 @@
 
 import torch
 
+from .operands import Inputs
+
 CELLS = 2**20  # logits of the rows that are looked at together; they need about 40 bytes each
 NAN, OUTSIDE = 2**31 - 1, -(2**31)  # in the order of integers
 
 
-def launch(
-    logits: torch.Tensor,
-    starts: torch.Tensor | None,
-    ends: torch.Tensor,
-    indices: torch.Tensor,
-    scores: torch.Tensor | None,
-    *,
-    num_keys: int | None,
-    relative: bool,
-) -> None:
+def launch(inputs: Inputs, indices: torch.Tensor, scores: torch.Tensor | None, *, num_keys: int | None, relative: bool) -> None:
     """Fill ``indices`` and ``scores`` as :func:`capgate.kernels.select_from_logits` says; the arguments have been checked.
 
     torch.topk does not say which of several equal logits it takes, so that only its smallest value is used: all that are
     larger are selected, and of those that equal it the first ones. It looks at integers in the order of the logits, because
     on an H100 with torch 2.11 its smallest of floats with NaN among them was too large. Nothing is read back from the device.
     """
+    logits, starts, ends = inputs
     rows, columns = logits.shape
     row_tile = max(1, CELLS // max(columns, 1))
     for row in range(0, rows, row_tile):

@@ -2,27 +2,11 @@
 
 import torch
 
-from ..common.checks import (
-    Operand,
-    Operands,
-    check_apart,
-    check_flag,
-    check_integer,
-    check_output,
-    check_variant,
-)
-from ..common.logits import FP8, QUERY_SIZES, empty_logits, mappable
+from ..common.checks import check_apart, check_flag, check_integer, check_output, check_variant
+from ..common.logits import FP8, empty_logits, mappable
 from ..common.torch_ops import register
+from .operands import OPERANDS, Inputs
 from .operation import Problem, operation
-
-OPERANDS = Operands(
-    Operand("q", (("S", "H", "D"),), tuple(FP8), QUERY_SIZES),
-    Operand("k", (("N", "D"),)),
-    Operand("k_scale", (("N",), ("N", 1)), (torch.float32,)),
-    Operand("weights", (("S", "H"),), (torch.float32,)),
-    Operand("starts", (("S",),), (torch.int32,)),
-    Operand("ends", (("S",),), (torch.int32,)),
-)
 
 
 def fp8_mqa_logits(
@@ -82,7 +66,8 @@ def fp8_mqa_logits(
     capgate.compat.CapabilityError
         The variant that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
-    OPERANDS.check((q, k, k_scale, weights, starts, ends), "the logits")
+    inputs = Inputs(q, k, k_scale, weights, starts, ends)
+    OPERANDS.check(inputs, "the logits")
     check_flag("clean_logits", clean_logits)
     if max_window is not None:
         max_window = check_integer("max_window", max_window, 0)
@@ -90,15 +75,13 @@ def fp8_mqa_logits(
             raise ValueError("clean_logits: got True with max_window, needs False: compressed rows are not cleaned")
     check_variant("variant", variant, operation)
     if out is not None:
-        check_output(out, _shape(q, k, max_window), q.device)
-    k_scale = k_scale[:, 0] if k_scale.ndim == 2 else k_scale
+        check_output(out, _shape(inputs, max_window), q.device)
+    if k_scale.ndim == 2:
+        inputs = inputs._replace(k_scale=k_scale[:, 0])
     if out is None:
-        logits: torch.Tensor = torch.ops.capgate.fp8_mqa_logits(
-            q, k, k_scale, weights, starts, ends, clean_logits, max_window, variant
-        )
+        logits: torch.Tensor = torch.ops.capgate.fp8_mqa_logits(*inputs, clean_logits, max_window, variant)
         return logits
-    compressed = max_window is not None
-    torch.ops.capgate.fp8_mqa_logits_out(q, k, k_scale, weights, starts, ends, out, clean_logits, compressed, variant)
+    torch.ops.capgate.fp8_mqa_logits_out(*inputs, out, clean_logits, max_window is not None, variant)
     return out
 
 
@@ -109,96 +92,45 @@ def copies_directly(k: torch.Tensor, k_scale: torch.Tensor) -> bool:
     return bool(aligned and max(row_step, 4 * k_scale.stride(0)) < 2**23)  # a tile's offsets are 32 bits wide
 
 
-def describe(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    out: torch.Tensor,
-    clean_logits: bool,
-    compressed: bool,
-) -> Problem:
+def describe(inputs: Inputs, out: torch.Tensor, clean_logits: bool, compressed: bool) -> Problem:
     """The class of calls that one with these operands belongs to."""
-    direct_keys = copies_directly(k, k_scale)
-    tensor_maps = all(mappable(operand) for operand in (q, k, k_scale, weights))
+    q = inputs.q
+    direct_keys = copies_directly(inputs.k, inputs.k_scale)
+    tensor_maps = all(mappable(operand) for operand in (q, inputs.k, inputs.k_scale, inputs.weights))
     if clean_logits:
         tensor_maps = tensor_maps and out.shape[1] >= 4 and mappable(out)
     return Problem(q.device, q.shape[1], q.shape[2], FP8[q.dtype], clean_logits, compressed, direct_keys, tensor_maps)
 
 
-def _launch_into(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    starts: torch.Tensor,
-    ends: torch.Tensor,
-    out: torch.Tensor,
-    clean_logits: bool,
-    compressed: bool,
-    variant: str | None,
-) -> None:
+def _launch_into(inputs: Inputs, out: torch.Tensor, clean_logits: bool, compressed: bool, variant: str | None) -> None:
     """Operator ``capgate::fp8_mqa_logits_out``: as :func:`_launch`, ``out`` being the caller's."""
-    check_apart("out", out, OPERANDS.operands, (q, k, k_scale, weights, starts, ends))
-    _launch(q, k, k_scale, weights, starts, ends, out, clean_logits, compressed, variant)
+    check_apart("out", out, inputs)
+    _launch(inputs, out, clean_logits, compressed, variant)
 
 
-def _launch(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    starts: torch.Tensor,
-    ends: torch.Tensor,
-    out: torch.Tensor,
-    clean_logits: bool,
-    compressed: bool,
-    variant: str | None,
-) -> None:
+def _launch(inputs: Inputs, out: torch.Tensor, clean_logits: bool, compressed: bool, variant: str | None) -> None:
     """Run the chosen variant, unless there is no cell to write."""
-    problem = describe(q, k, k_scale, weights, out, clean_logits, compressed)
+    problem = describe(inputs, out, clean_logits, compressed)
     if out.numel() == 0:  # a variant that cannot run is an error for empty calls too, but no operand can be in its way
         operation.select(problem._replace(direct_keys=True, tensor_maps=True), variant)
         return
-    arguments = (q, k, k_scale, weights, starts, ends, out)
-    operation(problem, *arguments, variant=variant, clean_logits=clean_logits, compressed=compressed)
+    operation(problem, inputs, out, variant=variant, clean_logits=clean_logits, compressed=compressed)
 
 
-def _launch_new(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    starts: torch.Tensor,
-    ends: torch.Tensor,
-    clean_logits: bool,
-    max_window: int | None,
-    variant: str | None,
-) -> torch.Tensor:
+def _launch_new(inputs: Inputs, clean_logits: bool, max_window: int | None, variant: str | None) -> torch.Tensor:
     """Operator ``capgate::fp8_mqa_logits``: the same into a new tensor."""
-    out = empty_logits(_shape(q, k, max_window), q.device)
-    _launch(q, k, k_scale, weights, starts, ends, out, clean_logits, max_window is not None, variant)
+    out = _empty(inputs, clean_logits, max_window, variant)
+    _launch(inputs, out, clean_logits, max_window is not None, variant)
     return out
 
 
-def _fake_new(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    starts: torch.Tensor,
-    ends: torch.Tensor,
-    clean_logits: bool,
-    max_window: int | None,
-    variant: str | None,
-) -> torch.Tensor:
-    return empty_logits(_shape(q, k, max_window), q.device)
+def _empty(inputs: Inputs, clean_logits: bool, max_window: int | None, variant: str | None) -> torch.Tensor:
+    return empty_logits(_shape(inputs, max_window), inputs.q.device)
 
 
-def _shape(q: torch.Tensor, k: torch.Tensor, max_window: int | None) -> tuple[int, int]:
-    return q.shape[0], k.shape[0] if max_window is None else max_window
+def _shape(inputs: Inputs, max_window: int | None) -> tuple[int, int]:
+    return inputs.q.shape[0], inputs.k.shape[0] if max_window is None else max_window
 
 
-_INPUTS = "Tensor q, Tensor k, Tensor k_scale, Tensor weights, Tensor starts, Tensor ends"
-register(f"fp8_mqa_logits({_INPUTS}, bool clean_logits, SymInt? max_window, str? variant) -> Tensor", _launch_new, _fake_new)
-register(f"fp8_mqa_logits_out({_INPUTS}, Tensor(a!) out, bool clean_logits, bool compressed, str? variant) -> ()", _launch_into)
+register("fp8_mqa_logits", OPERANDS, "bool clean_logits, SymInt? max_window, str? variant", "Tensor", _launch_new, _empty)
+register("fp8_mqa_logits_out", OPERANDS, "Tensor(a!) out, bool clean_logits, bool compressed, str? variant", "()", _launch_into)

@@ -17,6 +17,7 @@ from ..common.device.classic import fill, fill_edge, fill_strip, fn_to_fnuz, sco
 from ..common.device.windows import my_tiles, window
 from ..common.hardware import multiprocessors
 from ..common.rules import padded_heads
+from .operands import Inputs
 from .operation import Problem
 from .tunings import classic as tuning
 
@@ -144,20 +145,9 @@ def mqa_logits_kernel(
                 fill_strip(out, strip, first, last, row_offset, row_exists, stride_on, STRIP, INDEX)
 
 
-def prepare(
-    problem: Problem,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    starts: torch.Tensor,
-    ends: torch.Tensor,
-    out: torch.Tensor,
-    *,
-    clean_logits: bool,
-    compressed: bool,
-) -> compat.Launch:
+def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, compressed: bool) -> compat.Launch:
     """The launch of one call, which writes the logits of every row's window, and with ``clean_logits`` -inf beside it."""
+    q, k, k_scale, weights, starts, ends = inputs
     (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
     tune, target = tuning(problem), compat.capabilities(problem.device).target
     lanes = max(32, target.warp_size)  # the interpreter has one lane, and no use for short strips

@@ -23,6 +23,7 @@ from ..common.device.cdna4 import fill, fill_edge, fill_strip, load, logit_layou
 from ..common.device.windows import my_tiles, window
 from ..common.hardware import multiprocessors
 from ..common.rules import padded_heads
+from .operands import Inputs
 from .operation import Problem
 from .tunings import gluon_cdna4 as tuning
 
@@ -207,20 +208,9 @@ def mqa_logits_kernel(
         async_copy.wait_group(0)
 
 
-def prepare(
-    problem: Problem,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    starts: torch.Tensor,
-    ends: torch.Tensor,
-    out: torch.Tensor,
-    *,
-    clean_logits: bool,
-    compressed: bool,
-) -> compat.Launch:
+def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, compressed: bool) -> compat.Launch:
     """The launch of one call, which writes the logits of every row's window, and with ``clean_logits`` -inf beside it."""
+    q, k, k_scale, weights, starts, ends = inputs
     (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
     tune = tuning(problem)
     strip = max(8 * 64 * tune.num_warps // tune.rows, 256)  # two 16-byte stores a lane, and whole waves

@@ -42,6 +42,7 @@ from ..common.hardware import multiprocessors
 from ..common.rules import padded_heads
 from .gluon_hopper_fill import Filling, fill, nothing_unfilled
 from .gluon_hopper_share import Guess, Windows, cover, find_share, first_needs
+from .operands import Inputs
 from .operation import Problem
 from .tunings import gluon_hopper as tuning
 
@@ -463,20 +464,9 @@ def mqa_logits_kernel(
     )
 
 
-def prepare(
-    problem: Problem,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    starts: torch.Tensor,
-    ends: torch.Tensor,
-    out: torch.Tensor,
-    *,
-    clean_logits: bool,
-    compressed: bool,
-) -> compat.Launch:
+def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, compressed: bool) -> compat.Launch:
     """The launch of one call, which writes the logits of every row's window, and with ``clean_logits`` -inf beside it."""
+    q, k, k_scale, weights, starts, ends = inputs
     (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
     tune, padded = tuning(problem), padded_heads(heads)
     rows = tune.rows // 2  # of each consumer

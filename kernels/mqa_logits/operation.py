@@ -54,17 +54,23 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     """A call with 4096 rows and as many keys, for an offline compile."""
     import torch
 
+    from .operands import Inputs
+
     def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     size, fp8 = 4096, getattr(torch, problem.dtype)
     window = meta(size, dtype=torch.int32)
-    operands = (meta(size, problem.heads, problem.dim, dtype=fp8), meta(size, problem.dim, dtype=fp8), meta(size))
-    return compat.ExampleCall(
-        (*operands, meta(size, problem.heads), window, window, meta(size, size)),
-        {"clean_logits": problem.clean_logits, "compressed": problem.compressed},
-        padded_heads(problem.heads) * problem.dim,
+    inputs = Inputs(
+        q=meta(size, problem.heads, problem.dim, dtype=fp8),
+        k=meta(size, problem.dim, dtype=fp8),
+        k_scale=meta(size),
+        weights=meta(size, problem.heads),
+        starts=window,
+        ends=window,
     )
+    options = {"clean_logits": problem.clean_logits, "compressed": problem.compressed}
+    return compat.ExampleCall((inputs, meta(size, size)), options, padded_heads(problem.heads) * problem.dim)
 
 
 def _gluon_cdna4_accepts(problem: Problem) -> str | None:

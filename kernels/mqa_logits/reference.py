@@ -3,20 +3,11 @@
 import torch
 
 from ..common.reference import KEY_TILE, SCORE_BYTES, score
+from .operands import Inputs
 
 
 def launch(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    k_scale: torch.Tensor,
-    weights: torch.Tensor,
-    starts: torch.Tensor,
-    ends: torch.Tensor,
-    out: torch.Tensor,
-    *,
-    clean_logits: bool,
-    compressed: bool,
-    accumulate: torch.dtype = torch.float32,
+    inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, compressed: bool, accumulate: torch.dtype = torch.float32
 ) -> None:
     """Fill ``out`` as :func:`capgate.kernels.fp8_mqa_logits` says; the arguments have been checked.
 
@@ -25,6 +16,7 @@ def launch(
     Nothing is read back from the device, so that the call can be captured in a GPU graph. Memory beyond the operands is
     bounded by a few times SCORE_BYTES.
     """
+    q, k, k_scale, weights, starts, ends = inputs
     rows, heads, dim = q.shape
     num_keys, columns = k.shape[0], out.shape[1]
     key_tile = min(KEY_TILE, columns)

@@ -1,45 +1,20 @@
 """The public functions: checks, allocation, and dispatch through operators that torch.compile and GPU graphs understand."""
 
-from operator import mul
-
 import torch
 
 from capgate import compat
 
-from ..common.cache import BLOCK_SIZES, CACHE, check_address, check_blocks, keys_of, with_scale
-from ..common.checks import (
-    Derived,
-    Limit,
-    Operand,
-    Operands,
-    check_apart,
-    check_flag,
-    check_integer,
-    check_output,
-    check_variant,
-)
-from ..common.logits import FP8, QUERY_SIZES, empty_logits, mappable
-from ..common.rules import MAX_HEADS
+from ..common.cache import BLOCK_SIZES, check_address, check_blocks, keys_of
+from ..common.checks import check_apart, check_flag, check_integer, check_output, check_variant
+from ..common.logits import FP8, empty_logits, mappable
+from ..common.rules import MAX_HEADS, MAX_NEXT
+from ..common.schedule import operands as scheduled
 from ..common.schedule import operation as scheduling
 from ..common.torch_ops import register
-from .operation import MAX_NEXT, Problem, operation
+from .operands import OPERANDS, SHAPED, Inputs, Shaped
+from .operation import Problem, operation
 
 MAX_CONTEXT = 2**30  # so that a position and the end of its tile are 32 bits wide
-
-_NEXT = Limit("next_n", 1, MAX_NEXT)
-QUERIES = Operand(
-    "q",
-    (("B", "next_n", "H", "D"),),
-    tuple(FP8),
-    (_NEXT, *QUERY_SIZES),
-    (Derived("B * next_n", mul, ("B", "next_n")), Derived("D + 4", with_scale, ("D",))),
-)
-LENGTHS = Operand("context_lens", (("B",), ("B", "next_n")), (torch.int32,), (_NEXT,))
-TABLE = Operand("block_table", (("B", "max_blocks"),), (torch.int32,))
-WORKERS = "num_workers + 1"
-OPERANDS = Operands(QUERIES, CACHE, Operand("weights", (("B * next_n", "H"),), (torch.float32,)), LENGTHS, TABLE)
-SCHEDULED = Operands(*OPERANDS.operands, Operand("schedule", ((WORKERS, 2),), (torch.int32,), (Limit(WORKERS, 2),)))
-_OF_WORKERS, _OF_SCHEDULE = Operands(QUERIES, CACHE), Operands(LENGTHS)
 
 
 def fp8_paged_mqa_logits(
@@ -82,8 +57,9 @@ def fp8_paged_mqa_logits(
     clean_logits : bool
         True sets every cell that a row does not see to -inf. False leaves those cells as they are, which saves writing them.
     schedule : torch.Tensor, shape (num_workers + 1, 2), int32, optional
-        What :func:`paged_mqa_schedule` returned for the same ``context_lens``; made by the call otherwise. With other contents
-        some cells may stay unwritten or be written more than once, never with anything else than their logits.
+        What :func:`paged_mqa_schedule` returned for the same ``context_lens``, so that num_workers + 1 is 2 or more; made by
+        the call otherwise. With other contents some cells may stay unwritten or be written more than once, never with anything
+        else than their logits.
     out : torch.Tensor, shape (B * next_n, max_context_len), float32, optional
         Where to write. A new one is allocated otherwise, with rows padded to 256 elements: ``stride(0)`` need not be
         ``max_context_len``.
@@ -107,25 +83,19 @@ def fp8_paged_mqa_logits(
     capgate.compat.CapabilityError
         The variant that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
-    tensors = (q, kv_cache, weights, context_lens, block_table)
-    if schedule is None:
-        OPERANDS.check(tensors, "the logits")
-    else:
-        SCHEDULED.check((*tensors, schedule), "the logits")
+    inputs = Inputs(q, kv_cache, weights, context_lens, block_table, schedule)
+    OPERANDS.check(inputs, "the logits")
     check_blocks(kv_cache)
     if schedule is not None and not schedule.is_contiguous():
         raise ValueError(f"schedule: got strides {tuple(schedule.stride())}, needs it contiguous, as it was made")
     max_context_len = check_integer("max_context_len", max_context_len, 0, MAX_CONTEXT)
     check_flag("clean_logits", clean_logits)
     check_variant("variant", variant, operation)
-    if out is not None:
-        check_output(out, (q.shape[0] * q.shape[1], max_context_len), q.device)
     if out is None:
-        logits: torch.Tensor = torch.ops.capgate.fp8_paged_mqa_logits(
-            *tensors, schedule, max_context_len, clean_logits, variant
-        )
+        logits: torch.Tensor = torch.ops.capgate.fp8_paged_mqa_logits(*inputs, max_context_len, clean_logits, variant)
         return logits
-    torch.ops.capgate.fp8_paged_mqa_logits_out(*tensors, schedule, out, clean_logits, variant)
+    check_output(out, (q.shape[0] * q.shape[1], max_context_len), q.device)
+    torch.ops.capgate.fp8_paged_mqa_logits_out(*inputs, out, clean_logits, variant)
     return out
 
 
@@ -135,7 +105,7 @@ def paged_mqa_schedule(context_lens: torch.Tensor, block_size: int, num_workers:
     Parameters
     ----------
     context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
-        As in :func:`fp8_paged_mqa_logits`.
+        As in :func:`fp8_paged_mqa_logits`; next_n is 1 to 8.
     block_size : int
         Keys in a block of the cache: 1, 16, 32, 64 or 128.
     num_workers : int
@@ -155,7 +125,7 @@ def paged_mqa_schedule(context_lens: torch.Tensor, block_size: int, num_workers:
     TypeError, ValueError
         An argument is not as above.
     """
-    _OF_SCHEDULE.check((context_lens,), "the schedule")
+    scheduled.OPERANDS.check((context_lens,), "the schedule")
     if check_integer("block_size", block_size, 1) not in BLOCK_SIZES:
         raise ValueError(f"block_size: got {block_size}, needs one of {', '.join(map(str, BLOCK_SIZES))}")
     num_workers = check_integer("num_workers", num_workers, 1)
@@ -174,7 +144,8 @@ def paged_mqa_workers(
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
     clean_logits : bool
     variant : str, optional
-        As the calls will have them. B and num_blocks do not matter, nor do contents, so that once is enough.
+        As the calls will have them: next_n is 1 to 8, H is 1 to 128, D is 32, 64 or 128, block is 1, 16, 32, 64 or 128. B and
+        num_blocks do not matter, nor do contents, so that once is enough.
 
     Returns
     -------
@@ -189,130 +160,87 @@ def paged_mqa_workers(
     capgate.compat.CapabilityError
         The variant that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
-    _OF_WORKERS.check((q, kv_cache), "the logits")
+    shaped = Shaped(q, kv_cache)
+    SHAPED.check(shaped, "the logits")
     check_blocks(kv_cache)
     check_flag("clean_logits", clean_logits)
     check_variant("variant", variant, operation)
-    problem = describe(q, kv_cache, None, None, clean_logits)
+    problem = describe(_ordinary(shaped), clean_logits)
     chosen = operation.select(problem, variant)
     kernel = operation.load(chosen)
     return kernel.workers(problem) if isinstance(kernel, compat.Kernel) and kernel.workers else 1  # torch looks at no schedule
 
 
-def copies_directly(kv_cache: torch.Tensor, weights: torch.Tensor | None, block_table: torch.Tensor | None) -> bool:
+def _ordinary(shaped: Shaped) -> Inputs:
+    """A call with these queries and this cache, whose other operands lie as they usually do."""
+    requests, next_n, heads, _ = shaped.q.shape
+    weights = torch.empty((requests * next_n, heads), device="meta")
+    table = torch.empty((requests, 1), dtype=torch.int32, device="meta")
+    return Inputs(*shaped, weights, table[:, 0], table)
+
+
+def copies_directly(kv_cache: torch.Tensor, weights: torch.Tensor, block_table: torch.Tensor) -> bool:
     """Whether keys, weights and table entries can go straight to LDS: keys in 16-byte chunks, all at offsets of 32 bits.
 
     Blocks of 64 keys and more may lie anywhere: each is a tile's only one, and then the base of its offsets.
     """
     (blocks, block), step = kv_cache.shape[:2], kv_cache.stride(0)
     aligned = kv_cache.data_ptr() % 16 == 0 and step % 16 == 0
-    row, head = weights.stride() if weights is not None else (0, 0)
-    entry = block_table.stride(1) if block_table is not None else 0
+    (row, head), entry = weights.stride(), block_table.stride(1)
     farthest = max(4 * (MAX_NEXT * row + MAX_HEADS * head), 4 * 64 * entry, 0 if block >= 64 else blocks * step)
     return bool(aligned and farthest < 2**31)
 
 
-def describe(
-    q: torch.Tensor,
-    kv_cache: torch.Tensor,
-    weights: torch.Tensor | None,
-    block_table: torch.Tensor | None,
-    clean_logits: bool,
-) -> Problem:
-    """The class of calls that one with these operands belongs to; without weights or a table, with ordinary ones."""
+def describe(inputs: Inputs, clean_logits: bool) -> Problem:
+    """The class of calls that one with these operands belongs to."""
+    q, kv_cache, weights = inputs.q, inputs.kv_cache, inputs.weights
     check_address(kv_cache)
     requests, next_n, heads, dim = q.shape
-    direct_keys = copies_directly(kv_cache, weights, block_table)
+    direct_keys = copies_directly(kv_cache, weights, inputs.block_table)
     even = requests == 1 or next_n == 1 or q.stride(0) == next_n * q.stride(1)
-    operands = (q, keys_of(kv_cache), *(() if weights is None else (weights,)))  # scales lie as the keys do
-    tensor_maps = even and all(mappable(operand) for operand in operands)
+    tensor_maps = even and all(mappable(operand) for operand in (q, keys_of(kv_cache), weights))  # scales lie as the keys do
     sizes = (heads, dim, FP8[q.dtype], clean_logits, kv_cache.shape[1], next_n)
     return Problem(q.device, *sizes, direct_keys=direct_keys, tensor_maps=tensor_maps)
 
 
-def _launch_into(
-    q: torch.Tensor,
-    kv_cache: torch.Tensor,
-    weights: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_table: torch.Tensor,
-    schedule: torch.Tensor | None,
-    out: torch.Tensor,
-    clean_logits: bool,
-    variant: str | None,
-) -> None:
+def _launch_into(inputs: Inputs, out: torch.Tensor, clean_logits: bool, variant: str | None) -> None:
     """Operator ``capgate::fp8_paged_mqa_logits_out``: as :func:`_launch`, ``out`` being the caller's."""
-    check_apart("out", out, SCHEDULED.operands, (q, kv_cache, weights, context_lens, block_table, schedule))
-    _launch(q, kv_cache, weights, context_lens, block_table, schedule, out, clean_logits, variant)
+    check_apart("out", out, inputs)
+    _launch(inputs, out, clean_logits, variant)
 
 
-def _launch(
-    q: torch.Tensor,
-    kv_cache: torch.Tensor,
-    weights: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_table: torch.Tensor,
-    schedule: torch.Tensor | None,
-    out: torch.Tensor,
-    clean_logits: bool,
-    variant: str | None,
-) -> None:
+def _launch(inputs: Inputs, out: torch.Tensor, clean_logits: bool, variant: str | None) -> None:
     """Run the chosen variant, unless there is no cell to write."""
-    problem = describe(q, kv_cache, weights, block_table, clean_logits)
+    problem = describe(inputs, clean_logits)
     if out.numel() == 0:  # a variant that cannot run is an error for empty calls too, but no operand can be in its way
         operation.select(problem._replace(direct_keys=True, tensor_maps=True), variant)
         return
-    arguments = (q, kv_cache, weights, context_lens, block_table, schedule, out)
-    operation(problem, *arguments, variant=variant, clean_logits=clean_logits)
+    operation(problem, inputs, out, variant=variant, clean_logits=clean_logits)
 
 
-def _launch_new(
-    q: torch.Tensor,
-    kv_cache: torch.Tensor,
-    weights: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_table: torch.Tensor,
-    schedule: torch.Tensor | None,
-    max_context_len: int,
-    clean_logits: bool,
-    variant: str | None,
-) -> torch.Tensor:
+def _launch_new(inputs: Inputs, max_context_len: int, clean_logits: bool, variant: str | None) -> torch.Tensor:
     """Operator ``capgate::fp8_paged_mqa_logits``: the same into a new tensor."""
-    out = empty_logits((q.shape[0] * q.shape[1], max_context_len), q.device)
-    _launch(q, kv_cache, weights, context_lens, block_table, schedule, out, clean_logits, variant)
+    out = _empty(inputs, max_context_len, clean_logits, variant)
+    _launch(inputs, out, clean_logits, variant)
     return out
 
 
-def _fake_new(
-    q: torch.Tensor,
-    kv_cache: torch.Tensor,
-    weights: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_table: torch.Tensor,
-    schedule: torch.Tensor | None,
-    max_context_len: int,
-    clean_logits: bool,
-    variant: str | None,
-) -> torch.Tensor:
-    return empty_logits((q.shape[0] * q.shape[1], max_context_len), q.device)
+def _empty(inputs: Inputs, max_context_len: int, clean_logits: bool, variant: str | None) -> torch.Tensor:
+    return empty_logits((inputs.q.shape[0] * inputs.q.shape[1], max_context_len), inputs.q.device)
 
 
-def _schedule(context_lens: torch.Tensor, num_workers: int) -> torch.Tensor:
+def _schedule(inputs: scheduled.Inputs, num_workers: int) -> torch.Tensor:
     """Operator ``capgate::paged_mqa_schedule``."""
-    schedule = _fake_schedule(context_lens, num_workers)
-    scheduling.operation(scheduling.Problem(context_lens.device), context_lens, schedule)
+    schedule = _empty_schedule(inputs, num_workers)
+    scheduling.operation(scheduling.Problem(inputs.context_lens.device), inputs, schedule)
     return schedule
 
 
-def _fake_schedule(context_lens: torch.Tensor, num_workers: int) -> torch.Tensor:
-    return context_lens.new_empty((num_workers + 1, 2))
+def _empty_schedule(inputs: scheduled.Inputs, num_workers: int) -> torch.Tensor:
+    return inputs.context_lens.new_empty((num_workers + 1, 2))
 
 
-_INPUTS = "Tensor q, Tensor kv_cache, Tensor weights, Tensor context_lens, Tensor block_table, Tensor? schedule"
-register(
-    f"fp8_paged_mqa_logits({_INPUTS}, SymInt max_context_len, bool clean_logits, str? variant) -> Tensor",
-    _launch_new,
-    _fake_new,
-)
-register(f"fp8_paged_mqa_logits_out({_INPUTS}, Tensor(a!) out, bool clean_logits, str? variant) -> ()", _launch_into)
-register("paged_mqa_schedule(Tensor context_lens, SymInt num_workers) -> Tensor", _schedule, _fake_schedule)
+_OPTIONS = "bool clean_logits, str? variant"
+register("fp8_paged_mqa_logits", OPERANDS, f"SymInt max_context_len, {_OPTIONS}", "Tensor", _launch_new, _empty)
+register("fp8_paged_mqa_logits_out", OPERANDS, f"Tensor(a!) out, {_OPTIONS}", "()", _launch_into)
+register("paged_mqa_schedule", scheduled.OPERANDS, "SymInt num_workers", "Tensor", _schedule, _empty_schedule)

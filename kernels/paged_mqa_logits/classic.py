@@ -19,6 +19,7 @@ from ..common.device.windows import keys_of_share, load_share, longest_seen, nea
 from ..common.rules import padded_heads
 from ..common.schedule.classic import new_schedule, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
+from .operands import Inputs
 from .operation import Problem
 from .tunings import classic as tuning
 
@@ -152,22 +153,12 @@ def workers(problem: Problem) -> int:
     return workers_that_fit(problem.device, tune.resident, -(-problem.next_n // tune.rows))
 
 
-def prepare(
-    problem: Problem,
-    q: torch.Tensor,
-    kv_cache: torch.Tensor,
-    weights: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_table: torch.Tensor,
-    schedule: torch.Tensor | None,
-    out: torch.Tensor,
-    *,
-    clean_logits: bool,
-) -> tuple[compat.Launch, ...]:
+def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool) -> tuple[compat.Launch, ...]:
     """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
 
     With ``clean_logits`` every other cell becomes -inf.
     """
+    q, kv_cache, weights, context_lens, block_table, schedule = inputs
     requests, next_n, heads, dim = q.shape
     (blocks, block), width = kv_cache.shape[:2], out.shape[1]
     kv_cache = readable(kv_cache)

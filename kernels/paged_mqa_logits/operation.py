@@ -14,7 +14,6 @@ from ..common.rules import (
 )
 
 MODES = {"unclean": False, "clean": True}  # clean_logits
-MAX_NEXT = 8
 
 
 class Problem(NamedTuple):
@@ -56,24 +55,23 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     """A call with 256 requests of up to 65536 keys, for an offline compile."""
     import torch
 
+    from .operands import Inputs
+
     def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     requests, keys, block = 256, 65536, problem.block_size
     rows, blocks = requests * problem.next_n, keys // block
-    return compat.ExampleCall(
-        (
-            meta(requests, problem.next_n, problem.heads, problem.dim, dtype=getattr(torch, problem.dtype)),
-            meta(blocks, block, 1, problem.dim + 4, dtype=torch.uint8),
-            meta(rows, problem.heads),
-            meta(requests, dtype=torch.int32),
-            meta(requests, blocks, dtype=torch.int32),
-            meta(257, 2, dtype=torch.int32),
-            meta(rows, keys),
-        ),
-        {"clean_logits": problem.clean_logits},
-        padded_heads(problem.heads) * problem.dim,
+    inputs = Inputs(
+        q=meta(requests, problem.next_n, problem.heads, problem.dim, dtype=getattr(torch, problem.dtype)),
+        kv_cache=meta(blocks, block, 1, problem.dim + 4, dtype=torch.uint8),
+        weights=meta(rows, problem.heads),
+        context_lens=meta(requests, dtype=torch.int32),
+        block_table=meta(requests, blocks, dtype=torch.int32),
+        schedule=meta(257, 2, dtype=torch.int32),
     )
+    options = {"clean_logits": problem.clean_logits}
+    return compat.ExampleCall((inputs, meta(rows, keys)), options, padded_heads(problem.heads) * problem.dim)
 
 
 def _gluon_cdna4_accepts(problem: Problem) -> str | None:

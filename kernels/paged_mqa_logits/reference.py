@@ -4,28 +4,19 @@ import torch
 
 from ..common.cache import keys_of, readable, scale_bytes_of
 from ..common.reference import KEY_TILE, SCORE_BYTES, score
+from .operands import Inputs
 
 
-def launch(
-    q: torch.Tensor,
-    kv_cache: torch.Tensor,
-    weights: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_table: torch.Tensor,
-    schedule: torch.Tensor | None,
-    out: torch.Tensor,
-    *,
-    clean_logits: bool,
-    accumulate: torch.dtype = torch.float32,
-) -> None:
+def launch(inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, accumulate: torch.dtype = torch.float32) -> None:
     """Fill ``out`` as :func:`capgate.kernels.fp8_paged_mqa_logits` says; the arguments have been checked.
 
-    schedule : not needed here
+    inputs : but for the schedule, which is not needed here
     accumulate : the type of products and sums, ``torch.float64`` to judge the other variants
 
     Nothing is read back from the device, so that the call can be captured in a GPU graph. Memory beyond the operands is
     bounded by a few times SCORE_BYTES.
     """
+    q, kv_cache, weights, context_lens, block_table, _ = inputs
     requests, next_n, heads, dim = q.shape
     blocks, block = kv_cache.shape[:2]
     columns = out.shape[1]

@@ -10,8 +10,13 @@ from typing import Any, NamedTuple
 import torch
 
 from capgate import compat
+from capgate.kernels.common.schedule.operands import Inputs as ScheduleInputs
 from capgate.kernels.common.schedule.operation import Problem as Scheduling
+from capgate.kernels.key_cache.operands import Gathered, Unshuffled, Written
 from capgate.kernels.key_cache.operation import Problem as Caching
+from capgate.kernels.key_selection.operands import Inputs as SelectionInputs
+from capgate.kernels.mqa_logits.operands import Inputs as DenseInputs
+from capgate.kernels.paged_mqa_logits.operands import Inputs as PagedInputs
 
 TARGETS = ("cuda:90", "hip:gfx950", "hip:gfx942")
 HEADS, DIMS = (16, 32, 64, 128), (32, 64)  # and 128 dims, with each head count
@@ -62,13 +67,13 @@ def dense(target: compat.Target) -> Iterator[Call]:
         for heads, dim, mode, dtype, rows in kinds:
             problem = operation.example_problem(target, heads, dim, mode, dtype)
             fp8, window = getattr(torch, dtype), integers(rows)
-            operands = (meta(rows, heads, dim, dtype=fp8), meta(8192, dim, dtype=fp8), meta(8192), meta(rows, heads))
+            tensors = (meta(rows, heads, dim, dtype=fp8), meta(8192, dim, dtype=fp8), meta(8192), meta(rows, heads))
             yield Call(
                 f"fp8_mqa_logits.{variant}.{heads}x{dim}.{mode}.{rows}rows.{dtype}",
                 "fp8_mqa_logits",
                 variant,
                 problem,
-                (*operands, window, window, meta(rows, 8192)),
+                (DenseInputs(*tensors, window, window), meta(rows, 8192)),
                 {"clean_logits": problem.clean_logits, "compressed": problem.compressed},
             )
 
@@ -89,14 +94,13 @@ def paged(target: compat.Target) -> Iterator[Call]:
                 block_size=block, next_n=next_n, direct_keys=aligned, tensor_maps=aligned
             )
             blocks = 65536 // block
-            operands = (
+            inputs = PagedInputs(
                 meta(256, next_n, heads, dim, dtype=getattr(torch, dtype)),
                 meta(blocks, block, 1, dim + 4, dtype=torch.uint8),
                 meta(256 * next_n, heads),
                 integers(256, next_n) if row_lens else integers(256),
                 integers(256, blocks),
                 integers(257, 2),
-                meta(256 * next_n, 65536),
             )
             lens = "row_lens" if row_lens else "lens"
             yield Call(
@@ -104,7 +108,7 @@ def paged(target: compat.Target) -> Iterator[Call]:
                 "fp8_paged_mqa_logits",
                 variant,
                 problem,
-                operands,
+                (inputs, meta(256 * next_n, 65536)),
                 {"clean_logits": problem.clean_logits},
             )
 
@@ -125,7 +129,7 @@ def selecting(target: compat.Target) -> Iterator[Call]:
             "select_keys",
             "classic",
             operation.example(target)._replace(top_k=top_k),
-            (meta(rows, columns), integers(rows), integers(rows), *selected),
+            (SelectionInputs(meta(rows, columns), integers(rows), integers(rows)), *selected),
             {"num_keys": num_keys, "relative": relative},
         )
 
@@ -142,26 +146,26 @@ def caching(target: compat.Target) -> Iterator[Call]:
     writes += [(128, 64, bf16, fnuz, "fp32"), (128, 64, bf16, fn, "ue8m0")]
     for dim, block, kind, dtype, scales in writes:
         kinds = f"{str(kind)[6:]}.{str(dtype)[6:]}.{scales}"
-        operands = (meta(4096, dim, dtype=kind), cache(dim, block), meta(4096, dtype=torch.int64))
+        inputs = Written(meta(4096, dim, dtype=kind), cache(dim, block), meta(4096, dtype=torch.int64))
         options = {"dtype": dtype, "scale_format": scales}
         yield Call(
             f"quantize_keys_to_cache.classic.{dim}.block{block}.{kinds}",
             "quantize_keys_to_cache",
             "classic",
             problem,
-            operands,
+            (inputs,),
             options,
         )
     for dim, block in ((32, 64), (64, 64), (128, 64), (128, 1), (128, 16)):
         operands = (cache(dim, block), integers(256, 64), integers(256))
-        gathered = (*operands, meta(4096, dim, dtype=torch.uint8), meta(4096))
+        gathered = (Gathered(*operands), meta(4096, dim, dtype=torch.uint8), meta(4096))
         yield Call(f"gather_keys.classic.{dim}.block{block}", "gather_keys", "classic", problem, gathered, {})
         if block > 1:
-            unshuffled = (*operands, 4096, cache(dim, block))
-            yield Call(f"unshuffle_keys.classic.{dim}.block{block}", "unshuffle_keys", "classic", problem, unshuffled, {})
+            unshuffled, options = (Unshuffled(*operands), cache(dim, block)), {"max_context_len": 4096}
+            yield Call(f"unshuffle_keys.classic.{dim}.block{block}", "unshuffle_keys", "classic", problem, unshuffled, options)
     for lens in (integers(256), integers(256, 2)):
         name = f"paged_mqa_schedule.classic.{lens.ndim}d"
-        yield Call(name, "paged_mqa_schedule", "classic", Scheduling(target), (lens, integers(529, 2)), {})
+        yield Call(name, "paged_mqa_schedule", "classic", Scheduling(target), (ScheduleInputs(lens), integers(529, 2)), {})
 
 
 # --- how a kernel is prepared -----------------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ def test_an_operation_and_then_a_variant(newcomer: Any) -> None:
     assert there.startswith(f"hip:gfx950 4096 gluon_cdna4 {'accepted' if gluon else 'rejected'}: ")
     (wide,) = [line for line in printed if line.startswith("hip:gfx950 1073741824")]
     assert ("needs fewer than 536870912 columns: found 1073741824" in wide) == gluon
+    switched = "CAPGATE_VARIANT=scale_rows=reference capgate report --target hip:gfx942"
+    assert "scale_rows takes reference" in newcomer.run("bash", "-c", switched)
     result = json.loads(newcomer.run("capgate", "compile", "scale_rows", "--target", "hip:gfx950", "--json"))
     compiled = {row["variant"]: row["compiled"] for row in result["variants"]}
     assert compiled == {"gluon_cdna4": gluon, "classic": True}, result

@@ -64,14 +64,14 @@ def compiled_for(heads: int, dim: int, next_n: int, block: int) -> dict[str, Any
     """A row of figures, as ``capgate compile`` gives it for one row of queries and blocks of 64 keys."""
     problem = Problem(TARGET, heads, dim, "float8_e4m3fn", True, block, next_n)
     call = example_call(problem)
-    operands = list(call.operands)
-    blocks, stride = operands[1].shape[0], -(-block * (dim + 4) // 16) * 16
-    operands[1] = torch.empty(blocks, stride, dtype=torch.uint8, device="meta").as_strided(
+    inputs, out = call.operands
+    blocks, stride = inputs.kv_cache.shape[0], -(-block * (dim + 4) // 16) * 16
+    cache = torch.empty(blocks, stride, dtype=torch.uint8, device="meta").as_strided(
         (blocks, block, 1, dim + 4), (stride, dim + 4, dim + 4, 1)
     )
     from capgate.kernels.paged_mqa_logits import gluon_cdna4
 
-    (launch,) = gluon_cdna4.prepare(problem, *operands, **call.options)
+    (launch,) = gluon_cdna4.prepare(problem, inputs._replace(kv_cache=cache), out, **call.options)
     code, tuning = compile_launch(launch, VARIANTS["gluon_cdna4"].make_source), gluon_cdna4.tuning(problem)._asdict()
     return {**describe(code, TARGET, call, ""), "heads": heads, "tuning": tuning}
 

@@ -5,9 +5,11 @@ import torch
 
 from capgate.kernels import paged_mqa_schedule
 from capgate.kernels.common.schedule import classic as schedule_classic
+from capgate.kernels.common.schedule.operands import Inputs as ScheduleInputs
 from capgate.kernels.common.schedule.operation import Problem as ScheduleProblem
 from capgate.kernels.key_cache import classic as cache_classic
 from capgate.kernels.key_cache import reference as cache_reference
+from capgate.kernels.key_cache.operands import Gathered, Unshuffled, Written
 from capgate.kernels.key_cache.operation import Problem
 from emulator import parse, run
 from support.emulated_mqa import LIMIT, TARGET, Variant, execute, prepare
@@ -131,7 +133,7 @@ def test_widths(variant: Variant, columns: int) -> None:
 def test_schedule() -> None:
     lens = torch.tensor([300, 0, 129, 5, 70000] * 60, dtype=torch.int32)
     schedule = torch.full((21, 2), -1, dtype=torch.int32)
-    emulate(schedule_classic.prepare(ScheduleProblem(TARGET), lens, schedule), [schedule])
+    emulate(schedule_classic.prepare(ScheduleProblem(TARGET), ScheduleInputs(lens), schedule), [schedule])
     assert torch.equal(schedule, paged_mqa_schedule(lens, 64, 20))
 
 
@@ -142,15 +144,15 @@ def test_write_and_gather(dtype: torch.dtype) -> None:
     k = torch.randn(20, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
     k[3, 5], k[4, 6], k[5, 7] = float("nan"), float("inf"), float("-inf")
     caches = [call.kv_cache.contiguous().clone() for _ in range(2)]
-    cache_reference.write(k, caches[0], slots, dtype=dtype, scale_format="ue8m0")
-    emulate(cache_classic.prepare_write(Problem(TARGET), k, caches[1], slots, dtype=dtype, scale_format="ue8m0"), [])
+    cache_reference.write(Written(k, caches[0], slots), dtype=dtype, scale_format="ue8m0")
+    emulate(cache_classic.prepare_write(Problem(TARGET), Written(k, caches[1], slots), dtype=dtype, scale_format="ue8m0"), [])
     assert torch.equal(*caches)
 
     call = without_blocks(call, 3)
     gathered = [(torch.ones(80, 32).to(dtype), torch.ones(80)) for _ in range(2)]
-    cache_reference.gather(caches[0], call.block_table, call.context_lens, *gathered[0])
+    cache_reference.gather(Gathered(caches[0], call.block_table, call.context_lens), *gathered[0])
     emulate(
-        cache_classic.prepare_gather(Problem(TARGET), caches[0], call.block_table, call.context_lens, *gathered[1]),
+        cache_classic.prepare_gather(Problem(TARGET), Gathered(caches[0], call.block_table, call.context_lens), *gathered[1]),
         list(gathered[1]),
     )
     for one, other in zip(*gathered, strict=True):
@@ -162,7 +164,7 @@ def test_blocks_in_use_are_copied_out_of_tiles():
     table = torch.tensor([[3, 1, -1], [4, 2**30, 7], [-1, 5, 2**31 - 1]], dtype=torch.int32)
     lens = torch.tensor([[1, 33], [32, 0], [90, 96]], dtype=torch.int32)  # the last request's blocks are none of the cache's
     flat, copied = torch.empty_like(cache), torch.full_like(cache, 0xA5)
-    cache_reference.unshuffle(cache, table, lens, 100, flat)
-    emulate(cache_classic.prepare_unshuffle(Problem(TARGET), cache, table, lens, 100, copied), [])
+    cache_reference.unshuffle(Unshuffled(cache, table, lens), flat, max_context_len=100)
+    emulate(cache_classic.prepare_unshuffle(Problem(TARGET), Unshuffled(cache, table, lens), copied, max_context_len=100), [])
     assert torch.equal(copied[[1, 3, 4]], flat[[1, 3, 4]])
     assert (copied[[0, 2]] == 0xA5).all()

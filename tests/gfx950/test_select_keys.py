@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from capgate.kernels.key_selection import classic
+from capgate.kernels.key_selection.operands import Inputs
 from capgate.kernels.key_selection.operation import Problem
 from support.emulated_mqa import TARGET
 from support.emulation import emulate
@@ -31,7 +32,7 @@ def agrees(
     indices = torch.empty((len(logits), top_k), dtype=torch.int32)
     values = torch.empty((len(logits), top_k)) if scores else None
     options: dict[str, Any] = {"num_keys": num_keys, "relative": relative}
-    launches = classic.prepare(Problem(TARGET, top_k), logits, starts, ends, indices, values, **options)
+    launches = classic.prepare(Problem(TARGET, top_k), Inputs(logits, starts, ends), indices, values, **options)
     for launch in launches:
         written = [tensor for tensor in launch.arguments[4:6] if tensor is not None]
         for tensor in written:  # with candidates that would be selected first, should the next launch take them for its own

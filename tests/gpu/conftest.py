@@ -13,6 +13,7 @@ import torch
 
 from capgate.kernels.common.logits import empty_logits
 from capgate.kernels.mqa_logits.api import describe
+from capgate.kernels.mqa_logits.operands import Inputs
 from capgate.kernels.mqa_logits.operation import Problem, operation
 from support import judge
 from support.processes import environment
@@ -65,7 +66,7 @@ def take(variant: str) -> Callable[[Any], None]:
 
     def take_call(call: Any) -> None:
         out = empty_logits((call.q.shape[0], call.k.shape[0]), call.q.device)
-        taken(variant, describe(call.q, call.k, call.k_scale, call.weights, out, True, False))
+        taken(variant, describe(Inputs(*call), out, True, False))
 
     return take_call
 
@@ -84,7 +85,8 @@ def check(variant: str) -> Callable[..., torch.Tensor]:
         rows, columns = call.q.shape[0], call.k.shape[0] if max_window is None else max_window
         out = judge.sentinels(rows, columns, "cuda", gap=-columns % 4 + 4, offset=4) if out is None else out
         k_scale = call.k_scale[:, 0] if call.k_scale.ndim == 2 else call.k_scale
-        problem = describe(call.q, call.k, k_scale, call.weights, out, clean_logits, max_window is not None)
+        inputs = Inputs(*call)._replace(k_scale=k_scale)
+        problem = describe(inputs, out, clean_logits, max_window is not None)
         keywords = {"clean_logits": clean_logits, "max_window": max_window, "out": out}
         return judge.check(call, taken(variant, problem), **keywords)
 

@@ -124,6 +124,7 @@ import sys
 import torch
 from support import judge
 from capgate.kernels.mqa_logits.api import describe
+from capgate.kernels.mqa_logits.operands import Inputs
 from capgate.kernels.mqa_logits.operation import operation
 
 example = operation.example(torch.device("cuda", 0))
@@ -141,7 +142,7 @@ for rows, keys in grids[sys.argv[1]]:
                 if sys.argv[1] == "racecheck" and variant == "gluon_hopper":
                     continue
                 out = torch.zeros(rows, -(-columns // 4) * 4, device="cuda")[:, :columns]
-                problem = describe(call.q, call.k, call.k_scale, call.weights, out, clean_logits, max_window is not None)
+                problem = describe(Inputs(*call), out, clean_logits, max_window is not None)
                 if operation.explain(problem, variant=variant).variant:
                     judge.check(call, variant, clean_logits=clean_logits, max_window=max_window, out=out)
                     calls += 1

@@ -8,7 +8,9 @@ import torch
 from capgate import compat
 from capgate.kernels import fp8_paged_mqa_logits, gather_keys, paged_mqa_schedule, quantize_keys_to_cache
 from capgate.kernels.key_cache import reference as cache_reference
+from capgate.kernels.key_cache.operands import Written
 from capgate.kernels.paged_mqa_logits.api import describe
+from capgate.kernels.paged_mqa_logits.operands import Inputs
 from capgate.kernels.paged_mqa_logits.operation import operation
 from capgate.kernels.quantize import FP8_MAX
 from support import paged
@@ -30,7 +32,7 @@ def variant(request: pytest.FixtureRequest, gpu: torch.device) -> str:
 
 def taken(variant: str, call: Any, clean_logits: bool = True) -> None:
     """Skip the test, with the reason, where the variant does not take such a call."""
-    trace = operation.explain(describe(call.q, call.kv_cache, call.weights, call.block_table, clean_logits), variant=variant)
+    trace = operation.explain(describe(Inputs(*call), clean_logits), variant=variant)
     if trace.variant is None:
         pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == variant))
 
@@ -200,7 +202,7 @@ def test_the_writer_writes_the_bytes_that_torch_computes(dtype: torch.dtype, sca
     slots[::9] = -1
     caches = [torch.zeros(100, 64, 1, dim + 4, dtype=torch.uint8, device="cuda") for _ in range(2)]
     quantize_keys_to_cache(k.bfloat16(), caches[0], slots, dtype=dtype, scale_format=scale_format)
-    cache_reference.write(k.bfloat16(), caches[1], slots, dtype=dtype, scale_format=scale_format)
+    cache_reference.write(Written(k.bfloat16(), caches[1], slots), dtype=dtype, scale_format=scale_format)
     assert torch.equal(*caches)
 
 
@@ -276,6 +278,7 @@ import torch
 from support import paged
 from capgate.kernels import gather_keys, paged_mqa_schedule, quantize_keys_to_cache
 from capgate.kernels.paged_mqa_logits.api import describe
+from capgate.kernels.paged_mqa_logits.operands import Inputs
 from capgate.kernels.paged_mqa_logits.operation import operation
 
 fp8, calls = getattr(torch, operation.example(torch.device("cuda", 0)).dtype), 0
@@ -289,7 +292,7 @@ for block in (1, 16, 64, 128):
         lacking = paged.without_blocks(call)
         schedule = workers and paged_mqa_schedule(call.context_lens, block, workers)
         for clean_logits in (True, False):
-            problem = describe(call.q, call.kv_cache, call.weights, call.block_table, clean_logits)
+            problem = describe(Inputs(*call), clean_logits)
             for variant in operation.variants:
                 if sys.argv[1] == "racecheck" and variant == "gluon_hopper":
                     continue

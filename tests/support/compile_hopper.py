@@ -43,11 +43,12 @@ def compile_kind(operation: str, kind: str) -> dict[str, Any]:
     if len(sizes) == 2:
         problem = problem._replace(block_size=int(sizes[0]), next_n=int(sizes[1]))
     call = module.example_call(problem)
-    operands = call.operands
+    inputs, out = call.operands
     if len(sizes) == 1:
-        q, k, k_scale, *of_rows = operands
-        operands = (q[: int(sizes[0])], k, k_scale, *(operand[: int(sizes[0])] for operand in of_rows))
-    (launch,) = kernels.kernel.prepare(problem, *operands, **call.options)
+        rows = slice(int(sizes[0]))
+        inputs = inputs._replace(**{name: getattr(inputs, name)[rows] for name in ("q", "weights", "starts", "ends")})
+        out = out[rows]
+    (launch,) = kernels.kernel.prepare(problem, inputs, out, **call.options)
     kernel, grid, arguments, keywords = launch
     with redirect_stdout(StringIO()) as log:
         compiled = kernel.warmup(*arguments, grid=grid, **keywords)

@@ -10,6 +10,7 @@ from triton.compiler import ASTSource
 from capgate.compat import Kernel, Launch, Target, capabilities
 from capgate.kernels.mqa_logits import classic
 from capgate.kernels.mqa_logits.api import describe
+from capgate.kernels.mqa_logits.operands import Inputs
 from emulator import Program, Result, parse, run
 
 from .emulation import bound, compile_launch
@@ -46,9 +47,9 @@ class Case(NamedTuple):
 
     def launch(self, kernel: Kernel[Any], out: torch.Tensor) -> Launch:
         compressed = self.max_window is not None
-        q, k, k_scale, weights, *_ = self.call
-        problem = describe(q, k, k_scale, weights, out, self.clean_logits, compressed)._replace(device=TARGET)
-        (launch,) = kernel.prepare(problem, *self.call, out, clean_logits=self.clean_logits, compressed=compressed)
+        inputs = Inputs(*self.call)
+        problem = describe(inputs, out, self.clean_logits, compressed)._replace(device=TARGET)
+        (launch,) = kernel.prepare(problem, inputs, out, clean_logits=self.clean_logits, compressed=compressed)
         return launch
 
     def answer(self) -> Any:

@@ -8,6 +8,7 @@ from capgate.compat import Kernel, Launch
 from capgate.kernels import paged_mqa_schedule
 from capgate.kernels.paged_mqa_logits import classic
 from capgate.kernels.paged_mqa_logits.api import describe
+from capgate.kernels.paged_mqa_logits.operands import Inputs
 
 from .emulated_mqa import TARGET, Variant
 from .emulated_mqa import VARIANTS as DENSE
@@ -23,8 +24,9 @@ if "gluon_cdna4" in DENSE:
 
 def paged_launch(kernel: Kernel[Any], call: PagedCall, schedule: torch.Tensor, out: torch.Tensor, clean_logits: bool) -> Launch:
     """The launch for the target; tensors may be meta tensors."""
-    problem = describe(call.q, call.kv_cache, call.weights, call.block_table, clean_logits)._replace(device=TARGET)
-    (launch,) = kernel.prepare(problem, *call, schedule, out, clean_logits=clean_logits)
+    inputs = Inputs(*call, schedule)
+    problem = describe(inputs, clean_logits)._replace(device=TARGET)
+    (launch,) = kernel.prepare(problem, inputs, out, clean_logits=clean_logits)
     return launch
 
 

@@ -10,6 +10,7 @@ from capgate import compat
 
 from ..device.classic import locate, units_of
 from ..hardware import multiprocessors
+from .operands import Inputs
 from .operation import CHUNK_KEYS, Problem
 from .tunings import classic as tuning
 
@@ -39,9 +40,10 @@ def schedule_kernel(
     tl.store(schedule + 2 * worker + 1, chunk.to(tl.int32), mask=worker <= num_workers)
 
 
-def prepare(problem: Problem, context_lens: torch.Tensor, schedule: torch.Tensor) -> compat.Launch:
+def prepare(problem: Problem, inputs: Inputs, schedule: torch.Tensor) -> compat.Launch:
     """The launch that fills ``schedule`` [num_workers + 1, 2]."""
-    tune, num_workers = tuning(problem), schedule.shape[0] - 1
+    tune, context_lens = tuning(problem), inputs.context_lens
+    num_workers = schedule.shape[0] - 1
     rows = context_lens.shape[1] if context_lens.ndim == 2 else 1
     strides = (context_lens.stride(0), context_lens.stride(1) if context_lens.ndim == 2 else 0)
     arguments = (context_lens, schedule, context_lens.shape[0], num_workers, *strides)
@@ -61,7 +63,7 @@ kernel = compat.Kernel(prepare, tuning=tuning)
 def new_schedule(context_lens: torch.Tensor, num_workers: int) -> tuple[torch.Tensor, tuple[compat.Launch, ...]]:
     """A new schedule, and what fills it: for kernels that were given none."""
     schedule = torch.empty((num_workers + 1, 2), dtype=torch.int32, device=context_lens.device)
-    return schedule, (prepare(Problem(context_lens.device), context_lens, schedule),)
+    return schedule, (prepare(Problem(context_lens.device), Inputs(context_lens), schedule),)
 
 
 def workers_that_fit(device: Any, resident: int, groups: int) -> int:

@@ -31,10 +31,12 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     """A call with 256 requests and as many workers, for an offline compile."""
     import torch
 
+    from .operands import Inputs
+
     def meta(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.int32, device="meta")
 
-    return compat.ExampleCall((meta(256), meta(257, 2)), {})
+    return compat.ExampleCall((Inputs(meta(256)), meta(257, 2)), {})
 
 
 operation = compat.Operation(

@@ -2,12 +2,13 @@
 
 import torch
 
+from .operands import Inputs
 from .operation import CHUNK_KEYS
 
 
-def launch(context_lens: torch.Tensor, schedule: torch.Tensor) -> None:
+def launch(inputs: Inputs, schedule: torch.Tensor) -> None:
     """Fill ``schedule`` as :func:`capgate.kernels.paged_mqa_schedule` says; the arguments have been checked."""
-    num_workers = schedule.shape[0] - 1
+    context_lens, num_workers = inputs.context_lens, schedule.shape[0] - 1
     longest = context_lens.long() if context_lens.ndim == 1 else context_lens.long().amax(1)
     chunks = (longest.clamp(min=0) + CHUNK_KEYS - 1) // CHUNK_KEYS
     ends = chunks.cumsum(0)

@@ -8,6 +8,7 @@ import torch
 from ...common.logits import empty_logits
 from ...key_cache import quantize_keys_to_cache
 from ...paged_mqa_logits import fp8_paged_mqa_logits, paged_mqa_schedule, paged_mqa_workers, reference
+from ...paged_mqa_logits.operands import Inputs
 from ...paged_mqa_logits.operation import example, operation
 from ...quantize import quantize_queries
 from ..workloads.decode import DecodeBatch, around
@@ -84,7 +85,7 @@ def _exact(batch: DecodeBatch) -> torch.Tensor:
     """The logits of the fp8 operands in float64, NaN where a row sees no key."""
     shape = (batch.weights.shape[0], batch.max_context_len)
     exact = torch.full(shape, float("nan"), device=batch.q.device, dtype=torch.float64)
-    reference.launch(*batch.operands, None, exact, clean_logits=False, accumulate=torch.float64)
+    reference.launch(Inputs(*batch.operands), exact, clean_logits=False, accumulate=torch.float64)
     return exact
 
 

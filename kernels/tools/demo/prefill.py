@@ -29,7 +29,7 @@ def score(console: Any, device: torch.device) -> list[Outcome]:
     console.print(Text.assemble((f"Prefill: {workload.words}", "bold"), sizes))
     exact = torch.full((workload.rows, workload.keys), float("nan"), device=device, dtype=torch.float64)
     with working("float64"):
-        reference.launch(*batch.operands, exact, clean_logits=False, compressed=False, accumulate=torch.float64)
+        reference.launch(batch.operands, exact, clean_logits=False, compressed=False, accumulate=torch.float64)
 
     names, notes = runnable(operation, problem)
     outcomes = [_run_variant(batch, exact, name, clean) for name in names for clean in (True, False)]

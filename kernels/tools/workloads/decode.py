@@ -20,8 +20,6 @@ QUANTIZED_AT_A_TIME = 2**20  # keys: 16 million of them would be 4 GB of activat
 
 Lens = Callable[[], torch.Tensor]
 
-Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
 
 class DecodeBatch(NamedTuple):
     """The operands of one call, in the order of the operation's arguments, and the columns of its output."""
@@ -34,8 +32,8 @@ class DecodeBatch(NamedTuple):
     max_context_len: int
 
     @property
-    def operands(self) -> Operands:
-        """The tensors."""
+    def operands(self) -> tuple[torch.Tensor, ...]:
+        """The tensors that the function takes by position."""
         return self[:5]
 
     @property

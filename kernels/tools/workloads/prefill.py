@@ -9,13 +9,12 @@ import torch
 
 from ...common.logits import empty_logits
 from ...mqa_logits import fp8_mqa_logits
+from ...mqa_logits.operands import Inputs
 from ...mqa_logits.operation import operation
 from ...quantize import quantize_keys, quantize_queries
 from .batch import Call
 
 Windows = Callable[[], tuple[torch.Tensor, torch.Tensor]]
-
-Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class PrefillBatch(NamedTuple):
@@ -30,9 +29,9 @@ class PrefillBatch(NamedTuple):
     max_window: int | None = None
 
     @property
-    def operands(self) -> Operands:
+    def operands(self) -> Inputs:
         """The tensors."""
-        return self[:6]
+        return Inputs(self.q, self.k, self.k_scale, self.weights, self.starts, self.ends)
 
     @property
     def cells(self) -> int:

@@ -1,17 +1,21 @@
 """Checks that the functions share: memory that is written and read, and what an error says."""
 
 import re
-from collections.abc import Callable
+from typing import Annotated, NamedTuple
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capgate.kernels.common.checks import Limit, Operand, Operands, among, check_apart
+from capgate.kernels.common.checks import check_apart
+from capgate.kernels.common.operands import Limit, Operand, Operands, among
 
 INT, FLOAT = (torch.int32,), (torch.float32,)
-READ = (Operand("read", (("S", "N"),)),)
+
+
+class Read(NamedTuple):
+    read: torch.Tensor
 
 
 @st.composite
@@ -36,7 +40,7 @@ def test_shared_memory_is_never_overlooked(one: tuple, other: tuple, dtype: torc
     bytes_written, bytes_read = addresses(one, 4), addresses(other, dtype.itemsize)
     refused = False
     try:
-        check_apart("written", written, READ, (read,))
+        check_apart("written", written, Read(read))
     except ValueError:
         refused = True
     if not (bytes_written and bytes_read and max(bytes_written) >= min(bytes_read) and max(bytes_read) >= min(bytes_written)):
@@ -45,15 +49,13 @@ def test_shared_memory_is_never_overlooked(one: tuple, other: tuple, dtype: torc
         assert refused
 
 
-def width(operand: str) -> Callable[..., Operand]:
-    return lambda shapes, **more: Operand(operand, shapes, FLOAT, **more)
+class Table(NamedTuple):
+    a: Annotated[torch.Tensor, Operand((("S", "H"),), FLOAT, (Limit("S", 2), among("H", (4, 8))))]
+    b: Annotated[torch.Tensor, Operand((("H",), ("H", 1)), FLOAT)]
+    c: Annotated[torch.Tensor, Operand((("S", "more"),), INT, (Limit("more", 1, 3),))]
 
 
-TABLE = Operands(
-    width("a")((("S", "H"),), limits=(Limit("S", 2), among("H", (4, 8)))),
-    width("b")((("H",), ("H", 1))),
-    Operand("c", (("S", "more"),), INT, (Limit("more", 1, 3),)),
-)
+TABLE = Operands(Table)
 
 
 @pytest.mark.parametrize(

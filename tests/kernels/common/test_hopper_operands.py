@@ -8,8 +8,10 @@ import torch
 
 from capgate import compat
 from capgate.kernels.mqa_logits import api as dense
+from capgate.kernels.mqa_logits.operands import Inputs as DenseInputs
 from capgate.kernels.mqa_logits.operation import operation as dense_operation
 from capgate.kernels.paged_mqa_logits import api as paged
+from capgate.kernels.paged_mqa_logits.operands import Inputs as PagedInputs
 from capgate.kernels.paged_mqa_logits.operation import operation as paged_operation
 
 MAPS = "needs operands that tensor maps describe: 16-byte aligned lines of adjacent elements, "
@@ -53,7 +55,9 @@ def reason(operation: compat.Operation, problem: Any) -> str:
 def dense_problem(clean_logits: bool = False, compressed: bool = False, **changed: torch.Tensor) -> Any:
     """Of 8 rows, 64 heads, 128 dims and 256 keys but for the operands given."""
     usual = {"q": fp8(8, 64, 128), "k": fp8(256, 128), "k_scale": floats(256), "weights": floats(8, 64), "out": floats(8, 256)}
-    return dense.describe(**usual | changed, clean_logits=clean_logits, compressed=compressed)
+    operands = {**usual, **changed}
+    out, window = operands.pop("out"), torch.zeros(8, dtype=torch.int32)
+    return dense.describe(DenseInputs(**operands, starts=window, ends=window), out, clean_logits, compressed)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +136,8 @@ def cache(block: int = 64, dim: int = 128, gap: int = 0, offset: int = 0) -> tor
 def paged_problem(clean_logits: bool = False, **changed: torch.Tensor) -> Any:
     """Of 5 requests, 2 rows of each, 64 heads and 128 dims but for the operands given."""
     usual = {"q": fp8(5, 2, 64, 128), "kv_cache": cache(), "weights": floats(10, 64)}
-    return paged.describe(**usual | changed, block_table=None, clean_logits=clean_logits)
+    table = torch.zeros(5, 4, dtype=torch.int32)
+    return paged.describe(PagedInputs(**usual | changed, context_lens=table[:, 0], block_table=table), clean_logits)
 
 
 @pytest.mark.parametrize(

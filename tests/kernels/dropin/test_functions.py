@@ -10,6 +10,7 @@ from capgate import compat
 from capgate.kernels import fp8_paged_mqa_logits
 from capgate.kernels.dropin import DROPINS, aiter, deep_gemm, vllm_rocm  # noqa: A004 - a library's name
 from capgate.kernels.key_cache import reference
+from capgate.kernels.key_cache.operands import Unshuffled
 from capgate.kernels.key_cache.operation import Problem
 from support import judge, upstream
 
@@ -254,15 +255,15 @@ def test_undoing_the_preshuffle(
     lens = torch.tensor([block + 1, -3, 3 * block], dtype=torch.int32)
     if row_lens:
         lens = torch.stack([lens, torch.tensor([0, 0, 1], dtype=torch.int32)], 1)
-    flat = torch.full_like(cache.contiguous(), 0xA5)
+    inputs, flat = Unshuffled(cache, table, lens), torch.full_like(cache.contiguous(), 0xA5)
     if kind == "classic":
         request.getfixturevalue("interpreter")
         from capgate.kernels.key_cache import classic
 
-        classic.unshuffle.launch(Problem(cache.device), cache, table, lens, 2 * block, flat)  # columns for two blocks
+        classic.unshuffle.launch(Problem(cache.device), inputs, flat, max_context_len=2 * block)  # columns for two blocks
         used = {5, 0, 3, 4}
     else:
-        reference.unshuffle(cache, table, lens, 2 * block, flat)
+        reference.unshuffle(inputs, flat, max_context_len=2 * block)
         used = set(range(blocks))
     t, d = torch.meshgrid(torch.arange(block), torch.arange(dim), indexing="ij")
     place = t // 16 * 16 * dim + d // 16 * 256 + t % 16 * 16 + d % 16

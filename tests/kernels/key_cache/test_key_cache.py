@@ -9,6 +9,7 @@ import torch
 
 from capgate.kernels import fp8_mqa_logits, fp8_paged_mqa_logits, gather_keys, quantize_keys_to_cache
 from capgate.kernels.key_cache import reference
+from capgate.kernels.key_cache.operands import Gathered, Written
 from capgate.kernels.key_cache.operation import Problem
 from capgate.kernels.quantize import FP8_MAX, quantize_keys, quantize_queries
 from support import paged
@@ -51,7 +52,7 @@ def test_each_key_lands_in_its_slot_and_nowhere_else(
     cache = empty_cache(5, block, 32, gap=12)
     slots = torch.randperm(5 * block, generator=torch.Generator().manual_seed(1))[: 4 * block + 1]
     k, before = some_keys(len(slots), 32), paged.judge.storage_of(cache, torch.uint8).clone()
-    cache_variant.write(k, cache, slots, dtype=dtype, scale_format=scale_format)
+    cache_variant.write(Written(k, cache, slots), dtype=dtype, scale_format=scale_format)
     quantized, scale = quantize_keys(k, dtype, scale_format=scale_format)
     keys, scales = paged.read_keys(cache, slots // block, slots % block, dtype)
     assert torch.equal(keys, quantized.double())
@@ -75,8 +76,8 @@ def test_slots_outside_the_cache_are_skipped(cache_variant: Any, slots: list[int
     kept = [number for number, slot in enumerate(slots) if 0 <= slot < 32]
     if kept:
         inside = torch.tensor([slots[number] for number in kept])
-        reference.write(k[kept], expected, inside, dtype=torch.float8_e4m3fn, scale_format="fp32")
-    cache_variant.write(k, cache, torch.tensor(slots, dtype=index), dtype=torch.float8_e4m3fn, scale_format="fp32")
+        reference.write(Written(k[kept], expected, inside), dtype=torch.float8_e4m3fn, scale_format="fp32")
+    cache_variant.write(Written(k, cache, torch.tensor(slots, dtype=index)), dtype=torch.float8_e4m3fn, scale_format="fp32")
     assert torch.equal(cache, expected)
 
 
@@ -86,8 +87,8 @@ def test_keys_of_any_float_type_and_strides(cache_variant: Any, dtype: torch.dty
     strided = paged.judge.laid_out(k, (1, 0), 3, 2, 5)
     caches = [empty_cache(2, 16, 128) for _ in range(2)]
     slots = paged.judge.laid_out(torch.arange(21).flip(0), step=3)
-    cache_variant.write(strided, caches[0], slots, dtype=torch.float8_e4m3fn, scale_format="fp32")
-    reference.write(k.contiguous(), caches[1], slots.contiguous(), dtype=torch.float8_e4m3fn, scale_format="fp32")
+    cache_variant.write(Written(strided, caches[0], slots), dtype=torch.float8_e4m3fn, scale_format="fp32")
+    reference.write(Written(k.contiguous(), caches[1], slots.contiguous()), dtype=torch.float8_e4m3fn, scale_format="fp32")
     assert torch.equal(*caches)
 
 
@@ -109,7 +110,7 @@ def test_classic_rounds_every_float32_as_torch_does(dtype: torch.dtype) -> None:
     caches, slots = [torch.zeros(blocks, 64, 1, 36, dtype=torch.uint8) for _ in range(2)], torch.arange(len(k))
     writers = (partial(classic.write.launch, Problem(k.device)), reference.write)
     for write, cache in zip(writers, caches, strict=True):
-        write(k, cache, slots, dtype=dtype, scale_format="fp32")
+        write(Written(k, cache, slots), dtype=dtype, scale_format="fp32")
     assert torch.equal(*caches)
 
 
@@ -121,7 +122,7 @@ def test_gathered_keys_lie_side_by_side(cache_variant: Any, block: int, lens: li
     counts = [max(count, 0) for count in lens]
     total = max(0, sum(counts) + more)
     keys, scales = torch.full((total, 32), 9.0).to(torch.float8_e4m3fn), torch.full((total,), 9.0)
-    cache_variant.gather(call.kv_cache, call.block_table, call.context_lens, keys, scales)
+    cache_variant.gather(Gathered(call.kv_cache, call.block_table, call.context_lens), keys, scales)
     parts = [(torch.zeros(0, 32).double(), torch.zeros(0).double())]
     for request, count in enumerate(counts):
         position = torch.arange(count)
@@ -138,12 +139,12 @@ def test_gather_gives_zeros_for_blocks_that_the_cache_lacks(cache_variant: Any) 
     call = paged.make_call([40, 3, 33], block=16, spare_entries=0)
     lacking = paged.without_blocks(call)
     keys, scales = torch.ones(76, 32).to(torch.float8_e4m3fn), torch.ones(76)
-    cache_variant.gather(call.kv_cache, call.block_table, call.context_lens, keys, scales)
+    cache_variant.gather(Gathered(call.kv_cache, call.block_table, call.context_lens), keys, scales)
     held = (lacking.block_table == call.block_table).repeat_interleave(16, 1)
     held = torch.cat([row[:count] for row, count in zip(held, call.context_lens, strict=True)])
     assert 0 < held.sum() < len(held)
     some_keys, some_scales = torch.ones(76, 32).to(torch.float8_e4m3fn), torch.ones(76)
-    cache_variant.gather(call.kv_cache, lacking.block_table, call.context_lens, some_keys, some_scales)
+    cache_variant.gather(Gathered(call.kv_cache, lacking.block_table, call.context_lens), some_keys, some_scales)
     assert torch.equal(some_keys.float(), keys.float() * held[:, None])
     assert torch.equal(some_scales, scales * held)
 
@@ -152,7 +153,7 @@ def test_gather_needs_no_cache_for_no_keys(cache_variant: Any) -> None:
     call = paged.make_call([0, 0], spare_entries=0)
     for cache in (call.kv_cache, call.kv_cache[:0]):
         keys, scales = torch.ones(3, 32).to(torch.float8_e4m3fn), torch.ones(3)
-        cache_variant.gather(cache, call.block_table, call.context_lens, keys, scales)
+        cache_variant.gather(Gathered(cache, call.block_table, call.context_lens), keys, scales)
         assert not keys.float().any()
         assert not scales.any()
 
@@ -211,13 +212,13 @@ def test_keys_that_are_not_finite_are_nan_altogether(
     k = some_keys(2 * len(NOT_FINITE), 32, given)
     cache, expected = (torch.zeros(1, 16, 1, 36, dtype=torch.uint8) for _ in range(2))
     slots = torch.arange(len(k))
-    reference.write(k, expected, slots, dtype=dtype, scale_format=scale_format)
+    reference.write(Written(k, expected, slots), dtype=dtype, scale_format=scale_format)
     for row, values in enumerate(NOT_FINITE):
         k[2 * row, 5 : 5 + len(values)] = torch.tensor(values)
         octets = expected.view(-1)[: 16 * 32].view(16, 32)
         octets[2 * row] = 0x7F if dtype == torch.float8_e4m3fn else 0x80
         expected.view(-1)[16 * 32 :].view(torch.int32)[2 * row] = 0x7FC00000
-    cache_variant.write(k, cache, slots, dtype=dtype, scale_format=scale_format)
+    cache_variant.write(Written(k, cache, slots), dtype=dtype, scale_format=scale_format)
     assert torch.equal(cache, expected)
     keys, scales = quantize_keys(k, dtype, scale_format=scale_format)
     assert torch.equal(keys.view(torch.uint8).flatten(), expected.view(-1)[: keys.numel()])
@@ -234,8 +235,8 @@ def test_every_scale_is_torch_s(cache_variant: Any, dtype: torch.dtype, scale_fo
     k[:, 3], k[:, 4] = largest, -largest / 3
     blocks = -(-len(k) // 64)
     caches = [torch.zeros(blocks, 64, 1, 36, dtype=torch.uint8) for _ in range(2)]
-    cache_variant.write(k, caches[0], torch.arange(len(k)), dtype=dtype, scale_format=scale_format)
-    reference.write(k, caches[1], torch.arange(len(k)), dtype=dtype, scale_format=scale_format)
+    cache_variant.write(Written(k, caches[0], torch.arange(len(k))), dtype=dtype, scale_format=scale_format)
+    reference.write(Written(k, caches[1], torch.arange(len(k))), dtype=dtype, scale_format=scale_format)
     assert torch.equal(*caches)
 
 

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from capgate import compat
 from capgate.kernels import fp8_mqa_logits
 from capgate.kernels.mqa_logits import reference
+from capgate.kernels.mqa_logits.operands import Inputs
 from support import judge
 
 # (rows, keys) of that small grid, with every head count and dimension at least once.
@@ -152,7 +153,7 @@ def test_reference_bounds_its_memory_and_agrees_in_small_chunks(
     out = judge.check(call, "reference", clean_logits=clean_logits, max_window=max_window)
     with LargestResult() as largest:
         keywords = {"clean_logits": clean_logits, "compressed": max_window is not None}
-        reference.launch(*call, torch.empty_like(out), **keywords)
+        reference.launch(Inputs(*call), torch.empty_like(out), **keywords)
     operands = max(tensor.untyped_storage().nbytes() for tensor in (*call, out))
     assert largest.nbytes <= max(operands, 2**15)
 
@@ -161,7 +162,7 @@ def test_reference_bounds_its_memory_and_agrees_in_small_chunks(
 def test_reference_in_float64_is_the_formula_rounded_once(windows: str) -> None:
     call = judge.make_call(17, 76, 64, 128, windows)
     out = torch.empty(17, 76)
-    reference.launch(*call, out, clean_logits=True, compressed=False, accumulate=torch.float64)
+    reference.launch(Inputs(*call), out, clean_logits=True, compressed=False, accumulate=torch.float64)
     answer = judge.formula(call)
     error = (out.double() - answer.logits)[answer.inside].abs()
     assert (error <= (2.0**-24 * answer.logits[answer.inside].abs() + 2.0**-40 * answer.magnitude[answer.inside])).all()

@@ -177,7 +177,7 @@ def test_a_dense_call_in_order_costs_no_search_for_words(monkeypatch: pytest.Mon
     def search(name: str, tensor: Any) -> None:
         raise AssertionError(f"{name} was looked at by itself")
 
-    monkeypatch.setattr("capgate.kernels.common.checks.check_strided", search)
+    monkeypatch.setattr("capgate.kernels.common.operands.check_strided", search)
     fp8_mqa_logits(*judge.make_call(ROWS, KEYS, HEADS, DIM))
     call = judge.make_call(1, 1, 1, DIM)
     fp8_mqa_logits(*call._replace(k_scale=call.k_scale[:, None]))

@@ -15,6 +15,7 @@ import torch
 from capgate import compat
 from capgate.kernels import fp8_mqa_logits
 from capgate.kernels.mqa_logits.api import describe
+from capgate.kernels.mqa_logits.operands import Inputs
 from capgate.kernels.mqa_logits.operation import operation
 from support import judge
 
@@ -88,8 +89,8 @@ def test_bug_4_e4m3fn_keeps_its_value_where_the_matrix_unit_reads_fnuz() -> None
     call, out = judge.make_call(5, 20, 16, 32, "full"), torch.empty(5, 20)
     assert (call.q.view(torch.uint8) == 0x80).any()
     assert (call.k.view(torch.uint8) == 0x80).any()
-    problem = describe(*call[:4], out, True, False)._replace(device=compat.capabilities("hip:gfx942").target)
-    classic.kernel.launch(problem, *call, out, clean_logits=True, compressed=False)
+    problem = describe(Inputs(*call), out, True, False)._replace(device=compat.capabilities("hip:gfx942").target)
+    classic.kernel.launch(problem, Inputs(*call), out, clean_logits=True, compressed=False)
     answer = judge.formula(call)
     judge.agree(out, answer.logits, answer.magnitude)
 
@@ -257,8 +258,8 @@ def test_bug_12_any_number_of_compute_units_gives_the_same_bits(monkeypatch: pyt
     for count in (1, 2, 304):
         monkeypatch.setattr(classic, "multiprocessors", lambda device, count=count: count)
         logits.append(judge.check(call, "classic").view(torch.int32))
-        problem = describe(*call[:4], logits[-1], True, False)
-        grid = classic.prepare(problem, *call, logits[-1], clean_logits=True, compressed=False).grid
+        problem = describe(Inputs(*call), logits[-1], True, False)
+        grid = classic.prepare(problem, Inputs(*call), logits[-1], clean_logits=True, compressed=False).grid
         programs.add(grid)
     assert len(programs) > 1
     assert all(torch.equal(other, logits[0]) for other in logits)

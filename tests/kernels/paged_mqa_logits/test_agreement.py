@@ -6,6 +6,7 @@ import torch
 from capgate import compat
 from capgate.kernels import fp8_paged_mqa_logits, paged_mqa_schedule
 from capgate.kernels.paged_mqa_logits import reference
+from capgate.kernels.paged_mqa_logits.operands import Inputs
 from support import paged
 
 LENS = [150, 0, 64, 1, 129, 260]  # of requests; the longest spans three chunks of a schedule
@@ -164,7 +165,7 @@ def test_reference_agrees_in_small_parts(monkeypatch: pytest.MonkeyPatch, clean_
 
 def test_reference_in_float64_is_the_formula_rounded_once() -> None:
     call, out = paged.make_call(LENS, 2, 64, 128), torch.empty(12, 260)
-    reference.launch(*call, None, out, clean_logits=False, accumulate=torch.float64)
+    reference.launch(Inputs(*call), out, clean_logits=False, accumulate=torch.float64)
     logits, inside, magnitude = paged.formula(call, 260)
     error = (out.double() - logits)[inside].abs()
     assert (error <= 2.0**-24 * logits[inside].abs() + 2.0**-40 * magnitude[inside]).all()

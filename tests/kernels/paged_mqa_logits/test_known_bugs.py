@@ -11,6 +11,7 @@ import torch
 from capgate import compat
 from capgate.kernels import fp8_paged_mqa_logits, paged_mqa_schedule
 from capgate.kernels.paged_mqa_logits.api import describe
+from capgate.kernels.paged_mqa_logits.operands import Inputs
 from support import paged
 
 
@@ -179,8 +180,9 @@ def test_bug_4_e4m3fn_keeps_its_value_where_the_matrix_unit_reads_fnuz() -> None
     from capgate.kernels.paged_mqa_logits import classic
 
     call, out = paged.make_call([20, 70]), torch.empty(2, 70)
-    problem = describe(call.q, call.kv_cache, call.weights, call.block_table, True)
+    inputs = Inputs(*call, paged_mqa_schedule(call.context_lens, 64, 3))
+    problem = describe(inputs, True)
     gfx942 = problem._replace(device=compat.capabilities("hip:gfx942").target)
-    classic.kernel.launch(gfx942, *call, paged_mqa_schedule(call.context_lens, 64, 3), out, clean_logits=True)
+    classic.kernel.launch(gfx942, inputs, out, clean_logits=True)
     answer = paged.formula(call, 70)
     paged.judge.agree(out[answer.inside], answer.logits[answer.inside], answer.magnitude[answer.inside])
