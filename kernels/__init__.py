@@ -2,52 +2,35 @@
 
     from capgate.kernels import fp8_mqa_logits, fp8_paged_mqa_logits, select_keys
 
-An operation's module is imported when it is first used, because it needs torch and this package does not.
+Each folder of an operation says in its ``__all__`` which functions it has; they are imported when they are first used, because
+they need torch and this package does not.
 """
 
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .key_cache import gather_keys, quantize_keys_to_cache
-    from .key_selection import select_from_logits, select_keys, select_paged_keys
-    from .mqa_logits import fp8_mqa_logits
-    from .paged_mqa_logits import fp8_paged_mqa_logits, paged_mqa_schedule, paged_mqa_workers
-    from .quantize import quantize_keys, quantize_queries
+if TYPE_CHECKING:  # for type checkers and editors, which look into no folder
+    from .key_cache import *
+    from .key_selection import *
+    from .mqa_logits import *
+    from .paged_mqa_logits import *
+    from .quantize import quantize_keys as quantize_keys
+    from .quantize import quantize_queries as quantize_queries
 
-__all__ = [
-    "fp8_mqa_logits",
-    "fp8_paged_mqa_logits",
-    "gather_keys",
-    "paged_mqa_schedule",
-    "paged_mqa_workers",
-    "quantize_keys",
-    "quantize_keys_to_cache",
-    "quantize_queries",
-    "select_from_logits",
-    "select_keys",
-    "select_paged_keys",
-]
+_NO_OPERATIONS = ("common", "dropin", "tools")
+_HOMES = {"quantize_keys": "quantize", "quantize_queries": "quantize"}  # of each function
+for _module in iter_modules(__path__):
+    if _module.ispkg and _module.name not in _NO_OPERATIONS:
+        _HOMES |= dict.fromkeys(import_module(f"{__name__}.{_module.name}").__all__, _module.name)
 
-_FUNCTIONS = {
-    "fp8_mqa_logits": ".mqa_logits",
-    "fp8_paged_mqa_logits": ".paged_mqa_logits",
-    "select_keys": ".key_selection",
-    "gather_keys": ".key_cache",
-    "paged_mqa_schedule": ".paged_mqa_logits",
-    "paged_mqa_workers": ".paged_mqa_logits",
-    "quantize_keys": ".quantize",
-    "quantize_keys_to_cache": ".key_cache",
-    "quantize_queries": ".quantize",
-    "select_from_logits": ".key_selection",
-    "select_paged_keys": ".key_selection",
-}
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _FUNCTIONS:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_FUNCTIONS[name], __name__), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

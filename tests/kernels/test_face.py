@@ -1,6 +1,8 @@
 """What somebody meets first: names that are listed, the command's version, and the state of the drop-ins."""
 
+import ast
 import json
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,13 @@ def test_every_public_function_is_listed_and_found() -> None:
     for name in kernels.__all__:
         assert callable(getattr(kernels, name))
     assert {"quantize_keys", "quantize_queries"} <= set(kernels.__all__)
+
+
+def test_type_checkers_are_told_of_every_folder_that_has_functions() -> None:
+    tree = ast.parse(Path(kernels.__file__).read_text())
+    told = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1}
+    homes = {getattr(kernels, name).__module__.removeprefix("capgate.kernels.").split(".")[0] for name in kernels.__all__}
+    assert told == homes
 
 
 def test_help_shows_the_functions() -> None:
