@@ -1,4 +1,4 @@
-"""The public functions: checks, chunks within a memory budget, and operators that torch.compile and GPU graphs understand."""
+"""The public functions: checks, turns of rows within a memory budget, and operators that torch.compile and GPU graphs understand."""
 
 from typing import TypeAlias
 
@@ -280,13 +280,13 @@ def _select_keys(
     indices, scores = _empty(rows, top_k, return_scores, q.device)
     buffer = _logits_buffer(rows, 1, columns, top_k, logits_budget_bytes, q.device)
     for first in range(0, max(rows, 1), max(len(buffer), 1)):
-        chunk = slice(first, first + len(buffer))
-        logits = buffer[: len(q[chunk]), :columns]
+        turn = slice(first, first + len(buffer))
+        logits = buffer[: len(q[turn]), :columns]
         of_rows = {"q": q, "weights": inputs.weights, "starts": inputs.starts, "ends": inputs.ends}
-        scored = inputs._replace(**{name: tensor[chunk] for name, tensor in of_rows.items()})
+        scored = inputs._replace(**{name: tensor[turn] for name, tensor in of_rows.items()})
         torch.ops.capgate.fp8_mqa_logits_out(*scored, logits, False, compressed, logits_variant)
         selected = Inputs(logits, scored.starts, scored.ends)
-        _select_into(selected, indices[chunk], scores[chunk], keys if compressed else None, relative, variant)
+        _select_into(selected, indices[turn], scores[turn], keys if compressed else None, relative, variant)
     return indices, scores
 
 
@@ -308,11 +308,11 @@ def _select_paged_keys(
     buffer = _logits_buffer(requests, next_n, columns, top_k, logits_budget_bytes, q.device)
     step = len(buffer) // next_n
     for first in range(0, max(requests, 1), max(step, 1)):
-        batch, chunk = slice(first, first + step), slice(first * next_n, (first + step) * next_n)
-        logits = buffer[: len(ends[chunk]), :columns]
-        scored = paged.Inputs(q[batch], cache, weights[chunk], lens[batch], table[batch])
+        batch, turn = slice(first, first + step), slice(first * next_n, (first + step) * next_n)
+        logits = buffer[: len(ends[turn]), :columns]
+        scored = paged.Inputs(q[batch], cache, weights[turn], lens[batch], table[batch])
         torch.ops.capgate.fp8_paged_mqa_logits_out(*scored, logits, False, logits_variant)
-        _select_into(Inputs(logits, None, ends[chunk]), indices[chunk], scores[chunk], None, False, variant)
+        _select_into(Inputs(logits, None, ends[turn]), indices[turn], scores[turn], None, False, variant)
     return indices, scores
 
 

@@ -86,7 +86,7 @@ def fp8_mqa_logits(
 
 
 def copies_directly(k: torch.Tensor, k_scale: torch.Tensor) -> bool:
-    """Whether 16-byte chunks of keys can go straight to LDS: aligned rows of adjacent elements, less than 8 MiB apart."""
+    """Whether 16-byte packets of keys can go straight to LDS: aligned rows of adjacent elements, less than 8 MiB apart."""
     row_step, element_step = k.stride()
     aligned = element_step == 1 and row_step % 16 == 0 and k.data_ptr() % 16 == 0
     return bool(aligned and max(row_step, 4 * k_scale.stride(0)) < 2**23)  # a tile's offsets are 32 bits wide
