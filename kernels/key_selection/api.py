@@ -1,4 +1,4 @@
-"""The public functions: checks, turns of rows within a memory budget, operators that torch.compile and GPU graphs understand."""
+"""The public functions: checks, turns of rows within a memory budget, operators that torch.compile and graphs understand."""
 
 from typing import TypeAlias
 
