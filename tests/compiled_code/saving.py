@@ -57,7 +57,8 @@ def chosen(target: compat.Target, only: str) -> list[str]:
 def compile_target(target: str, folder: Path, names: Sequence[str], workers: int, only: str) -> list[Path]:
     """Until each of a target's calls has a file."""
     files = [folder / f"{name}.txt" for name in names]
-    variables = environment(TRITON_ALWAYS_COMPILE="1")
+    # With another line table ptxas may make other instructions of the same PTX.
+    variables = environment(TRITON_ALWAYS_COMPILE="1", TRITON_DISABLE_LINE_INFO="1")
     while not all(file.exists() for file in files):
         with ExitStack() as stack:
             children: dict[int, tuple[Child, IO[str]]] = {}

@@ -8,6 +8,7 @@ import logging
 import mmap
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -219,10 +220,12 @@ def test_bug_9_out_may_have_any_row_stride(variant: str, layout: dict[str, objec
 
 
 @pytest.fixture
-def broken_classic(monkeypatch: pytest.MonkeyPatch) -> None:
+def broken_classic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A classic variant that would be taken on this machine, and whose module does not import."""
     classic = operation.variants["classic"]
-    monkeypatch.setattr(classic, "_implementation", "capgate.kernels.mqa_logits.no_such_module:launch")
+    (tmp_path / "broken_variant.py").write_text("import no_such_module\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(classic, "_implementation", "broken_variant:launch")
     for attribute, value in {"requires": (), "accepts": None, "unless_named": None}.items():
         monkeypatch.setattr(classic, attribute, value)
     monkeypatch.setattr(operation, "_set_aside", {})
