@@ -26,6 +26,7 @@ ANY_TRITON = {
     FOLDER / name
     for name in (
         "compat/offline/test_disassembly.py",
+        "docs/test_measured.py",
         "docs/test_pages.py",
         "emulator/test_lanes.py",
         "emulator/test_matrix.py",

@@ -96,5 +96,11 @@ def _panel(
         axes.bar(places, list(floors.values()), 0.9, label="what the shape allows", **frame)
         axes.axhline(form.ceiling(ceilings), color="black", linewidth=1.6, linestyle="--", label=form.words)
     axes.set_ylabel(form.unit)
-    sizes = {row["workload"]: f"{row['size'].replace('x', ' x ')}\n{row['heads']} heads" for row in rows}
+    sizes = {row["workload"]: f"{_size(row['size'])}\n{row['heads']} heads" for row in rows}
     axes.set_xticks(range(len(shapes)), [f"{name.removeprefix('decode-')}\n{sizes[name]}" for name in shapes], fontsize="small")
+
+
+def _size(text: str) -> str:
+    """ "4096x4096" with room to read, and of three sizes the last one below the others."""
+    first, *middle, last = text.split("x")
+    return f"{' x '.join([first, *middle])}{chr(10) if middle else ' '}x {last}"
