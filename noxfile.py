@@ -62,6 +62,14 @@ def stack(triton: str) -> list[str]:
     return [os.environ.get("CAPGATE_TORCH", torch), f"triton=={triton}", *others]
 
 
+def beside(session: nox.Session, triton: str) -> str:
+    """The folder of another Triton than the session's own, for PYTHONPATH."""
+    folder = Path(session.create_tmp()) / f"triton-{triton}"
+    if not folder.exists():
+        session.install("--quiet", "--no-deps", "--target", str(folder), f"triton=={triton}")
+    return str(folder)
+
+
 def overlay(session: nox.Session, triton: str, *requirements: str) -> tuple[str, str]:
     """Put this tree's wheel and a Triton into a folder over the machine's own Python and torch; returns Python and folder."""
     python, folder = shutil.which("python3") or "python3", str(Path(session.create_tmp()) / "overlay")
@@ -154,11 +162,8 @@ def typecheck(session: nox.Session) -> None:
 @nox.session(default=False)
 def demo(session: nox.Session) -> None:
     """Take prefill and decode through every variant that runs here, and say which would run on which stack and why."""
-    older = str(Path(session.create_tmp()) / "triton-3.5.1")
-    if not Path(older).exists():
-        session.log(
-            "The first run installs a torch and two Tritons: some minutes, and 2 GB of .nox with a CPU build of torch or"
-        )
+    if not (Path(session.create_tmp()) / "triton-3.5.1").exists():
+        session.log("The first run installs a torch and two Tritons: some minutes, and 2 GB of .nox with a CPU build of torch,")
         session.log(
             "6 GB with PyPI's, which brings CUDA. Another torch: CAPGATE_TORCH='torch @ file:///wheels/torch-2.9.1-....whl'"
         )
@@ -166,9 +171,8 @@ def demo(session: nox.Session) -> None:
         built_wheel = wheel(session)
     with telling(session, "installing torch and Triton 3.6.0"):
         session.install(built_wheel, *stack("3.6.0"))
-    if not Path(older).exists():
-        with telling(session, "installing Triton 3.5.1 beside it"):
-            session.install("--no-deps", "--target", older, "triton==3.5.1")
+    with telling(session, "installing Triton 3.5.1 beside it"):
+        older = beside(session, "3.5.1")
     session.run("capgate", "demo", "--stack", older, *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
 
 
@@ -205,10 +209,8 @@ def gfx950(session: nox.Session) -> None:
     for operation in ("fp8_mqa_logits", "fp8_paged_mqa_logits"):
         files = []
         for version in LANES:
-            overlay, file = str(folder / f"triton-{version}"), folder / f"{operation}-{version}.json"
-            if not Path(overlay).exists():
-                session.install("--quiet", "--no-deps", "--target", overlay, f"triton=={version}")
-            environment = {"PYTHONPATH": overlay, "OPENBLAS_NUM_THREADS": "1"}
+            file = folder / f"{operation}-{version}.json"
+            environment = {"PYTHONPATH": beside(session, version), "OPENBLAS_NUM_THREADS": "1"}
             command = ["capgate", "compile", operation, "--target", "hip:gfx950", "--json", *session.posargs]
             with file.open("w") as output:
                 session.run(*command, env=environment, stdout=output)
@@ -226,10 +228,15 @@ def code(session: nox.Session) -> None:
         session.run("python", "tests/compiled_code", command, *rest)
         return
     for version in rest[1:] or LANES:
-        folder = str(Path(session.create_tmp()) / f"triton-{version}")
-        if not Path(folder).exists():
-            session.install("--quiet", "--no-deps", "--target", folder, f"triton=={version}")
-        session.run("python", "tests/compiled_code", "save", rest[0], env={"PYTHONPATH": folder})
+        session.run("python", "tests/compiled_code", "save", rest[0], env={"PYTHONPATH": beside(session, version)})
+
+
+@nox.session(default=False)
+def capabilities(session: nox.Session) -> None:
+    """Make docs/capabilities.md anew, by asking each Triton; with ``-- --check`` say whether it is out of date."""
+    session.install(wheel(session), "torch>=2.9,<2.14", "numpy")
+    for version in LANES:
+        session.run("python", "docs/capabilities.py", *session.posargs, env={"PYTHONPATH": beside(session, version)})
 
 
 @nox.session(default=False)
