@@ -114,6 +114,7 @@ def test_json_of_the_command_differs_between_lanes_as_it_should(python, lane: st
         assert (verdict["available"], verdict["reason"]) == (True, f"found Triton {lane}; found gfx950")
 
 
+@pytest.mark.one_lane
 def test_it_says_what_it_is_and_where_it_was_loaded_from(python) -> None:
     found = json.loads(python(*MODULE, "--target", "cpu", "--json").stdout)
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -123,6 +124,7 @@ def test_it_says_what_it_is_and_where_it_was_loaded_from(python) -> None:
     assert python(*MODULE, "--version").stdout == f"capgate {found['capgate']}\n"
 
 
+@pytest.mark.one_lane
 def test_another_folder_called_capgate_is_said(python, tmp_path) -> None:
     other = tmp_path / "elsewhere" / "capgate"
     other.mkdir(parents=True)
@@ -131,6 +133,7 @@ def test_another_folder_called_capgate_is_said(python, tmp_path) -> None:
     assert any(note.startswith(f"another folder called capgate lies at {os.path.realpath(other)} and may") for note in notes)
 
 
+@pytest.mark.one_lane
 def test_a_script_called_capgate_is_no_package(python, tmp_path) -> None:
     (tmp_path / "capgate").touch()
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(tmp_path)]))
@@ -348,8 +351,13 @@ def _cells(line: str) -> list[str]:
     ("output", "variables"),
     [
         pytest.param("piped", {}, id="piped"),
-        pytest.param("terminal", {"FORCE_COLOR": "1", "COLUMNS": "80", "TERM": "xterm-256color"}, id="terminal of 80 columns"),
-        pytest.param("piped", {"PYTHONIOENCODING": "ascii"}, id="piped as ASCII"),
+        pytest.param(
+            "terminal",
+            {"FORCE_COLOR": "1", "COLUMNS": "80", "TERM": "xterm-256color"},
+            id="terminal of 80 columns",
+            marks=pytest.mark.one_lane,
+        ),
+        pytest.param("piped", {"PYTHONIOENCODING": "ascii"}, id="piped as ASCII", marks=pytest.mark.one_lane),
     ],
 )
 def test_the_report_fits_80_columns(python, output: str, variables: dict[str, str]) -> None:
