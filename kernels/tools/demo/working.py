@@ -7,7 +7,7 @@ from threading import Event, Thread
 
 from capgate.compat.terminal import console as plain_console
 
-SILENCE = 4.0  # seconds between two words, where nothing can turn
+SILENCE = 2.4  # seconds between two words, where nothing can turn; twice that where one work follows another
 
 
 @contextmanager
