@@ -6,8 +6,8 @@ Each folder of an operation says in its ``__all__`` which functions it has; they
 they need torch and this package does not.
 """
 
+from functools import cache
 from importlib import import_module
-from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors, which look into no folder
@@ -19,19 +19,27 @@ if TYPE_CHECKING:  # for type checkers and editors, which look into no folder
     from .quantize import quantize_queries as quantize_queries
 
 _NO_OPERATIONS = ("common", "dropin", "tools")
-_HOMES = {"quantize_keys": "quantize", "quantize_queries": "quantize"}  # of each function
-for _module in iter_modules(__path__):
-    if _module.ispkg and _module.name not in _NO_OPERATIONS:
-        _HOMES |= dict.fromkeys(import_module(f"{__name__}.{_module.name}").__all__, _module.name)
 
-__all__ = sorted(_HOMES)
+
+@cache
+def _homes() -> dict[str, str]:
+    """The module of each function. Asked for late: every process of an engine imports this package, most for the drop-ins."""
+    from pkgutil import iter_modules
+
+    homes = {"quantize_keys": "quantize", "quantize_queries": "quantize"}
+    for module in iter_modules(__path__):
+        if module.ispkg and module.name not in _NO_OPERATIONS:
+            homes |= dict.fromkeys(import_module(f"{__name__}.{module.name}").__all__, module.name)
+    return homes
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name == "__all__":
+        return sorted(_homes())
+    if name not in _homes():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_homes()[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_homes()})
