@@ -1,5 +1,7 @@
 """The public functions: checks, allocation, and dispatch through operators that torch.compile and GPU graphs understand."""
 
+from typing import cast
+
 import torch
 
 from capgate import compat
@@ -86,8 +88,8 @@ def fp8_paged_mqa_logits(
     """
     inputs = Inputs(q, kv_cache, weights, context_lens, block_table, schedule)
     call = REPEATS.call((inputs, out), max_context_len, clean_logits, variant)
-    if call is not None and REPEATS.launched(call):
-        return out
+    if call is not None and (done := REPEATS.launched(call, out, lambda: _new(inputs, max_context_len))) is not None:
+        return cast(torch.Tensor, done)
     OPERANDS.check(inputs, "the logits")
     check_blocks(kv_cache)
     if schedule is not None and not schedule.is_contiguous():
@@ -97,12 +99,13 @@ def fp8_paged_mqa_logits(
     check_variant("variant", variant, operation)
     if out is None:
         logits: torch.Tensor = torch.ops.capgate.fp8_paged_mqa_logits(*inputs, max_context_len, clean_logits, variant)
-        return logits
-    check_output(out, (q.shape[0] * q.shape[1], max_context_len), q.device)
-    torch.ops.capgate.fp8_paged_mqa_logits_out(*inputs, out, clean_logits, variant)
+    else:
+        check_output(out, (q.shape[0] * q.shape[1], max_context_len), q.device)
+        torch.ops.capgate.fp8_paged_mqa_logits_out(*inputs, out, clean_logits, variant)
+        logits = out
     if call is not None:
-        REPEATS.keep(call, lambda: describe(inputs, clean_logits), (inputs, out), variant, clean_logits=clean_logits)
-    return out
+        REPEATS.keep(call, lambda: describe(inputs, clean_logits), (inputs, logits), variant, clean_logits=clean_logits)
+    return logits
 
 
 def paged_mqa_schedule(context_lens: torch.Tensor, block_size: int, num_workers: int) -> torch.Tensor:
@@ -226,12 +229,16 @@ def _launch(inputs: Inputs, out: torch.Tensor, clean_logits: bool, variant: str 
 
 def _launch_new(inputs: Inputs, max_context_len: int, clean_logits: bool, variant: str | None) -> torch.Tensor:
     """Operator ``capgate::fp8_paged_mqa_logits``: the same into a new tensor."""
-    out = _empty(inputs, max_context_len, clean_logits, variant)
+    out = _new(inputs, max_context_len)
     _launch(inputs, out, clean_logits, variant)
     return out
 
 
 def _empty(inputs: Inputs, max_context_len: int, clean_logits: bool, variant: str | None) -> torch.Tensor:
+    return _new(inputs, max_context_len)
+
+
+def _new(inputs: Inputs, max_context_len: int) -> torch.Tensor:
     return empty_logits((inputs.q.shape[0] * inputs.q.shape[1], max_context_len), inputs.q.device)
 
 
