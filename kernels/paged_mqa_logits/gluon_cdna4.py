@@ -25,10 +25,9 @@ from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, constexpr_functi
 
 from ..common.cache import keys_of, readable, scales_of
 from ..common.device.cdna4 import fill, load, logit_layout, score, store
-from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, seen
-from ..common.hardware import multiprocessors
+from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
 from ..common.rules import padded_heads
-from ..common.schedule.classic import new_schedule, workers_that_fit
+from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .operands import Inputs
 from .operation import Problem
@@ -159,7 +158,7 @@ def paged_mqa_logits_kernel(
     worker = gl.program_id(0) // splits
     split = gl.program_id(0) % splits
     first_row = gl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
-    first_request, first_chunk, last_request, last_chunk = load_share(schedule, worker, num_requests)
+    first_request, first_chunk, last_request, last_chunk = load_share(schedule, worker, num_requests, ROW_LENS)
     num_blocks = gl.to_tensor(num_blocks).to(gl.uint32)
 
     if CLEAN:  # first, so that the stores drain behind the arithmetic
@@ -277,8 +276,7 @@ def paged_mqa_logits_kernel(
                 slot = gl.where(slot == AHEAD, 0, slot + 1)
             async_copy.wait_group(0)
             store(rows + base.to(gl.int64) * stride_on, cell, logit, base < length)
-        turn = (turn - (past_tile - begin // BLOCK_KEYS)) % splits
-        turn = gl.where(turn < 0, turn + splits, turn)
+        turn = next_turn(turn, past_tile - begin // BLOCK_KEYS, splits)
 
 
 def workers(problem: Problem) -> int:
@@ -287,7 +285,9 @@ def workers(problem: Problem) -> int:
     return workers_that_fit(problem.device, tune.resident, -(-problem.next_n // tune.rows))
 
 
-def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool) -> tuple[compat.Launch, ...]:
+def prepare(
+    problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, chunk_keys: int = CHUNK_KEYS
+) -> tuple[compat.Launch, ...]:
     """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
 
     With ``clean_logits`` every other cell becomes -inf.
@@ -296,13 +296,13 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
     requests, next_n, heads, dim = q.shape
     (blocks, block), width = kv_cache.shape[:2], out.shape[1]
     kv_cache = readable(kv_cache)
-    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem))
+    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem), chunk_keys)
     tune = tuning(problem)
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     limit = min(width, block_table.shape[1] * block)
     strip = 16 * 64 * tune.num_warps  # four 16-byte stores a lane
-    programs, groups = schedule.shape[0] - 1, -(-next_n // tune.rows)
-    splits = max(1, multiprocessors(out.device) * tune.resident // (programs * groups))
+    groups = -(-next_n // tune.rows)
+    splits = programs_of_a_worker(out.device, tune.resident, groups, schedule)
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     strides = (*q.stride(), keys.stride(0), scales.stride(0), *weights.stride(), *lens_strides, *block_table.stride())
@@ -320,7 +320,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "ROWS": tune.rows,
         "BLOCK": block,
         "BLOCK_KEYS": tune.block_keys,
-        "CHUNK": CHUNK_KEYS,
+        "CHUNK": chunk_keys,
         "STAGES": tune.num_stages,
         "STRIP": strip,
         "CLEAN": clean_logits,
@@ -331,7 +331,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         **VGPRS_ONLY,
         **dict(tune.options),
     }
-    grid = (programs * splits, groups)
+    grid = ((schedule.shape[0] - 1) * splits, groups)
     return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))
 
 
