@@ -44,7 +44,7 @@ def test_signatures() -> None:
         found[function] = str(inspect.Signature(bare))
     assert found == SIGNATURES
     named = {f"{module}.{function}" for module, functions in DROPINS.items() for function in functions}
-    assert named == {f"{function.__module__.rpartition('.')[2]}.{function.__name__}" for function in SIGNATURES}
+    assert named == {f"{function.__module__.split('.')[3]}.{function.__name__}" for function in SIGNATURES}
 
 
 @pytest.mark.parametrize("windows", ["packed", "ragged", "extreme", "empty"])
