@@ -28,9 +28,9 @@ def bytewise_allclose(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_opcheck_passes_for_the_logits(variant: str, scheduled: bool) -> None:
     call = paged.make_call([20, 0, 5], 2)
     schedule = paged_mqa_schedule(call.context_lens, 64, 2) if scheduled else None
-    torch.library.opcheck(torch.ops.capgate.fp8_paged_mqa_logits, (*call, schedule, 20, True, variant))
+    torch.library.opcheck(torch.ops.capgate.fp8_paged_mqa_logits, (*call, schedule, 20, True, "flat", variant))
     out = torch.zeros(6, 24)[:, :20]
-    torch.library.opcheck(torch.ops.capgate.fp8_paged_mqa_logits_out, (*call, schedule, out, True, variant))
+    torch.library.opcheck(torch.ops.capgate.fp8_paged_mqa_logits_out, (*call, schedule, out, True, "flat", variant))
 
 
 @pytest.mark.usefixtures("bytewise_allclose")
