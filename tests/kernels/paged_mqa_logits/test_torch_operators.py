@@ -37,9 +37,16 @@ def test_opcheck_passes_for_the_logits(variant: str, scheduled: bool) -> None:
 def test_opcheck_passes_for_the_schedule_and_the_cache() -> None:
     call = paged.make_call([20, 0, 5])
     torch.library.opcheck(torch.ops.capgate.paged_mqa_schedule, (call.context_lens, 5))
-    torch.library.opcheck(torch.ops.capgate.gather_keys, (call.kv_cache, call.block_table, call.context_lens, 30))
+    operands = (call.kv_cache, call.block_table, call.context_lens)
+    torch.library.opcheck(torch.ops.capgate.gather_keys, (*operands, 30, "preshuffled"))
+    gathered = (torch.zeros(30, 32, dtype=torch.uint8), torch.zeros(30), "flat")
+    torch.library.opcheck(torch.ops.capgate.gather_keys_out, (*operands, *gathered))
+    torch.library.opcheck(
+        torch.ops.capgate.gather_keys_between,
+        (*operands[:2], torch.tensor([0, 20, 20, 25], dtype=torch.int32), *gathered),
+    )
     slots = torch.tensor([3, -1, 64])
-    arguments = (torch.randn(3, 32), call.kv_cache.contiguous(), slots, torch.float8_e4m3fn, "fp32")
+    arguments = (torch.randn(3, 32), call.kv_cache.contiguous(), slots, torch.float8_e4m3fn, "fp32", "preshuffled")
     torch.library.opcheck(torch.ops.capgate.quantize_keys_to_cache, arguments)
 
 
