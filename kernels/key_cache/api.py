@@ -161,7 +161,7 @@ def _check_results(keys: torch.Tensor, scales: torch.Tensor, total: int, kv_cach
         )
 
 
-def _write(inputs: Written, dtype: torch.dtype, scale_format: str, layout: str) -> None:
+def _write(inputs: Written, dtype: torch.dtype, scale_format: str, layout: str = "flat") -> None:
     """Operator ``capgate::quantize_keys_to_cache``."""
     check_address(inputs.kv_cache)
     check_apart("kv_cache", inputs.kv_cache, inputs)
@@ -169,14 +169,14 @@ def _write(inputs: Written, dtype: torch.dtype, scale_format: str, layout: str) 
         writing(Problem(inputs.k.device), inputs, dtype=dtype, scale_format=scale_format, layout=layout)
 
 
-def _gather(inputs: Gathered, total: int, layout: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _gather(inputs: Gathered, total: int, layout: str = "flat") -> tuple[torch.Tensor, torch.Tensor]:
     """Operator ``capgate::gather_keys``; the keys as bytes."""
     keys, scales = _empty(inputs, total, layout)
     _launch_gather(inputs, keys, scales, layout)
     return keys, scales
 
 
-def _gather_into(inputs: Gathered | Between, keys: torch.Tensor, scales: torch.Tensor, layout: str) -> None:
+def _gather_into(inputs: Gathered | Between, keys: torch.Tensor, scales: torch.Tensor, layout: str = "flat") -> None:
     """Operators ``capgate::gather_keys_out`` and ``capgate::gather_keys_between``: the results are the caller's."""
     check_apart("out", keys, inputs)
     check_apart("out", scales, inputs)
@@ -194,13 +194,13 @@ def _launch_gather(inputs: Gathered | Between, keys: torch.Tensor, scales: torch
         gathering(Problem(inputs.kv_cache.device), inputs, keys, scales, layout=layout)
 
 
-def _empty(inputs: Gathered, total: int, layout: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _empty(inputs: Gathered, total: int, layout: str = "flat") -> tuple[torch.Tensor, torch.Tensor]:
     cache = inputs.kv_cache
     return cache.new_empty((total, cache.shape[3] - SCALE_BYTES)), cache.new_empty((total,), dtype=torch.float32)
 
 
-_INTO = "Tensor(a!) keys, Tensor(b!) scales, str layout"
-register("quantize_keys_to_cache", WRITTEN, "ScalarType dtype, str scale_format, str layout", "()", _write)
-register("gather_keys", GATHERED, "SymInt total, str layout", "(Tensor, Tensor)", _gather, _empty)
+_INTO = "Tensor(a!) keys, Tensor(b!) scales, str layout='flat'"
+register("quantize_keys_to_cache", WRITTEN, "ScalarType dtype, str scale_format, str layout='flat'", "()", _write)
+register("gather_keys", GATHERED, "SymInt total, str layout='flat'", "(Tensor, Tensor)", _gather, _empty)
 register("gather_keys_out", GATHERED, _INTO, "()", _gather_into)
 register("gather_keys_between", BETWEEN, _INTO, "()", _gather_into)

@@ -119,7 +119,7 @@ def gather_kernel(
         wanted &= (request >= 0) & (request < num_requests)
         held = wanted & (offset < limit)
     else:
-        request, offset = locate(position, lens, num_requests, limit, stride_lens, 0, 1, 1, REQUESTS)
+        request, offset = locate(position, lens, num_requests, limit, stride_lens, 1, REQUESTS)
         held = request < num_requests
     page = tl.load(table + request.to(tl.int64) * stride_tb + offset // BLOCK * stride_tk, mask=held & wanted, other=0)
     held &= (page >= 0) & (page < num_blocks)

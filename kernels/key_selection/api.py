@@ -167,7 +167,7 @@ def select_paged_keys(
     check_variant("variant", variant, operation)
     check_variant("logits_variant", logits_variant, paged_operation)
     indices, scores = torch.ops.capgate.select_paged_keys(
-        *tensors, max_context_len, top_k, logits_budget_bytes, layout, return_scores, variant, logits_variant
+        *tensors, max_context_len, top_k, logits_budget_bytes, return_scores, variant, logits_variant, layout
     )
     return (indices, scores) if return_scores else indices
 
@@ -298,10 +298,10 @@ def _select_paged_keys(
     max_context_len: int,
     top_k: int,
     logits_budget_bytes: int,
-    layout: str,
     return_scores: bool,
     variant: str | None,
     logits_variant: str | None,
+    layout: str = "flat",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Operator ``capgate::select_paged_keys``."""
     q, cache, weights, lens, table, _ = inputs
@@ -315,7 +315,7 @@ def _select_paged_keys(
         batch, turn = slice(first, first + step), slice(first * next_n, (first + step) * next_n)
         logits = buffer[: len(ends[turn]), :columns]
         scored = paged.Inputs(q[batch], cache, weights[turn], lens[batch], table[batch])
-        torch.ops.capgate.fp8_paged_mqa_logits_out(*scored, logits, False, layout, logits_variant)
+        torch.ops.capgate.fp8_paged_mqa_logits_out(*scored, logits, False, logits_variant, layout=layout)
         _select_into(Inputs(logits, None, ends[turn]), indices[turn], scores[turn], None, False, variant)
     return indices, scores
 
@@ -356,10 +356,10 @@ register(
 register(
     "select_paged_keys",
     paged.OPERANDS,
-    f"SymInt max_context_len, {_CHUNKS}, str layout, bool return_scores, {_VARIANTS}",
+    f"SymInt max_context_len, {_CHUNKS}, bool return_scores, {_VARIANTS}, str layout='flat'",
     _RESULTS,
     _select_paged_keys,
-    lambda inputs, max_context_len, top_k, budget, layout, return_scores, *variants: _empty(
+    lambda inputs, max_context_len, top_k, budget, return_scores, *variants: _empty(
         inputs.q.shape[0] * inputs.q.shape[1], top_k, return_scores, inputs.q.device
     ),
     left_out=("schedule",),

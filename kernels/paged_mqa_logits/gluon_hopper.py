@@ -382,7 +382,7 @@ def paged_mqa_logits_kernel(
     INTEGERS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     first_row = gl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
     num_requests = gl.to_tensor(num_requests)
-    first_request, first_chunk, last_request, last_chunk = load_share(schedule, gl.program_id(0), num_requests)
+    first_request, first_chunk, last_request, last_chunk = load_share(schedule, gl.program_id(0), num_requests, ROW_LENS)
     share = Share(first_request, first_chunk, last_request, last_chunk, num_requests, CHUNK)
     maps = Maps(queries, keys, scales, weights)
     table = Table(table, stride_tb, stride_tk, gl.to_tensor(num_blocks), BLOCK)
@@ -430,7 +430,13 @@ def workers(problem: Problem) -> int:
 
 
 def prepare(
-    problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, layout: str = "flat"
+    problem: Problem,
+    inputs: Inputs,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    layout: str = "flat",
+    chunk_keys: int = CHUNK_KEYS,
 ) -> tuple[compat.Launch, ...]:
     """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
 
@@ -438,7 +444,7 @@ def prepare(
     """
     q, kv_cache, weights, context_lens, block_table, schedule = inputs
     requests, next_n, heads, dim = q.shape
-    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem))
+    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem), chunk_keys)
     tune, padded = tuning(problem), padded_heads(heads)
     rows = tune.rows
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
@@ -461,7 +467,7 @@ def prepare(
         "HEADS": padded,
         "DIM": dim,
         "BLOCK": block,
-        "CHUNK": CHUNK_KEYS,
+        "CHUNK": chunk_keys,
         "KEYS": tune.block_keys,
         "STAGES": tune.num_stages,
         "CLEAN": clean_logits,

@@ -151,6 +151,7 @@ def check(
     clean_logits: bool = False,
     layout: str = "flat",
     schedule: torch.Tensor | None = None,
+    schedule_chunk_keys: int = 128,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As judge.check: run into sentinels, hold what was written against the formula, and return the output."""
@@ -165,6 +166,7 @@ def check(
         clean_logits=clean_logits,
         layout=layout,
         schedule=schedule,
+        schedule_chunk_keys=schedule_chunk_keys,
         out=out,
         variant=variant,
     )

@@ -28,15 +28,17 @@ def bytewise_allclose(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_opcheck_passes_for_the_logits(variant: str, scheduled: bool) -> None:
     call = paged.make_call([20, 0, 5], 2)
     schedule = paged_mqa_schedule(call.context_lens, 64, 2) if scheduled else None
-    torch.library.opcheck(torch.ops.capgate.fp8_paged_mqa_logits, (*call, schedule, 20, True, "flat", variant))
+    torch.library.opcheck(torch.ops.capgate.fp8_paged_mqa_logits, (*call, schedule, 20, True, variant))
     out = torch.zeros(6, 24)[:, :20]
-    torch.library.opcheck(torch.ops.capgate.fp8_paged_mqa_logits_out, (*call, schedule, out, True, "flat", variant))
+    torch.library.opcheck(torch.ops.capgate.fp8_paged_mqa_logits_out, (*call, schedule, out, True, variant, 128, "preshuffled"))
 
 
 @pytest.mark.usefixtures("bytewise_allclose")
 def test_opcheck_passes_for_the_schedule_and_the_cache() -> None:
     call = paged.make_call([20, 0, 5])
     torch.library.opcheck(torch.ops.capgate.paged_mqa_schedule, (call.context_lens, 5))
+    schedule = torch.zeros(6, 2, dtype=torch.int32)
+    torch.library.opcheck(torch.ops.capgate.paged_mqa_schedule_out, (call.context_lens, schedule, 256))
     operands = (call.kv_cache, call.block_table, call.context_lens)
     torch.library.opcheck(torch.ops.capgate.gather_keys, (*operands, 30, "preshuffled"))
     gathered = (torch.zeros(30, 32, dtype=torch.uint8), torch.zeros(30), "flat")
@@ -53,8 +55,8 @@ def test_opcheck_passes_for_the_schedule_and_the_cache() -> None:
 def step(call: Any, k: torch.Tensor, slots: torch.Tensor, columns: int, total: int) -> tuple[torch.Tensor, ...]:
     """What one step of a serving engine calls."""
     quantize_keys_to_cache(k, call.kv_cache, slots)
-    schedule = paged_mqa_schedule(call.context_lens, 64, 3)
-    logits = fp8_paged_mqa_logits(*call, max_context_len=columns, clean_logits=True, schedule=schedule)
+    schedule = paged_mqa_schedule(call.context_lens, 64, 3, chunk_keys=256)
+    logits = fp8_paged_mqa_logits(*call, max_context_len=columns, clean_logits=True, schedule=schedule, schedule_chunk_keys=256)
     keys, scales = gather_keys(call.kv_cache, call.block_table, call.context_lens, total)
     return logits * 2, keys.float(), scales
 
