@@ -120,6 +120,7 @@ def select_paged_keys(
     max_context_len: int,
     top_k: int,
     logits_budget_bytes: int = LOGITS_BUDGET,
+    layout: str = "flat",
     return_scores: bool = False,
     variant: str | None = None,
     logits_variant: str | None = None,
@@ -131,7 +132,7 @@ def select_paged_keys(
     q : torch.Tensor, shape (B, next_n, H, D), float8_e4m3fn or float8_e4m3fnuz
         Queries, as in :func:`fp8_paged_mqa_logits`. next_n is 1 to 8, H is 1 to 128, D is 32, 64 or 128.
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
-        Keys and their scales, laid out as there. block is 1, 16, 32, 64 or 128.
+        Keys and their scales, laid out as there. block is 1, or a multiple of 16 up to 256.
     weights : torch.Tensor, shape (B * next_n, H), float32
         Weight of each head.
     context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
@@ -141,6 +142,8 @@ def select_paged_keys(
     max_context_len : int
         Row t of request b sees as many keys as ``context_lens`` says, and no more than this or than the table has room for.
     top_k, logits_budget_bytes, return_scores, variant : as in :func:`select_keys`; requests are taken in turn, not rows
+    layout : str
+        Of the keys in a block, "flat" or "preshuffled", as in :func:`fp8_paged_mqa_logits`.
     logits_variant : str, optional
         Take this variant of ``fp8_paged_mqa_logits`` or raise.
 
@@ -156,7 +159,7 @@ def select_paged_keys(
     """
     tensors = (q, kv_cache, weights, context_lens, block_table)
     paged.OPERANDS.check(paged.Inputs(*tensors), "the selection")
-    check_blocks(kv_cache)
+    check_blocks(kv_cache, layout)
     top_k, logits_budget_bytes = _check_sizes(top_k, logits_budget_bytes)
     max_context_len = check_integer("max_context_len", max_context_len, 0)
     _check_columns("max_context_len", max_context_len)
@@ -164,7 +167,7 @@ def select_paged_keys(
     check_variant("variant", variant, operation)
     check_variant("logits_variant", logits_variant, paged_operation)
     indices, scores = torch.ops.capgate.select_paged_keys(
-        *tensors, max_context_len, top_k, logits_budget_bytes, return_scores, variant, logits_variant
+        *tensors, max_context_len, top_k, logits_budget_bytes, return_scores, variant, logits_variant, layout
     )
     return (indices, scores) if return_scores else indices
 
@@ -298,6 +301,7 @@ def _select_paged_keys(
     return_scores: bool,
     variant: str | None,
     logits_variant: str | None,
+    layout: str = "flat",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Operator ``capgate::select_paged_keys``."""
     q, cache, weights, lens, table, _ = inputs
@@ -311,7 +315,7 @@ def _select_paged_keys(
         batch, turn = slice(first, first + step), slice(first * next_n, (first + step) * next_n)
         logits = buffer[: len(ends[turn]), :columns]
         scored = paged.Inputs(q[batch], cache, weights[turn], lens[batch], table[batch])
-        torch.ops.capgate.fp8_paged_mqa_logits_out(*scored, logits, False, logits_variant)
+        torch.ops.capgate.fp8_paged_mqa_logits_out(*scored, logits, False, logits_variant, layout=layout)
         _select_into(Inputs(logits, None, ends[turn]), indices[turn], scores[turn], None, False, variant)
     return indices, scores
 
@@ -352,7 +356,7 @@ register(
 register(
     "select_paged_keys",
     paged.OPERANDS,
-    f"SymInt max_context_len, {_CHUNKS}, bool return_scores, {_VARIANTS}",
+    f"SymInt max_context_len, {_CHUNKS}, bool return_scores, {_VARIANTS}, str layout='flat'",
     _RESULTS,
     _select_paged_keys,
     lambda inputs, max_context_len, top_k, budget, return_scores, *variants: _empty(

@@ -10,6 +10,8 @@ another warp writes -inf into the cells that their row does not see. Relu, weigh
 crosses programs, so results repeat bit for bit.
 """
 
+from math import gcd
+
 import torch
 
 from capgate import compat
@@ -41,6 +43,7 @@ from ..common.device.hopper_pipeline import (
     producers_turn,
     stride,
 )
+from ..common.device.pieces import piece_keys
 from ..common.device.windows import load_share, next_turn, seen
 from ..common.rules import padded_heads
 from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
@@ -219,7 +222,7 @@ def load_keys(keys, maps, table, entries, position, longest, stage):
     to the consumer. A piece past the longest row's last key, which has no entry in the table, is treated alike.
     """
     KEYS: gl.constexpr = keys.KEYS
-    PIECE: gl.constexpr = min(table.BLOCK, KEYS)
+    PIECE: gl.constexpr = piece_keys(table.BLOCK, KEYS)
     full = keys.ring.full.index(stage.index)
     key = reinterpret(keys.key.index(stage.index), gl.float8e4nv, [KEYS // PIECE, PIECE, keys.DIM], bytes_layout(keys.DIM, 3))
     scale = reinterpret(keys.scale.index(stage.index), gl.float32, [KEYS // PIECE, PIECE], floats_layout(2))
@@ -281,7 +284,7 @@ def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
     ROWS: gl.constexpr = queries.ROWS
     HEADS: gl.constexpr = queries.HEADS
     KEYS: gl.constexpr = keys.KEYS
-    PIECE: gl.constexpr = min(BLOCK, KEYS)
+    PIECE: gl.constexpr = piece_keys(BLOCK, KEYS)
     PADDED: gl.constexpr = max(ROWS, 2)
     PRODUCTS: gl.constexpr = ROWS * HEADS
     MMA: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, PRODUCTS, 32])
@@ -439,11 +442,17 @@ def workers(problem: Problem) -> int:
 
 
 def prepare(
-    problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, chunk_keys: int = CHUNK_KEYS
+    problem: Problem,
+    inputs: Inputs,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    layout: str = "flat",
+    chunk_keys: int = CHUNK_KEYS,
 ) -> tuple[compat.Launch, ...]:
     """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
 
-    With ``clean_logits`` every other cell becomes -inf.
+    With ``clean_logits`` every other cell becomes -inf. The layout is "flat": the rule accepts no other.
     """
     q, kv_cache, weights, context_lens, block_table, schedule = inputs
     requests, next_n, heads, dim = q.shape
@@ -452,9 +461,9 @@ def prepare(
     rows = tune.rows
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     (blocks, block), width = keys.shape[:2], out.shape[1]
-    piece = min(block, tune.block_keys)
+    piece = gcd(block, tune.block_keys)
     groups = -(-next_n // rows)
-    splits = programs_of_a_worker(out.device, tune.resident, groups, schedule)
+    splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     arguments = (
