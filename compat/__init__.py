@@ -28,7 +28,7 @@ from ._kernel import ExampleCall, Examples, Kernel, Launch
 from ._lookup import capabilities, require
 from ._operation import Operation, Step, Trace, Variant
 from ._registry import operations
-from ._switches import SwitchError, override
+from ._switches import SwitchError, override, strict
 from .table import Capability
 from .targets import Target
 
@@ -51,4 +51,5 @@ __all__ = [
     "operations",
     "override",
     "require",
+    "strict",
 ]

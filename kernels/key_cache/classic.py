@@ -108,7 +108,7 @@ def gather_kernel(
     REQUESTS: tl.constexpr,
 ):
     position = tl.program_id(0).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
-    request, offset = locate(position, lens, num_requests, limit, stride_lens, 0, 1, 1, REQUESTS)
+    request, offset = locate(position, lens, num_requests, limit, stride_lens, 1, REQUESTS)
     held = request < num_requests
     wanted = position < total
     page = tl.load(table + request.to(tl.int64) * stride_tb + offset // BLOCK * stride_tk, mask=held & wanted, other=0)

@@ -5,11 +5,12 @@ import torch
 from capgate import compat
 
 from ..common.cache import BLOCK_SIZES, check_address, check_blocks, keys_of
-from ..common.checks import check_apart, check_flag, check_integer, check_output, check_variant
+from ..common.checks import check_apart, check_flag, check_integer, check_output, check_strided, check_variant, either
 from ..common.logits import FP8, empty_logits, mappable
 from ..common.rules import MAX_HEADS, MAX_NEXT
 from ..common.schedule import operands as scheduled
 from ..common.schedule import operation as scheduling
+from ..common.schedule.operation import CHUNK_KEYS, CHUNKS
 from ..common.torch_ops import register
 from .operands import OPERANDS, SHAPED, Inputs, Shaped
 from .operation import Problem, operation
@@ -27,6 +28,7 @@ def fp8_paged_mqa_logits(
     max_context_len: int,
     clean_logits: bool = False,
     schedule: torch.Tensor | None = None,
+    schedule_chunk_keys: int = CHUNK_KEYS,
     out: torch.Tensor | None = None,
     variant: str | None = None,
 ) -> torch.Tensor:
@@ -60,6 +62,8 @@ def fp8_paged_mqa_logits(
         What :func:`paged_mqa_schedule` returned for the same ``context_lens``, so that num_workers + 1 is 2 or more; made by
         the call otherwise. With other contents some cells may stay unwritten or be written more than once, never with anything
         else than their logits.
+    schedule_chunk_keys : int
+        Keys in a chunk of ``schedule``, 128 or 256: ``chunk_keys`` of what made it.
     out : torch.Tensor, shape (B * next_n, max_context_len), float32, optional
         Where to write. A new one is allocated otherwise, with rows padded to 256 elements: ``stride(0)`` need not be
         ``max_context_len``.
@@ -90,16 +94,25 @@ def fp8_paged_mqa_logits(
         raise ValueError(f"schedule: got strides {tuple(schedule.stride())}, needs it contiguous, as it was made")
     max_context_len = check_integer("max_context_len", max_context_len, 0, MAX_CONTEXT)
     check_flag("clean_logits", clean_logits)
+    schedule_chunk_keys = _check_among("schedule_chunk_keys", schedule_chunk_keys, CHUNKS)
     check_variant("variant", variant, operation)
+    options = (clean_logits, variant, schedule_chunk_keys)
     if out is None:
-        logits: torch.Tensor = torch.ops.capgate.fp8_paged_mqa_logits(*inputs, max_context_len, clean_logits, variant)
+        logits: torch.Tensor = torch.ops.capgate.fp8_paged_mqa_logits(*inputs, max_context_len, *options)
         return logits
     check_output(out, (q.shape[0] * q.shape[1], max_context_len), q.device)
-    torch.ops.capgate.fp8_paged_mqa_logits_out(*inputs, out, clean_logits, variant)
+    torch.ops.capgate.fp8_paged_mqa_logits_out(*inputs, out, *options)
     return out
 
 
-def paged_mqa_schedule(context_lens: torch.Tensor, block_size: int, num_workers: int) -> torch.Tensor:
+def paged_mqa_schedule(
+    context_lens: torch.Tensor,
+    block_size: int,
+    num_workers: int,
+    *,
+    chunk_keys: int = CHUNK_KEYS,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Share the keys of a batch out among workers, for :func:`fp8_paged_mqa_logits` calls with the same lengths.
 
     Parameters
@@ -110,13 +123,20 @@ def paged_mqa_schedule(context_lens: torch.Tensor, block_size: int, num_workers:
         Keys in a block of the cache: 1, 16, 32, 64 or 128.
     num_workers : int
         How many workers share the keys, at least 1: what :func:`paged_mqa_workers` says for the calls to come.
+    chunk_keys : int
+        Keys in a chunk, 128 or 256; the logits are then asked for with ``schedule_chunk_keys`` of as many. 256 makes, word for
+        word, what DeepGEMM's kernels for sm90 read.
+    out : torch.Tensor, shape (num_workers + 1, 2), int32, optional
+        Where to write: contiguous, and no memory of ``context_lens``. A new tensor is allocated otherwise.
 
     Returns
     -------
     torch.Tensor
-        Shape (num_workers + 1, 2), int32, on the device of ``context_lens``. Worker w begins at request ``schedule[w, 0]``
-        and its chunk ``schedule[w, 1]``, and ends where the next one begins. Chunks are of equal size, and any two workers
-        have the same number of them but for one. What a chunk is may change: pass the schedule on and do not look into it.
+        ``out``, or a new tensor of its shape on the device of ``context_lens``. Worker w begins at request ``schedule[w, 0]``
+        and its chunk ``schedule[w, 1]``, and ends where the next one begins. A request has the chunks that its last row's keys
+        fill; what another row of it sees beyond goes with the last of them. All workers have the same number of chunks; where
+        they do not come out even, those in front one less. A worker begins at a chunk that the request has, or, where none is
+        left, at request B and its chunk 0, as the last entry says.
 
     Nothing is read back from the device, so that the call can be captured in a GPU graph.
 
@@ -129,8 +149,13 @@ def paged_mqa_schedule(context_lens: torch.Tensor, block_size: int, num_workers:
     if check_integer("block_size", block_size, 1) not in BLOCK_SIZES:
         raise ValueError(f"block_size: got {block_size}, needs one of {', '.join(map(str, BLOCK_SIZES))}")
     num_workers = check_integer("num_workers", num_workers, 1)
-    result: torch.Tensor = torch.ops.capgate.paged_mqa_schedule(context_lens, num_workers)
-    return result
+    chunk_keys = _check_among("chunk_keys", chunk_keys, CHUNKS)
+    if out is None:
+        result: torch.Tensor = torch.ops.capgate.paged_mqa_schedule(context_lens, num_workers, chunk_keys)
+        return result
+    _check_schedule("out", out, num_workers, context_lens.device)
+    torch.ops.capgate.paged_mqa_schedule_out(context_lens, out, chunk_keys)
+    return out
 
 
 def paged_mqa_workers(
@@ -203,44 +228,77 @@ def describe(inputs: Inputs, clean_logits: bool) -> Problem:
     return Problem(q.device, *sizes, direct_keys=direct_keys, tensor_maps=tensor_maps)
 
 
-def _launch_into(inputs: Inputs, out: torch.Tensor, clean_logits: bool, variant: str | None) -> None:
+def _check_among(name: str, value: int, choices: tuple[int, ...]) -> int:
+    """``value`` as an int; TypeError for what is no integer, ValueError for one that is not among the choices."""
+    value = check_integer(name, value, 1)
+    if value not in choices:
+        raise ValueError(f"{name}: got {value}, needs {either(choices)}")
+    return value
+
+
+def _check_schedule(name: str, schedule: torch.Tensor, num_workers: int, device: torch.device) -> None:
+    """Raise TypeError or ValueError for what cannot take a schedule of so many workers."""
+    check_strided(name, schedule)
+    if schedule.shape != (num_workers + 1, 2):
+        raise ValueError(f"{name}: got shape {tuple(schedule.shape)}, needs {[num_workers + 1, 2]}")
+    if schedule.dtype != torch.int32:
+        raise TypeError(f"{name}: got {schedule.dtype}, needs torch.int32")
+    if schedule.device != device:
+        raise ValueError(f"{name}: got device {schedule.device}, needs context_lens's {device}")
+    if not schedule.is_contiguous():
+        raise ValueError(f"{name}: got strides {tuple(schedule.stride())}, needs it contiguous")
+
+
+def _launch_into(
+    inputs: Inputs, out: torch.Tensor, clean_logits: bool, variant: str | None, chunk_keys: int = CHUNK_KEYS
+) -> None:
     """Operator ``capgate::fp8_paged_mqa_logits_out``: as :func:`_launch`, ``out`` being the caller's."""
     check_apart("out", out, inputs)
-    _launch(inputs, out, clean_logits, variant)
+    _launch(inputs, out, clean_logits, variant, chunk_keys)
 
 
-def _launch(inputs: Inputs, out: torch.Tensor, clean_logits: bool, variant: str | None) -> None:
+def _launch(inputs: Inputs, out: torch.Tensor, clean_logits: bool, variant: str | None, chunk_keys: int) -> None:
     """Run the chosen variant, unless there is no cell to write."""
     problem = describe(inputs, clean_logits)
     if out.numel() == 0:  # a variant that cannot run is an error for empty calls too, but no operand can be in its way
         operation.select(problem._replace(direct_keys=True, tensor_maps=True), variant)
         return
-    operation(problem, inputs, out, variant=variant, clean_logits=clean_logits)
+    operation(problem, inputs, out, variant=variant, clean_logits=clean_logits, chunk_keys=chunk_keys)
 
 
-def _launch_new(inputs: Inputs, max_context_len: int, clean_logits: bool, variant: str | None) -> torch.Tensor:
+def _launch_new(
+    inputs: Inputs, max_context_len: int, clean_logits: bool, variant: str | None, chunk_keys: int = CHUNK_KEYS
+) -> torch.Tensor:
     """Operator ``capgate::fp8_paged_mqa_logits``: the same into a new tensor."""
-    out = _empty(inputs, max_context_len, clean_logits, variant)
-    _launch(inputs, out, clean_logits, variant)
+    out = _empty(inputs, max_context_len)
+    _launch(inputs, out, clean_logits, variant, chunk_keys)
     return out
 
 
-def _empty(inputs: Inputs, max_context_len: int, clean_logits: bool, variant: str | None) -> torch.Tensor:
+def _empty(inputs: Inputs, max_context_len: int, *options: object) -> torch.Tensor:
     return empty_logits((inputs.q.shape[0] * inputs.q.shape[1], max_context_len), inputs.q.device)
 
 
-def _schedule(inputs: scheduled.Inputs, num_workers: int) -> torch.Tensor:
-    """Operator ``capgate::paged_mqa_schedule``."""
+def _schedule_into(inputs: scheduled.Inputs, out: torch.Tensor, chunk_keys: int = CHUNK_KEYS) -> None:
+    """Operator ``capgate::paged_mqa_schedule_out``."""
+    check_apart("out", out, inputs)
+    scheduling.operation(scheduling.Problem(inputs.context_lens.device), inputs, out, chunk_keys=chunk_keys)
+
+
+def _schedule(inputs: scheduled.Inputs, num_workers: int, chunk_keys: int = CHUNK_KEYS) -> torch.Tensor:
+    """Operator ``capgate::paged_mqa_schedule``: the same into a new tensor."""
     schedule = _empty_schedule(inputs, num_workers)
-    scheduling.operation(scheduling.Problem(inputs.context_lens.device), inputs, schedule)
+    _schedule_into(inputs, schedule, chunk_keys)
     return schedule
 
 
-def _empty_schedule(inputs: scheduled.Inputs, num_workers: int) -> torch.Tensor:
+def _empty_schedule(inputs: scheduled.Inputs, num_workers: int, *options: object) -> torch.Tensor:
     return inputs.context_lens.new_empty((num_workers + 1, 2))
 
 
-_OPTIONS = "bool clean_logits, str? variant"
+_OPTIONS = f"bool clean_logits, str? variant, int schedule_chunk_keys={CHUNK_KEYS}"
+_SCHEDULES = f"int chunk_keys={CHUNK_KEYS}"
 register("fp8_paged_mqa_logits", OPERANDS, f"SymInt max_context_len, {_OPTIONS}", "Tensor", _launch_new, _empty)
 register("fp8_paged_mqa_logits_out", OPERANDS, f"Tensor(a!) out, {_OPTIONS}", "()", _launch_into)
-register("paged_mqa_schedule", scheduled.OPERANDS, "SymInt num_workers", "Tensor", _schedule, _empty_schedule)
+register("paged_mqa_schedule", scheduled.OPERANDS, f"SymInt num_workers, {_SCHEDULES}", "Tensor", _schedule, _empty_schedule)
+register("paged_mqa_schedule_out", scheduled.OPERANDS, f"Tensor(a!) out, {_SCHEDULES}", "()", _schedule_into)

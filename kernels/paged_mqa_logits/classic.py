@@ -2,7 +2,7 @@
 
     logits[b, t, j] = scale[b, j] * sum_h weights[b, t, h] * relu(q[b, t, h, :] . key[b, j, :])    for 0 <= j < seen[b, t]
 
-The keys of all requests, cut into chunks of CHUNK_KEYS, are shared out evenly among a fixed number of programs by a schedule:
+The keys of all requests, cut into chunks, are shared out evenly among a fixed number of programs by a schedule:
 each walks its chunks from one request to the next, so that a long request does not set the time. Within a tile all is as in
 the dense kernel: keys on the M side of the dot, rows x heads on the N side, and no sum crosses programs.
 """
@@ -77,7 +77,7 @@ def paged_mqa_logits_kernel(
 ):
     worker = tl.program_id(0)
     first_row = tl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
-    first_request, first_chunk, last_request, last_chunk = load_share(schedule, worker, num_requests)
+    first_request, first_chunk, last_request, last_chunk = load_share(schedule, worker, num_requests, ROW_LENS)
 
     if CLEAN:  # first, so that the stores drain behind the arithmetic
         near_strip = tl.arange(0, 1)
@@ -153,7 +153,9 @@ def workers(problem: Problem) -> int:
     return workers_that_fit(problem.device, tune.resident, -(-problem.next_n // tune.rows))
 
 
-def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool) -> tuple[compat.Launch, ...]:
+def prepare(
+    problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, chunk_keys: int = CHUNK_KEYS
+) -> tuple[compat.Launch, ...]:
     """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
 
     With ``clean_logits`` every other cell becomes -inf.
@@ -162,7 +164,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
     requests, next_n, heads, dim = q.shape
     (blocks, block), width = kv_cache.shape[:2], out.shape[1]
     kv_cache = readable(kv_cache)
-    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem))
+    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem), chunk_keys)
     tune, target = tuning(problem), compat.capabilities(problem.device).target
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     limit = min(width, block_table.shape[1] * block)
@@ -188,7 +190,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "ROWS": tune.rows,
         "BLOCK": block,
         "BLOCK_KEYS": tune.block_keys,
-        "CHUNK": CHUNK_KEYS,
+        "CHUNK": chunk_keys,
         "STRIP": strip,
         "CLEAN": clean_logits,
         "ROW_LENS": row_lens,

@@ -159,7 +159,7 @@ def paged_mqa_logits_kernel(
     worker = gl.program_id(0) // splits
     split = gl.program_id(0) % splits
     first_row = gl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
-    first_request, first_chunk, last_request, last_chunk = load_share(schedule, worker, num_requests)
+    first_request, first_chunk, last_request, last_chunk = load_share(schedule, worker, num_requests, ROW_LENS)
     num_blocks = gl.to_tensor(num_blocks).to(gl.uint32)
 
     if CLEAN:  # first, so that the stores drain behind the arithmetic
@@ -287,7 +287,9 @@ def workers(problem: Problem) -> int:
     return workers_that_fit(problem.device, tune.resident, -(-problem.next_n // tune.rows))
 
 
-def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool) -> tuple[compat.Launch, ...]:
+def prepare(
+    problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, chunk_keys: int = CHUNK_KEYS
+) -> tuple[compat.Launch, ...]:
     """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
 
     With ``clean_logits`` every other cell becomes -inf.
@@ -296,7 +298,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
     requests, next_n, heads, dim = q.shape
     (blocks, block), width = kv_cache.shape[:2], out.shape[1]
     kv_cache = readable(kv_cache)
-    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem))
+    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem), chunk_keys)
     tune = tuning(problem)
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     limit = min(width, block_table.shape[1] * block)
@@ -320,7 +322,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "ROWS": tune.rows,
         "BLOCK": block,
         "BLOCK_KEYS": tune.block_keys,
-        "CHUNK": CHUNK_KEYS,
+        "CHUNK": chunk_keys,
         "STAGES": tune.num_stages,
         "STRIP": strip,
         "CLEAN": clean_logits,

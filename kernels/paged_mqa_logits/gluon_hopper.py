@@ -379,7 +379,7 @@ def paged_mqa_logits_kernel(
     INTEGERS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     first_row = gl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
     num_requests = gl.to_tensor(num_requests)
-    first_request, first_chunk, last_request, last_chunk = load_share(schedule, gl.program_id(0), num_requests)
+    first_request, first_chunk, last_request, last_chunk = load_share(schedule, gl.program_id(0), num_requests, ROW_LENS)
     share = Share(first_request, first_chunk, last_request, last_chunk, num_requests, CHUNK)
     maps = Maps(queries, keys, scales, weights)
     table = Table(table, stride_tb, stride_tk, gl.to_tensor(num_blocks), BLOCK)
@@ -426,14 +426,16 @@ def workers(problem: Problem) -> int:
     return workers_that_fit(problem.device, tune.resident, -(-problem.next_n // tune.rows))
 
 
-def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool) -> tuple[compat.Launch, ...]:
+def prepare(
+    problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, chunk_keys: int = CHUNK_KEYS
+) -> tuple[compat.Launch, ...]:
     """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
 
     With ``clean_logits`` every other cell becomes -inf.
     """
     q, kv_cache, weights, context_lens, block_table, schedule = inputs
     requests, next_n, heads, dim = q.shape
-    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem))
+    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem), chunk_keys)
     tune, padded = tuning(problem), padded_heads(heads)
     rows = tune.rows
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
@@ -456,7 +458,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "HEADS": padded,
         "DIM": dim,
         "BLOCK": block,
-        "CHUNK": CHUNK_KEYS,
+        "CHUNK": chunk_keys,
         "KEYS": tune.block_keys,
         "STAGES": tune.num_stages,
         "CLEAN": clean_logits,

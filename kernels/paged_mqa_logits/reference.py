@@ -4,13 +4,22 @@ import torch
 
 from ..common.cache import keys_of, readable, scale_bytes_of
 from ..common.reference import KEY_TILE, SCORE_BYTES, score
+from ..common.schedule.operation import CHUNK_KEYS
 from .operands import Inputs
 
 
-def launch(inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, accumulate: torch.dtype = torch.float32) -> None:
+def launch(
+    inputs: Inputs,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    chunk_keys: int = CHUNK_KEYS,
+    accumulate: torch.dtype = torch.float32,
+) -> None:
     """Fill ``out`` as :func:`capgate.kernels.fp8_paged_mqa_logits` says; the arguments have been checked.
 
     inputs : but for the schedule, which is not needed here
+    chunk_keys : of the schedule, and so not needed either
     accumulate : the type of products and sums, ``torch.float64`` to judge the other variants
 
     Nothing is read back from the device, so that the call can be captured in a GPU graph. Memory beyond the operands is

@@ -141,6 +141,7 @@ def check(
     *,
     clean_logits: bool = False,
     schedule: torch.Tensor | None = None,
+    schedule_chunk_keys: int = 128,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As judge.check: run into sentinels, hold what was written against the formula, and return the output."""
@@ -150,7 +151,13 @@ def check(
     before, operands = memory.clone(), [judge.storage_of(tensor, torch.uint8).clone() for tensor in call]
 
     returned = fp8_paged_mqa_logits(
-        *call, max_context_len=max_context_len, clean_logits=clean_logits, schedule=schedule, out=out, variant=variant
+        *call,
+        max_context_len=max_context_len,
+        clean_logits=clean_logits,
+        schedule=schedule,
+        schedule_chunk_keys=schedule_chunk_keys,
+        out=out,
+        variant=variant,
     )
 
     assert returned is out, "the call did not return its out"
