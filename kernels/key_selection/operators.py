@@ -225,7 +225,7 @@ def _register(name: str, operands: Any, rows: Any, implementation: Any, options:
 def _pair(results: Results) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices and scores; those that are not wanted have no columns, for an operator returns tensors."""
     out, scores, _ = results
-    return out, out.new_empty((len(out), 0), dtype=torch.float32) if scores is None else scores
+    return out, out.new_empty((out.shape[0], 0), dtype=torch.float32) if scores is None else scores
 
 
 _INDICES = "bool relative, SymInt page_size"

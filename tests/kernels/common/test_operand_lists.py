@@ -25,13 +25,12 @@ pytestmark = pytest.mark.any_triton
 
 
 class Function(NamedTuple):
-    """A public function's table, the other arguments of a good call, operands of the table that it does not take, and those that
-    have no use without another one."""
+    """A public function's table, the other arguments of a good call, and operands of the table that it does not take."""
 
     operands: Operands[Any]
     others: dict[str, Any]
     without: tuple[str, ...] = ()
-    of_use_with: dict[str, str] = {}
+    goes_with: tuple[tuple[str, str], ...] = ()  # operands that have no use without another one
 
 
 FUNCTIONS = {
@@ -39,9 +38,11 @@ FUNCTIONS = {
     "fp8_paged_mqa_logits": Function(PAGED, {"max_context_len": 70}),
     "paged_mqa_schedule": Function(SCHEDULE, {"block_size": 64, "num_workers": 4}),
     "paged_mqa_workers": Function(SHAPED, {}),
-    "select_keys": Function(SELECTION_DENSE, {"top_k": 2}, of_use_with={"requests": "page_table"}),
-    "select_paged_keys": Function(SELECTION_PAGED, {"max_context_len": 70, "top_k": 2}, of_use_with={"requests": "page_table"}),
-    "select_from_logits": Function(SELECTION, {"top_k": 2}, of_use_with={"requests": "page_table"}),
+    "select_keys": Function(SELECTION_DENSE, {"top_k": 2}, goes_with=(("requests", "page_table"),)),
+    "select_paged_keys": Function(
+        SELECTION_PAGED, {"max_context_len": 70, "top_k": 2}, goes_with=(("requests", "page_table"),)
+    ),
+    "select_from_logits": Function(SELECTION, {"top_k": 2}, goes_with=(("requests", "page_table"),)),
     "quantize_keys_to_cache": Function(WRITTEN, {}),
     "gather_keys": Function(GATHERED, {"total": 5}),
 }
@@ -92,8 +93,8 @@ def test_every_operand_is_required_but_for_those_that_may_be_left_out(name: str)
     function = FUNCTIONS[name]
     tensors = {operand: tensor for operand, tensor in good(function.operands).items() if operand in taken(name)}
     for operand in taken(name):
-        use = function.of_use_with
-        fewer = {other: tensor for other, tensor in tensors.items() if operand not in (other, use.get(other))}
+        useless = {other for other, needed in function.goes_with if needed == operand}
+        fewer = {other: tensor for other, tensor in tensors.items() if other != operand and other not in useless}
         if operand in function.operands.inputs._field_defaults:
             public(name)(**fewer, **function.others)
         else:
