@@ -1,18 +1,15 @@
-"""aiter's signatures for the MQA logits (``aiter.ops.triton.attention``), over this package's functions.
-
-ATOM, and vLLM and SGLang on ROCm, call them so. Errors that this package's functions raise use their own argument names.
-"""
+"""aiter's signatures for the MQA logits (``aiter.ops.triton.attention``)."""
 
 from typing import Annotated, NamedTuple
 
 import torch
 
-from .. import mqa_logits, paged_mqa_logits
-from ..common.cache import CACHE
-from ..common.checks import check_apart, check_integer, check_strided
-from ..common.operands import Operands
-from ..paged_mqa_logits.operands import QUERIES
-from .preshuffle import block_flat, unshuffle
+from ... import mqa_logits, paged_mqa_logits
+from ...common.cache import CACHE
+from ...common.checks import check_apart, check_integer, check_strided
+from ...common.operands import Operands
+from ...paged_mqa_logits.operands import QUERIES
+from ..preshuffle import block_flat, unshuffle
 
 
 class _Paged(NamedTuple):
@@ -72,7 +69,7 @@ def deepgemm_fp8_paged_mqa_logits(
     out_logits : [at least B * next_n, at least max_model_len], float32
     context_lens : [B], int32, draft row t of next_n seeing ``context_lens[b] - next_n + t + 1`` keys; or [B, next_n]
     kv_indices : [B, max_blocks], int32, each request's blocks
-    Preshuffle : the keys of a block are in tiles of 16 keys by 16 bytes (see :mod:`.preshuffle`). Our kernels read them from a
+    Preshuffle : the keys of a block are in tiles of 16 keys by 16 bytes (see :mod:`..preshuffle`). Our kernels read them from a
         block-flat copy, which costs the memory of the cache and, on a GPU, one read and one write of the blocks in use.
     ChunkK, TotalCuCount, WavePerEU, VarCtxSchedule : tuning of aiter's kernel, without meaning here
 
