@@ -5,8 +5,8 @@ import torch
 from capgate import compat
 
 from ..common.cache import BLOCK_SIZES, check_address, check_blocks, keys_of
-from ..common.checks import check_apart, check_flag, check_integer, check_output, check_variant
-from ..common.logits import FP8, empty_logits, mappable
+from ..common.checks import check_apart, check_choice, check_flag, check_integer, check_output, check_variant
+from ..common.logits import FLOATS, FP8, LOGITS, empty_logits, mappable
 from ..common.rules import MAX_HEADS, MAX_NEXT
 from ..common.schedule import operands as scheduled
 from ..common.schedule import operation as scheduling
@@ -27,6 +27,7 @@ def fp8_paged_mqa_logits(
     max_context_len: int,
     clean_logits: bool = False,
     schedule: torch.Tensor | None = None,
+    logits_dtype: torch.dtype = torch.float32,
     out: torch.Tensor | None = None,
     variant: str | None = None,
 ) -> torch.Tensor:
@@ -43,7 +44,7 @@ def fp8_paged_mqa_logits(
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
         Keys in q's dtype and their scales. The bytes of a block are flat: block * D of keys, then block * 4 of float32 scales.
         ``stride(0)`` may be larger than that. block is 1, 16, 32, 64 or 128.
-    weights : torch.Tensor, shape (B * next_n, H), float32
+    weights : torch.Tensor, shape (B * next_n, H), float32 or bfloat16
         Weight of each head; may be negative.
     context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
         How many keys a row sees: (B, next_n) says it for each row; (B,) for the last one, and row t of next_n then sees
@@ -60,8 +61,10 @@ def fp8_paged_mqa_logits(
         What :func:`paged_mqa_schedule` returned for the same ``context_lens``, so that num_workers + 1 is 2 or more; made by
         the call otherwise. With other contents some cells may stay unwritten or be written more than once, never with anything
         else than their logits.
-    out : torch.Tensor, shape (B * next_n, max_context_len), float32, optional
-        Where to write. A new one is allocated otherwise, with rows padded to 256 elements: ``stride(0)`` need not be
+    logits_dtype : torch.dtype
+        Of a new output, as in :func:`fp8_mqa_logits`: float32 or bfloat16.
+    out : torch.Tensor, shape (B * next_n, max_context_len), float32 or bfloat16, optional
+        Where to write. A new one is allocated otherwise, with rows padded to 1024 bytes: ``stride(0)`` need not be
         ``max_context_len``.
     variant : str, optional
         Take this variant ("classic", "reference", ...) or raise.
@@ -90,11 +93,13 @@ def fp8_paged_mqa_logits(
         raise ValueError(f"schedule: got strides {tuple(schedule.stride())}, needs it contiguous, as it was made")
     max_context_len = check_integer("max_context_len", max_context_len, 0, MAX_CONTEXT)
     check_flag("clean_logits", clean_logits)
+    check_choice("logits_dtype", logits_dtype, LOGITS)
     check_variant("variant", variant, operation)
     if out is None:
-        logits: torch.Tensor = torch.ops.capgate.fp8_paged_mqa_logits(*inputs, max_context_len, clean_logits, variant)
+        options = (max_context_len, logits_dtype, clean_logits, variant)
+        logits: torch.Tensor = torch.ops.capgate.fp8_paged_mqa_logits(*inputs, *options)
         return logits
-    check_output(out, (q.shape[0] * q.shape[1], max_context_len), q.device)
+    check_output(out, (q.shape[0] * q.shape[1], max_context_len), q.device, logits_dtype, LOGITS)
     torch.ops.capgate.fp8_paged_mqa_logits_out(*inputs, out, clean_logits, variant)
     return out
 
@@ -187,12 +192,12 @@ def copies_directly(kv_cache: torch.Tensor, weights: torch.Tensor, block_table: 
     (blocks, block), step = kv_cache.shape[:2], kv_cache.stride(0)
     aligned = kv_cache.data_ptr() % 16 == 0 and step % 16 == 0
     (row, head), entry = weights.stride(), block_table.stride(1)
-    farthest = max(4 * (MAX_NEXT * row + MAX_HEADS * head), 4 * 64 * entry, 0 if block >= 64 else blocks * step)
+    farthest = max(weights.itemsize * (MAX_NEXT * row + MAX_HEADS * head), 4 * 64 * entry, 0 if block >= 64 else blocks * step)
     return bool(aligned and farthest < 2**31)
 
 
-def describe(inputs: Inputs, clean_logits: bool) -> Problem:
-    """The class of calls that one with these operands belongs to."""
+def describe(inputs: Inputs, clean_logits: bool, logits_dtype: torch.dtype = torch.float32) -> Problem:
+    """The class of calls that one with these operands and an output of this dtype belongs to."""
     q, kv_cache, weights = inputs.q, inputs.kv_cache, inputs.weights
     check_address(kv_cache)
     requests, next_n, heads, dim = q.shape
@@ -200,7 +205,8 @@ def describe(inputs: Inputs, clean_logits: bool) -> Problem:
     even = requests == 1 or next_n == 1 or q.stride(0) == next_n * q.stride(1)
     tensor_maps = even and all(mappable(operand) for operand in (q, keys_of(kv_cache), weights))  # scales lie as the keys do
     sizes = (heads, dim, FP8[q.dtype], clean_logits, kv_cache.shape[1], next_n)
-    return Problem(q.device, *sizes, direct_keys=direct_keys, tensor_maps=tensor_maps)
+    floats = (FLOATS[weights.dtype], FLOATS[logits_dtype])
+    return Problem(q.device, *sizes, direct_keys, tensor_maps, *floats)
 
 
 def _launch_into(inputs: Inputs, out: torch.Tensor, clean_logits: bool, variant: str | None) -> None:
@@ -211,22 +217,26 @@ def _launch_into(inputs: Inputs, out: torch.Tensor, clean_logits: bool, variant:
 
 def _launch(inputs: Inputs, out: torch.Tensor, clean_logits: bool, variant: str | None) -> None:
     """Run the chosen variant, unless there is no cell to write."""
-    problem = describe(inputs, clean_logits)
+    problem = describe(inputs, clean_logits, out.dtype)
     if out.numel() == 0:  # a variant that cannot run is an error for empty calls too, but no operand can be in its way
         operation.select(problem._replace(direct_keys=True, tensor_maps=True), variant)
         return
     operation(problem, inputs, out, variant=variant, clean_logits=clean_logits)
 
 
-def _launch_new(inputs: Inputs, max_context_len: int, clean_logits: bool, variant: str | None) -> torch.Tensor:
+def _launch_new(
+    inputs: Inputs, max_context_len: int, logits_dtype: torch.dtype, clean_logits: bool, variant: str | None
+) -> torch.Tensor:
     """Operator ``capgate::fp8_paged_mqa_logits``: the same into a new tensor."""
-    out = _empty(inputs, max_context_len, clean_logits, variant)
+    out = _empty(inputs, max_context_len, logits_dtype, clean_logits, variant)
     _launch(inputs, out, clean_logits, variant)
     return out
 
 
-def _empty(inputs: Inputs, max_context_len: int, clean_logits: bool, variant: str | None) -> torch.Tensor:
-    return empty_logits((inputs.q.shape[0] * inputs.q.shape[1], max_context_len), inputs.q.device)
+def _empty(
+    inputs: Inputs, max_context_len: int, logits_dtype: torch.dtype, clean_logits: bool, variant: str | None
+) -> torch.Tensor:
+    return empty_logits((inputs.q.shape[0] * inputs.q.shape[1], max_context_len), inputs.q.device, logits_dtype)
 
 
 def _schedule(inputs: scheduled.Inputs, num_workers: int) -> torch.Tensor:
@@ -241,6 +251,7 @@ def _empty_schedule(inputs: scheduled.Inputs, num_workers: int) -> torch.Tensor:
 
 
 _OPTIONS = "bool clean_logits, str? variant"
-register("fp8_paged_mqa_logits", OPERANDS, f"SymInt max_context_len, {_OPTIONS}", "Tensor", _launch_new, _empty)
+_NEW = f"SymInt max_context_len, ScalarType logits_dtype, {_OPTIONS}"
+register("fp8_paged_mqa_logits", OPERANDS, _NEW, "Tensor", _launch_new, _empty)
 register("fp8_paged_mqa_logits_out", OPERANDS, f"Tensor(a!) out, {_OPTIONS}", "()", _launch_into)
 register("paged_mqa_schedule", scheduled.OPERANDS, "SymInt num_workers", "Tensor", _schedule, _empty_schedule)

@@ -10,9 +10,8 @@ from capgate.kernels.paged_mqa_logits import classic
 from capgate.kernels.paged_mqa_logits.api import describe
 from capgate.kernels.paged_mqa_logits.operands import Inputs
 
-from .emulated_mqa import TARGET, Variant
+from .emulated_mqa import TARGET, Variant, output
 from .emulated_mqa import VARIANTS as DENSE
-from .judge import sentinels
 from .paged import PagedCall, formula
 
 VARIANTS = {"classic": Variant(classic.kernel)}
@@ -25,7 +24,7 @@ if "gluon_cdna4" in DENSE:
 def paged_launch(kernel: Kernel[Any], call: PagedCall, schedule: torch.Tensor, out: torch.Tensor, clean_logits: bool) -> Launch:
     """The launch for the target; tensors may be meta tensors."""
     inputs = Inputs(*call, schedule)
-    problem = describe(inputs, clean_logits)._replace(device=TARGET)
+    problem = describe(inputs, clean_logits, out.dtype)._replace(device=TARGET)
     (launch,) = kernel.prepare(problem, inputs, out, clean_logits=clean_logits)
     return launch
 
@@ -46,9 +45,11 @@ class PagedCase(NamedTuple):
     columns: int
     clean_logits: bool
     workers: int = 3
+    dtype: torch.dtype = torch.float32  # of the output
+    aligned: bool = False  # its rows, as a new one's
 
     def output(self) -> torch.Tensor:
-        return sentinels(self.call.q.shape[0] * self.call.q.shape[1], self.columns)
+        return output(self.call.q.shape[0] * self.call.q.shape[1], self.columns, self.dtype, self.aligned)
 
     def launch(self, kernel: Kernel[Any], out: torch.Tensor) -> Launch:
         return paged_launch(
