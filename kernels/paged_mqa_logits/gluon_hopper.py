@@ -152,7 +152,8 @@ class Table:
 class Queries:
     """By slot, the rows of one request that a program scores, and what they are scored against.
 
-    query, weight : [SLOTS, ROWS * HEADS, DIM] fp8, [SLOTS, ROWS, HEADS] float32
+    query : [SLOTS, ROWS * HEADS, DIM] fp8
+    weight : [SLOTS * SPREAD, ROWS, HEADS] float32 or bfloat16; the copy engine writes to multiples of 128 bytes
     lengths : [SLOTS, max(ROWS, 2)] int32, the keys that each row sees
     """
 
@@ -164,6 +165,7 @@ class Queries:
     ROWS: gl.constexpr
     HEADS: gl.constexpr
     DIM: gl.constexpr
+    SPREAD: gl.constexpr
 
     @gluon.constexpr_function
     def __init__(self, query, weight, lengths, plan, ring):
@@ -175,6 +177,18 @@ class Queries:
         self.ROWS = gl.constexpr(weight.shape[1])
         self.HEADS = gl.constexpr(weight.shape[2])
         self.DIM = gl.constexpr(query.shape[2])
+        self.SPREAD = gl.constexpr(weight.shape[0] // SLOTS.value)
+
+    @gluon.jit
+    def weights(self, slot):
+        """The place of a slot's weights, [ROWS, HEADS]."""
+        return self.weight.index(slot.index * self.SPREAD)
+
+
+@gluon.constexpr_function
+def spread(rows, heads, bits):
+    """How many places of so many weights lie 128 bytes apart."""
+    return max(1, 1024 // (rows * heads * bits))
 
 
 @aggregate
@@ -208,10 +222,11 @@ def load_queries(queries, maps, row, slot):
     ROWS: gl.constexpr = queries.ROWS
     BOX: gl.constexpr = query_box(ROWS, queries.HEADS, queries.DIM)
     full = queries.ring.full.index(slot.index)
-    mbarrier.expect(full, ROWS * queries.HEADS * (queries.DIM + 4))
+    WEIGHT_BYTES: gl.constexpr = queries.weight.dtype.primitive_bitwidth // 8
+    mbarrier.expect(full, ROWS * queries.HEADS * (queries.DIM + WEIGHT_BYTES))
     box = reinterpret(queries.query.index(slot.index), gl.float8e4nv, BOX, bytes_layout(queries.DIM, len(BOX)))
     load_query(maps.queries, row, full, box, ROWS)
-    tma_load(maps.weights, [row, 0], full, queries.weight.index(slot.index))
+    tma_load(maps.weights, [row, 0], full, queries.weights(slot))
 
 
 @gluon.jit
@@ -310,7 +325,7 @@ def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
         if fresh:
             position = scalar(queries.plan.first_tile(slot)) * KEYS + local
             row = scalar(queries.plan.first_row(slot)) + each
-            weights = product_weights(queries.weight.index(slot.index), ROWS, HEADS, gl.SliceLayout(0, MMA))
+            weights = product_weights(queries.weights(slot), ROWS, HEADS, gl.SliceLayout(0, MMA))
             left = queries.lengths.index(slot.index).load(ROW)[None, :] - position[:, None]
             offset = (row.to(gl.int64) * out.stride_row)[None, :] + (position.to(gl.int64) * out.stride_cell)[:, None]
             cells = out.pointer + offset
@@ -323,7 +338,7 @@ def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
         fresh = tiles == 0
         queries.ring.release(slot, fresh)
         logits = gl.where(missing == 0, head_sums(scores, weights, ROWS) * scale, float("-inf"))
-        gl.store(cells, logits, mask=left > 0)
+        gl.store(cells, logits, mask=left > 0)  # rounded to what cells hold
         left -= KEYS * splits
         cells += gl.to_tensor(KEYS * splits).to(gl.int64) * out.stride_cell
         stage = stage.next()
@@ -336,10 +351,11 @@ def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
 @gluon.jit
 def fill(lengths, out, width, rows):
     """-inf into the cells of every row that it does not see; this program's strips of the rows."""
-    LINE: gl.constexpr = gl.BlockedLayout([4], [32], [gl.num_warps()], [0])
+    CELLS: gl.constexpr = 128 // out.pointer.dtype.element_ty.primitive_bitwidth  # of 16 bytes
+    LINE: gl.constexpr = gl.BlockedLayout([CELLS], [32], [gl.num_warps()], [0])
     STRIP: gl.constexpr = 512 * gl.num_warps()
     column = gl.arange(0, STRIP, LINE)
-    value = gl.full([STRIP], float("-inf"), gl.float32, LINE)
+    value = gl.full([STRIP], float("-inf"), out.pointer.dtype.element_ty, LINE)
     strips = gl.cdiv(width, STRIP)
     program = gl.program_id(0) * gl.num_programs(1) + gl.program_id(1)
     step = gl.num_programs(0) * gl.num_programs(1)
@@ -361,11 +377,11 @@ def paged_mqa_logits_kernel(
     queries,  # tensor map of q, [B * NEXT_N, H, D] fp8, with the axes of query_box
     keys,  # tensor map of the cache's keys, [num_blocks, BLOCK, D] fp8
     scales,  # tensor map of its scales, [num_blocks, BLOCK] float32
-    weights,  # tensor map of [B * NEXT_N, H] float32
+    weights,  # tensor map of [B * NEXT_N, H] float32 or bfloat16
     lens,  # [B] int32, or [B, NEXT_N] if ROW_LENS
     table,  # [B, max_blocks] int32
     schedule,  # [num_workers + 1, 2] int32
-    out,  # [B * NEXT_N, width] float32
+    out,  # [B * NEXT_N, width] float32 or bfloat16
     num_requests,
     num_blocks,
     limit,  # keys that a row can see: as many as it has cells, and its row of the table has room for
@@ -400,7 +416,11 @@ def paged_mqa_logits_kernel(
     table = Table(table, stride_tb, stride_tk, gl.to_tensor(num_blocks), BLOCK)
     queries = Queries(
         gl.allocate_shared_memory(gl.float8e4nv, [SLOTS, ROWS * HEADS, DIM], bytes_layout(DIM, 2)),
-        gl.allocate_shared_memory(gl.float32, [SLOTS, ROWS, HEADS], maps.weights.layout),
+        gl.allocate_shared_memory(
+            maps.weights.dtype,
+            [SLOTS * spread(ROWS, HEADS, maps.weights.dtype.primitive_bitwidth), ROWS, HEADS],
+            maps.weights.layout,
+        ),
         gl.allocate_shared_memory(gl.int32, [SLOTS, max(ROWS, 2)], INTEGERS),
         Plan(gl.allocate_shared_memory(gl.int32, [SLOTS * FIELDS, 1], INTEGERS)),
         new_ring(SLOTS, 1),
@@ -470,7 +490,7 @@ def prepare(
         query_map(q.flatten(0, 1), rows, padded),
         tensor_map(keys, keys.shape, keys.stride(), [1, piece, dim], bytes_layout(dim, 3)),
         tensor_map(scales, scales.shape, scales.stride(), [1, piece], floats_layout(2)),
-        tensor_map(weights, weights.shape, weights.stride(), [rows, padded], floats_layout(2)),
+        tensor_map(weights, weights.shape, weights.stride(), [rows, padded], floats_layout(2, 8 * weights.itemsize)),
         *(context_lens, block_table, schedule, out),
         *(requests, blocks, min(width, block_table.shape[1] * block), width, splits),
         *(*lens_strides, *block_table.stride(), *out.stride()),
