@@ -30,7 +30,7 @@ class Reached(Exception):  # noqa: N818 - where it is expected, it is no error
 
 def only_in_the_session_of(engine: str) -> None:
     """Skip a test module anywhere else: the stubs are for one process, and the engine is not installed there."""
-    if os.environ.get("CAPGATE_ENGINE") != engine:
+    if os.environ.get("ENGINE_UNDER_TEST") != engine:
         pytest.skip(f"needs {engine} itself: nox -s 'engines({engine})' installs it", allow_module_level=True)
 
 
