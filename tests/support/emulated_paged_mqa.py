@@ -22,11 +22,13 @@ if "gluon_cdna4" in DENSE:
     VARIANTS["gluon_cdna4"] = Variant(gluon_cdna4.kernel, DENSE["gluon_cdna4"].make_source)
 
 
-def paged_launch(kernel: Kernel[Any], call: PagedCall, schedule: torch.Tensor, out: torch.Tensor, clean_logits: bool) -> Launch:
+def paged_launch(
+    kernel: Kernel[Any], call: PagedCall, schedule: torch.Tensor, out: torch.Tensor, clean_logits: bool, chunk_keys: int = 128
+) -> Launch:
     """The launch for the target; tensors may be meta tensors."""
     inputs = Inputs(*call, schedule)
     problem = describe(inputs, clean_logits)._replace(device=TARGET)
-    (launch,) = kernel.prepare(problem, inputs, out, clean_logits=clean_logits)
+    (launch,) = kernel.prepare(problem, inputs, out, clean_logits=clean_logits, chunk_keys=chunk_keys)
     return launch
 
 
@@ -40,20 +42,26 @@ LENGTHS = {
 
 
 class PagedCase(NamedTuple):
-    """A call with the width of its output, its output mode, and the workers that share its keys."""
+    """A call with the width of its output, its output mode, and the workers that share its keys.
+
+    chunk_keys, schedule : what a chunk of the schedule is, and the schedule, if it is not capgate's
+    """
 
     call: PagedCall
     columns: int
     clean_logits: bool
     workers: int = 3
+    chunk_keys: int = 128
+    schedule: tuple[tuple[int, int], ...] = ()
 
     def output(self) -> torch.Tensor:
         return sentinels(self.call.q.shape[0] * self.call.q.shape[1], self.columns)
 
     def launch(self, kernel: Kernel[Any], out: torch.Tensor) -> Launch:
-        return paged_launch(
-            kernel, self.call, paged_mqa_schedule(self.call.context_lens, 64, self.workers), out, self.clean_logits
-        )
+        schedule = paged_mqa_schedule(self.call.context_lens, 64, self.workers, chunk_keys=self.chunk_keys)
+        if self.schedule:
+            schedule = torch.tensor(self.schedule, dtype=torch.int32)
+        return paged_launch(kernel, self.call, schedule, out, self.clean_logits, self.chunk_keys)
 
     def answer(self) -> Any:
         return formula(self.call, self.columns)
