@@ -29,7 +29,7 @@ from ._lookup import capabilities, require
 from ._operation import Operation, Step, Trace, Variant
 from ._registry import operations
 from ._repeats import Repeats
-from ._switches import SwitchError, override
+from ._switches import SwitchError, override, strict
 from .table import Capability
 from .targets import Target
 
@@ -53,4 +53,5 @@ __all__ = [
     "operations",
     "override",
     "require",
+    "strict",
 ]

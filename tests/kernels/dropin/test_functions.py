@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from capgate import compat
-from capgate.kernels import fp8_paged_mqa_logits
+from capgate.kernels import fp8_paged_mqa_logits, paged_mqa_logits
 from capgate.kernels.dropin import DROPINS, aiter, deep_gemm, vllm_rocm  # noqa: A004 - a library's name
 from capgate.kernels.key_cache import reference
 from capgate.kernels.key_cache.operands import Unshuffled
@@ -16,6 +16,8 @@ from support import judge, upstream
 
 FN = torch.float8_e4m3fn
 
+DENSE = "q, kv, weights, cu_seq_len_k_start, cu_seq_len_k_end"
+DEEP_GEMM_PAGED = "q, kv_cache, weights, context_lens, block_table, schedule_meta, max_context_len"
 # As in the libraries' sources. Callers write q, kv_cache, block_tables for some of these names.
 SIGNATURES = {
     aiter.fp8_mqa_logits: "(Q, KV, kv_scales, weights, cu_starts, cu_ends, clean_logits=True)",
@@ -23,9 +25,17 @@ SIGNATURES = {
         "(q_fp8, kv_cache, weights, out_logits, context_lens, kv_indices, max_model_len, Preshuffle=False, KVBlockSize=1, "
         "ChunkK=256, TotalCuCount=None, WavePerEU=2, VarCtxSchedule=None)"
     ),
-    deep_gemm.fp8_mqa_logits: ("(q, kv, weights, cu_seq_len_k_start, cu_seq_len_k_end, clean_logits=True, max_seqlen_k=0)"),
-    deep_gemm.fp8_paged_mqa_logits: (
-        "(q, kv_cache, weights, context_lens, block_table, schedule_meta, max_context_len, clean_logits=False, indices=None)"
+    deep_gemm.fp8_mqa_logits: f"({DENSE}, clean_logits=True, max_seqlen_k=0)",
+    deep_gemm.sgl.fp8_mqa_logits: "(q, kv, weights, ks, ke, clean_logits=False, max_seqlen_k=0)",
+    deep_gemm.fp8_fp4_mqa_logits: f"({DENSE}, max_seqlen_k, schedule_meta=None)",
+    deep_gemm.before_2_8.fp8_fp4_mqa_logits: (
+        f"({DENSE}, clean_logits=True, max_seqlen_k=0, logits_dtype=torch.float32, schedule_meta=None)"
+    ),
+    deep_gemm.get_mqa_logits_metadata: "(cu_seq_len_k_start, cu_seq_len_k_end, num_kv_tokens, num_heads)",
+    deep_gemm.fp8_paged_mqa_logits: f"({DEEP_GEMM_PAGED}, clean_logits=False, indices=None)",
+    deep_gemm.fp8_fp4_paged_mqa_logits: f"({DEEP_GEMM_PAGED}, indices=None)",
+    deep_gemm.before_2_8.fp8_fp4_paged_mqa_logits: (
+        f"({DEEP_GEMM_PAGED}, clean_logits=False, logits_dtype=torch.float32, indices=None)"
     ),
     deep_gemm.get_paged_mqa_logits_metadata: "(context_lens, block_kv, num_sms, indices=None)",
     vllm_rocm.rocm_fp8_mqa_logits: "(q, kv, weights, cu_seqlen_ks, cu_seqlen_ke)",
@@ -43,8 +53,8 @@ def test_signatures() -> None:
         bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
         found[function] = str(inspect.Signature(bare))
     assert found == SIGNATURES
-    named = {f"{module}.{function}" for module, functions in DROPINS.items() for function in functions}
-    assert named == {f"{function.__module__.rpartition('.')[2]}.{function.__name__}" for function in SIGNATURES}
+    named = {(name, function) for name, families in DROPINS.items() for family in families for function in family.names}
+    assert named == {(function.__module__.split(".")[3], function.__name__) for function in SIGNATURES}
 
 
 @pytest.mark.parametrize("windows", ["packed", "ragged", "extreme", "empty"])
@@ -306,7 +316,7 @@ def test_vllm_s_tiles_are_read_as_tiles(decode: "upstream.Decode", monkeypatch: 
 def test_deep_gemm_s_schedule_is_passed_on(decode: "upstream.Decode", monkeypatch: pytest.MonkeyPatch) -> None:
     """And vLLM's on ROCm is not looked at: it may be anything."""
     given = []
-    monkeypatch.setattr(deep_gemm.paged_mqa_logits, "fp8_paged_mqa_logits", lambda *tensors, **options: given.append(options))
+    monkeypatch.setattr(paged_mqa_logits, "fp8_paged_mqa_logits", lambda *tensors, **options: given.append(options))
     schedule = deep_gemm.get_paged_mqa_logits_metadata(decode.lens, 32, 5)
     operands = (decode.q_fp8, decode.cache(), decode.weights, decode.lens, decode.table, schedule, 150)
     deep_gemm.fp8_paged_mqa_logits(*operands)
@@ -353,7 +363,7 @@ def test_indices_that_deep_gemm_does_not_take_either(next_n: int, indices: Any, 
 
 
 def test_num_sms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deep_gemm, "_num_sms", None)
+    monkeypatch.setattr(deep_gemm.processors, "_num_sms", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert deep_gemm.get_num_sms() == 1
     deep_gemm.set_num_sms(7)
