@@ -117,20 +117,23 @@ def look(operands: Iterable[Any]) -> Look | None:
     plain, hip = torch.Tensor, torch.version.hip
     facts: list[Any] = []
     addresses: list[int] = []
-    for part in parts_of(operands):
-        kind = type(part)
-        if kind is plain:
-            if part.requires_grad:
+    try:
+        for part in parts_of(operands):
+            kind = type(part)
+            if kind is plain:
+                if part.requires_grad:
+                    return None
+                address = part.data_ptr()
+                addresses.append(address)
+                # Triton makes its own of addresses that are multiples of 16, and on AMD of storages that 31 bits can count.
+                near = hip and part.untyped_storage().nbytes() < 2**31
+                facts.append((part.shape, part.stride(), part.dtype, part.device, address % 16, near))
+            elif part is None or kind in (bool, int, float, str) or kind is torch.dtype:
+                facts.append((kind, part))
+            else:
                 return None
-            address = part.data_ptr()
-            addresses.append(address)
-            # Triton makes its own of addresses that are multiples of 16, and on AMD of storages that 31 bits can count.
-            near = hip and part.untyped_storage().nbytes() < 2**31
-            facts.append((part.shape, part.stride(), part.dtype, part.device, address % 16, near))
-        elif part is None or kind in (bool, int, float, str) or kind is torch.dtype:
-            facts.append((kind, part))
-        else:
-            return None
+    except RuntimeError:  # a sparse or nested tensor, which has no strides, or no address
+        return None
     return Look(tuple(facts), addresses)
 
 

@@ -38,11 +38,11 @@ class Repeats(Generic[P]):
 
         def scale_rows(x, factor, out):
             call = REPEATS.call((x, factor, out))
-            if call and REPEATS.launched(call):     # others with operands that lie alike came before
+            if call and REPEATS.launched(call, out) is not None:   # others with operands that lie alike came before
                 return out
-            ...                                     # check x, factor and out, and run the operation
+            ...                                                    # check x, factor and out, and run the operation
             if call:
-                REPEATS.keep(call, lambda: problem_of(x), (x, factor, out))
+                REPEATS.keep(call, lambda: problem_of(x), (x, factor, out), None)
             return out
 
     A call is launched at once where two like it have gone the long way under the same switches and capabilities, and a
@@ -64,24 +64,27 @@ class Repeats(Generic[P]):
             return None
         return Call((self._operation, looked.facts, options, *map(type, options)), looked.addresses)
 
-    def launched(self, call: Call, written: Any = None) -> bool:
-        """Whether the call was launched.
+    def launched(self, call: Call, out: Any, make: Callable[[], Any] | None = None) -> Any:
+        """What the call has written, where it was launched; None where it must go the long way.
 
-        written : a new tensor to write, for a call that was looked at without one
+        out : the last operand; None for a call that writes a new tensor, which ``make`` makes
         """
         try:
             kept = self._kept().get(call.key)
         except TypeError:  # an option that cannot be a key: no valid one
-            return False
+            return None
         if kept is None or capabilities(kept.bound.device) is not kept.caps:
-            return False
-        addresses = call.addresses if written is None else [*call.addresses, written.data_ptr()]
+            return None
+        addresses = call.addresses
+        if out is None and make is not None:
+            out = make()
+            addresses = [*addresses, out.data_ptr()]
         target, extent = addresses[-1], kept.extents[-1]
         end = target + extent
         for address, size in zip(addresses[:-1], kept.extents, strict=False):
             if address < end and target < address + size:
-                return False
-        return bool(kept.bound(addresses))
+                return None
+        return out if kept.bound(addresses) else None
 
     def keep(
         self, call: Call, problem: Callable[[], P], operands: tuple[Any, ...], variant: str | None, **options: Any

@@ -1,6 +1,7 @@
 """The public function: checks, allocation, and dispatch through an operator that torch.compile and CUDA graphs understand."""
 
 from functools import partial
+from typing import cast
 
 import torch
 
@@ -74,8 +75,8 @@ def fp8_mqa_logits(
     """
     inputs = Inputs(q, k, k_scale, weights, starts, ends)
     call = REPEATS.call((inputs, out), clean_logits, max_window, variant)
-    if call is not None and REPEATS.launched(call):
-        return out
+    if call is not None and (done := REPEATS.launched(call, out, lambda: _new(inputs, max_window))) is not None:
+        return cast(torch.Tensor, done)
     OPERANDS.check(inputs, "the logits")
     check_flag("clean_logits", clean_logits)
     if max_window is not None:
@@ -87,15 +88,16 @@ def fp8_mqa_logits(
         check_output(out, _shape(inputs, max_window), q.device)
     if k_scale.ndim == 2:
         inputs = inputs._replace(k_scale=k_scale[:, 0])
+    compressed = max_window is not None
     if out is None:
         logits: torch.Tensor = torch.ops.capgate.fp8_mqa_logits(*inputs, clean_logits, max_window, variant)
-        return logits
-    compressed = max_window is not None
-    torch.ops.capgate.fp8_mqa_logits_out(*inputs, out, clean_logits, compressed, variant)
+    else:
+        torch.ops.capgate.fp8_mqa_logits_out(*inputs, out, clean_logits, compressed, variant)
+        logits = out
     if call is not None:
-        problem = partial(describe, inputs, out, clean_logits, compressed)
-        REPEATS.keep(call, problem, (inputs, out), variant, clean_logits=clean_logits, compressed=compressed)
-    return out
+        problem = partial(describe, inputs, logits, clean_logits, compressed)
+        REPEATS.keep(call, problem, (inputs, logits), variant, clean_logits=clean_logits, compressed=compressed)
+    return logits
 
 
 def copies_directly(k: torch.Tensor, k_scale: torch.Tensor) -> bool:
@@ -132,12 +134,16 @@ def _launch(inputs: Inputs, out: torch.Tensor, clean_logits: bool, compressed: b
 
 def _launch_new(inputs: Inputs, clean_logits: bool, max_window: int | None, variant: str | None) -> torch.Tensor:
     """Operator ``capgate::fp8_mqa_logits``: the same into a new tensor."""
-    out = _empty(inputs, clean_logits, max_window, variant)
+    out = _new(inputs, max_window)
     _launch(inputs, out, clean_logits, max_window is not None, variant)
     return out
 
 
 def _empty(inputs: Inputs, clean_logits: bool, max_window: int | None, variant: str | None) -> torch.Tensor:
+    return _new(inputs, max_window)
+
+
+def _new(inputs: Inputs, max_window: int | None) -> torch.Tensor:
     return empty_logits(_shape(inputs, max_window), inputs.q.device)
 
 

@@ -1,5 +1,7 @@
 """The public functions: checks, allocation, and dispatch through operators that torch.compile and GPU graphs understand."""
 
+from typing import cast
+
 import torch
 
 from capgate import compat
@@ -90,8 +92,8 @@ def fp8_paged_mqa_logits(
     """
     inputs = Inputs(q, kv_cache, weights, context_lens, block_table, schedule)
     call = REPEATS.call((inputs, out), max_context_len, clean_logits, variant, schedule_chunk_keys)
-    if call is not None and REPEATS.launched(call):
-        return out
+    if call is not None and (done := REPEATS.launched(call, out, lambda: _new(inputs, max_context_len))) is not None:
+        return cast(torch.Tensor, done)
     OPERANDS.check(inputs, "the logits")
     check_blocks(kv_cache)
     if schedule is not None and not schedule.is_contiguous():
@@ -103,13 +105,14 @@ def fp8_paged_mqa_logits(
     options = (clean_logits, variant, schedule_chunk_keys)
     if out is None:
         logits: torch.Tensor = torch.ops.capgate.fp8_paged_mqa_logits(*inputs, max_context_len, *options)
-        return logits
-    check_output(out, (q.shape[0] * q.shape[1], max_context_len), q.device)
-    torch.ops.capgate.fp8_paged_mqa_logits_out(*inputs, out, *options)
+    else:
+        check_output(out, (q.shape[0] * q.shape[1], max_context_len), q.device)
+        torch.ops.capgate.fp8_paged_mqa_logits_out(*inputs, out, *options)
+        logits = out
     if call is not None:
         kept = {"clean_logits": clean_logits, "chunk_keys": schedule_chunk_keys}
-        REPEATS.keep(call, lambda: describe(inputs, clean_logits), (inputs, out), variant, **kept)
-    return out
+        REPEATS.keep(call, lambda: describe(inputs, clean_logits), (inputs, logits), variant, **kept)
+    return logits
 
 
 def paged_mqa_schedule(
@@ -278,12 +281,16 @@ def _launch_new(
     inputs: Inputs, max_context_len: int, clean_logits: bool, variant: str | None, chunk_keys: int = CHUNK_KEYS
 ) -> torch.Tensor:
     """Operator ``capgate::fp8_paged_mqa_logits``: the same into a new tensor."""
-    out = _empty(inputs, max_context_len)
+    out = _new(inputs, max_context_len)
     _launch(inputs, out, clean_logits, variant, chunk_keys)
     return out
 
 
 def _empty(inputs: Inputs, max_context_len: int, *options: object) -> torch.Tensor:
+    return _new(inputs, max_context_len)
+
+
+def _new(inputs: Inputs, max_context_len: int) -> torch.Tensor:
     return empty_logits((inputs.q.shape[0] * inputs.q.shape[1], max_context_len), inputs.q.device)
 
 

@@ -158,6 +158,13 @@ def test_a_multiple_of_16_bytes_further_on_is_a_call_like_it(machine: Machine) -
         pytest.param(lambda: torch.empty(2, requires_grad=True), id="requires grad"),
         pytest.param(lambda: torch.nn.Parameter(torch.empty(2), requires_grad=False), id="a subclass"),
         pytest.param(lambda: [torch.empty(2)], id="a list"),
+        pytest.param(lambda: torch.eye(2).to_sparse(), id="sparse"),
+        pytest.param(lambda: torch.eye(2).to_mkldnn(), id="mkldnn"),
+        pytest.param(
+            lambda: torch.nested.nested_tensor([torch.empty(1)], layout=torch.strided),
+            id="nested",
+            marks=pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),
+        ),
     ],
 )
 def test_what_could_mean_anything_is_not_looked_at(operand: Callable[[], Any]) -> None:
@@ -325,7 +332,7 @@ class Function:
     def __call__(self, x: Any, out: Any, columns: Any = 8) -> Any:
         operands = Inputs(x), out
         found = self.repeats.call(operands, columns)
-        if found is not None and self.repeats.launched(found):
+        if found is not None and self.repeats.launched(found, out) is not None:
             return out
         self.checks += 1
         problem = Problem(x.device)
@@ -363,7 +370,7 @@ def test_other_options_are_checked(machine: Machine, function: Function) -> None
 def test_an_option_that_cannot_be_a_key_is_the_functions_to_refuse(function: Function) -> None:
     found = function.repeats.call((torch.empty(2),), ["no key"])
     assert found is not None
-    assert not function.repeats.launched(found)
+    assert function.repeats.launched(found, torch.empty(2)) is None
 
 
 def test_memory_that_is_read_and_written_is_the_functions_to_refuse(machine: Machine, function: Function) -> None:
@@ -418,7 +425,6 @@ def test_a_new_result_is_written(machine: Machine, function: Function) -> None:
     x, out = repeat(function)
     found = function.repeats.call((Inputs(x), out), 8)
     assert found is not None
-    without = found._replace(addresses=found.addresses[:-1])
-    new = torch.empty(3, 8)
-    assert function.repeats.launched(without, new)
+    without, new = found._replace(addresses=found.addresses[:-1]), torch.empty(3, 8)
+    assert function.repeats.launched(without, None, lambda: new) is new
     assert machine.start.given[-1][6] == new.data_ptr()
