@@ -13,8 +13,9 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..common.cache import keys_of, readable, scales_of
-from ..common.device.classic import fill, fn_to_fnuz, score
+from ..common.cache import LAYOUTS, keys_of, readable, scales_of
+from ..common.device.cached_keys import first_byte, further_byte
+from ..common.device.classic import fill, fn_to_fnuz, rounded, score
 from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
 from ..common.rules import padded_heads
 from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
@@ -34,13 +35,13 @@ def load_blocks(entries, num_blocks):
 @triton.jit
 def paged_mqa_logits_kernel(
     q,  # [B, NEXT_N, H, D] fp8
-    keys,  # [num_blocks, BLOCK, D] fp8
+    keys,  # [num_blocks, BLOCK, D] fp8, in tiles of TILE keys
     scales,  # [num_blocks, BLOCK] float32
-    weights,  # [B * NEXT_N, H] float32
+    weights,  # [B * NEXT_N, H] float32 or bfloat16
     lens,  # [B] int32, or [B, NEXT_N] if ROW_LENS
     table,  # [B, max_blocks] int32
     schedule,  # [num_workers + 1, 2] int32
-    out,  # [B * NEXT_N, width] float32
+    out,  # [B * NEXT_N, width] float32 or bfloat16
     num_requests,
     num_blocks,  # of the cache; keys of others score as -inf
     limit,  # keys that a row can see: as many as it has cells, and its row of the table has room for
@@ -67,6 +68,7 @@ def paged_mqa_logits_kernel(
     PADDED_HEADS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     CHUNK: tl.constexpr,
     STRIP: tl.constexpr,
@@ -74,6 +76,7 @@ def paged_mqa_logits_kernel(
     ROW_LENS: tl.constexpr,
     TO_FNUZ: tl.constexpr,
     MAXIMUM: tl.constexpr,
+    CUTS: tl.constexpr,
     INDEX: tl.constexpr,
 ):
     worker = tl.program_id(0) // splits
@@ -119,7 +122,7 @@ def paged_mqa_logits_kernel(
             query_rows = q + request64 * stride_qb + column_row * stride_qn + near_head * stride_qh
             query = tl.load(query_rows[None, :] + (dim.to(INDEX) * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
             weight_rows = weights + request64 * NEXT_N * stride_ws + column_row * stride_ws + near_head * stride_wh
-            weight = tl.load(weight_rows, mask=head < HEADS, other=0.0)
+            weight = tl.load(weight_rows, mask=head < HEADS, other=0.0).to(tl.float32)
             if TO_FNUZ:
                 query = fn_to_fnuz(query)
 
@@ -133,14 +136,16 @@ def paged_mqa_logits_kernel(
                 if BLOCK % BLOCK_KEYS == 0:  # in one block, whose end lies past the tile's: nothing to clamp
                     block, held = load_blocks(entries + base64 // BLOCK * stride_tk, num_blocks)
                     inside = base % BLOCK + place
-                    key = tl.load(keys + block * stride_keys + (inside * DIM)[:, None] + dim[None, :])
+                    lines = keys + block * stride_keys + first_byte(inside, DIM, TILE)[:, None]
+                    key = tl.load(lines + further_byte(dim, TILE)[None, :])
                     scale = tl.load(scales + block * stride_scales + inside)
                 else:
                     position = tl.minimum(base + place, longest - 1)
                     block, key_held = load_blocks(entries + (position // BLOCK).to(tl.int64) * stride_tk, num_blocks)
                     held = key_held[:, None]
                     inside = position % BLOCK
-                    key = tl.load(keys + (block * stride_keys + inside * DIM)[:, None] + dim[None, :])
+                    lines = keys + (block * stride_keys + first_byte(inside, DIM, TILE))[:, None]
+                    key = tl.load(lines + further_byte(dim, TILE)[None, :])
                     scale = tl.load(scales + block * stride_scales + inside)
                 if TO_FNUZ:
                     key = fn_to_fnuz(key)
@@ -148,7 +153,7 @@ def paged_mqa_logits_kernel(
                 logit = score(query, weight, key, ROWS, PADDED_HEADS, MAXIMUM) * scale[:, None]
                 logit = tl.where(held, logit, float("-inf"))
                 cell = out + base64 * stride_on + row_offset[None, :] + (place.to(INDEX) * stride_on)[:, None]
-                tl.store(cell, logit, mask=(base + place)[:, None] < length[None, :])
+                tl.store(cell, rounded(logit, out, CUTS), mask=(base + place)[:, None] < length[None, :])
         turn = next_turn(turn, past_tile - begin // BLOCK_KEYS, splits)
 
 
@@ -159,7 +164,13 @@ def workers(problem: Problem) -> int:
 
 
 def prepare(
-    problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, chunk_keys: int = CHUNK_KEYS
+    problem: Problem,
+    inputs: Inputs,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    layout: str = "flat",
+    chunk_keys: int = CHUNK_KEYS,
 ) -> tuple[compat.Launch, ...]:
     """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
 
@@ -174,7 +185,7 @@ def prepare(
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     limit = min(width, block_table.shape[1] * block)
     lanes = max(32, target.warp_size)  # the interpreter has one lane, and no use for short strips
-    strip = 16 * lanes * tune.num_warps  # four 16-byte stores a lane
+    strip = 64 // out.itemsize * lanes * tune.num_warps  # four 16-byte stores a lane
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     strides = (*q.stride(), keys.stride(0), scales.stride(0), *weights.stride(), *lens_strides, *block_table.stride())
@@ -186,7 +197,7 @@ def prepare(
     )
     gfx942 = target.label == "gfx942"
     groups = -(-next_n // tune.rows)
-    splits = programs_of_a_worker(out.device, tune.resident, groups, schedule)
+    splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
     counts = (requests, blocks, limit, width, requests * next_n * -(-width // strip), splits)
     arguments = (q, keys, scales, weights, context_lens, block_table, schedule, out, *counts, *strides, *out.stride())
     keywords = {
@@ -196,6 +207,7 @@ def prepare(
         "PADDED_HEADS": padded_heads(heads),
         "ROWS": tune.rows,
         "BLOCK": block,
+        "TILE": LAYOUTS[layout],
         "BLOCK_KEYS": tune.block_keys,
         "CHUNK": chunk_keys,
         "STRIP": strip,
@@ -203,6 +215,7 @@ def prepare(
         "ROW_LENS": row_lens,
         "TO_FNUZ": gfx942 and q.dtype == torch.float8_e4m3fn,  # its MFMA reads e4m3fnuz
         "MAXIMUM": not gfx942,
+        "CUTS": compat.capabilities(problem.device).interpreter,
         "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
         "num_warps": tune.num_warps,
         "num_stages": tune.num_stages,

@@ -10,6 +10,8 @@ another warp writes -inf into the cells that their row does not see. Relu, weigh
 crosses programs, so results repeat bit for bit.
 """
 
+from math import gcd
+
 import torch
 
 from capgate import compat
@@ -41,6 +43,7 @@ from ..common.device.hopper_pipeline import (
     producers_turn,
     stride,
 )
+from ..common.device.pieces import piece_keys
 from ..common.device.windows import load_share, next_turn, seen
 from ..common.rules import padded_heads
 from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
@@ -149,7 +152,8 @@ class Table:
 class Queries:
     """By slot, the rows of one request that a program scores, and what they are scored against.
 
-    query, weight : [SLOTS, ROWS * HEADS, DIM] fp8, [SLOTS, ROWS, HEADS] float32
+    query : [SLOTS, ROWS * HEADS, DIM] fp8
+    weight : [SLOTS * SPREAD, ROWS, HEADS] float32 or bfloat16; the copy engine writes to multiples of 128 bytes
     lengths : [SLOTS, max(ROWS, 2)] int32, the keys that each row sees
     """
 
@@ -161,6 +165,7 @@ class Queries:
     ROWS: gl.constexpr
     HEADS: gl.constexpr
     DIM: gl.constexpr
+    SPREAD: gl.constexpr
 
     @gluon.constexpr_function
     def __init__(self, query, weight, lengths, plan, ring):
@@ -172,6 +177,18 @@ class Queries:
         self.ROWS = gl.constexpr(weight.shape[1])
         self.HEADS = gl.constexpr(weight.shape[2])
         self.DIM = gl.constexpr(query.shape[2])
+        self.SPREAD = gl.constexpr(weight.shape[0] // SLOTS.value)
+
+    @gluon.jit
+    def weights(self, slot):
+        """The place of a slot's weights, [ROWS, HEADS]."""
+        return self.weight.index(slot.index * self.SPREAD)
+
+
+@gluon.constexpr_function
+def spread(rows, heads, bits):
+    """How many places of so many weights lie 128 bytes apart."""
+    return max(1, 1024 // (rows * heads * bits))
 
 
 @aggregate
@@ -205,10 +222,11 @@ def load_queries(queries, maps, row, slot):
     ROWS: gl.constexpr = queries.ROWS
     BOX: gl.constexpr = query_box(ROWS, queries.HEADS, queries.DIM)
     full = queries.ring.full.index(slot.index)
-    mbarrier.expect(full, ROWS * queries.HEADS * (queries.DIM + 4))
+    WEIGHT_BYTES: gl.constexpr = queries.weight.dtype.primitive_bitwidth // 8
+    mbarrier.expect(full, ROWS * queries.HEADS * (queries.DIM + WEIGHT_BYTES))
     box = reinterpret(queries.query.index(slot.index), gl.float8e4nv, BOX, bytes_layout(queries.DIM, len(BOX)))
     load_query(maps.queries, row, full, box, ROWS)
-    tma_load(maps.weights, [row, 0], full, queries.weight.index(slot.index))
+    tma_load(maps.weights, [row, 0], full, queries.weights(slot))
 
 
 @gluon.jit
@@ -219,7 +237,7 @@ def load_keys(keys, maps, table, entries, position, longest, stage):
     to the consumer. A piece past the longest row's last key, which has no entry in the table, is treated alike.
     """
     KEYS: gl.constexpr = keys.KEYS
-    PIECE: gl.constexpr = min(table.BLOCK, KEYS)
+    PIECE: gl.constexpr = piece_keys(table.BLOCK, KEYS)
     full = keys.ring.full.index(stage.index)
     key = reinterpret(keys.key.index(stage.index), gl.float8e4nv, [KEYS // PIECE, PIECE, keys.DIM], bytes_layout(keys.DIM, 3))
     scale = reinterpret(keys.scale.index(stage.index), gl.float32, [KEYS // PIECE, PIECE], floats_layout(2))
@@ -281,7 +299,7 @@ def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
     ROWS: gl.constexpr = queries.ROWS
     HEADS: gl.constexpr = queries.HEADS
     KEYS: gl.constexpr = keys.KEYS
-    PIECE: gl.constexpr = min(BLOCK, KEYS)
+    PIECE: gl.constexpr = piece_keys(BLOCK, KEYS)
     PADDED: gl.constexpr = max(ROWS, 2)
     PRODUCTS: gl.constexpr = ROWS * HEADS
     MMA: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, PRODUCTS, 32])
@@ -307,7 +325,7 @@ def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
         if fresh:
             position = scalar(queries.plan.first_tile(slot)) * KEYS + local
             row = scalar(queries.plan.first_row(slot)) + each
-            weights = product_weights(queries.weight.index(slot.index), ROWS, HEADS, gl.SliceLayout(0, MMA))
+            weights = product_weights(queries.weights(slot), ROWS, HEADS, gl.SliceLayout(0, MMA))
             left = queries.lengths.index(slot.index).load(ROW)[None, :] - position[:, None]
             offset = (row.to(gl.int64) * out.stride_row)[None, :] + (position.to(gl.int64) * out.stride_cell)[:, None]
             cells = out.pointer + offset
@@ -320,7 +338,7 @@ def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
         fresh = tiles == 0
         queries.ring.release(slot, fresh)
         logits = gl.where(missing == 0, head_sums(scores, weights, ROWS) * scale, float("-inf"))
-        gl.store(cells, logits, mask=left > 0)
+        gl.store(cells, logits, mask=left > 0)  # rounded to what cells hold
         left -= KEYS * splits
         cells += gl.to_tensor(KEYS * splits).to(gl.int64) * out.stride_cell
         stage = stage.next()
@@ -333,10 +351,11 @@ def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
 @gluon.jit
 def fill(lengths, out, width, rows):
     """-inf into the cells of every row that it does not see; this program's strips of the rows."""
-    LINE: gl.constexpr = gl.BlockedLayout([4], [32], [gl.num_warps()], [0])
+    CELLS: gl.constexpr = 128 // out.pointer.dtype.element_ty.primitive_bitwidth  # of 16 bytes
+    LINE: gl.constexpr = gl.BlockedLayout([CELLS], [32], [gl.num_warps()], [0])
     STRIP: gl.constexpr = 512 * gl.num_warps()
     column = gl.arange(0, STRIP, LINE)
-    value = gl.full([STRIP], float("-inf"), gl.float32, LINE)
+    value = gl.full([STRIP], float("-inf"), out.pointer.dtype.element_ty, LINE)
     strips = gl.cdiv(width, STRIP)
     program = gl.program_id(0) * gl.num_programs(1) + gl.program_id(1)
     step = gl.num_programs(0) * gl.num_programs(1)
@@ -358,11 +377,11 @@ def paged_mqa_logits_kernel(
     queries,  # tensor map of q, [B * NEXT_N, H, D] fp8, with the axes of query_box
     keys,  # tensor map of the cache's keys, [num_blocks, BLOCK, D] fp8
     scales,  # tensor map of its scales, [num_blocks, BLOCK] float32
-    weights,  # tensor map of [B * NEXT_N, H] float32
+    weights,  # tensor map of [B * NEXT_N, H] float32 or bfloat16
     lens,  # [B] int32, or [B, NEXT_N] if ROW_LENS
     table,  # [B, max_blocks] int32
     schedule,  # [num_workers + 1, 2] int32
-    out,  # [B * NEXT_N, width] float32
+    out,  # [B * NEXT_N, width] float32 or bfloat16
     num_requests,
     num_blocks,
     limit,  # keys that a row can see: as many as it has cells, and its row of the table has room for
@@ -397,7 +416,11 @@ def paged_mqa_logits_kernel(
     table = Table(table, stride_tb, stride_tk, gl.to_tensor(num_blocks), BLOCK)
     queries = Queries(
         gl.allocate_shared_memory(gl.float8e4nv, [SLOTS, ROWS * HEADS, DIM], bytes_layout(DIM, 2)),
-        gl.allocate_shared_memory(gl.float32, [SLOTS, ROWS, HEADS], maps.weights.layout),
+        gl.allocate_shared_memory(
+            maps.weights.dtype,
+            [SLOTS * spread(ROWS, HEADS, maps.weights.dtype.primitive_bitwidth), ROWS, HEADS],
+            maps.weights.layout,
+        ),
         gl.allocate_shared_memory(gl.int32, [SLOTS, max(ROWS, 2)], INTEGERS),
         Plan(gl.allocate_shared_memory(gl.int32, [SLOTS * FIELDS, 1], INTEGERS)),
         new_ring(SLOTS, 1),
@@ -439,11 +462,17 @@ def workers(problem: Problem) -> int:
 
 
 def prepare(
-    problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, chunk_keys: int = CHUNK_KEYS
+    problem: Problem,
+    inputs: Inputs,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    layout: str = "flat",
+    chunk_keys: int = CHUNK_KEYS,
 ) -> tuple[compat.Launch, ...]:
     """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
 
-    With ``clean_logits`` every other cell becomes -inf.
+    With ``clean_logits`` every other cell becomes -inf. The layout is "flat": the rule accepts no other.
     """
     q, kv_cache, weights, context_lens, block_table, schedule = inputs
     requests, next_n, heads, dim = q.shape
@@ -452,16 +481,16 @@ def prepare(
     rows = tune.rows
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     (blocks, block), width = keys.shape[:2], out.shape[1]
-    piece = min(block, tune.block_keys)
+    piece = gcd(block, tune.block_keys)
     groups = -(-next_n // rows)
-    splits = programs_of_a_worker(out.device, tune.resident, groups, schedule)
+    splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     arguments = (
         query_map(q.flatten(0, 1), rows, padded),
         tensor_map(keys, keys.shape, keys.stride(), [1, piece, dim], bytes_layout(dim, 3)),
         tensor_map(scales, scales.shape, scales.stride(), [1, piece], floats_layout(2)),
-        tensor_map(weights, weights.shape, weights.stride(), [rows, padded], floats_layout(2)),
+        tensor_map(weights, weights.shape, weights.stride(), [rows, padded], floats_layout(2, 8 * weights.itemsize)),
         *(context_lens, block_table, schedule, out),
         *(requests, blocks, min(width, block_table.shape[1] * block), width, splits),
         *(*lens_strides, *block_table.stride(), *out.stride()),

@@ -10,9 +10,8 @@ from capgate.kernels.paged_mqa_logits import classic
 from capgate.kernels.paged_mqa_logits.api import describe
 from capgate.kernels.paged_mqa_logits.operands import Inputs
 
-from .emulated_mqa import TARGET, Variant
+from .emulated_mqa import TARGET, Variant, output
 from .emulated_mqa import VARIANTS as DENSE
-from .judge import sentinels
 from .paged import PagedCall, formula
 
 VARIANTS = {"classic": Variant(classic.kernel)}
@@ -23,12 +22,19 @@ if "gluon_cdna4" in DENSE:
 
 
 def paged_launch(
-    kernel: Kernel[Any], call: PagedCall, schedule: torch.Tensor, out: torch.Tensor, clean_logits: bool, chunk_keys: int = 128
+    kernel: Kernel[Any],
+    call: PagedCall,
+    schedule: torch.Tensor,
+    out: torch.Tensor,
+    clean_logits: bool,
+    layout: str = "flat",
+    chunk_keys: int = 128,
 ) -> Launch:
     """The launch for the target; tensors may be meta tensors."""
     inputs = Inputs(*call, schedule)
-    problem = describe(inputs, clean_logits)._replace(device=TARGET)
-    (launch,) = kernel.prepare(problem, inputs, out, clean_logits=clean_logits, chunk_keys=chunk_keys)
+    problem = describe(inputs, clean_logits, out.dtype, layout)._replace(device=TARGET)
+    options = {"clean_logits": clean_logits, "layout": layout, "chunk_keys": chunk_keys}
+    (launch,) = kernel.prepare(problem, inputs, out, **options)
     return launch
 
 
@@ -42,7 +48,7 @@ LENGTHS = {
 
 
 class PagedCase(NamedTuple):
-    """A call with the width of its output, its output mode, and the workers that share its keys.
+    """A call with the width of its output, its output mode, the workers that share its keys, and how blocks hold them.
 
     chunk_keys, schedule : what a chunk of the schedule is, and the schedule, if it is not capgate's
     """
@@ -51,17 +57,20 @@ class PagedCase(NamedTuple):
     columns: int
     clean_logits: bool
     workers: int = 3
+    dtype: torch.dtype = torch.float32  # of the output
+    aligned: bool = False  # its rows, as a new one's
+    layout: str = "flat"
     chunk_keys: int = 128
     schedule: tuple[tuple[int, int], ...] = ()
 
     def output(self) -> torch.Tensor:
-        return sentinels(self.call.q.shape[0] * self.call.q.shape[1], self.columns)
+        return output(self.call.q.shape[0] * self.call.q.shape[1], self.columns, self.dtype, self.aligned)
 
     def launch(self, kernel: Kernel[Any], out: torch.Tensor) -> Launch:
         schedule = paged_mqa_schedule(self.call.context_lens, 64, self.workers, chunk_keys=self.chunk_keys)
         if self.schedule:
             schedule = torch.tensor(self.schedule, dtype=torch.int32)
-        return paged_launch(kernel, self.call, schedule, out, self.clean_logits, self.chunk_keys)
+        return paged_launch(kernel, self.call, schedule, out, self.clean_logits, self.layout, self.chunk_keys)
 
     def answer(self) -> Any:
-        return formula(self.call, self.columns)
+        return formula(self.call, self.columns, self.layout)

@@ -32,6 +32,23 @@ def score(query, weight, keys, ROWS: tl.constexpr, PADDED_HEADS: tl.constexpr, M
 
 
 @triton.jit
+def rounded(logit, out, CUTS: tl.constexpr):
+    """Logits as the cells of ``out`` take them: float32, or bfloat16, to the nearest and ties to even.
+
+    CUTS : whether Triton's own conversion to bfloat16 would cut off, as its interpreter's does
+    """
+    if out.dtype.element_ty == tl.float32:
+        return logit
+    elif CUTS:
+        bits = logit.to(tl.uint32, bitcast=True)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        nearest = tl.where(logit == logit, nearest, 0x7FC0)
+        return nearest.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return logit.to(tl.bfloat16)
+
+
+@triton.jit
 def fill(out, base, width, row_offset, wanted, stride_on, STRIP: tl.constexpr, INDEX: tl.constexpr):
     """-inf into columns [base, base + width) of the wanted rows; width is at most STRIP."""
     place = tl.arange(0, STRIP)
@@ -81,3 +98,20 @@ def locate(target, lens, num_requests, most, stride_lens, UNIT: tl.constexpr, RE
         passed_units += tl.sum(tl.where(passed, units[None, :], 0), axis=1)
         summed += tl.sum(units, axis=0)
     return request, target - passed_units
+
+
+@triton.jit
+def locate_between(target, ends, num_requests, stride, REQUESTS: tl.constexpr):
+    """(request, unit of it) of each of the ``target`` units [int64], from where each request begins and the last one ends.
+
+    Request -1 before the first one's begin, the number of requests past the last one's end.
+    """
+    request = tl.full(target.shape, -1, tl.int32)
+    begin = tl.zeros(target.shape, tl.int64)
+    for base in range(0, num_requests + 1, REQUESTS):
+        candidate = base + tl.arange(0, REQUESTS)
+        end = tl.load(ends + candidate.to(tl.int64) * stride, mask=candidate <= num_requests, other=2**31 - 1).to(tl.int64)
+        passed = (end[None, :] <= target[:, None]) & (candidate <= num_requests)[None, :]
+        request += tl.sum(passed.to(tl.int32), axis=1)
+        begin = tl.maximum(begin, tl.max(tl.where(passed, end[None, :], 0), axis=1))
+    return request, target - begin
