@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from ... import mqa_logits
 from ...common.checks import check_integer, check_strided
+from ...mqa_logits import api
 from ..families import NotServed
 from .kinds import KEY_TILE, has_own_format, keys_of, queries_of
 from .processors import get_num_sms
@@ -84,18 +84,15 @@ def score(
         raise NotServed(f"logits in {logits_dtype}")
     operands = (q, k, k_scale, weights, starts, ends)
     if max_seqlen_k and q.ndim == 3 and q.shape[0] % _tile_rows(q.shape[1]) == 0:  # a new output of ours is as large
-        return mqa_logits.fp8_mqa_logits(*operands, clean_logits=clean_logits, max_window=max_seqlen_k)
+        return api.fp8_mqa_logits(*operands, clean_logits=clean_logits, max_window=max_seqlen_k)
     rows, keys = q.shape[:1].numel(), k.shape[:1].numel()  # of what has no dimensions 1, for the function to refuse
     columns, wanted = (max_seqlen_k, max_seqlen_k) if max_seqlen_k else (keys, keys + KEY_TILE)
-    room = torch.empty(
-        (_up(rows, _tile_rows(q.shape[1:2].numel())), _up(wanted, math.lcm(KEY_TILE, ROW_BYTES // logits_dtype.itemsize))),
-        dtype=logits_dtype,
-        device=q.device,
-    )
-    window, out = max_seqlen_k or None, room[:rows, :columns]
-    mqa_logits.fp8_mqa_logits(*operands, clean_logits=clean_logits, max_window=window, out=out)
+    step = _up(wanted, math.lcm(KEY_TILE, ROW_BYTES // logits_dtype.itemsize))
+    room = torch.empty(_up(rows, _tile_rows(q.shape[1:2].numel())) * step, dtype=logits_dtype, device=q.device)
+    out = room.as_strided((rows, columns), (step, 1))
+    api.fp8_mqa_logits(*operands, clean_logits=clean_logits, max_window=max_seqlen_k or None, out=out)
     if clean_logits:
-        room[:rows, columns:].fill_(float("-inf"))  # which DeepGEMM cleans with the rest
+        room.as_strided((rows, step - columns), (step, 1), columns).fill_(float("-inf"))  # which DeepGEMM cleans with the rest
     return out
 
 

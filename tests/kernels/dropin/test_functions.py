@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from capgate.kernels import fp8_paged_mqa_logits, paged_mqa_logits
+from capgate.kernels import fp8_paged_mqa_logits
 from capgate.kernels.dropin import DROPINS, aiter, deep_gemm, vllm_rocm  # noqa: A004 - a library's name
+from capgate.kernels.paged_mqa_logits import api
 from support import judge, upstream
 
 FN = torch.float8_e4m3fn
@@ -144,7 +145,7 @@ def test_what_deep_gemms_dense_function_does_not_take(change: dict[str, Any], me
 def test_deep_gemm_s_schedule_is_passed_on(decode: "upstream.Decode", monkeypatch: pytest.MonkeyPatch) -> None:
     """And vLLM's on ROCm is not looked at: it may be anything."""
     given = []
-    monkeypatch.setattr(paged_mqa_logits, "fp8_paged_mqa_logits", lambda *tensors, **options: given.append(options))
+    monkeypatch.setattr(api, "fp8_paged_mqa_logits", lambda *tensors, **options: given.append(options))
     schedule = deep_gemm.get_paged_mqa_logits_metadata(decode.lens, 32, 5)
     operands = (decode.q_fp8, decode.cache(), decode.weights, decode.lens, decode.table, schedule, 150)
     deep_gemm.fp8_paged_mqa_logits(*operands)
