@@ -49,11 +49,16 @@ CURRENT = (
 )
 GENERATIONS = {"legacy": LEGACY, "intermediate": INTERMEDIATE, "sgl": SGL, "current": CURRENT}
 
+# Where each generation is in the packages that are written here.
+HOMES = {"intermediate": "deep_gemm", "sgl": "sgl_deep_gemm", "current": "vllm.third_party.deep_gemm"}
+
 ROCM = "vllm/v1/attention/ops/rocm_aiter_mla_sparse.py"
 FILES = {
     "aiter/ops/triton/attention/fp8_mqa_logits.py": ("fp8_mqa_logits",),
     "aiter/ops/triton/attention/pa_mqa_logits.py": ("deepgemm_fp8_paged_mqa_logits",),
     "deep_gemm/__init__.py": INTERMEDIATE,
+    "sgl_deep_gemm/__init__.py": SGL,
+    "vllm/third_party/deep_gemm/__init__.py": CURRENT,
     ROCM: ("rocm_fp8_mqa_logits", "rocm_fp8_paged_mqa_logits"),
 }
 PACKAGES = ("aiter", "atom", "deep_gemm", "flashinfer", "sgl_deep_gemm", "sglang", "vllm")
@@ -279,40 +284,49 @@ class Decode:
 # DeepGEMM: tests/test_attention.py
 
 
-def deep_gemm_mqa_logits(call: Prefill, *, compressed: bool) -> None:
-    import deep_gemm
-
+def deep_gemm_mqa_logits(call: Prefill, *, compressed: bool, generation: str = "intermediate") -> None:
+    """Every dense function that the generation has; 2.8's output is always compressed."""
     rows, keys = call.outside.shape
-    kv = (call.k_fp8, call.scale)
-    if compressed:
-        most = int((call.ke - call.ks).max())
-        logits = deep_gemm.fp8_mqa_logits(call.q_fp8, kv, call.weights, call.ks, call.ke, clean_logits=False, max_seqlen_k=most)
-        assert logits.size() == (rows, most)
-        assert logits.stride() == (-(-most // 256) * 256, 1)
-        logits = call.spread(logits, first_key=True)
-    else:
-        logits = deep_gemm.fp8_mqa_logits(call.q_fp8, kv, call.weights, call.ks, call.ke)
-        assert logits.stride() == (-(-(keys + 256) // 256) * 256, 1)
-    assert logits.dtype == torch.float32
-    call.judge(logits)
+    most = int((call.ke - call.ks).max()) if compressed else 0
+    for logits in _dense(call, most, generation):
+        columns, step = (most, most) if compressed else (keys, keys + 256)
+        assert (logits.size(), logits.dtype) == ((rows, columns), torch.float32)
+        assert logits.stride() == (-(-step // 256) * 256, 1)
+        tile = 128 // call.q.shape[1]
+        assert logits.untyped_storage().nbytes() == -(-rows // tile) * tile * logits.stride(0) * 4
+        call.judge(call.spread(logits, first_key=True) if compressed else logits)
 
 
-def deep_gemm_paged_mqa_logits(call: Decode, max_model_len: int) -> None:
-    import deep_gemm
+def _dense(call: Prefill, most: int, generation: str) -> Iterator[torch.Tensor]:
+    library, kv = importlib.import_module(HOMES[generation]), (call.k_fp8, call.scale)
+    q, operands = call.q_fp8, (kv, call.weights, call.ks, call.ke)
+    if generation == "current":
+        yield library.fp8_fp4_mqa_logits((q, None), *operands, most)
+        return
+    options = {"clean_logits": not most, "max_seqlen_k": most}
+    yield library.fp8_mqa_logits(q, *operands, **options)
+    yield library.fp8_fp4_mqa_logits((q, None), *operands, **options)
 
+
+def deep_gemm_paged_mqa_logits(call: Decode, max_model_len: int, generation: str = "intermediate") -> None:
+    """Every paged function that the generation has, which all read one schedule."""
     from capgate.kernels.dropin.deep_gemm import get_num_sms
 
-    schedule = deep_gemm.get_paged_mqa_logits_metadata(call.lens, call.block, get_num_sms())
+    library = importlib.import_module(HOMES[generation])
+    schedule = library.get_paged_mqa_logits_metadata(call.lens, call.block, get_num_sms())
     assert (schedule.shape, schedule.dtype) == ((get_num_sms() + 1, 2), torch.int32)
+    operands = (call.cache(), call.weights, call.lens, call.table, schedule, max_model_len)
+    outside = torch.arange(max_model_len, device=call.q.device) >= call.seen[:, None]
     clean = call.lens.ndim == 1
-    logits = deep_gemm.fp8_paged_mqa_logits(
-        call.q_fp8, call.cache(), call.weights, call.lens, call.table, schedule, max_model_len, clean_logits=clean
-    )
-    assert logits.size() == (len(call.weights), max_model_len)
-    assert logits.stride() == (-(-max_model_len // 256) * 256, 1)
-    assert logits.dtype == torch.float32
-    outside = torch.arange(max_model_len, device=logits.device) >= call.seen[:, None]
-    call.judge(logits if clean else logits.masked_fill(outside, float("-inf")))
+    found = []
+    if generation != "current":
+        found.append(library.fp8_paged_mqa_logits(call.q_fp8, *operands, clean_logits=clean))
+        assert torch.equal(found[0] == float("-inf"), outside) or not clean
+    found.append(library.fp8_fp4_paged_mqa_logits((call.q_fp8, None), *operands))
+    for logits in found:
+        assert (logits.size(), logits.dtype) == ((len(call.weights), max_model_len), torch.float32)
+        assert logits.stride() == (-(-max_model_len // 256) * 256, 1)
+        call.judge(logits.masked_fill(outside, float("-inf")))
 
 
 # aiter: op_tests/triton_tests/attention/test_fp8_mqa_logits.py and op_tests/test_mqa_logits.py
