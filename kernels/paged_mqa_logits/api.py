@@ -27,7 +27,7 @@ from ..common.torch_ops import register
 from .operands import OPERANDS, SHAPED, Inputs, Shaped
 from .operation import Problem, operation
 
-REPEATS = compat.Repeats(operation)
+REPEATS, SCHEDULE_REPEATS = compat.Repeats(operation), compat.Repeats(scheduling.operation)
 MAX_CONTEXT = 2**30  # so that a position and the end of its tile are 32 bits wide
 
 
@@ -176,17 +176,28 @@ def paged_mqa_schedule(
     TypeError, ValueError
         An argument is not as above.
     """
-    scheduled.OPERANDS.check((context_lens,), "the schedule")
+    inputs = scheduled.Inputs(context_lens)
+    call = SCHEDULE_REPEATS.call((inputs, out), block_size, num_workers, chunk_keys)
+    if (
+        call is not None
+        and (done := SCHEDULE_REPEATS.launched(call, out, partial(_empty_schedule, inputs, num_workers))) is not None
+    ):
+        return cast(torch.Tensor, done)
+    scheduled.OPERANDS.check(inputs, "the schedule")
     if check_integer("block_size", block_size, 1) not in BLOCK_SIZES:
         raise ValueError(f"block_size: got {block_size}, needs 1, or a multiple of 16 up to {BLOCK_SIZES[-1]}")
     num_workers = check_integer("num_workers", num_workers, 1)
     chunk_keys = _check_among("chunk_keys", chunk_keys, CHUNKS)
     if out is None:
         result: torch.Tensor = torch.ops.capgate.paged_mqa_schedule(context_lens, num_workers, chunk_keys)
-        return result
-    _check_schedule("out", out, num_workers, context_lens.device)
-    torch.ops.capgate.paged_mqa_schedule_out(context_lens, out, chunk_keys)
-    return out
+    else:
+        _check_schedule("out", out, num_workers, context_lens.device)
+        torch.ops.capgate.paged_mqa_schedule_out(context_lens, out, chunk_keys)
+        result = out
+    if call is not None:
+        problem = partial(scheduling.Problem, context_lens.device)
+        SCHEDULE_REPEATS.keep(call, problem, (inputs, result), None, chunk_keys=chunk_keys)
+    return result
 
 
 def paged_mqa_workers(
