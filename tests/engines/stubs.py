@@ -93,7 +93,7 @@ class _Operators:
 
 
 @functools.cache
-def deep_gemm() -> None:
+def for_deep_gemm() -> None:
     """DeepGEMM's extension modules (sgl-deep-gemm's _C.so, vLLM's _C_extension.abi3.so), which are linked with CUDA."""
     operators = _Operators("deep_gemm", init=None, shutdown=None, set_num_sms=None, get_num_sms=SMS, set_pdl=None, get_pdl=True)
     torch.ops.deep_gemm = operators
@@ -124,7 +124,7 @@ _libraries: list[torch.library.Library] = []  # an operator lasts as long as the
 
 
 @functools.cache
-def vllm(capability: tuple[int, int] = (9, 0)) -> None:
+def for_vllm(capability: tuple[int, int] = (9, 0)) -> None:
     """A CUDA device of this capability, and vLLM's extension modules.
 
     Tensors are on the CPU: the platform says so where it is asked for a dispatch key, and else answers as on an H100.
@@ -140,7 +140,7 @@ def vllm(capability: tuple[int, int] = (9, 0)) -> None:
     # Grammars for structured output: compiled, and nothing of the indexer's.
     for name in ("llguidance", "xgrammar", "xgrammar.structural_tag", "xgrammar.openai_tool_call_schema"):
         anything(name)
-    deep_gemm()
+    for_deep_gemm()
     import vllm.platforms
     from vllm.platforms.cuda import NonNvmlCudaPlatform
     from vllm.platforms.interface import DeviceCapability
@@ -166,9 +166,9 @@ def vllm(capability: tuple[int, int] = (9, 0)) -> None:
 
 
 @functools.cache
-def sglang() -> None:
+def for_sglang() -> None:
     """What SGLang's import needs of CUDA."""
-    deep_gemm()
+    for_deep_gemm()
 
 
 @contextmanager
@@ -189,7 +189,7 @@ _ENUMERATIONS = ("ActivationType", "QuantType", "MlaVersion")
 
 
 @functools.cache
-def aiter(folder: Path) -> None:
+def for_aiter(folder: Path) -> None:
     """A ROCm installation with an MI355X, and the enumerations that aiter compiles with hipcc when it is first imported.
 
     folder : an empty one, for the installation

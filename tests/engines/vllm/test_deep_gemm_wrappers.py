@@ -1,15 +1,16 @@
-"""vLLM's own wrappers of DeepGEMM (``vllm.utils.deep_gemm``) on what stands in for an H100, with the copy inside vLLM's wheel."""
+"""vLLM's own wrappers of DeepGEMM (``vllm.utils.deep_gemm``), with the copy in its wheel, on what stands in for an H100."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+
 from engines import stubs
 from support import judge, paged
 
 stubs.only_in_the_session_of("vllm")
-stubs.vllm()
+stubs.for_vllm()
 
 from vllm.third_party import deep_gemm as vendored  # noqa: E402 - after the stubs
 from vllm.utils import deep_gemm as wrappers  # noqa: E402
@@ -60,9 +61,7 @@ def test_wrappers_call_ours_and_uninstall_restores() -> None:
 def test_prefill(report: dropin.Report, windows: str) -> None:
     call = judge.make_call(12, 48, 32, 128, windows)
     longest = int((call.ends - call.starts).max())
-    logits = wrappers.fp8_fp4_mqa_logits(
-        (call.q, None), (call.k, call.k_scale), call.weights, call.starts, call.ends, longest
-    )
+    logits = wrappers.fp8_fp4_mqa_logits((call.q, None), (call.k, call.k_scale), call.weights, call.starts, call.ends, longest)
     assert (logits.shape, logits.dtype, logits.stride()) == ((12, longest), torch.float32, (256, 1))
     right = judge.formula(call, longest)
     judge.agree(logits[right.inside], right.logits[right.inside], right.magnitude[right.inside])
