@@ -19,7 +19,7 @@ from ..common.checks import (
     either,
 )
 from ..common.logits import FLOATS, FP8, LOGITS, empty_logits, mappable
-from ..common.rules import MAX_HEADS, MAX_NEXT
+from ..common.rules import MAX_HEADS
 from ..common.schedule import operands as scheduled
 from ..common.schedule import operation as scheduling
 from ..common.schedule.operation import CHUNK_KEYS, CHUNKS
@@ -56,7 +56,7 @@ def fp8_paged_mqa_logits(
     Parameters
     ----------
     q : torch.Tensor, shape (B, next_n, H, D), float8_e4m3fn or float8_e4m3fnuz
-        Queries; their scale is folded into ``weights``. next_n is 1 to 8, H is 1 to 128, D is 32, 64 or 128.
+        Queries; their scale is folded into ``weights``. next_n is 1 to 65535, H is 1 to 128, D is 32, 64 or 128.
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
         Keys in q's dtype and their scales. The bytes of a block are flat: block * D of keys, then block * 4 of float32 scales.
         ``stride(0)`` may be larger than that. block is 1, or a multiple of 16 up to 256.
@@ -149,7 +149,7 @@ def paged_mqa_schedule(
     Parameters
     ----------
     context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
-        As in :func:`fp8_paged_mqa_logits`; next_n is 1 to 8.
+        As in :func:`fp8_paged_mqa_logits`; next_n is 1 to 65535.
     block_size : int
         Keys in a block of the cache: 1, or a multiple of 16 up to 256.
     num_workers : int
@@ -206,8 +206,8 @@ def paged_mqa_workers(
     clean_logits : bool
     layout : str
     variant : str, optional
-        As the calls will have them: next_n is 1 to 8, H is 1 to 128, D is 32, 64 or 128, block is 1 or a multiple of 16 up to
-        256. B and num_blocks do not matter, nor do contents, so that once is enough.
+        As the calls will have them: next_n is 1 to 65535, H is 1 to 128, D is 32, 64 or 128, block is 1 or a multiple of 16
+        up to 256. B and num_blocks do not matter, nor do contents, so that once is enough.
 
     Returns
     -------
@@ -249,7 +249,8 @@ def copies_directly(kv_cache: torch.Tensor, weights: torch.Tensor, block_table: 
     (blocks, block), step = kv_cache.shape[:2], kv_cache.stride(0)
     aligned = kv_cache.data_ptr() % 16 == 0 and step % 16 == 0
     (row, head), entry = weights.stride(), block_table.stride(1)
-    nearest = weights.itemsize * (MAX_NEXT * row + MAX_HEADS * head), 4 * 64 * entry
+    next_n = weights.shape[0] // max(1, block_table.shape[0])
+    nearest = weights.itemsize * (next_n * row + MAX_HEADS * head), 4 * 64 * entry
     farthest = max(*nearest, 0 if block % 64 == 0 else blocks * step)
     return bool(aligned and farthest < 2**31)
 

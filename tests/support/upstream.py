@@ -144,10 +144,16 @@ def scored(q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor) -> torch.Ten
     return torch.cat(parts)
 
 
-def judged(logits: torch.Tensor, outside: torch.Tensor, unquantised: torch.Tensor, dequantised: torch.Tensor) -> None:
+def judged(
+    logits: torch.Tensor,
+    outside: torch.Tensor,
+    unquantised: torch.Tensor,
+    dequantised: torch.Tensor,
+    limit: float = judge.CALC_DIFF,
+) -> None:
     """Upstream's judgement: the same cells are -inf, and calc_diff is small against both kinds of inputs."""
     assert torch.equal(logits == float("-inf"), outside)
-    limits = [(dequantised, judge.CALC_DIFF), (unquantised, UNQUANTISED)][: 1 + (len(logits) >= ENOUGH_ROWS)]
+    limits = [(dequantised, limit), (unquantised, UNQUANTISED)][: 1 + (len(logits) >= ENOUGH_ROWS)]
     for expected, limit in limits:
         difference = judge.calc_diff(logits.masked_fill(outside, 0), expected.masked_fill(outside, 0))
         assert difference < limit, f"calc_diff is {difference:.2e}"
@@ -171,13 +177,16 @@ class Prefill:
         position = torch.arange(keys, device=device)
         self.outside = ~((position >= self.ks[:, None]) & (position < self.ke[:, None]))
 
-    def judge(self, logits: torch.Tensor) -> None:
-        dequantised = scored(self.q_fp8.float(), self.k_fp8.float() * self.scale.reshape(-1, 1), self.weights)
-        judged(logits, self.outside, scored(self.q, self.kv, self.weights), dequantised)
+    def judge(self, logits: torch.Tensor, limit: float = judge.CALC_DIFF, most: int | None = None) -> None:
+        """Judge [S, N], -inf outside the windows; ``most`` rows of it, where all would take too long."""
+        some = slice(None, None, 1 if most is None else -(-len(logits) // most))
+        q, q_fp8, weights = self.q[some], self.q_fp8[some], self.weights[some]
+        dequantised = scored(q_fp8.float(), self.k_fp8.float() * self.scale.reshape(-1, 1), weights)
+        judged(logits[some], self.outside[some], scored(q, self.kv, weights), dequantised, limit)
 
     def spread(self, compressed: torch.Tensor, *, first_key: bool) -> torch.Tensor:
         """The windows' cells in a full-sized tensor of -inf; ``first_key`` says that column 0 is a row's first key."""
-        full = torch.full(self.outside.shape, float("-inf"), device=compressed.device)
+        full = torch.full(self.outside.shape, float("-inf"), dtype=compressed.dtype, device=compressed.device)
         for row, (start, end) in enumerate(zip(self.ks.tolist(), self.ke.tolist(), strict=True)):
             offset = start if first_key else 0
             full[row, start:end] = compressed[row, start - offset : end - offset]
@@ -185,7 +194,10 @@ class Prefill:
 
 
 class Decode:
-    """Operands of a paged call: requests of random lengths in scattered blocks."""
+    """Operands of a paged call: requests of random lengths in scattered blocks.
+
+    most_keys : that the cache holds; if the requests have more, they share blocks
+    """
 
     def __init__(
         self,
@@ -199,6 +211,7 @@ class Decode:
         *,
         two_d: bool = False,
         dtype: torch.dtype,
+        most_keys: int | None = None,
         seed: int = 0,
     ) -> None:
         generator = torch.Generator(device).manual_seed(seed)
@@ -206,7 +219,11 @@ class Decode:
         lens = torch.randint(low, high, (requests,), generator=generator, device=device, dtype=torch.int32)
         entries = -(-lens.long() // block)
         blocks = int(entries.sum()) + 3
-        pages = torch.randperm(blocks, generator=generator, device=device).int()
+        if most_keys is None or blocks * block <= most_keys:
+            pages = torch.randperm(blocks, generator=generator, device=device).int()
+        else:
+            blocks, wanted = most_keys // block, blocks
+            pages = torch.randint(blocks, (wanted,), generator=generator, device=device, dtype=torch.int32)
         self.table = torch.zeros(requests, int(entries.max()), dtype=torch.int32, device=device)
         used = torch.arange(self.table.shape[1], device=device) < entries[:, None]
         self.table[used] = pages[: int(entries.sum())]
@@ -244,18 +261,24 @@ class Decode:
         packed[:, self.block * self.dim : self.block * (self.dim + 4)] = scales
         return packed.view(len(octets), self.block, 1, width)
 
-    def judge(self, logits: torch.Tensor) -> None:
-        """Judge [B * next_n, columns], -inf where a row sees no key."""
-        columns = logits.shape[1]
-        outside = torch.arange(columns, device=logits.device) >= self.seen[:, None]
+    def outside(self, columns: int) -> torch.Tensor:
+        """[B * next_n, columns]: which cells their row sees no key of."""
+        return torch.arange(columns, device=self.seen.device) >= self.seen[:, None]
+
+    def judge(self, logits: torch.Tensor, limit: float = judge.CALC_DIFF, most: int | None = None) -> None:
+        """Judge [B * next_n, columns], -inf where a row sees no key; ``most`` requests, where all would take too long."""
+        requests = range(0, self.requests, 1 if most is None else -(-self.requests // most))
+        judged_rows = [request * self.next_n + row for request in requests for row in range(self.next_n)]
+        columns, logits = logits.shape[1], logits[judged_rows]
+        outside = torch.arange(columns, device=logits.device) >= self.seen[judged_rows][:, None]
         pair = [torch.zeros(logits.shape, dtype=torch.float64, device=logits.device) for _ in range(2)]
         kinds = ((self.q, self.keys), (self.q_fp8.float(), self.keys_fp8.float() * self.scales[..., None]))
-        for request in range(self.requests):
-            rows = slice(request * self.next_n, (request + 1) * self.next_n)
+        for number, request in enumerate(requests):
+            first, rows = number * self.next_n, slice(request * self.next_n, (request + 1) * self.next_n)
             for expected, (q, keys) in zip(pair, kinds, strict=True):
                 own = keys[self.table[request].long()].flatten(0, 1)[:columns]
-                expected[rows, : len(own)] = scored(q[request], own, self.weights[rows])
-        judged(logits, outside, *pair)
+                expected[first : first + self.next_n, : len(own)] = scored(q[request], own, self.weights[rows])
+        judged(logits, outside, *pair, limit)
 
 
 # DeepGEMM: tests/test_attention.py
