@@ -61,7 +61,7 @@ FILES = {
     "vllm/third_party/deep_gemm/__init__.py": CURRENT,
     ROCM: ("rocm_fp8_mqa_logits", "rocm_fp8_paged_mqa_logits"),
 }
-PACKAGES = ("aiter", "atom", "deep_gemm", "flashinfer", "sgl_deep_gemm", "sglang", "vllm")
+PACKAGES = ("aiter", "atom", "deep_gemm", "flashinfer", "sgl_deep_gemm", "sgl_kernel", "sglang", "vllm")
 
 
 def write_packages(folder: Path, files: dict[str, tuple[str, ...]] | None = None) -> None:
