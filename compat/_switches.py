@@ -93,6 +93,11 @@ def current() -> Switches:
     return switches
 
 
+def strict() -> bool:
+    """Whether what falls short raises rather than being a warning: CAPGATE_STRICT=1, or override(strict=True), is in force."""
+    return current().strict
+
+
 def read(environment: Mapping[str, str]) -> Switches:
     """The switches that the CAPGATE_* variables of ``environment`` set; SwitchError names the variable that is wrong."""
     unknown = [name for name in environment if name.startswith("CAPGATE_") and name not in VARIABLES]

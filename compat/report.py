@@ -27,8 +27,9 @@ PICTURE_COLUMNS = 100
 KINDS = {"build": "This Triton", "target": "This target", "both": "This Triton on this target"}
 
 
-# What else a report is to say: drop-in to "asked" (named by CAPGATE_DROPIN), "library" (it is there), "installed" (in force).
-Dropins = Callable[[], Mapping[str, Mapping[str, bool]]]
+# What else a report is to say: drop-in to "asked" (named by CAPGATE_DROPIN), "library" (it is there), "installed" (in force),
+# and perhaps "taken" and "left": lists of families, each with "functions", and "places" or the "reason".
+Dropins = Callable[[], Mapping[str, Mapping[str, Any]]]
 
 
 def collect(target: Target | str | None = None, dropins: Dropins | None = None) -> dict[str, Any]:
@@ -38,7 +39,8 @@ def collect(target: Target | str | None = None, dropins: Dropins | None = None) 
     dropins : gives the state of each drop-in; without it there is no key for them
 
     Keys: ``capgate``, ``location`` (the folder that it is loaded from), ``python``, ``drivers.nvidia|amd`` (version texts or
-    None), ``dropins.<name>.asked|library|installed``, ``triton``, ``triton_kernels``, ``torch`` (version texts or None),
+    None), ``dropins.<name>.asked|library|installed|taken|left``, ``triton``, ``triton_kernels``, ``torch`` (version texts or
+    None),
     ``target`` (the one asked about), ``targets`` (the GPUs found), ``notes`` (why a vendor has none, or one could not be read;
     what may hide this package),
     ``capabilities.<name>.available|reason|kind|meaning|source``,
@@ -177,11 +179,14 @@ def show(report: dict[str, Any], console: Any = None, brief: bool = False) -> No
         console.print(steps)
 
 
-def _state(state: Mapping[str, bool]) -> str:
+def _state(state: Mapping[str, Any]) -> str:
     """The state of a drop-in, in words."""
     asked = "asked for by CAPGATE_DROPIN" if state["asked"] else "not asked for"
     library = "" if state["library"] else ", its library is not there"
-    return f"{asked}{', installed in this process' if state['installed'] else ''}{library}"
+    lines = [f"{asked}{', installed in this process' if state['installed'] else ''}{library}"]
+    lines += [f"taken: {', '.join(one['functions'])} at {', '.join(one['places'])}" for one in state.get("taken", ())]
+    lines += [f"left: {', '.join(one['functions'])} ({one['reason']})" for one in state.get("left", ())]
+    return "\n".join(lines)
 
 
 def draw(report: dict[str, Any], title: str, brief: bool = False) -> str:

@@ -21,44 +21,45 @@ library: an import hook waits until somebody else does.
 """
 
 import os
+from typing import Any
 
 from capgate.compat import SwitchError
 
 from . import hook
-from .replacing import (
-    DROPINS,
-    DropinError,
-    imported,
-    is_installed,
-    is_there,
-    loaded,
-    replace,
-    replace_or_warn,
-    restore,
-    unknown,
-)
+from .families import DROPINS, NotServed
+from .replacing import DropinError, is_installed, replace_or_warn, report, restore, unknown
+from .replacing import install as install_now
+from .reports import Report
+from .sites import is_there, loaded
 
-__all__ = ["DROPINS", "DropinError", "activate", "install", "states", "uninstall"]
+__all__ = ["DROPINS", "DropinError", "NotServed", "Report", "activate", "install", "states", "uninstall"]
 
 VARIABLE = "CAPGATE_DROPIN"
 
 
-def install(name: str) -> None:
+def install(name: str) -> Report:
     """Put this package's functions in the place of a library's, for the whole process.
 
-    name : "aiter", "deep_gemm" or "vllm_rocm"
+    name : a drop-in of the table above
 
-    The library is imported. Its functions are replaced in the modules that callers import them from, and where modules of the
-    engines (packages aiter, atom, deep_gemm, sglang, vllm) hold the very same objects already; a reference elsewhere, such as
-    in a closure or in other packages, is not found. One warning on the logger ``capgate`` says what was replaced. Installing
-    again does nothing. Install before an engine makes schedules and captures graphs: those made earlier are the library's.
+    The library is imported. A drop-in replaces families of functions: each whole, or not at all where the library lacks a part
+    of it, its module does not import, or something would go on reading the schedules that one of its functions makes. They are
+    replaced in the modules that callers import them from, and where modules of the engines (packages aiter, atom, deep_gemm,
+    flashinfer, sglang, vllm) hold the very same objects already, or have them as the results of functions with a
+    ``functools`` cache, which are cleared; a reference elsewhere, such as in a closure or in other packages, is not found.
+    Modules of the library that are imported later follow. Each of ours is bound to the function in whose place it stands: that
+    is called where :class:`NotServed` says that ours cannot serve a call, with one warning for each reason.
 
-    Raises TypeError or ValueError for what is no drop-in's name, and DropinError, replacing nothing, where the library is not
-    importable, does not offer every function that would be replaced, or would keep a function that reads the schedules: a
-    DeepGEMM with ``fp8_fp4_paged_mqa_logits`` (2.4 and later), or a module that imported ``fp8_paged_mqa_logits`` alone.
+    Returns what was taken, where it stands, and what was left, and why; one warning on the logger ``capgate`` says the same.
+    Installing again does nothing. Install before an engine makes schedules and captures graphs: those made earlier are the
+    library's.
+
+    Raises TypeError or ValueError for what is no drop-in's name, and DropinError where there is nothing to replace.
     """
     _check(name)
-    replace(name, imported(name))
+    done = install_now(name)
+    hook.watch(name)
+    return done
 
 
 def uninstall(name: str) -> None:
@@ -77,23 +78,32 @@ def activate() -> None:
 
     A library that is never imported stays unimported. Calling it again does nothing.
 
-    Raises SwitchError for a name that does not exist. Where :func:`install` would raise DropinError there is one warning
-    instead, and nothing of that drop-in is replaced: an engine's import must not fail for it.
+    Raises SwitchError for a name that does not exist. Where a family is left there is one warning, and nothing is raised
+    inside an engine's import; under CAPGATE_STRICT=1 it is a DropinError.
     """
     for name in _asked():
         hook.watch(name)
-        if not replace_or_warn(name, loaded(name)):
-            hook.forget(name)
+        if found := loaded(name):
+            replace_or_warn(name, found)
 
 
-def states() -> dict[str, dict[str, bool]]:
-    """The state of each drop-in; nothing is imported.
+def states() -> dict[str, dict[str, Any]]:
+    """The state of each drop-in, as JSON types; nothing is imported.
 
-    Keys: "asked" (CAPGATE_DROPIN names it), "library" (its library is there), "installed" (it is in force in this process).
-    Raises SwitchError for a name in the variable that does not exist.
+    Keys: "asked" (CAPGATE_DROPIN names it), "library" (its library is there), "installed" (it is in force in this process),
+    "taken" and "left": families of functions, with "functions", and "places" where they are in force, or the "reason" why they
+    were left. Raises SwitchError for a name in the variable that does not exist.
     """
     asked = _asked()
-    return {name: {"asked": name in asked, "library": is_there(name), "installed": is_installed(name)} for name in DROPINS}
+    return {
+        name: {
+            "asked": name in asked,
+            "library": is_there(name),
+            "installed": is_installed(name),
+            **report(name).as_json(),
+        }
+        for name in DROPINS
+    }
 
 
 def _asked() -> list[str]:

@@ -7,7 +7,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from . import replacing
+from .families import DROPINS
+from .replacing import replace_or_warn
+from .sites import Target
 
 _watched: set[str] = set()  # drop-ins
 
@@ -30,8 +32,8 @@ class _Finder:
     """Finds the watched modules through the other finders, and puts a loader of ours round theirs."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        homes = (home for name in _watched for modules in replacing.DROPINS[name].values() for home in modules)
-        if fullname not in homes:
+        sites = (site.module for name in _watched for family in DROPINS[name] for site in family.sites)
+        if fullname not in sites:
             return None
         for finder in list(sys.meta_path):
             find = None if finder is self else getattr(finder, "find_spec", None)
@@ -56,10 +58,9 @@ class _ReplacingLoader(Loader):
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
         for name in sorted(_watched):
-            functions = replacing.DROPINS[name].items()
-            targets = [(function, module) for function, homes in functions if module.__name__ in homes]
-            if targets and not replacing.replace_or_warn(name, targets):
-                forget(name)
+            sites = [(family, site) for family in DROPINS[name] for site in family.sites if site.module == module.__name__]
+            if sites:
+                replace_or_warn(name, [Target(family, site, module) for family, site in sites])
 
     def __getattr__(self, name: str) -> Any:  # sources, resources and whatever else the other loader offers
         if name.startswith("__"):

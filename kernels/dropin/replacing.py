@@ -1,88 +1,61 @@
-"""Which functions of other libraries ours can stand in for, and the exchange of one for the other in loaded modules."""
+"""The exchange of a library's functions for ours in loaded modules, family by family, and back."""
 
-import inspect
+import functools
 import logging
-import re
-import sys
-from collections.abc import Iterator
-from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+from capgate import compat
 from capgate.compat.spelling import nearest
+
+from .families import DROPINS, Family
+from .holders import forget_results, holders
+from .plans import Place, Plan, plan_of
+from .readers import without_their_readers
+from .reports import Left, Report, Taken
+from .sites import Key, Target, imported, incomplete, is_unfilled, loaded, slots_of
 
 LOG = logging.getLogger("capgate")
 
-# Drop-in (a module of this package) -> its functions -> the modules that callers import each from. A release has one of these
-# modules or several, under an old and a new name.
-DROPINS: dict[str, dict[str, tuple[str, ...]]] = {
-    "aiter": {
-        "fp8_mqa_logits": ("aiter.ops.triton.attention.fp8_mqa_logits", "aiter.ops.triton.fp8_mqa_logits"),
-        "deepgemm_fp8_paged_mqa_logits": ("aiter.ops.triton.attention.pa_mqa_logits", "aiter.ops.triton.pa_mqa_logits"),
-    },
-    # get_num_sms and set_num_sms stay theirs: their matmuls use them too.
-    "deep_gemm": {
-        "fp8_mqa_logits": ("deep_gemm",),
-        "fp8_paged_mqa_logits": ("deep_gemm",),
-        "get_paged_mqa_logits_metadata": ("deep_gemm",),
-    },
-    "vllm_rocm": dict.fromkeys(
-        ("rocm_fp8_mqa_logits", "rocm_fp8_paged_mqa_logits"),
-        ("vllm.v1.attention.ops.rocm_aiter_mla_sparse", "vllm.attention.ops.rocm_aiter_mla_sparse"),
-    ),
-}
-
-
-class Schedule(NamedTuple):
-    """A schedule that a replaced function makes in units of its own: whoever else reads it must be replaced with it.
-
-    DeepGEMM's kernels end a worker where it stands exactly at the next one's begin, in splits of 256 or 384 keys. From a
-    schedule in other units they may never get there: they go on past the batch and do not end.
-
-    maker : the function that makes it
-    reader : the name of a function that reads it
-    parameter : what readers call it, whatever their own names are
-    """
-
-    maker: str
-    reader: re.Pattern[str]
-    parameter: re.Pattern[str]
-
-
-SCHEDULES = {
-    "deep_gemm": Schedule(
-        "get_paged_mqa_logits_metadata",
-        # fp8_, fp8_fp4_, bf16_ and more to come; their makers' names say metadata
-        re.compile(r"^(?!.*metadata).*paged_mqa_logits"),
-        re.compile(r"\bschedule_?meta"),
-    )
-}
-
-# Packages whose modules may hold a function that they imported by name before it was replaced. No others are searched: a
-# benchmark that keeps the original to compare with shall keep it.
-CALLERS = ("aiter", "atom", "deep_gemm", "sglang", "vllm")
-
-Target = tuple[str, ModuleType]  # a function's name, and a loaded module that offers it
-
 
 class DropinError(RuntimeError):
-    """A library does not offer what a drop-in would replace, or something would go on reading a schedule that becomes ours.
+    """A library offers nothing that a drop-in could replace; under CAPGATE_STRICT=1 also: not all of what it should.
 
     No ImportError: engines take that for a library they lack.
     """
 
 
-class Place(NamedTuple):
-    """Where a function of ours stands, and what stood there before."""
+class _State:
+    """How things stand with one drop-in, by a family and the module of one of its sites."""
 
-    module: ModuleType
-    attribute: str
-    original: Any
-    ours: Any
+    def __init__(self) -> None:
+        self.places: dict[Key, dict[tuple[int, str], Place]] = {}
+        self.waiting: dict[Key, Place] = {}  # where a module's own function stood before one that replaces once it has run
+        self.refused: dict[Key, str] = {}
+        self.absent: dict[Key, str] = {}
+
+    def report(self, name: str) -> Report:
+        taken, left = [], []
+        for family in DROPINS[name]:
+            standing = [place for key, places in self.places.items() if key.family == family for place in places.values()]
+            names = [place.name for place in standing]
+            names += [f"{place.name} has run" for key, place in self.waiting.items() if key.family == family]
+            if names:
+                replaced = {place.ours.__name__ for place in standing} or set(family.names)
+                functions = tuple(function for function in family.names if function in replaced)
+                taken.append(Taken(functions, tuple(dict.fromkeys(names))))
+            reasons = [reason for key, reason in self.refused.items() if key.family == family]
+            if not names and not reasons:
+                reasons = [reason for key, reason in self.absent.items() if key.family == family] or [_nowhere(family)]
+            left += [Left(family.names, reason) for reason in dict.fromkeys(reasons)]
+        return Report(name, tuple(taken), tuple(left))
 
 
-_places: dict[str, list[Place]] = {}  # by drop-in
+_states: dict[str, _State] = {}
+
+
+def _nowhere(family: Family) -> str:
+    return f"no module {' or '.join(site.module for site in family.sites if not site.waits)} is there"
 
 
 def unknown(name: str) -> str | None:
@@ -92,162 +65,158 @@ def unknown(name: str) -> str | None:
 
 def is_installed(name: str) -> bool:
     """Whether functions of ours stand in the place of the library's in this process."""
-    return bool(_places.get(name))
+    return name in _states and any(_states[name].places.values())
 
 
-def is_there(name: str) -> bool:
-    """Whether the drop-in's library could be imported; it is not."""
-    packages = {home.partition(".")[0] for homes in DROPINS[name].values() for home in homes}
-    return all(package in sys.modules or _findable(package) for package in packages)
+def report(name: str) -> Report:
+    """What is replaced in this process, and what was left. Nothing of either before the first attempt."""
+    return _states[name].report(name) if name in _states else Report(name, (), ())
 
 
-def _findable(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except (ImportError, ValueError):  # of somebody's finder, or of a module that is half there
-        return False
+def install(name: str) -> Report:
+    """Import the drop-in's library, and replace what is there. DropinError where nothing is."""
+    failed = imported(name)
+    state = _states.setdefault(name, _State())
+    state.refused = {key: f"{key.module} does not import: {_words(error)}" for key, error in failed.items()}
+    replace(name, loaded(name))
+    found = state.report(name)
+    if found.taken:
+        return found
+    restore(name)
+    raise DropinError(_cannot(name, found.left)) from next(iter(failed.values()), None)
 
 
-def imported(name: str) -> list[Target]:
-    """The drop-in's targets, their modules imported now. DropinError for a module that fails, and a function without one."""
-    targets = []
-    for function, homes in DROPINS[name].items():
-        found = [home for home in homes if _import(name, function, home)]
-        if not found:
-            raise DropinError(f"{name}: cannot replace {function}: no module {' or '.join(homes)} is importable")
-        targets += [(function, sys.modules[home]) for home in found]  # as they are now: importing one may have renewed another
-    return targets
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
 
 
-def _import(name: str, function: str, home: str) -> bool:
-    """Whether there is such a module; it is imported. Any failure but its absence is a DropinError."""
-    try:
-        import_module(home)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (home == error.name or home.startswith(f"{error.name}.")):
-            raise DropinError(f"{name}: cannot replace {function}: {home} does not import: {error}") from error
-        return False
-    except Exception as error:  # somebody else's module fails in any way; the cause goes along
-        why = f"{type(error).__name__}: {error}"
-        raise DropinError(f"{name}: cannot replace {function}: {home} does not import: {why}") from error
-    return True
+def _cannot(name: str, left: Iterable[Left]) -> str:
+    return f"{name}: cannot replace " + "; ".join(f"{', '.join(one.functions)}: {one.reason}" for one in left)
 
 
-def loaded(name: str) -> list[Target]:
-    """The drop-in's targets whose modules are loaded."""
-    functions = DROPINS[name].items()
-    return [(function, sys.modules[home]) for function, homes in functions for home in homes if home in sys.modules]
+def replace(name: str, targets: Sequence[Target], *, strict: bool = False) -> None:
+    """Put ours in the place of the targets' functions, and of the same objects in the callers' modules; say what is news.
 
-
-def replace(name: str, targets: list[Target]) -> None:
-    """Put ours in the place of every target, and of the same objects in the callers' modules; say so where that is news.
-
-    DropinError, and nothing is replaced, where a module does not offer its function, or a reader of a schedule would be left.
+    A family that is not whole, or of which a reader of schedules would stay, is left, and what stands of it there taken away.
+    strict : DropinError where one is left so, or none is there, and nothing is replaced
     """
-    for function, module in targets:
-        if not callable(getattr(module, function, None)):
-            raise DropinError(f"{name}: cannot replace {function}: {module.__name__} offers no such function")
-    new: dict[tuple[int, str], Place] = {}
-    for function, module in targets:
-        ours, original = getattr(import_module(f".{name}", __package__), function), getattr(module, function)
-        if original is ours:
-            continue
-        new[id(module), function] = Place(module, function, original, ours)
-        for holder, attribute in _holders(original):
-            new[id(holder), attribute] = Place(holder, attribute, original, ours)
-    if not new:
+    state = _states.setdefault(name, _State())
+    before = state.report(name)
+    plans: list[Plan] = []
+    waiting: list[Target] = []
+    absent: dict[Key, str] = {}
+    refused: dict[Key, str] = {}
+    for target in targets:
+        slots = slots_of(target)
+        if slots and (reason := incomplete(target, slots)):
+            refused[target.key] = reason
+        elif slots:
+            plans.append(plan_of(name, target, slots))
+        elif is_unfilled(target):
+            waiting.append(target)
+        elif not target.site.waits:
+            absent[target.key] = f"{target.site.module} offers no such function"
+    refused |= without_their_readers(name, plans)
+    plans = [plan for plan in plans if plan.target.key not in refused]
+    if strict and (refused or not (plans or waiting or all(target.site.waits for target in targets))):
+        raise DropinError(_cannot(name, [Left(key.family.names, why) for key, why in (refused or absent).items()]))
+    for key in refused:
+        _take_away(state.places.pop(key, {}).values())
+    for plan in plans:
+        _put(state, plan)
+    for target in waiting:
+        _wait(name, state, target)
+    for target in targets:
+        state.refused.pop(target.key, None)
+        state.absent.pop(target.key, None)
+    state.refused |= refused
+    state.absent |= absent
+    _say(name, before, state.report(name))
+
+
+def _say(name: str, before: Report, after: Report) -> None:
+    """One warning for what is taken now and was not, and what is left now and was not."""
+    places = {place for one in after.taken for place in one.places} - {place for one in before.taken for place in one.places}
+    left = [str(one) for one in after.left if one not in before.left] if after.left != before.left else []
+    words = []
+    if places:
+        words.append(f"capgate's functions are in the place of {', '.join(sorted(places))}")
+    if left:
+        words.append(f"left as they are: {', '.join(left)}")
+    if places:
+        words.append(f"capgate.kernels.dropin.uninstall({name!r}) undoes it")
+    if words:
+        LOG.warning("drop-in %s: %s", name, "; ".join(words))
+
+
+# --- putting and taking away -----------------------------------------------------------------------------------------------
+
+
+def _put(state: _State, plan: Plan) -> None:
+    standing = state.places.setdefault(plan.target.key, {})
+    for where, place in plan.places.items():
+        setattr(place.holder, place.attribute, place.ours)
+        standing[where] = place
+    if plan.places:
+        forget_results([*plan.originals.values(), plan.target.module])
+
+
+def _take_away(places: Iterable[Place]) -> None:
+    """Put back what stood in these places, and in what has imported ours from them since."""
+    places = list(places)
+    for place in places:
+        if getattr(place.holder, place.attribute, None) is place.ours:
+            setattr(place.holder, place.attribute, place.original)
+    for place in places:
+        for holder, attribute in holders(place.ours):
+            setattr(holder, attribute, place.original)
+    forget_results([place.ours for place in places])
+
+
+def _wait(name: str, state: _State, target: Target) -> None:
+    """Replace at the site as soon as its module's own function has put something there."""
+    attribute = target.site.filled_by or ""
+    filler = getattr(target.module, attribute)
+    if known := next((place for place in state.waiting.values() if place.ours is filler), None):
+        state.waiting[target.key] = known
         return
-    if left := sorted(_left_behind(name, new)):
-        raise DropinError(
-            f"{name}: cannot replace {SCHEDULES[name].maker}: {', '.join(left)} would go on reading the schedules "
-            "and not end on ours"
-        )
-    renewed = [place for place in _places.get(name, []) if (id(place.module), place.attribute) not in new]
-    _places[name] = [*renewed, *new.values()]
-    for place in new.values():
-        setattr(place.module, place.attribute, place.ours)
-    LOG.warning(
-        "drop-in %s: capgate's functions are in the place of %s; capgate.kernels.dropin.uninstall(%r) undoes it",
-        name,
-        ", ".join(sorted({f"{place.module.__name__}.{place.attribute}" for place in new.values()})),
-        name,
-    )
+
+    @functools.wraps(filler)
+    def fill(*args: Any, **kwargs: Any) -> Any:
+        result = filler(*args, **kwargs)
+        if state.waiting and any(slots_of(one) for one in filled):
+            for key in [key for key, place in state.waiting.items() if place.ours is fill]:
+                del state.waiting[key]
+            if getattr(target.module, attribute) is fill:
+                setattr(target.module, attribute, filler)
+            replace_or_warn(name, filled)
+        return result
+
+    filled = [one for one in loaded(name) if one.module is target.module]
+    where = f"{target.site.module} once {attribute}"
+    state.waiting[target.key] = Place(target.module, attribute, filler, fill, where)
+    setattr(target.module, attribute, fill)
 
 
-def replace_or_warn(name: str, targets: list[Target]) -> bool:
-    """As :func:`replace`, for CAPGATE_DROPIN: a DropinError becomes a warning, and nothing of the drop-in stays replaced.
-
-    An engine that imports its library has no use for an error of ours. False where it was refused.
-    """
+def replace_or_warn(name: str, targets: Sequence[Target]) -> None:
+    """As :func:`replace`, for code that runs inside an engine's: what goes wrong is a warning, but for CAPGATE_STRICT=1."""
     try:
-        replace(name, targets)
-    except DropinError as error:
-        LOG.warning("CAPGATE_DROPIN: nothing is replaced: %s", error)
-        restore(name)
-        return False
-    return True
+        replace(name, targets, strict=compat.strict())
+    except DropinError:
+        raise
+    except Exception:  # whatever it is: an engine that imports its library must not fail for us
+        LOG.warning("drop-in %s: nothing is replaced in %s", name, _names(targets), exc_info=True)
+
+
+def _names(targets: Sequence[Target]) -> str:
+    return ", ".join(dict.fromkeys(target.site.module for target in targets))
 
 
 def restore(name: str) -> None:
     """Put back what stood in every place, and into the callers' modules that have imported ours since."""
-    places = _places.pop(name, [])
-    for place in places:
-        if getattr(place.module, place.attribute, None) is place.ours:
-            setattr(place.module, place.attribute, place.original)
-        else:
-            LOG.warning("%s.%s is not capgate's any more and stays as it is", place.module.__name__, place.attribute)
-    for place in places:
-        for holder, attribute in _holders(place.ours):
-            setattr(holder, attribute, place.original)
-
-
-def _left_behind(name: str, new: dict[tuple[int, str], Place]) -> Iterator[str]:
-    """Which functions would read a schedule of ours and stay as they are, once ``new`` is in place."""
-    schedule = SCHEDULES.get(name)
-    originals = {place.attribute: place.original for place in new.values()}
-    if schedule is None or (maker := originals.get(schedule.maker)) is None:
-        return
-    library = {home.partition(".")[0] for homes in DROPINS[name].values() for home in homes}
-    replaced = {id(value) for place in new.values() for value in (place.original, place.ours)}
-    readers = {id(value) for attribute, value in originals.items() if schedule.reader.search(attribute)}
-    for module_name, module in list(sys.modules.items()):
-        if not isinstance(module, ModuleType):
-            continue
-        package, held = module_name.partition(".")[0], list(vars(module).items())
-        makes = any(value is maker for _, value in held)
-        if package in library:
-            left = [attribute for attribute, value in _readers(module, schedule) if id(value) not in replaced]
-        elif package in CALLERS:  # its own function of a replaced one's name hands on to that what it is given
-            found = _readers(module, schedule) if makes else ()
-            left = [attribute for attribute, value in found if id(value) not in replaced and attribute not in DROPINS[name]]
-        else:  # it keeps the originals that it holds: a reader without its maker would be given what ours makes
-            left = [] if makes else [attribute for attribute, value in held if id(value) in readers]
-        yield from (f"{module_name}.{attribute}" for attribute in left)
-
-
-def _readers(module: ModuleType, schedule: Schedule) -> Iterator[tuple[str, Any]]:
-    """The module's functions that read a schedule, by their names or their parameters'."""
-    held = vars(module)
-    for attribute in {*held, *dir(module)}:  # a module with __getattr__ and __dir__ may have more than it holds
-        named = schedule.reader.search(attribute)
-        value = getattr(module, attribute, None) if named else held.get(attribute)
-        if callable(value) and (named or _takes(value, schedule.parameter)):
-            yield attribute, value
-
-
-def _takes(function: Any, parameter: re.Pattern[str]) -> bool:
-    """Whether a function has such a parameter. Compiled ones say it in the first line of their documentation."""
-    try:
-        words = " ".join(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        words = (getattr(function, "__doc__", None) or "").partition("\n")[0]
-    return parameter.search(words) is not None
-
-
-def _holders(value: Any) -> Iterator[tuple[ModuleType, str]]:
-    """The loaded callers' modules that have ``value`` as a global, and under which name."""
-    for module_name, module in list(sys.modules.items()):
-        if module_name.partition(".")[0] in CALLERS and isinstance(module, ModuleType):
-            for attribute, held in list(vars(module).items()):
-                if held is value:
-                    yield module, attribute
+    state = _states.pop(name, _State())
+    places = [place for standing in state.places.values() for place in standing.values()]
+    for place in [*places, *state.waiting.values()]:
+        if getattr(place.holder, place.attribute, None) not in (place.ours, place.original):
+            LOG.warning("%s is not capgate's any more and stays as it is", place.name)
+    _take_away([*places, *state.waiting.values()])

@@ -155,7 +155,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
     strip = 8 * lanes * tune.num_warps // tune.rows  # two 16-byte stores a lane, or one of bfloat16
     groups = -(-num_queries // tune.rows)
     tiles = -(-num_keys // tune.block_keys)
-    splits = max(1, min(multiprocessors(out.device) * tune.resident // groups, tiles))
+    splits = max(1, min(multiprocessors(problem.device) * tune.resident // groups, tiles))
 
     strides = (*q.stride(), *k.stride(), *k_scale.stride(), *weights.stride(), *starts.stride(), *ends.stride(), *out.stride())
     qs, qh, qd, kn, kd, scale, ws, wh, _, _, _, on = strides

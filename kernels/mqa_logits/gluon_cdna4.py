@@ -216,7 +216,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
     strip = max(8 * 64 * tune.num_warps // tune.rows, 256)  # two stores of 4 cells a lane, and whole waves
     groups = -(-num_queries // tune.rows)
     tiles = -(-num_keys // tune.block_keys)
-    splits = max(1, min(multiprocessors(out.device) * tune.resident // groups, tiles))
+    splits = max(1, min(multiprocessors(problem.device) * tune.resident // groups, tiles))
 
     strides = (*q.stride(), *k.stride(), *k_scale.stride(), *weights.stride(), *starts.stride(), *ends.stride(), *out.stride())
     qs, qh, qd, _, _, _, ws, wh, _, _, os, on = strides

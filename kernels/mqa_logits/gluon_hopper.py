@@ -472,7 +472,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
     tune, padded = tuning(problem), padded_heads(heads)
     rows = tune.rows // 2  # of each consumer
     groups, tiles = -(-num_queries // tune.rows), -(-num_keys // tune.block_keys)
-    programs = min(multiprocessors(out.device) * tune.resident, groups * tiles)
+    programs = min(multiprocessors(problem.device) * tune.resident, groups * tiles)
 
     # A store of the copy engine ends with 16 bytes, not with a cell; its map leaves out what would write behind a row's end.
     line = 16 // out.itemsize

@@ -1,19 +1,33 @@
 """The public functions: checks, allocation, and dispatch through operators that torch.compile and GPU graphs understand."""
 
+from functools import partial
+from typing import cast
+
 import torch
 
 from capgate import compat
 
 from ..common.cache import BLOCK_SIZES, check_address, check_blocks, keys_of
-from ..common.checks import check_apart, check_choice, check_flag, check_integer, check_output, check_variant
+from ..common.checks import (
+    check_apart,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_output,
+    check_strided,
+    check_variant,
+    either,
+)
 from ..common.logits import FLOATS, FP8, LOGITS, empty_logits, mappable
 from ..common.rules import MAX_HEADS, MAX_NEXT
 from ..common.schedule import operands as scheduled
 from ..common.schedule import operation as scheduling
+from ..common.schedule.operation import CHUNK_KEYS, CHUNKS
 from ..common.torch_ops import register
 from .operands import OPERANDS, SHAPED, Inputs, Shaped
 from .operation import Problem, operation
 
+REPEATS = compat.Repeats(operation)
 MAX_CONTEXT = 2**30  # so that a position and the end of its tile are 32 bits wide
 
 
@@ -26,7 +40,9 @@ def fp8_paged_mqa_logits(
     *,
     max_context_len: int,
     clean_logits: bool = False,
+    layout: str = "flat",
     schedule: torch.Tensor | None = None,
+    schedule_chunk_keys: int = CHUNK_KEYS,
     logits_dtype: torch.dtype = torch.float32,
     out: torch.Tensor | None = None,
     variant: str | None = None,
@@ -43,7 +59,7 @@ def fp8_paged_mqa_logits(
         Queries; their scale is folded into ``weights``. next_n is 1 to 8, H is 1 to 128, D is 32, 64 or 128.
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
         Keys in q's dtype and their scales. The bytes of a block are flat: block * D of keys, then block * 4 of float32 scales.
-        ``stride(0)`` may be larger than that. block is 1, 16, 32, 64 or 128.
+        ``stride(0)`` may be larger than that. block is 1, or a multiple of 16 up to 256.
     weights : torch.Tensor, shape (B * next_n, H), float32 or bfloat16
         Weight of each head; may be negative.
     context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
@@ -57,10 +73,16 @@ def fp8_paged_mqa_logits(
         Columns of the output, 0 to 2**30.
     clean_logits : bool
         True sets every cell that a row does not see to -inf. False leaves those cells as they are, which saves writing them.
+    layout : str
+        Of the keys in a block: "flat", one behind the other, or "preshuffled", as engines on AMD have them: in tiles of 16
+        keys, which hold bytes 0 to 15 of each, then bytes 16 to 31 of each, and so on. Blocks are then of a multiple of 16
+        keys.
     schedule : torch.Tensor, shape (num_workers + 1, 2), int32, optional
         What :func:`paged_mqa_schedule` returned for the same ``context_lens``, so that num_workers + 1 is 2 or more; made by
         the call otherwise. With other contents some cells may stay unwritten or be written more than once, never with anything
         else than their logits.
+    schedule_chunk_keys : int
+        Keys in a chunk of ``schedule``, 128 or 256: ``chunk_keys`` of what made it.
     logits_dtype : torch.dtype
         Of a new output, as in :func:`fp8_mqa_logits`: float32 or bfloat16.
     out : torch.Tensor, shape (B * next_n, max_context_len), float32 or bfloat16, optional
@@ -87,24 +109,41 @@ def fp8_paged_mqa_logits(
         The variant that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
     inputs = Inputs(q, kv_cache, weights, context_lens, block_table, schedule)
+    call = REPEATS.call((inputs, out), max_context_len, clean_logits, layout, schedule_chunk_keys, logits_dtype, variant)
+    new = partial(_empty, inputs, max_context_len, logits_dtype)
+    if call is not None and (done := REPEATS.launched(call, out, new)) is not None:
+        return cast(torch.Tensor, done)
     OPERANDS.check(inputs, "the logits")
-    check_blocks(kv_cache)
+    check_blocks(kv_cache, layout)
     if schedule is not None and not schedule.is_contiguous():
         raise ValueError(f"schedule: got strides {tuple(schedule.stride())}, needs it contiguous, as it was made")
     max_context_len = check_integer("max_context_len", max_context_len, 0, MAX_CONTEXT)
     check_flag("clean_logits", clean_logits)
+    schedule_chunk_keys = _check_among("schedule_chunk_keys", schedule_chunk_keys, CHUNKS)
     check_choice("logits_dtype", logits_dtype, LOGITS)
     check_variant("variant", variant, operation)
+    options = (clean_logits, variant, schedule_chunk_keys, layout)
     if out is None:
-        options = (max_context_len, logits_dtype, clean_logits, variant)
-        logits: torch.Tensor = torch.ops.capgate.fp8_paged_mqa_logits(*inputs, *options)
-        return logits
-    check_output(out, (q.shape[0] * q.shape[1], max_context_len), q.device, logits_dtype, LOGITS)
-    torch.ops.capgate.fp8_paged_mqa_logits_out(*inputs, out, clean_logits, variant)
-    return out
+        logits: torch.Tensor = torch.ops.capgate.fp8_paged_mqa_logits(*inputs, max_context_len, logits_dtype, *options)
+    else:
+        check_output(out, (q.shape[0] * q.shape[1], max_context_len), q.device, logits_dtype, LOGITS)
+        torch.ops.capgate.fp8_paged_mqa_logits_out(*inputs, out, *options)
+        logits = out
+    if call is not None:
+        problem = partial(describe, inputs, clean_logits, logits.dtype, layout)
+        kept = {"clean_logits": clean_logits, "chunk_keys": schedule_chunk_keys, "layout": layout}
+        REPEATS.keep(call, problem, (inputs, logits), variant, **kept)
+    return logits
 
 
-def paged_mqa_schedule(context_lens: torch.Tensor, block_size: int, num_workers: int) -> torch.Tensor:
+def paged_mqa_schedule(
+    context_lens: torch.Tensor,
+    block_size: int,
+    num_workers: int,
+    *,
+    chunk_keys: int = CHUNK_KEYS,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Share the keys of a batch out among workers, for :func:`fp8_paged_mqa_logits` calls with the same lengths.
 
     Parameters
@@ -112,16 +151,23 @@ def paged_mqa_schedule(context_lens: torch.Tensor, block_size: int, num_workers:
     context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
         As in :func:`fp8_paged_mqa_logits`; next_n is 1 to 8.
     block_size : int
-        Keys in a block of the cache: 1, 16, 32, 64 or 128.
+        Keys in a block of the cache: 1, or a multiple of 16 up to 256.
     num_workers : int
         How many workers share the keys, at least 1: what :func:`paged_mqa_workers` says for the calls to come.
+    chunk_keys : int
+        Keys in a chunk, 128 or 256; the logits are then asked for with ``schedule_chunk_keys`` of as many. 256 makes, word for
+        word, what DeepGEMM's kernels for sm90 read.
+    out : torch.Tensor, shape (num_workers + 1, 2), int32, optional
+        Where to write: contiguous, and no memory of ``context_lens``. A new tensor is allocated otherwise.
 
     Returns
     -------
     torch.Tensor
-        Shape (num_workers + 1, 2), int32, on the device of ``context_lens``. Worker w begins at request ``schedule[w, 0]``
-        and its chunk ``schedule[w, 1]``, and ends where the next one begins. Chunks are of equal size, and any two workers
-        have the same number of them but for one. What a chunk is may change: pass the schedule on and do not look into it.
+        ``out``, or a new tensor of its shape on the device of ``context_lens``. Worker w begins at request ``schedule[w, 0]``
+        and its chunk ``schedule[w, 1]``, and ends where the next one begins. A request has the chunks that its last row's keys
+        fill; what another row of it sees beyond goes with the last of them. All workers have the same number of chunks; where
+        they do not come out even, those in front one less. A worker begins at a chunk that the request has, or, where none is
+        left, at request B and its chunk 0, as the last entry says.
 
     Nothing is read back from the device, so that the call can be captured in a GPU graph.
 
@@ -132,14 +178,24 @@ def paged_mqa_schedule(context_lens: torch.Tensor, block_size: int, num_workers:
     """
     scheduled.OPERANDS.check((context_lens,), "the schedule")
     if check_integer("block_size", block_size, 1) not in BLOCK_SIZES:
-        raise ValueError(f"block_size: got {block_size}, needs one of {', '.join(map(str, BLOCK_SIZES))}")
+        raise ValueError(f"block_size: got {block_size}, needs 1, or a multiple of 16 up to {BLOCK_SIZES[-1]}")
     num_workers = check_integer("num_workers", num_workers, 1)
-    result: torch.Tensor = torch.ops.capgate.paged_mqa_schedule(context_lens, num_workers)
-    return result
+    chunk_keys = _check_among("chunk_keys", chunk_keys, CHUNKS)
+    if out is None:
+        result: torch.Tensor = torch.ops.capgate.paged_mqa_schedule(context_lens, num_workers, chunk_keys)
+        return result
+    _check_schedule("out", out, num_workers, context_lens.device)
+    torch.ops.capgate.paged_mqa_schedule_out(context_lens, out, chunk_keys)
+    return out
 
 
 def paged_mqa_workers(
-    q: torch.Tensor, kv_cache: torch.Tensor, *, clean_logits: bool = False, variant: str | None = None
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    *,
+    clean_logits: bool = False,
+    layout: str = "flat",
+    variant: str | None = None,
 ) -> int:
     """How many workers a schedule should have for :func:`fp8_paged_mqa_logits` calls with operands of these shapes.
 
@@ -148,9 +204,10 @@ def paged_mqa_workers(
     q : torch.Tensor, shape (B, next_n, H, D), float8_e4m3fn or float8_e4m3fnuz
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
     clean_logits : bool
+    layout : str
     variant : str, optional
-        As the calls will have them: next_n is 1 to 8, H is 1 to 128, D is 32, 64 or 128, block is 1, 16, 32, 64 or 128. B and
-        num_blocks do not matter, nor do contents, so that once is enough.
+        As the calls will have them: next_n is 1 to 8, H is 1 to 128, D is 32, 64 or 128, block is 1 or a multiple of 16 up to
+        256. B and num_blocks do not matter, nor do contents, so that once is enough.
 
     Returns
     -------
@@ -167,10 +224,10 @@ def paged_mqa_workers(
     """
     shaped = Shaped(q, kv_cache)
     SHAPED.check(shaped, "the logits")
-    check_blocks(kv_cache)
+    check_blocks(kv_cache, layout)
     check_flag("clean_logits", clean_logits)
     check_variant("variant", variant, operation)
-    problem = describe(_ordinary(shaped), clean_logits)
+    problem = describe(_ordinary(shaped), clean_logits, layout=layout)
     chosen = operation.select(problem, variant)
     kernel = operation.load(chosen)
     return kernel.workers(problem) if isinstance(kernel, compat.Kernel) and kernel.workers else 1  # torch looks at no schedule
@@ -187,16 +244,17 @@ def _ordinary(shaped: Shaped) -> Inputs:
 def copies_directly(kv_cache: torch.Tensor, weights: torch.Tensor, block_table: torch.Tensor) -> bool:
     """Whether keys, weights and table entries can go straight to LDS: keys in 16-byte chunks, all at offsets of 32 bits.
 
-    Blocks of 64 keys and more may lie anywhere: each is a tile's only one, and then the base of its offsets.
+    Blocks of a multiple of 64 keys may lie anywhere: a tile lies in one, which is then the base of its offsets.
     """
     (blocks, block), step = kv_cache.shape[:2], kv_cache.stride(0)
     aligned = kv_cache.data_ptr() % 16 == 0 and step % 16 == 0
     (row, head), entry = weights.stride(), block_table.stride(1)
-    farthest = max(weights.itemsize * (MAX_NEXT * row + MAX_HEADS * head), 4 * 64 * entry, 0 if block >= 64 else blocks * step)
+    nearest = weights.itemsize * (MAX_NEXT * row + MAX_HEADS * head), 4 * 64 * entry
+    farthest = max(*nearest, 0 if block % 64 == 0 else blocks * step)
     return bool(aligned and farthest < 2**31)
 
 
-def describe(inputs: Inputs, clean_logits: bool, logits_dtype: torch.dtype = torch.float32) -> Problem:
+def describe(inputs: Inputs, clean_logits: bool, logits_dtype: torch.dtype = torch.float32, layout: str = "flat") -> Problem:
     """The class of calls that one with these operands and an output of this dtype belongs to."""
     q, kv_cache, weights = inputs.q, inputs.kv_cache, inputs.weights
     check_address(kv_cache)
@@ -205,53 +263,92 @@ def describe(inputs: Inputs, clean_logits: bool, logits_dtype: torch.dtype = tor
     even = requests == 1 or next_n == 1 or q.stride(0) == next_n * q.stride(1)
     tensor_maps = even and all(mappable(operand) for operand in (q, keys_of(kv_cache), weights))  # scales lie as the keys do
     sizes = (heads, dim, FP8[q.dtype], clean_logits, kv_cache.shape[1], next_n)
-    floats = (FLOATS[weights.dtype], FLOATS[logits_dtype])
-    return Problem(q.device, *sizes, direct_keys, tensor_maps, *floats)
+    return Problem(q.device, *sizes, direct_keys, tensor_maps, layout, FLOATS[weights.dtype], FLOATS[logits_dtype])
 
 
-def _launch_into(inputs: Inputs, out: torch.Tensor, clean_logits: bool, variant: str | None) -> None:
+def _check_among(name: str, value: int, choices: tuple[int, ...]) -> int:
+    """``value`` as an int; TypeError for what is no integer, ValueError for one that is not among the choices."""
+    value = check_integer(name, value, 1)
+    if value not in choices:
+        raise ValueError(f"{name}: got {value}, needs {either(choices)}")
+    return value
+
+
+def _check_schedule(name: str, schedule: torch.Tensor, num_workers: int, device: torch.device) -> None:
+    """Raise TypeError or ValueError for what cannot take a schedule of so many workers."""
+    check_strided(name, schedule)
+    if schedule.shape != (num_workers + 1, 2):
+        raise ValueError(f"{name}: got shape {tuple(schedule.shape)}, needs {[num_workers + 1, 2]}")
+    if schedule.dtype != torch.int32:
+        raise TypeError(f"{name}: got {schedule.dtype}, needs torch.int32")
+    if schedule.device != device:
+        raise ValueError(f"{name}: got device {schedule.device}, needs context_lens's {device}")
+    if not schedule.is_contiguous():
+        raise ValueError(f"{name}: got strides {tuple(schedule.stride())}, needs it contiguous")
+
+
+def _launch_into(
+    inputs: Inputs,
+    out: torch.Tensor,
+    clean_logits: bool,
+    variant: str | None,
+    chunk_keys: int = CHUNK_KEYS,
+    layout: str = "flat",
+) -> None:
     """Operator ``capgate::fp8_paged_mqa_logits_out``: as :func:`_launch`, ``out`` being the caller's."""
     check_apart("out", out, inputs)
-    _launch(inputs, out, clean_logits, variant)
+    _launch(inputs, out, clean_logits, variant, chunk_keys, layout)
 
 
-def _launch(inputs: Inputs, out: torch.Tensor, clean_logits: bool, variant: str | None) -> None:
+def _launch(inputs: Inputs, out: torch.Tensor, clean_logits: bool, variant: str | None, chunk_keys: int, layout: str) -> None:
     """Run the chosen variant, unless there is no cell to write."""
-    problem = describe(inputs, clean_logits, out.dtype)
+    problem = describe(inputs, clean_logits, out.dtype, layout)
     if out.numel() == 0:  # a variant that cannot run is an error for empty calls too, but no operand can be in its way
         operation.select(problem._replace(direct_keys=True, tensor_maps=True), variant)
         return
-    operation(problem, inputs, out, variant=variant, clean_logits=clean_logits)
+    operation(problem, inputs, out, variant=variant, clean_logits=clean_logits, chunk_keys=chunk_keys, layout=layout)
 
 
 def _launch_new(
-    inputs: Inputs, max_context_len: int, logits_dtype: torch.dtype, clean_logits: bool, variant: str | None
+    inputs: Inputs,
+    max_context_len: int,
+    logits_dtype: torch.dtype,
+    clean_logits: bool,
+    variant: str | None,
+    chunk_keys: int = CHUNK_KEYS,
+    layout: str = "flat",
 ) -> torch.Tensor:
     """Operator ``capgate::fp8_paged_mqa_logits``: the same into a new tensor."""
-    out = _empty(inputs, max_context_len, logits_dtype, clean_logits, variant)
-    _launch(inputs, out, clean_logits, variant)
+    out = _empty(inputs, max_context_len, logits_dtype)
+    _launch(inputs, out, clean_logits, variant, chunk_keys, layout)
     return out
 
 
-def _empty(
-    inputs: Inputs, max_context_len: int, logits_dtype: torch.dtype, clean_logits: bool, variant: str | None
-) -> torch.Tensor:
+def _empty(inputs: Inputs, max_context_len: int, logits_dtype: torch.dtype, *options: object) -> torch.Tensor:
     return empty_logits((inputs.q.shape[0] * inputs.q.shape[1], max_context_len), inputs.q.device, logits_dtype)
 
 
-def _schedule(inputs: scheduled.Inputs, num_workers: int) -> torch.Tensor:
-    """Operator ``capgate::paged_mqa_schedule``."""
+def _schedule_into(inputs: scheduled.Inputs, out: torch.Tensor, chunk_keys: int = CHUNK_KEYS) -> None:
+    """Operator ``capgate::paged_mqa_schedule_out``."""
+    check_apart("out", out, inputs)
+    scheduling.operation(scheduling.Problem(inputs.context_lens.device), inputs, out, chunk_keys=chunk_keys)
+
+
+def _schedule(inputs: scheduled.Inputs, num_workers: int, chunk_keys: int = CHUNK_KEYS) -> torch.Tensor:
+    """Operator ``capgate::paged_mqa_schedule``: the same into a new tensor."""
     schedule = _empty_schedule(inputs, num_workers)
-    scheduling.operation(scheduling.Problem(inputs.context_lens.device), inputs, schedule)
+    _schedule_into(inputs, schedule, chunk_keys)
     return schedule
 
 
-def _empty_schedule(inputs: scheduled.Inputs, num_workers: int) -> torch.Tensor:
+def _empty_schedule(inputs: scheduled.Inputs, num_workers: int, *options: object) -> torch.Tensor:
     return inputs.context_lens.new_empty((num_workers + 1, 2))
 
 
-_OPTIONS = "bool clean_logits, str? variant"
+_OPTIONS = f"bool clean_logits, str? variant, int schedule_chunk_keys={CHUNK_KEYS}, str layout='flat'"
+_SCHEDULES = f"int chunk_keys={CHUNK_KEYS}"
 _NEW = f"SymInt max_context_len, ScalarType logits_dtype, {_OPTIONS}"
 register("fp8_paged_mqa_logits", OPERANDS, _NEW, "Tensor", _launch_new, _empty)
 register("fp8_paged_mqa_logits_out", OPERANDS, f"Tensor(a!) out, {_OPTIONS}", "()", _launch_into)
-register("paged_mqa_schedule", scheduled.OPERANDS, "SymInt num_workers", "Tensor", _schedule, _empty_schedule)
+register("paged_mqa_schedule", scheduled.OPERANDS, f"SymInt num_workers, {_SCHEDULES}", "Tensor", _schedule, _empty_schedule)
+register("paged_mqa_schedule_out", scheduled.OPERANDS, f"Tensor(a!) out, {_SCHEDULES}", "()", _schedule_into)

@@ -2,7 +2,7 @@
 
     logits[b, t, j] = scale[b, j] * sum_h weights[b, t, h] * relu(q[b, t, h, :] . key[b, j, :])    for 0 <= j < seen[b, t]
 
-The keys of all requests, cut into chunks of CHUNK_KEYS, are shared out evenly among a fixed number of programs by a schedule:
+The keys of all requests, cut into chunks, are shared out evenly among a fixed number of programs by a schedule:
 each walks its chunks from one request to the next, so that a long request does not set the time. Within a tile all is as in
 the dense kernel: keys on the M side of the dot, rows x heads on the N side, and no sum crosses programs.
 """
@@ -13,11 +13,12 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..common.cache import keys_of, readable, scales_of
+from ..common.cache import LAYOUTS, keys_of, readable, scales_of
+from ..common.device.cached_keys import first_byte, further_byte
 from ..common.device.classic import fill, fn_to_fnuz, rounded, score
-from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, seen
+from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
 from ..common.rules import padded_heads
-from ..common.schedule.classic import new_schedule, workers_that_fit
+from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .operands import Inputs
 from .operation import Problem
@@ -34,7 +35,7 @@ def load_blocks(entries, num_blocks):
 @triton.jit
 def paged_mqa_logits_kernel(
     q,  # [B, NEXT_N, H, D] fp8
-    keys,  # [num_blocks, BLOCK, D] fp8
+    keys,  # [num_blocks, BLOCK, D] fp8, in tiles of TILE keys
     scales,  # [num_blocks, BLOCK] float32
     weights,  # [B * NEXT_N, H] float32 or bfloat16
     lens,  # [B] int32, or [B, NEXT_N] if ROW_LENS
@@ -46,6 +47,7 @@ def paged_mqa_logits_kernel(
     limit,  # keys that a row can see: as many as it has cells, and its row of the table has room for
     width,
     strips,  # to fill: those of a row times the rows
+    splits,  # programs that share a worker's tiles, taking turns
     stride_qb,
     stride_qn,
     stride_qh,
@@ -66,6 +68,7 @@ def paged_mqa_logits_kernel(
     PADDED_HEADS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     CHUNK: tl.constexpr,
     STRIP: tl.constexpr,
@@ -76,15 +79,16 @@ def paged_mqa_logits_kernel(
     CUTS: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    worker = tl.program_id(0)
+    worker = tl.program_id(0) // splits
+    split = tl.program_id(0) % splits
     first_row = tl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
-    first_request, first_chunk, last_request, last_chunk = load_share(schedule, worker, num_requests)
+    first_request, first_chunk, last_request, last_chunk = load_share(schedule, worker, num_requests, ROW_LENS)
 
     if CLEAN:  # first, so that the stores drain behind the arithmetic
         near_strip = tl.arange(0, 1)
         row_strips = tl.cdiv(width, STRIP)
         step = tl.num_programs(0) * tl.num_programs(1)
-        for strip in range(worker * tl.num_programs(1) + tl.program_id(1), strips, step):
+        for strip in range(tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), strips, step):
             row = (strip // row_strips).to(tl.int32)
             base = (strip % row_strips).to(tl.int32) * STRIP
             end = seen(lens, row // NEXT_N, row % NEXT_N, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
@@ -104,15 +108,17 @@ def paged_mqa_logits_kernel(
     num_blocks = tl.full((), num_blocks, tl.uint32)
     row = first_row + tl.arange(0, ROWS)
 
+    turn = split  # of this program, counted from a request's first tile
     past_request = tl.minimum(tl.where(last_chunk > 0, last_request + 1, last_request), num_requests)
     for number in range(past_request - first_request):
         request = first_request + number
         request64 = request.to(tl.int64)
         longest = longest_seen(lens, request, first_row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS, ROWS)
         begin, end = keys_of_share(request, longest, first_request, first_chunk, last_request, last_chunk, CHUNK)
+        my_first, past_tile = begin // BLOCK_KEYS + turn, tl.cdiv(end, BLOCK_KEYS)
         # A request that has no tile here is left out. Triton 3.5.1 places no barrier between what two requests in a row do in
         # shared memory but those of the tiles: without any, a wave could write where another still reads.
-        if begin < end:
+        if my_first < past_tile:
             query_rows = q + request64 * stride_qb + column_row * stride_qn + near_head * stride_qh
             query = tl.load(query_rows[None, :] + (dim.to(INDEX) * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
             weight_rows = weights + request64 * NEXT_N * stride_ws + column_row * stride_ws + near_head * stride_wh
@@ -124,20 +130,22 @@ def paged_mqa_logits_kernel(
             row_offset = (request64 * NEXT_N + row) * stride_os
             entries = table + request64 * stride_tb
 
-            for tile in range(begin // BLOCK_KEYS, tl.cdiv(end, BLOCK_KEYS)):
+            for tile in range(my_first, past_tile, splits):
                 base = tile * BLOCK_KEYS
                 base64 = base.to(tl.int64)
                 if BLOCK % BLOCK_KEYS == 0:  # in one block, whose end lies past the tile's: nothing to clamp
                     block, held = load_blocks(entries + base64 // BLOCK * stride_tk, num_blocks)
                     inside = base % BLOCK + place
-                    key = tl.load(keys + block * stride_keys + (inside * DIM)[:, None] + dim[None, :])
+                    lines = keys + block * stride_keys + first_byte(inside, DIM, TILE)[:, None]
+                    key = tl.load(lines + further_byte(dim, TILE)[None, :])
                     scale = tl.load(scales + block * stride_scales + inside)
                 else:
                     position = tl.minimum(base + place, longest - 1)
                     block, key_held = load_blocks(entries + (position // BLOCK).to(tl.int64) * stride_tk, num_blocks)
                     held = key_held[:, None]
                     inside = position % BLOCK
-                    key = tl.load(keys + (block * stride_keys + inside * DIM)[:, None] + dim[None, :])
+                    lines = keys + (block * stride_keys + first_byte(inside, DIM, TILE))[:, None]
+                    key = tl.load(lines + further_byte(dim, TILE)[None, :])
                     scale = tl.load(scales + block * stride_scales + inside)
                 if TO_FNUZ:
                     key = fn_to_fnuz(key)
@@ -146,6 +154,7 @@ def paged_mqa_logits_kernel(
                 logit = tl.where(held, logit, float("-inf"))
                 cell = out + base64 * stride_on + row_offset[None, :] + (place.to(INDEX) * stride_on)[:, None]
                 tl.store(cell, rounded(logit, out, CUTS), mask=(base + place)[:, None] < length[None, :])
+        turn = next_turn(turn, past_tile - begin // BLOCK_KEYS, splits)
 
 
 def workers(problem: Problem) -> int:
@@ -154,7 +163,15 @@ def workers(problem: Problem) -> int:
     return workers_that_fit(problem.device, tune.resident, -(-problem.next_n // tune.rows))
 
 
-def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool) -> tuple[compat.Launch, ...]:
+def prepare(
+    problem: Problem,
+    inputs: Inputs,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    layout: str = "flat",
+    chunk_keys: int = CHUNK_KEYS,
+) -> tuple[compat.Launch, ...]:
     """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
 
     With ``clean_logits`` every other cell becomes -inf.
@@ -163,7 +180,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
     requests, next_n, heads, dim = q.shape
     (blocks, block), width = kv_cache.shape[:2], out.shape[1]
     kv_cache = readable(kv_cache)
-    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem))
+    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem), chunk_keys)
     tune, target = tuning(problem), compat.capabilities(problem.device).target
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     limit = min(width, block_table.shape[1] * block)
@@ -179,7 +196,9 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         max(strip, tune.block_keys) * out.stride(1),
     )
     gfx942 = target.label == "gfx942"
-    counts = (requests, blocks, limit, width, requests * next_n * -(-width // strip))
+    groups = -(-next_n // tune.rows)
+    splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
+    counts = (requests, blocks, limit, width, requests * next_n * -(-width // strip), splits)
     arguments = (q, keys, scales, weights, context_lens, block_table, schedule, out, *counts, *strides, *out.stride())
     keywords = {
         "NEXT_N": next_n,
@@ -188,8 +207,9 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "PADDED_HEADS": padded_heads(heads),
         "ROWS": tune.rows,
         "BLOCK": block,
+        "TILE": LAYOUTS[layout],
         "BLOCK_KEYS": tune.block_keys,
-        "CHUNK": CHUNK_KEYS,
+        "CHUNK": chunk_keys,
         "STRIP": strip,
         "CLEAN": clean_logits,
         "ROW_LENS": row_lens,
@@ -202,7 +222,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
         **dict(tune.options),
     }
-    grid = (schedule.shape[0] - 1, -(-next_n // tune.rows))
+    grid = ((schedule.shape[0] - 1) * splits, groups)
     return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))
 
 

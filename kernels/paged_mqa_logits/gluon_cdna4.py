@@ -15,7 +15,7 @@ counts global_load_lds among the LDS instructions, which hardware does not, and 
 (llvm-project, pull request 179305).
 
 LDS without bank conflicts: as in the dense kernel, packets of 16 bytes are fetched in a permuted order and read under a
-swizzled layout.
+swizzled layout. Of a preshuffled cache each lane fetches its packet from another place: LDS holds the same.
 """
 
 import torch
@@ -23,12 +23,13 @@ import torch
 from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, constexpr_function, gl, gluon, reinterpret
 
-from ..common.cache import keys_of, readable, scales_of
+from ..common.cache import LAYOUTS, keys_of, readable, scales_of
+from ..common.device.cached_keys import first_byte
 from ..common.device.cdna4 import fill, load, logit_layout, score, store
-from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, seen
-from ..common.hardware import multiprocessors
+from ..common.device.pieces import piece_keys
+from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
 from ..common.rules import padded_heads
-from ..common.schedule.classic import new_schedule, workers_that_fit
+from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .operands import Inputs
 from .operation import Problem
@@ -52,8 +53,12 @@ def copy_blocks(
 ):
     """Start the copy of the table's entries for one tile to LDS: for each key its block."""
     first = tile * BLOCK_KEYS // BLOCK
-    number = gl.arange(0, tile_blocks.shape[0], LAYOUT) % BLOCK_KEYS // min(BLOCK, BLOCK_KEYS)
-    if BLOCK < BLOCK_KEYS:
+    number = gl.arange(0, tile_blocks.shape[0], LAYOUT) % BLOCK_KEYS
+    if BLOCK_KEYS % BLOCK == 0 or BLOCK % BLOCK_KEYS == 0:  # a tile begins where a block does, or lies in one
+        number = number // min(BLOCK, BLOCK_KEYS)
+    else:
+        number = (tile * BLOCK_KEYS % BLOCK + number) // BLOCK
+    if BLOCK % BLOCK_KEYS:
         number = gl.minimum(number, (longest - 1) // BLOCK - first)  # what the table holds behind that may be garbage
     async_copy.buffer_load_to_shared(tile_blocks, entries + first.to(gl.int64) * stride_tk, number * stride_tk)
 
@@ -87,6 +92,11 @@ def copy_tile(
         key_at += (blocks.to(gl.int32) * stride_keys)[:, :, None]
         blocks = near_block(async_copy.load_shared_relaxed(firsts, gl.SliceLayout(0, scale_at.type.layout)), num_blocks)
         scale_at += (blocks.to(gl.int32) * stride_scales)[None, :, :]
+        if BLOCK != PIECE_KEYS:  # a piece lies anywhere in its block
+            piece = gl.arange(0, BLOCKS, gl.SliceLayout(1, gl.SliceLayout(2, key_at.type.layout)))
+            key_at += ((tile * BLOCKS + piece) * PIECE_KEYS % BLOCK * tile_keys.shape[2])[:, None, None]
+            piece = gl.arange(0, BLOCKS, gl.SliceLayout(0, gl.SliceLayout(2, scale_at.type.layout)))
+            scale_at += ((tile * BLOCKS + piece) * PIECE_KEYS % BLOCK)[None, :, None]
     async_copy.buffer_load_to_shared(tile_keys, keys, key_at)
     async_copy.buffer_load_to_shared(tile_scales, scales, scale_at)
     return block
@@ -95,7 +105,7 @@ def copy_tile(
 @gluon.jit
 def paged_mqa_logits_kernel(
     q,  # [B, NEXT_N, H, D] fp8
-    keys,  # [num_blocks, BLOCK, D] fp8
+    keys,  # [num_blocks, BLOCK, D] fp8, in tiles of TILE keys
     scales,  # [num_blocks, BLOCK] float32
     weights,  # [B * NEXT_N, H] float32 or bfloat16
     lens,  # [B] int32, or [B, NEXT_N] if ROW_LENS
@@ -128,6 +138,7 @@ def paged_mqa_logits_kernel(
     PADDED_HEADS: gl.constexpr,
     ROWS: gl.constexpr,
     BLOCK: gl.constexpr,
+    TILE: gl.constexpr,
     BLOCK_KEYS: gl.constexpr,
     CHUNK: gl.constexpr,
     STAGES: gl.constexpr,
@@ -139,8 +150,8 @@ def paged_mqa_logits_kernel(
     NUM_WARPS: gl.constexpr = gl.num_warps()
     COLUMNS: gl.constexpr = ROWS * PADDED_HEADS
     AHEAD: gl.constexpr = STAGES - 1
-    BLOCKS: gl.constexpr = max(1, BLOCK_KEYS // BLOCK)  # of a tile
-    PIECE_KEYS: gl.constexpr = BLOCK_KEYS // BLOCKS  # of a tile, in one block
+    PIECE_KEYS: gl.constexpr = piece_keys(BLOCK, BLOCK_KEYS)  # of a tile, in one block
+    BLOCKS: gl.constexpr = BLOCK_KEYS // PIECE_KEYS  # of a tile, each with a piece of it
     REPEATS: gl.constexpr = 64 * NUM_WARPS // BLOCK_KEYS  # of a tile's scales: one for every lane, so that no lane is masked
     INSTRUCTION_DIM: gl.constexpr = 64 if DIM >= 64 else 16  # dims of the f8f6f4 instruction, or of the older fp8 one
     mfma: gl.constexpr = cdna4.AMDMFMALayout(
@@ -159,7 +170,7 @@ def paged_mqa_logits_kernel(
     worker = gl.program_id(0) // splits
     split = gl.program_id(0) % splits
     first_row = gl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
-    first_request, first_chunk, last_request, last_chunk = load_share(schedule, worker, num_requests)
+    first_request, first_chunk, last_request, last_chunk = load_share(schedule, worker, num_requests, ROW_LENS)
     num_blocks = gl.to_tensor(num_blocks).to(gl.uint32)
 
     if CLEAN:  # first, so that the stores drain behind the arithmetic
@@ -198,7 +209,7 @@ def paged_mqa_logits_kernel(
     byte = gl.arange(0, DIM, gl.SliceLayout(0, gl.SliceLayout(1, copied)))
     tile_key = gl.arange(0, BLOCKS, gl.SliceLayout(1, gl.SliceLayout(2, copied)))[:, None] * PIECE_KEYS + key[None, :]
     packet = (byte // 16)[None, None, :] ^ (tile_key * DIM // 256 % (DIM // 16))[:, :, None]
-    key_at = (key * DIM)[None, :, None] + packet * 16 + (byte % 16)[None, None, :]
+    key_at = first_byte(key, DIM, TILE)[None, :, None] + packet * (16 * TILE) + (byte % 16)[None, None, :]
     scale_at = gl.arange(0, PIECE_KEYS, gl.SliceLayout(0, gl.SliceLayout(1, scales_copied)))[None, None, :]
     scale_at += gl.full([REPEATS, BLOCKS, PIECE_KEYS], 0, gl.int32, scales_copied)
 
@@ -281,8 +292,7 @@ def paged_mqa_logits_kernel(
                 slot = gl.where(slot == AHEAD, 0, slot + 1)
             async_copy.wait_group(0)
             store(rows + base.to(gl.int64) * stride_on, cell, logit, base < length)
-        turn = (turn - (past_tile - begin // BLOCK_KEYS)) % splits
-        turn = gl.where(turn < 0, turn + splits, turn)
+        turn = next_turn(turn, past_tile - begin // BLOCK_KEYS, splits)
 
 
 def workers(problem: Problem) -> int:
@@ -291,7 +301,15 @@ def workers(problem: Problem) -> int:
     return workers_that_fit(problem.device, tune.resident, -(-problem.next_n // tune.rows))
 
 
-def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool) -> tuple[compat.Launch, ...]:
+def prepare(
+    problem: Problem,
+    inputs: Inputs,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    layout: str = "flat",
+    chunk_keys: int = CHUNK_KEYS,
+) -> tuple[compat.Launch, ...]:
     """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
 
     With ``clean_logits`` every other cell becomes -inf.
@@ -300,13 +318,13 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
     requests, next_n, heads, dim = q.shape
     (blocks, block), width = kv_cache.shape[:2], out.shape[1]
     kv_cache = readable(kv_cache)
-    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem))
+    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem), chunk_keys)
     tune = tuning(problem)
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     limit = min(width, block_table.shape[1] * block)
     strip = 16 * 64 * tune.num_warps  # four stores of 4 cells a lane
-    programs, groups = schedule.shape[0] - 1, -(-next_n // tune.rows)
-    splits = max(1, multiprocessors(out.device) * tune.resident // (programs * groups))
+    groups = -(-next_n // tune.rows)
+    splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     strides = (*q.stride(), keys.stride(0), scales.stride(0), *weights.stride(), *lens_strides, *block_table.stride())
@@ -323,8 +341,9 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "PADDED_HEADS": padded_heads(heads),
         "ROWS": tune.rows,
         "BLOCK": block,
+        "TILE": LAYOUTS[layout],
         "BLOCK_KEYS": tune.block_keys,
-        "CHUNK": CHUNK_KEYS,
+        "CHUNK": chunk_keys,
         "STAGES": tune.num_stages,
         "STRIP": strip,
         "CLEAN": clean_logits,
@@ -335,7 +354,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         **VGPRS_ONLY,
         **dict(tune.options),
     }
-    grid = (programs * splits, groups)
+    grid = ((schedule.shape[0] - 1) * splits, groups)
     return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))
 
 

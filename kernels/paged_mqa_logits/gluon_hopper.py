@@ -2,12 +2,15 @@
 
     logits[b, t, j] = scale[b, j] * sum_h weights[b, t, h] * relu(q[b, t, h, :] . key[b, j, :])    for 0 <= j < seen[b, t]
 
-A program is one worker of the schedule, or one of several where a request has more rows than one scores: it walks its chunks of
-keys from one request to the next. One warp produces: it reads the block table and keeps STAGES tiles of 64 keys on their way
-from the cache, which is what this kernel lives on: bytes in flight. One warpgroup consumes: the keys of a tile on the M side of
-the product, rows x heads on the N side. With CLEAN another warp writes -inf into the cells that their row does not see. Relu,
-weights and head sum happen in registers. No sum crosses programs, so results repeat bit for bit.
+A program is one worker of the schedule, or one of several where a request has more rows than one scores, or where the schedule
+has few workers: then they take turns at its tiles. It walks its chunks of keys from one request to the next. One warp produces:
+it reads the block table and keeps STAGES tiles of 64 keys on their way from the cache, which is what this kernel lives on:
+bytes in flight. One warpgroup consumes: the keys of a tile on the M side of the product, rows x heads on the N side. With CLEAN
+another warp writes -inf into the cells that their row does not see. Relu, weights and head sum happen in registers. No sum
+crosses programs, so results repeat bit for bit.
 """
+
+from math import gcd
 
 import torch
 
@@ -40,9 +43,10 @@ from ..common.device.hopper_pipeline import (
     producers_turn,
     stride,
 )
-from ..common.device.windows import load_share, seen
+from ..common.device.pieces import piece_keys
+from ..common.device.windows import load_share, next_turn, seen
 from ..common.rules import padded_heads
-from ..common.schedule.classic import new_schedule, workers_that_fit
+from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .operands import Inputs
 from .operation import Problem
@@ -77,22 +81,27 @@ class Lengths:
 
 @aggregate
 class Share:
-    """A worker's share: from the first chunk of the first request up to, and without, the last chunk of the last request."""
+    """A worker's share: from the first chunk of the first request up to, and without, the last chunk of the last request.
+
+    splits : programs that share its tiles, taking turns
+    """
 
     first_request: gl.tensor
     first_chunk: gl.tensor
     last_request: gl.tensor
     last_chunk: gl.tensor
     num_requests: gl.tensor
+    splits: gl.base_value
     CHUNK: gl.constexpr
 
     @gluon.constexpr_function
-    def __init__(self, first_request, first_chunk, last_request, last_chunk, num_requests, CHUNK):
+    def __init__(self, first_request, first_chunk, last_request, last_chunk, num_requests, splits, CHUNK):
         self.first_request = first_request
         self.first_chunk = first_chunk
         self.last_request = last_request
         self.last_chunk = last_chunk
         self.num_requests = num_requests
+        self.splits = stride(splits)
         self.CHUNK = gl.constexpr(CHUNK)
 
     @gluon.jit
@@ -228,7 +237,7 @@ def load_keys(keys, maps, table, entries, position, longest, stage):
     to the consumer. A piece past the longest row's last key, which has no entry in the table, is treated alike.
     """
     KEYS: gl.constexpr = keys.KEYS
-    PIECE: gl.constexpr = min(table.BLOCK, KEYS)
+    PIECE: gl.constexpr = piece_keys(table.BLOCK, KEYS)
     full = keys.ring.full.index(stage.index)
     key = reinterpret(keys.key.index(stage.index), gl.float8e4nv, [KEYS // PIECE, PIECE, keys.DIM], bytes_layout(keys.DIM, 3))
     scale = reinterpret(keys.scale.index(stage.index), gl.float32, [KEYS // PIECE, PIECE], floats_layout(2))
@@ -256,25 +265,28 @@ def produce(queries, keys, maps, lengths, share, table, first_row):
     each = gl.arange(0, max(ROWS, 2), gl.BlockedLayout([1], [32], [1], [0]))
     stage = producers_turn(keys.ring.STAGES)
     slot = producers_turn(SLOTS)
+    turn = gl.program_id(0) % share.splits  # of this program, counted from a request's first tile
     for request in range(share.first_request, share.stop()):
         row = gl.where(each < ROWS, first_row + each, NEXT_N)
         length = lengths.seen_by(request, row)
         longest = gl.max(length, axis=0)
         first, last = share.cut(request, gl.cdiv(longest, KEYS), KEYS)
-        if first < last:
+        mine = first + turn
+        if mine < last:
             queries.ring.acquire(slot)
             queries.lengths.index(slot.index).store(length)
-            store_scalar(queries.plan.first_tile(slot), first)
-            store_scalar(queries.plan.tile_count(slot), last - first)
+            store_scalar(queries.plan.first_tile(slot), mine)
+            store_scalar(queries.plan.tile_count(slot), gl.cdiv(last - mine, share.splits))
             store_scalar(queries.plan.first_row(slot), request * NEXT_N + first_row)
             barrier()
             load_queries(queries, maps, request * NEXT_N + first_row, slot)
             slot = slot.next()
             entries = table.entries(request)
-            for tile in range(first, last):
+            for tile in range(mine, last, share.splits):
                 keys.ring.acquire(stage)
                 load_keys(keys, maps, table, entries, tile * KEYS, longest, stage)
                 stage = stage.next()
+        turn = next_turn(turn, last - first, share.splits)
     queries.ring.acquire(slot)
     store_scalar(queries.plan.tile_count(slot), 0)
     barrier()
@@ -282,12 +294,12 @@ def produce(queries, keys, maps, lengths, share, table, first_row):
 
 
 @gluon.jit
-def consume(queries, keys, out, BLOCK: gl.constexpr):
-    """The consumer warpgroup: the logits of every tile."""
+def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
+    """The consumer warpgroup: the logits of every tile of this program, one of so many splits."""
     ROWS: gl.constexpr = queries.ROWS
     HEADS: gl.constexpr = queries.HEADS
     KEYS: gl.constexpr = keys.KEYS
-    PIECE: gl.constexpr = min(BLOCK, KEYS)
+    PIECE: gl.constexpr = piece_keys(BLOCK, KEYS)
     PADDED: gl.constexpr = max(ROWS, 2)
     PRODUCTS: gl.constexpr = ROWS * HEADS
     MMA: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, PRODUCTS, 32])
@@ -327,8 +339,8 @@ def consume(queries, keys, out, BLOCK: gl.constexpr):
         queries.ring.release(slot, fresh)
         logits = gl.where(missing == 0, head_sums(scores, weights, ROWS) * scale, float("-inf"))
         gl.store(cells, logits, mask=left > 0)  # rounded to what cells hold
-        left -= KEYS
-        cells += KEYS * out.stride_cell
+        left -= KEYS * splits
+        cells += gl.to_tensor(KEYS * splits).to(gl.int64) * out.stride_cell
         stage = stage.next()
         if fresh:
             slot = slot.next()
@@ -374,6 +386,7 @@ def paged_mqa_logits_kernel(
     num_blocks,
     limit,  # keys that a row can see: as many as it has cells, and its row of the table has room for
     width,
+    splits,  # programs that share a worker's tiles, taking turns
     stride_lb,
     stride_ln,
     stride_tb,
@@ -395,8 +408,10 @@ def paged_mqa_logits_kernel(
     INTEGERS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     first_row = gl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
     num_requests = gl.to_tensor(num_requests)
-    first_request, first_chunk, last_request, last_chunk = load_share(schedule, gl.program_id(0), num_requests)
-    share = Share(first_request, first_chunk, last_request, last_chunk, num_requests, CHUNK)
+    first_request, first_chunk, last_request, last_chunk = load_share(
+        schedule, gl.program_id(0) // splits, num_requests, ROW_LENS
+    )
+    share = Share(first_request, first_chunk, last_request, last_chunk, num_requests, splits, CHUNK)
     maps = Maps(queries, keys, scales, weights)
     table = Table(table, stride_tb, stride_tk, gl.to_tensor(num_blocks), BLOCK)
     queries = Queries(
@@ -422,7 +437,7 @@ def paged_mqa_logits_kernel(
     if CLEAN:
         gl.warp_specialize(
             [
-                (consume, (queries, keys, out, BLOCK)),
+                (consume, (queries, keys, out, splits, BLOCK)),
                 (produce, (queries, keys, maps, lengths, share, table, first_row)),
                 (fill, (lengths, out, width, num_requests * NEXT_N)),
             ],
@@ -432,7 +447,7 @@ def paged_mqa_logits_kernel(
     else:
         gl.warp_specialize(
             [
-                (consume, (queries, keys, out, BLOCK)),
+                (consume, (queries, keys, out, splits, BLOCK)),
                 (produce, (queries, keys, maps, lengths, share, table, first_row)),
             ],
             [1],
@@ -446,19 +461,29 @@ def workers(problem: Problem) -> int:
     return workers_that_fit(problem.device, tune.resident, -(-problem.next_n // tune.rows))
 
 
-def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool) -> tuple[compat.Launch, ...]:
+def prepare(
+    problem: Problem,
+    inputs: Inputs,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    layout: str = "flat",
+    chunk_keys: int = CHUNK_KEYS,
+) -> tuple[compat.Launch, ...]:
     """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
 
-    With ``clean_logits`` every other cell becomes -inf.
+    With ``clean_logits`` every other cell becomes -inf. The layout is "flat": the rule accepts no other.
     """
     q, kv_cache, weights, context_lens, block_table, schedule = inputs
     requests, next_n, heads, dim = q.shape
-    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem))
+    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem), chunk_keys)
     tune, padded = tuning(problem), padded_heads(heads)
     rows = tune.rows
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     (blocks, block), width = keys.shape[:2], out.shape[1]
-    piece = min(block, tune.block_keys)
+    piece = gcd(block, tune.block_keys)
+    groups = -(-next_n // rows)
+    splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     arguments = (
@@ -467,7 +492,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         tensor_map(scales, scales.shape, scales.stride(), [1, piece], floats_layout(2)),
         tensor_map(weights, weights.shape, weights.stride(), [rows, padded], floats_layout(2, 8 * weights.itemsize)),
         *(context_lens, block_table, schedule, out),
-        *(requests, blocks, min(width, block_table.shape[1] * block), width),
+        *(requests, blocks, min(width, block_table.shape[1] * block), width, splits),
         *(*lens_strides, *block_table.stride(), *out.stride()),
     )
     keywords = {
@@ -476,7 +501,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "HEADS": padded,
         "DIM": dim,
         "BLOCK": block,
-        "CHUNK": CHUNK_KEYS,
+        "CHUNK": chunk_keys,
         "KEYS": tune.block_keys,
         "STAGES": tune.num_stages,
         "CLEAN": clean_logits,
@@ -486,7 +511,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "maxnreg": tune.registers_thread,
         "enable_fp_fusion": True,  # as in the other variants; Triton 3.10 turns this off by default
     }
-    grid = (schedule.shape[0] - 1, -(-next_n // rows))
+    grid = ((schedule.shape[0] - 1) * splits, groups)
     return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))
 
 

@@ -159,6 +159,14 @@ def test_drop_ins_are_reported_where_somebody_knows_them(capsys) -> None:
     assert report.collect("cpu", lambda: states)["dropins"] == states
     report.show(report.collect("cpu", lambda: states))
     assert "aiter asked for by CAPGATE_DROPIN, its library is not there" in " ".join(capsys.readouterr().out.split())
+    taken, left = (
+        {"functions": ["f", "g"], "places": ["a.f", "a.g"]},
+        {"functions": ["h"], "reason": "a offers no such function"},
+    )
+    states["aiter"] |= {"library": True, "installed": True, "taken": [taken], "left": [left]}
+    report.show(report.collect("cpu", lambda: states))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "installed in this process taken: f, g at a.f, a.g left: h (a offers no such function)" in said
 
 
 def test_every_meaning_is_shown(capsys) -> None:

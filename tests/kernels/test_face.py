@@ -43,7 +43,7 @@ def test_the_report_has_the_drop_ins(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setenv("CAPGATE_DROPIN", "aiter,vllm_rocm")
     assert cli.main(["report", "--target", "cpu", "--json"]) == 0
     states = json.loads(capsys.readouterr().out)["dropins"]
-    assert {name: state["asked"] for name, state in states.items()} == {"aiter": True, "deep_gemm": False, "vllm_rocm": True}
+    assert {name for name, state in states.items() if state["asked"]} == {"aiter", "vllm_rocm"}
     assert states.keys() == dropin.DROPINS.keys()
     assert not any(state["installed"] for state in states.values())
 

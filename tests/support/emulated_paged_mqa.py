@@ -21,11 +21,18 @@ if "gluon_cdna4" in DENSE:
     VARIANTS["gluon_cdna4"] = Variant(gluon_cdna4.kernel, DENSE["gluon_cdna4"].make_source)
 
 
-def paged_launch(kernel: Kernel[Any], call: PagedCall, schedule: torch.Tensor, out: torch.Tensor, clean_logits: bool) -> Launch:
+def paged_launch(
+    kernel: Kernel[Any],
+    call: PagedCall,
+    schedule: torch.Tensor,
+    out: torch.Tensor,
+    clean_logits: bool,
+    layout: str = "flat",
+) -> Launch:
     """The launch for the target; tensors may be meta tensors."""
     inputs = Inputs(*call, schedule)
-    problem = describe(inputs, clean_logits, out.dtype)._replace(device=TARGET)
-    (launch,) = kernel.prepare(problem, inputs, out, clean_logits=clean_logits)
+    problem = describe(inputs, clean_logits, out.dtype, layout)._replace(device=TARGET)
+    (launch,) = kernel.prepare(problem, inputs, out, clean_logits=clean_logits, layout=layout)
     return launch
 
 
@@ -39,7 +46,7 @@ LENGTHS = {
 
 
 class PagedCase(NamedTuple):
-    """A call with the width of its output, its output mode, and the workers that share its keys."""
+    """A call with the width of its output, its output mode, the workers that share its keys, and how blocks hold them."""
 
     call: PagedCall
     columns: int
@@ -47,14 +54,14 @@ class PagedCase(NamedTuple):
     workers: int = 3
     dtype: torch.dtype = torch.float32  # of the output
     aligned: bool = False  # its rows, as a new one's
+    layout: str = "flat"
 
     def output(self) -> torch.Tensor:
         return output(self.call.q.shape[0] * self.call.q.shape[1], self.columns, self.dtype, self.aligned)
 
     def launch(self, kernel: Kernel[Any], out: torch.Tensor) -> Launch:
-        return paged_launch(
-            kernel, self.call, paged_mqa_schedule(self.call.context_lens, 64, self.workers), out, self.clean_logits
-        )
+        schedule = paged_mqa_schedule(self.call.context_lens, 64, self.workers)
+        return paged_launch(kernel, self.call, schedule, out, self.clean_logits, self.layout)
 
     def answer(self) -> Any:
-        return formula(self.call, self.columns)
+        return formula(self.call, self.columns, self.layout)

@@ -21,22 +21,53 @@ ENOUGH_ROWS = 16
 FLOAT64_BYTES = 2**29
 TILE = 16
 
+# What DeepGEMM has under names that a drop-in replaces, in each generation.
+DENSE = "q, kv, weights, cu_seq_len_k_start, cu_seq_len_k_end"
+PAGED = "q, kv_cache, weights, context_lens, block_table, schedule_meta, max_context_len"
+SCHEDULE = "get_paged_mqa_logits_metadata(context_lens, block_kv, num_sms, indices=None)"
+LEGACY = (
+    f"fp8_mqa_logits({DENSE}, clean_logits=True, max_seqlen_k=0)",
+    f"fp8_paged_mqa_logits({PAGED}, clean_logits=False, indices=None)",
+    SCHEDULE,
+)
+INTERMEDIATE = (
+    *LEGACY,
+    f"fp8_fp4_mqa_logits({DENSE}, clean_logits=True, max_seqlen_k=0, logits_dtype=None)",
+    f"fp8_fp4_paged_mqa_logits({PAGED}, clean_logits=False, logits_dtype=None, indices=None)",
+)
+SGL = (
+    "fp8_mqa_logits(q, kv, weights, ks, ke, clean_logits=False, max_seqlen_k=0)",
+    *LEGACY[1:],
+    f"fp8_fp4_mqa_logits({DENSE}, clean_logits=False, max_seqlen_k=0, logits_dtype=None, schedule_meta=None)",
+    INTERMEDIATE[4],
+)
+CURRENT = (
+    f"fp8_fp4_mqa_logits({DENSE}, max_seqlen_k, schedule_meta=None)",
+    "get_mqa_logits_metadata(cu_seq_len_k_start, cu_seq_len_k_end, num_kv_tokens, num_heads)",
+    f"fp8_fp4_paged_mqa_logits({PAGED}, indices=None)",
+    SCHEDULE,
+)
+GENERATIONS = {"legacy": LEGACY, "intermediate": INTERMEDIATE, "sgl": SGL, "current": CURRENT}
+
 ROCM = "vllm/v1/attention/ops/rocm_aiter_mla_sparse.py"
 FILES = {
     "aiter/ops/triton/attention/fp8_mqa_logits.py": ("fp8_mqa_logits",),
     "aiter/ops/triton/attention/pa_mqa_logits.py": ("deepgemm_fp8_paged_mqa_logits",),
-    "deep_gemm/__init__.py": ("fp8_mqa_logits", "fp8_paged_mqa_logits", "get_paged_mqa_logits_metadata"),
+    "deep_gemm/__init__.py": INTERMEDIATE,
     ROCM: ("rocm_fp8_mqa_logits", "rocm_fp8_paged_mqa_logits"),
 }
-PACKAGES = ("aiter", "atom", "deep_gemm", "sglang", "vllm")
+PACKAGES = ("aiter", "atom", "deep_gemm", "flashinfer", "sgl_deep_gemm", "sglang", "vllm")
 
 
 def write_packages(folder: Path, files: dict[str, tuple[str, ...]] | None = None) -> None:
-    """Packages with these files, each with functions that fail when they are called."""
+    """Packages with these files, each with functions that fail when they are called: names, or names with their parameters."""
     for name, functions in (FILES if files is None else files).items():
-        write_module(
-            folder / name, "\n".join(f"def {function}(*args, **kwargs): raise AssertionError" for function in functions)
-        )
+        write_module(folder / name, "\n".join(map(failing, functions)))
+
+
+def failing(function: str) -> str:
+    """The source of a function that fails when it is called."""
+    return f"def {function if '(' in function else function + '(*args, **kwargs)'}: raise AssertionError"
 
 
 def write_module(file: Path, source: str) -> None:
@@ -319,7 +350,7 @@ def vllm_mqa_logits(call: Prefill) -> None:
     kv = (call.k_fp8, call.scale[:, None])
     logits = rocm_fp8_mqa_logits(call.q_fp8, kv, call.weights, call.ks, call.ke)
     assert (logits.size(), logits.stride(1), logits.dtype) == (call.outside.shape, 1, torch.float32)
-    call.judge(logits)
+    call.judge(call.spread(logits, first_key=False))  # clean_logits is False there
 
 
 def vllm_paged_mqa_logits(call: Decode, max_model_len: int, compress_ratio: int) -> None:

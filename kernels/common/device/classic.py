@@ -76,27 +76,14 @@ def fill_edge(out, base, begin, end, num_keys, row_offset, wanted, stride_on, BL
 
 
 @triton.jit
-def units_of(lens, request, num_requests, most, stride_request, stride_row, ROWS: tl.constexpr, UNIT: tl.constexpr):
-    """How many units of UNIT keys the requests' longest rows have, as int64; requests past the last have none."""
-    longest = tl.zeros(request.shape, tl.int32)
-    for row in tl.static_range(ROWS):
-        cell = lens + request.to(tl.int64) * stride_request + row * stride_row
-        longest = tl.maximum(longest, tl.load(cell, mask=request < num_requests, other=0))
-    return (tl.minimum(longest, most).to(tl.int64) + (UNIT - 1)) // UNIT
+def units_of(lens, request, num_requests, most, stride_lens, UNIT: tl.constexpr):
+    """How many units of UNIT keys the requests have, as int64; requests past the last have none."""
+    length = tl.load(lens + request.to(tl.int64) * stride_lens, mask=request < num_requests, other=0)
+    return (tl.minimum(tl.maximum(length, 0), most).to(tl.int64) + (UNIT - 1)) // UNIT
 
 
 @triton.jit
-def locate(
-    target,
-    lens,
-    num_requests,
-    most,
-    stride_request,
-    stride_row,
-    ROWS: tl.constexpr,
-    UNIT: tl.constexpr,
-    REQUESTS: tl.constexpr,
-):
+def locate(target, lens, num_requests, most, stride_lens, UNIT: tl.constexpr, REQUESTS: tl.constexpr):
     """(request, unit of it) of each of the ``target`` units [int64], counted through all requests; past the last unit,
     the number of requests and what is left."""
     request = tl.zeros(target.shape, tl.int32)
@@ -104,10 +91,27 @@ def locate(
     summed = tl.full((), 0, tl.int64)
     for base in range(0, num_requests, REQUESTS):
         candidate = base + tl.arange(0, REQUESTS)
-        units = units_of(lens, candidate, num_requests, most, stride_request, stride_row, ROWS, UNIT)
+        units = units_of(lens, candidate, num_requests, most, stride_lens, UNIT)
         ends = summed + tl.cumsum(units, axis=0)
         passed = (ends[None, :] <= target[:, None]) & (candidate < num_requests)[None, :]
         request += tl.sum(passed.to(tl.int32), axis=1)
         passed_units += tl.sum(tl.where(passed, units[None, :], 0), axis=1)
         summed += tl.sum(units, axis=0)
     return request, target - passed_units
+
+
+@triton.jit
+def locate_between(target, ends, num_requests, stride, REQUESTS: tl.constexpr):
+    """(request, unit of it) of each of the ``target`` units [int64], from where each request begins and the last one ends.
+
+    Request -1 before the first one's begin, the number of requests past the last one's end.
+    """
+    request = tl.full(target.shape, -1, tl.int32)
+    begin = tl.zeros(target.shape, tl.int64)
+    for base in range(0, num_requests + 1, REQUESTS):
+        candidate = base + tl.arange(0, REQUESTS)
+        end = tl.load(ends + candidate.to(tl.int64) * stride, mask=candidate <= num_requests, other=2**31 - 1).to(tl.int64)
+        passed = (end[None, :] <= target[:, None]) & (candidate <= num_requests)[None, :]
+        request += tl.sum(passed.to(tl.int32), axis=1)
+        begin = tl.maximum(begin, tl.max(tl.where(passed, end[None, :], 0), axis=1))
+    return request, target - begin

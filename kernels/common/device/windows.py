@@ -60,7 +60,7 @@ def seen(lens, request, row, most, stride_lb, stride_ln, NEXT_N: tl.constexpr, R
 
 
 @triton.jit
-def load_share(schedule, worker, num_requests):
+def load_share(schedule, worker, num_requests, ROW_LENS: tl.constexpr):
     """(first request, chunk of it, last request, chunk of it): where a worker begins and ends.
 
     Whatever a schedule holds, requests are those of the batch, or behind it, and no chunk lies before a request's first.
@@ -68,7 +68,11 @@ def load_share(schedule, worker, num_requests):
     words = schedule + 2 * worker
     first_request = tl.minimum(tl.maximum(tl.load(words), 0), num_requests)
     last_request = tl.minimum(tl.maximum(tl.load(words + 2), 0), num_requests)
-    return first_request, tl.maximum(tl.load(words + 1), 0), last_request, tl.maximum(tl.load(words + 3), 0)
+    first_chunk = tl.maximum(tl.load(words + 1), 0)
+    if ROW_LENS:  # it counts the last rows' keys alone: where requests in front have none, other rows of theirs may see some
+        first_request = tl.where(worker == 0, 0, first_request)
+        first_chunk = tl.where(worker == 0, 0, first_chunk)
+    return first_request, first_chunk, last_request, tl.maximum(tl.load(words + 3), 0)
 
 
 @triton.jit
@@ -93,6 +97,13 @@ def keys_of_share(request, longest, first_request, first_chunk, last_request, la
     begin = tl.where(request == first_request, tl.minimum(first_chunk, chunks) * CHUNK, 0)
     end = tl.where(request == last_request, tl.minimum(tl.minimum(last_chunk, chunks) * CHUNK, longest), longest)
     return begin, end
+
+
+@triton.jit
+def next_turn(turn, tiles, splits):
+    """Which tile of the next request is a program's first, once so many have gone round among a worker's programs."""
+    turn = (turn - tiles) % splits
+    return tl.where(turn < 0, turn + splits, turn)
 
 
 @triton.jit

@@ -15,3 +15,8 @@ class Inputs(NamedTuple):
 
 
 OPERANDS = Operands(Inputs)
+
+
+def last_lengths(context_lens: torch.Tensor) -> torch.Tensor:
+    """[B]: how many keys each request's last row sees, which are those that a schedule counts."""
+    return context_lens if context_lens.ndim == 1 else context_lens[:, -1]

@@ -7,6 +7,8 @@ from capgate import compat
 from ..rules import classic_runs, interpreted_when_named
 
 CHUNK_KEYS = 128  # a schedule's unit of work: a multiple of every variant's key tile
+DEEP_GEMM_KEYS = 256  # that of the schedules that DeepGEMM's kernels for sm90 make and read
+CHUNKS = (CHUNK_KEYS, DEEP_GEMM_KEYS)
 
 
 class Problem(NamedTuple):

@@ -84,7 +84,9 @@ def test_bug_12_any_number_of_compute_units_gives_the_same_bits(monkeypatch: pyt
 
     call, logits, workers = paged.make_call([300, 0, 7, 260]), [], []
     new_schedule = schedules.new_schedule
-    monkeypatch.setattr(classic, "new_schedule", lambda lens, count: workers.append(count) or new_schedule(lens, count))
+    monkeypatch.setattr(
+        classic, "new_schedule", lambda lens, count, *more: workers.append(count) or new_schedule(lens, count, *more)
+    )
     for count in (1, 2, 30):
         monkeypatch.setattr(schedules, "multiprocessors", lambda device, count=count: count)
         logits.append(paged.check(call, "classic", 300, clean_logits=True).view(torch.int32))

@@ -1,0 +1,8 @@
+"""aiter's signatures over this package's functions.
+
+ATOM, and vLLM and SGLang on ROCm, call them so. Errors that this package's functions raise use their own argument names.
+"""
+
+from .mqa_logits import deepgemm_fp8_paged_mqa_logits, fp8_mqa_logits
+
+__all__ = ["deepgemm_fp8_paged_mqa_logits", "fp8_mqa_logits"]

@@ -1,0 +1,49 @@
+"""What tests of the drop-ins ask of what stands in a library's place."""
+
+import importlib
+import sys
+from typing import Any
+
+import pytest
+
+from capgate.kernels import dropin
+
+
+def functions(name: str) -> set[str]:
+    """Every function of a drop-in."""
+    return {function for family in dropin.DROPINS[name] for function in family.names}
+
+
+def homes(name: str) -> dict[str, tuple[str, ...]]:
+    """The modules that each function of a drop-in may be a global of."""
+    found: dict[str, tuple[str, ...]] = {}
+    for family in dropin.DROPINS[name]:
+        modules = tuple(site.module for site in family.sites if site.path == "{}")
+        found |= dict.fromkeys(family.names, modules)
+    return found
+
+
+def held(name: str) -> dict[tuple[str, str], Any]:
+    """What now stands where a drop-in's functions do, by module and function."""
+    return {
+        (home, function): vars(sys.modules[home])[function]
+        for function, modules in homes(name).items()
+        for home in modules
+        if home in sys.modules and function in vars(sys.modules[home])
+    }
+
+
+def ours(name: str, function: str) -> Any:
+    """The drop-in's own function."""
+    return getattr(importlib.import_module(f"capgate.kernels.dropin.{name}"), function)
+
+
+def is_ours(value: Any) -> bool:
+    """Whether a function of a drop-in, bound to an original, is what this is."""
+    return value.__module__.startswith("capgate.kernels.dropin.") and value.__wrapped__.__module__ == value.__module__
+
+
+def activate(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """As a plugin of an engine whose environment has this CAPGATE_DROPIN."""
+    monkeypatch.setenv("CAPGATE_DROPIN", value)
+    dropin.activate()
