@@ -1,22 +1,17 @@
-"""The public functions: checks, turns of rows within a memory budget, operators that torch.compile and graphs understand."""
+"""The public functions: checks, and dispatch through operators that torch.compile and graphs understand."""
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
-from capgate import compat
-
 from ..common.cache import check_blocks
 from ..common.checks import check_flag, check_integer, check_variant
-from ..common.logits import ROW_ALIGNMENT
-from ..common.torch_ops import register
-from ..mqa_logits import operands as dense
 from ..mqa_logits.operation import operation as dense_operation
-from ..paged_mqa_logits import operands as paged
 from ..paged_mqa_logits.operation import operation as paged_operation
-from .operands import OPERANDS, Inputs
-from .operation import Problem, operation
-from .scratch import rows_within, scratch_bytes
+from . import operators  # noqa: F401 - it registers them
+from .operands import DENSE, OPERANDS, PAGED, Dense, Inputs, Paged
+from .operation import operation
+from .results import given_results
 
 MAX_COLUMNS = 2**29  # so that the end of a block is 32 bits wide, and a grid's second dimension 16
 LOGITS_BUDGET = 2**31  # bytes, as in ROCm's ATOM
@@ -36,7 +31,14 @@ def select_keys(
     logits_budget_bytes: int = LOGITS_BUDGET,
     max_window: int | None = None,
     relative: bool = False,
+    offsets: torch.Tensor | None = None,
+    page_table: torch.Tensor | None = None,
+    page_size: int = 1,
+    requests: torch.Tensor | None = None,
     return_scores: bool = False,
+    out: torch.Tensor | None = None,
+    out_scores: torch.Tensor | None = None,
+    workspace: torch.Tensor | None = None,
     variant: str | None = None,
     logits_variant: str | None = None,
 ) -> Selected:
@@ -50,7 +52,7 @@ def select_keys(
         Keys.
     k_scale : torch.Tensor, shape (N,) or (N, 1), float32
         One scale for each key.
-    weights : torch.Tensor, shape (S, H), float32
+    weights : torch.Tensor, shape (S, H), float32 or bfloat16
         Weight of each head.
     starts, ends : torch.Tensor, shape (S,), int32
         Row i sees the keys from ``max(starts[i], 0)`` to ``min(ends[i], N)``.
@@ -60,25 +62,45 @@ def select_keys(
         The most memory to hold at a time for logits, and for candidates between the launches of a selection from long rows.
         Query rows that do not fit are taken in turn, a multiple of 128 at a time or a power of two below it, into the same
         buffer. The operands, the result and what the logits' variant needs for itself (``classic`` and the Gluon variants:
-        nothing) come on top.
+        nothing) come on top. Where there are no more than ``top_k`` keys no logits are computed, unless scores are returned.
     max_window : int, optional
         No window is wider than this. Then a row of the buffer needs no more columns; keys past that many are left out.
     relative : bool
         Count indices from the first key of the row's window, ``max(starts[i], 0)``, and not from the first of ``k``.
+    offsets : torch.Tensor, shape (S,), int32, optional
+        Added to each index of the row.
+    page_table : torch.Tensor, shape (R, P), int32, optional
+        Return slots in place of indices: index x of row i, so counted, becomes
+        ``page_table[r, x // page_size] * page_size + x % page_size``, where r is ``requests[i]`` or i. It is -1 where x is
+        negative, where the table has no such row or page, and where its entry is negative. A row whose pages begin at entry e
+        of the table has ``offsets[i] = e * page_size``.
+    page_size : int
+        How many adjacent keys an entry of ``page_table`` is for.
+    requests : torch.Tensor, shape (S,), int32, optional
+        The row of ``page_table`` that a row looks into.
     return_scores : bool
         Return the selected keys' logits too.
+    out : torch.Tensor, shape (S, top_k), int32, optional
+        Where to write the indices; rows of adjacent elements, any distance apart. A new one is allocated otherwise.
+    out_scores : torch.Tensor, shape (S, top_k), float32, optional
+        Where to write the logits, likewise; needs ``return_scores``.
+    workspace : torch.Tensor, uint8 or float32, contiguous, optional
+        Memory to work in, of any shape: it takes the place of the buffer of logits and of the candidates, and the budget is its
+        size if that is less. With it and ``out`` the call allocates nothing that grows with its operands (the reference
+        variants do).
     variant : str, optional
         Take this variant of the selection ("classic", "reference") or raise.
     logits_variant : str, optional
         Take this variant of ``fp8_mqa_logits`` or raise.
 
-    Nothing is read back from the device, so that the call can be captured in a GPU graph.
+    Nothing is read back from the device, so that the call can be captured in a GPU graph. What is written shares no memory with
+    what is read.
 
     Returns
     -------
     torch.Tensor, or a tuple of two
-        Indices, shape (S, top_k), int32: each row's in ascending order, followed by -1 where the window has fewer keys. With
-        ``return_scores`` also the logits, float32 of the same shape, -inf beside a -1.
+        Indices, shape (S, top_k), int32: each row's in ascending order (of keys, where they are slots), followed by -1 where
+        the window has fewer keys. With ``return_scores`` also the logits, float32 of the same shape, -inf beside those -1.
 
         Selected are the keys of the largest logits, and of equal ones those with the lower index. NaN is larger than inf, and
         0 and -0 are equal. Results of repeated calls are bitwise equal.
@@ -86,12 +108,12 @@ def select_keys(
     Raises
     ------
     TypeError, ValueError
-        An argument is not as above, or the budget has no room for one row.
+        An argument is not as above, or the budget or the workspace has no room for one row.
     capgate.compat.CapabilityError
         The variant that ``variant``, ``logits_variant`` or CAPGATE_VARIANT names cannot run here.
     """
-    inputs = dense.Inputs(q, k, k_scale, weights, starts, ends)
-    dense.OPERANDS.check(inputs, "the selection")
+    inputs = Dense(q, k, k_scale, weights, starts, ends, offsets, page_table, requests)
+    DENSE.check(inputs, "the selection")
     top_k, logits_budget_bytes = _check_sizes(top_k, logits_budget_bytes)
     if max_window is None:
         _check_columns("k", k.shape[0])
@@ -99,15 +121,14 @@ def select_keys(
         max_window = check_integer("max_window", max_window, 0)
         _check_columns("max_window", max_window)
     check_flag("relative", relative)
-    check_flag("return_scores", return_scores)
+    page_size = _check_pages(q.shape[0], page_table, page_size, requests)
     check_variant("variant", variant, operation)
     check_variant("logits_variant", logits_variant, dense_operation)
     if k_scale.ndim == 2:
         inputs = inputs._replace(k_scale=k_scale[:, 0])
-    indices, scores = torch.ops.capgate.select_keys(
-        *inputs, top_k, logits_budget_bytes, max_window, relative, return_scores, variant, logits_variant
-    )
-    return (indices, scores) if return_scores else indices
+    options = (logits_budget_bytes, max_window, relative, page_size, variant, logits_variant)
+    into = (q.shape[0], top_k, return_scores, q.device, out, out_scores, workspace)
+    return _run(torch.ops.capgate.select_keys, torch.ops.capgate.select_keys_out, inputs, into, options)
 
 
 def select_paged_keys(
@@ -121,7 +142,14 @@ def select_paged_keys(
     top_k: int,
     logits_budget_bytes: int = LOGITS_BUDGET,
     layout: str = "flat",
+    offsets: torch.Tensor | None = None,
+    page_table: torch.Tensor | None = None,
+    page_size: int = 1,
+    requests: torch.Tensor | None = None,
     return_scores: bool = False,
+    out: torch.Tensor | None = None,
+    out_scores: torch.Tensor | None = None,
+    workspace: torch.Tensor | None = None,
     variant: str | None = None,
     logits_variant: str | None = None,
 ) -> Selected:
@@ -133,7 +161,7 @@ def select_paged_keys(
         Queries, as in :func:`fp8_paged_mqa_logits`. next_n is 1 to 8, H is 1 to 128, D is 32, 64 or 128.
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
         Keys and their scales, laid out as there. block is 1, or a multiple of 16 up to 256.
-    weights : torch.Tensor, shape (B * next_n, H), float32
+    weights : torch.Tensor, shape (B * next_n, H), float32 or bfloat16
         Weight of each head.
     context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
         How many keys the last row of a request sees, or each row.
@@ -141,35 +169,44 @@ def select_paged_keys(
         Each request's blocks in order.
     max_context_len : int
         Row t of request b sees as many keys as ``context_lens`` says, and no more than this or than the table has room for.
-    top_k, logits_budget_bytes, return_scores, variant : as in :func:`select_keys`; requests are taken in turn, not rows
+    top_k, logits_budget_bytes, variant : as in :func:`select_keys`; requests are taken in turn, not rows
     layout : str
         Of the keys in a block, "flat" or "preshuffled", as in :func:`fp8_paged_mqa_logits`.
+    offsets : torch.Tensor, shape (B * next_n,), int32, optional
+        Added to each index of the row.
+    page_table : torch.Tensor, shape (R, P), int32, optional
+        As in :func:`select_keys`; without ``requests`` the rows of request b look into row b.
+    page_size : int
+        How many adjacent keys an entry of ``page_table`` is for.
+    requests : torch.Tensor, shape (B * next_n,), int32, optional
+        The row of ``page_table`` that a row looks into.
+    return_scores, out, out_scores, workspace : as in :func:`select_keys`, of B * next_n rows. With a ``context_lens`` of [B]
+        and ``next_n`` above 1, four bytes a row are allocated all the same.
     logits_variant : str, optional
         Take this variant of ``fp8_paged_mqa_logits`` or raise.
 
     Returns
     -------
     torch.Tensor, or a tuple of two
-        As :func:`select_keys`, of shape (B * next_n, top_k); indices are positions in the request.
+        As :func:`select_keys`, of shape (B * next_n, top_k); indices are positions in the request, if not slots.
 
     Raises
     ------
     TypeError, ValueError, capgate.compat.CapabilityError
         As :func:`select_keys`.
     """
-    tensors = (q, kv_cache, weights, context_lens, block_table)
-    paged.OPERANDS.check(paged.Inputs(*tensors), "the selection")
+    inputs = Paged(q, kv_cache, weights, context_lens, block_table, offsets, page_table, requests)
+    PAGED.check(inputs, "the selection")
     check_blocks(kv_cache, layout)
     top_k, logits_budget_bytes = _check_sizes(top_k, logits_budget_bytes)
     max_context_len = check_integer("max_context_len", max_context_len, 0)
     _check_columns("max_context_len", max_context_len)
-    check_flag("return_scores", return_scores)
+    page_size = _check_pages(q.shape[0], page_table, page_size, requests)
     check_variant("variant", variant, operation)
     check_variant("logits_variant", logits_variant, paged_operation)
-    indices, scores = torch.ops.capgate.select_paged_keys(
-        *tensors, max_context_len, top_k, logits_budget_bytes, return_scores, variant, logits_variant, layout
-    )
-    return (indices, scores) if return_scores else indices
+    options = (max_context_len, logits_budget_bytes, page_size, variant, logits_variant, layout)
+    into = (q.shape[0] * q.shape[1], top_k, return_scores, q.device, out, out_scores, workspace)
+    return _run(torch.ops.capgate.select_paged_keys, torch.ops.capgate.select_paged_keys_out, inputs, into, options)
 
 
 def select_from_logits(
@@ -180,21 +217,39 @@ def select_from_logits(
     top_k: int,
     num_keys: int | None = None,
     relative: bool = False,
+    offsets: torch.Tensor | None = None,
+    page_table: torch.Tensor | None = None,
+    page_size: int = 1,
+    requests: torch.Tensor | None = None,
     return_scores: bool = False,
+    out: torch.Tensor | None = None,
+    out_scores: torch.Tensor | None = None,
+    workspace: torch.Tensor | None = None,
     variant: str | None = None,
 ) -> Selected:
     """Return the keys of each row's largest logits: the second half of :func:`select_keys`.
 
     Parameters
     ----------
-    logits : torch.Tensor, shape (S, N), float32
-        Only cells inside the windows are looked at. Any strides; rows of adjacent elements that begin on 64-byte boundaries
-        are read fastest.
+    logits : torch.Tensor, shape (S, N), float32 or bfloat16
+        Only cells inside the windows are looked at, and of a row with no more than ``top_k`` keys none that matters to its
+        indices. Any strides; rows of adjacent elements that begin on 64-byte boundaries are read fastest.
     starts : torch.Tensor, shape (S,), int32, or None
         The first key that a row sees; None is 0 for every row.
     ends : torch.Tensor, shape (S,), int32
         One more than the last key that a row sees. Windows that are empty, inverted or reach past the keys are fine.
-    top_k, relative, return_scores, variant : as in :func:`select_keys`
+    top_k, relative, return_scores, out, out_scores, variant : as in :func:`select_keys`
+    offsets : torch.Tensor, shape (S,), int32, optional
+        Added to each index of the row.
+    page_table : torch.Tensor, shape (R, P), int32, optional
+        Return slots in place of indices, as in :func:`select_keys`.
+    page_size : int
+        How many adjacent keys an entry of ``page_table`` is for.
+    requests : torch.Tensor, shape (S,), int32, optional
+        The row of ``page_table`` that a row looks into.
+    workspace : torch.Tensor, uint8 or float32, contiguous, optional
+        Memory for the candidates of rows that are longer than what a program holds (16384 logits); the error for too little
+        says how much that is.
     num_keys : int, optional
         How many keys there are, where the logits are compressed: column j of row i means key ``starts[i] + j``. Otherwise
         column j means key j.
@@ -209,18 +264,32 @@ def select_from_logits(
     TypeError, ValueError, capgate.compat.CapabilityError
         As :func:`select_keys`.
     """
-    inputs = Inputs(logits, starts, ends)
+    inputs = Inputs(logits, starts, ends, offsets, page_table, requests)
     OPERANDS.check(inputs, "the selection")
     _check_columns("logits", logits.shape[1])
     top_k = check_integer("top_k", top_k, 1)
     check_flag("relative", relative)
-    check_flag("return_scores", return_scores)
+    page_size = _check_pages(logits.shape[0], page_table, page_size, requests)
     check_variant("variant", variant, operation)
     if num_keys is not None:
         num_keys = check_integer("num_keys", num_keys, 0, 2**31 - 1)
         if starts is None:
             raise ValueError("num_keys: needs starts, which say what key a row's first column means")
-    indices, scores = torch.ops.capgate.select_from_logits(*inputs, top_k, num_keys, relative, return_scores, variant)
+    into = (logits.shape[0], top_k, return_scores, logits.device, out, out_scores, workspace)
+    options = (num_keys, relative, page_size, variant)
+    return _run(torch.ops.capgate.select_from_logits, torch.ops.capgate.select_from_logits_out, inputs, into, options)
+
+
+def _run(new: Any, written: Any, inputs: Any, into: tuple[Any, ...], options: tuple[Any, ...]) -> Selected:
+    """Call the operator that makes its results, or the one that writes what the caller gives."""
+    _, top_k, return_scores, *_ = into
+    check_flag("return_scores", return_scores)
+    results = given_results(*into)
+    if results is None:
+        indices, scores = new(*inputs, top_k, return_scores, *options)
+    else:
+        written(*inputs, *results, *options)
+        indices, scores, _ = results
     return (indices, scores) if return_scores else indices
 
 
@@ -236,141 +305,14 @@ def _check_columns(name: str, columns: int) -> None:
         raise ValueError(f"{name}: got {columns} columns, needs {MAX_COLUMNS} at most")
 
 
-# --- operators ------------------------------------------------------------------------------------------------------------
-
-
-def _empty(rows: int, top_k: int, return_scores: bool, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """New results; scores that are not wanted have no columns."""
-    indices = torch.empty((rows, top_k), dtype=torch.int32, device=device)
-    return indices, torch.empty((rows, top_k if return_scores else 0), dtype=torch.float32, device=device)
-
-
-def _select_into(
-    inputs: Inputs, indices: torch.Tensor, scores: torch.Tensor, num_keys: int | None, relative: bool, variant: str | None
-) -> None:
-    """Run the chosen variant, unless there is no row."""
-    problem = Problem(inputs.logits.device, indices.shape[1])
-    if len(indices) == 0:
-        operation.select(problem, variant)  # a variant that cannot run is an error for empty calls too
-        return
-    wanted = scores if scores.shape[1] else None
-    operation(problem, inputs, indices, wanted, variant=variant, num_keys=num_keys, relative=relative)
-
-
-def _select_from_logits(
-    inputs: Inputs, top_k: int, num_keys: int | None, relative: bool, return_scores: bool, variant: str | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Operator ``capgate::select_from_logits``."""
-    indices, scores = _empty(inputs.logits.shape[0], top_k, return_scores, inputs.logits.device)
-    _select_into(inputs, indices, scores, num_keys, relative, variant)
-    return indices, scores
-
-
-def _select_keys(
-    inputs: dense.Inputs,
-    top_k: int,
-    logits_budget_bytes: int,
-    max_window: int | None,
-    relative: bool,
-    return_scores: bool,
-    variant: str | None,
-    logits_variant: str | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Operator ``capgate::select_keys``."""
-    q, compressed = inputs.q, max_window is not None
-    rows, keys = q.shape[0], inputs.k.shape[0]
-    columns = keys if max_window is None else max_window
-    indices, scores = _empty(rows, top_k, return_scores, q.device)
-    buffer = _logits_buffer(rows, 1, columns, top_k, logits_budget_bytes, q.device)
-    for first in range(0, max(rows, 1), max(len(buffer), 1)):
-        turn = slice(first, first + len(buffer))
-        logits = buffer[: len(q[turn]), :columns]
-        of_rows = {"q": q, "weights": inputs.weights, "starts": inputs.starts, "ends": inputs.ends}
-        scored = inputs._replace(**{name: tensor[turn] for name, tensor in of_rows.items()})
-        torch.ops.capgate.fp8_mqa_logits_out(*scored, logits, False, compressed, logits_variant)
-        selected = Inputs(logits, scored.starts, scored.ends)
-        _select_into(selected, indices[turn], scores[turn], keys if compressed else None, relative, variant)
-    return indices, scores
-
-
-def _select_paged_keys(
-    inputs: paged.Inputs,
-    max_context_len: int,
-    top_k: int,
-    logits_budget_bytes: int,
-    return_scores: bool,
-    variant: str | None,
-    logits_variant: str | None,
-    layout: str = "flat",
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Operator ``capgate::select_paged_keys``."""
-    q, cache, weights, lens, table, _ = inputs
-    requests, next_n = q.shape[:2]
-    columns = min(max_context_len, table.shape[1] * cache.shape[1] if len(cache) else 0)
-    indices, scores = _empty(requests * next_n, top_k, return_scores, q.device)
-    ends = _row_ends(lens, next_n)
-    buffer = _logits_buffer(requests, next_n, columns, top_k, logits_budget_bytes, q.device)
-    step = len(buffer) // next_n
-    for first in range(0, max(requests, 1), max(step, 1)):
-        batch, turn = slice(first, first + step), slice(first * next_n, (first + step) * next_n)
-        logits = buffer[: len(ends[turn]), :columns]
-        scored = paged.Inputs(q[batch], cache, weights[turn], lens[batch], table[batch])
-        torch.ops.capgate.fp8_paged_mqa_logits_out(*scored, logits, False, logits_variant, layout=layout)
-        _select_into(Inputs(logits, None, ends[turn]), indices[turn], scores[turn], None, False, variant)
-    return indices, scores
-
-
-def _row_ends(context_lens: torch.Tensor, next_n: int) -> torch.Tensor:
-    """How many keys each row sees, int32 [B * next_n]; 0 or less for none."""
-    if context_lens.ndim == 2 or next_n == 1:
-        return context_lens.reshape(-1)
-    back = torch.arange(1 - next_n, 1, dtype=torch.int32, device=context_lens.device)
-    return (context_lens.clamp(min=0)[:, None] + back).flatten()
-
-
-def _logits_buffer(groups: int, rows: int, columns: int, top_k: int, budget: int, device: torch.device) -> torch.Tensor:
-    """A buffer for the logits of as many groups of ``rows`` rows as the budget has room for, of ``groups``; rows are padded."""
-    target = compat.capabilities(device).target
-    padded = -(-columns // ROW_ALIGNMENT) * ROW_ALIGNMENT
-    group_bytes = rows * (4 * padded + scratch_bytes(target, columns, top_k))
-    taken = rows_within(budget, group_bytes, groups)
-    if taken == 0 < groups:
-        what = "row" if rows == 1 else "request"
-        raise ValueError(f"logits_budget_bytes: got {budget}, needs at least {group_bytes} for a {what} of {columns} keys")
-    return torch.empty((taken * rows, padded), dtype=torch.float32, device=device)
-
-
-_CHUNKS = "SymInt top_k, SymInt logits_budget_bytes"
-_VARIANTS = "str? variant, str? logits_variant"
-_RESULTS = "(Tensor, Tensor)"
-register(
-    "select_keys",
-    dense.OPERANDS,
-    f"{_CHUNKS}, SymInt? max_window, bool relative, bool return_scores, {_VARIANTS}",
-    _RESULTS,
-    _select_keys,
-    lambda inputs, top_k, budget, max_window, relative, return_scores, *variants: _empty(
-        inputs.q.shape[0], top_k, return_scores, inputs.q.device
-    ),
-)
-register(
-    "select_paged_keys",
-    paged.OPERANDS,
-    f"SymInt max_context_len, {_CHUNKS}, bool return_scores, {_VARIANTS}, str layout='flat'",
-    _RESULTS,
-    _select_paged_keys,
-    lambda inputs, max_context_len, top_k, budget, return_scores, *variants: _empty(
-        inputs.q.shape[0] * inputs.q.shape[1], top_k, return_scores, inputs.q.device
-    ),
-    left_out=("schedule",),
-)
-register(
-    "select_from_logits",
-    OPERANDS,
-    "SymInt top_k, SymInt? num_keys, bool relative, bool return_scores, str? variant",
-    _RESULTS,
-    _select_from_logits,
-    lambda inputs, top_k, num_keys, relative, return_scores, variant: _empty(
-        inputs.logits.shape[0], top_k, return_scores, inputs.logits.device
-    ),
-)
+def _check_pages(rows: int, page_table: torch.Tensor | None, page_size: int, requests: torch.Tensor | None) -> int:
+    """The page size; ``rows`` is how many of the table are looked into where no requests are given."""
+    page_size = check_integer("page_size", page_size, 1, 2**30)
+    if page_table is None:
+        if requests is not None:
+            raise ValueError("requests: needs a page_table, of which they are rows")
+        if page_size != 1:
+            raise ValueError(f"page_size: got {page_size}, needs a page_table")
+    elif requests is None and page_table.shape[0] < rows:
+        raise ValueError(f"page_table: got shape {tuple(page_table.shape)}, needs {rows} rows or requests")
+    return page_size

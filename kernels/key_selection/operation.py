@@ -9,6 +9,7 @@ from .tunings import max_top_k
 
 # Columns, whether scores are returned, and which of the launches: a row of 65536 logits takes two.
 MODES = {"indices": (8192, False, 0), "scores": (8192, True, 0), "cut": (65536, False, 0), "candidates": (65536, False, 1)}
+DTYPES = ("float32", "bfloat16")
 
 
 class Problem(NamedTuple):
@@ -37,9 +38,9 @@ def example_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | N
     """
     if mode not in MODES:
         raise ValueError(f"mode: got {mode!r}, needs one of {', '.join(MODES)}")
-    if dtype not in (None, "float32"):
-        raise ValueError(f"dtype: got {dtype!r}, needs float32: selected from are logits")
-    return example(device)._replace(mode=mode)
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype: got {dtype!r}, needs {' or '.join(DTYPES)}: selected from are logits")
+    return example(device)._replace(mode=mode, dtype=dtype or DTYPES[0])
 
 
 def example_call(problem: Problem) -> compat.ExampleCall:
@@ -55,7 +56,7 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     rows, window = 4096, meta(4096, dtype=torch.int32)
     selected = (meta(rows, problem.top_k, dtype=torch.int32), meta(rows, problem.top_k) if scores else None)
     return compat.ExampleCall(
-        (Inputs(meta(rows, columns), window, window), *selected),
+        (Inputs(meta(rows, columns, dtype=getattr(torch, problem.dtype)), window, window), *selected),
         {"num_keys": None, "relative": False},
         number=number,
     )

@@ -1,5 +1,7 @@
 """What memory a selection takes beside its results: candidates of rows that are cut, and as many rows as fit a budget."""
 
+import torch
+
 from capgate import compat
 
 from . import tunings
@@ -30,6 +32,25 @@ def scratch_rooms(columns: int, top_k: int, block: int) -> list[int]:
 def scratch_bytes(target: compat.Target, columns: int, top_k: int) -> int:
     """Bytes of scratch that the classic variant allocates for each row."""
     return CANDIDATE_BYTES * sum(scratch_rooms(columns, top_k, tunings.for_target(target).for_columns(columns).block_logits))
+
+
+def buffers(
+    rows: int, columns: int, top_k: int, block: int, memory: torch.Tensor | None, device: torch.device
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The scratch buffers, each of indices and of logits, [rows, room], in bytes of ``memory``, or new ones."""
+    found = []
+    for room in scratch_rooms(columns, top_k, block):
+        size = rows * room
+        if memory is None:
+            memory = torch.empty(
+                CANDIDATE_BYTES * rows * sum(scratch_rooms(columns, top_k, block)), dtype=torch.uint8, device=device
+            )
+        pair = []
+        for dtype in (torch.int32, torch.float32):
+            taken, memory = memory[: 4 * size], memory[4 * size :]
+            pair.append(taken.view(dtype).view(rows, room))
+        found.append((pair[0], pair[1]))
+    return found
 
 
 def rows_within(budget: int, row_bytes: int, rows: int) -> int:

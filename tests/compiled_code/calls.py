@@ -132,6 +132,21 @@ def selecting(target: compat.Target) -> Iterator[Call]:
             (SelectionInputs(meta(rows, columns), integers(rows), integers(rows)), *selected),
             {"num_keys": num_keys, "relative": relative},
         )
+    for dtype, page_size, name in ((torch.bfloat16, None, "bfloat16"), (torch.float32, 64, "pages")):
+        given = (integers(rows), integers(rows, 128), None) if page_size else ()
+        for columns in (8192, 65536):
+            yield Call(
+                f"select_keys.classic.{columns}.top2048.indices.{name}",
+                "select_keys",
+                "classic",
+                operation.example(target),
+                (
+                    SelectionInputs(meta(rows, columns, dtype=dtype), integers(rows), integers(rows), *given),
+                    integers(rows, 2048),
+                    None,
+                ),
+                {"num_keys": None, "relative": False, "page_size": page_size or 1},
+            )
 
 
 def caching(target: compat.Target) -> Iterator[Call]:

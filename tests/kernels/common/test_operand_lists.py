@@ -13,7 +13,9 @@ from capgate import kernels
 from capgate.kernels.common.operands import Operands
 from capgate.kernels.common.schedule.operands import OPERANDS as SCHEDULE
 from capgate.kernels.key_cache.operands import GATHERED, WRITTEN
+from capgate.kernels.key_selection.operands import DENSE as SELECTION_DENSE
 from capgate.kernels.key_selection.operands import OPERANDS as SELECTION
+from capgate.kernels.key_selection.operands import PAGED as SELECTION_PAGED
 from capgate.kernels.mqa_logits.operands import OPERANDS as DENSE
 from capgate.kernels.paged_mqa_logits.operands import OPERANDS as PAGED
 from capgate.kernels.paged_mqa_logits.operands import SHAPED
@@ -28,6 +30,7 @@ class Function(NamedTuple):
     operands: Operands[Any]
     others: dict[str, Any]
     without: tuple[str, ...] = ()
+    goes_with: tuple[tuple[str, str], ...] = ()  # operands that have no use without another one
 
 
 FUNCTIONS = {
@@ -35,9 +38,11 @@ FUNCTIONS = {
     "fp8_paged_mqa_logits": Function(PAGED, {"max_context_len": 70}),
     "paged_mqa_schedule": Function(SCHEDULE, {"block_size": 64, "num_workers": 4}),
     "paged_mqa_workers": Function(SHAPED, {}),
-    "select_keys": Function(DENSE, {"top_k": 2}),
-    "select_paged_keys": Function(PAGED, {"max_context_len": 70, "top_k": 2}, ("schedule",)),
-    "select_from_logits": Function(SELECTION, {"top_k": 2}),
+    "select_keys": Function(SELECTION_DENSE, {"top_k": 2}, goes_with=(("requests", "page_table"),)),
+    "select_paged_keys": Function(
+        SELECTION_PAGED, {"max_context_len": 70, "top_k": 2}, goes_with=(("requests", "page_table"),)
+    ),
+    "select_from_logits": Function(SELECTION, {"top_k": 2}, goes_with=(("requests", "page_table"),)),
     "quantize_keys_to_cache": Function(WRITTEN, {}),
     "gather_keys": Function(GATHERED, {"total": 5}),
 }
@@ -65,7 +70,7 @@ def test_a_call_as_declared_is_fine(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "operand"), [(name, operand) for name in FUNCTIONS for operand in taken(name)])
 def test_every_bad_operand_is_refused_by_name_and_nothing_is_written(name: str, operand: str) -> None:
-    operands, others, without = FUNCTIONS[name]
+    operands, others, without, _ = FUNCTIONS[name]
     tensors = {given: tensor for given, tensor in good(operands).items() if given not in without}
     written = [tensor for given, tensor in tensors.items() if operands.rows[given].written and given != operand]
     if "out" in inspect.signature(public(name)).parameters and name == "fp8_mqa_logits":
@@ -88,7 +93,8 @@ def test_every_operand_is_required_but_for_those_that_may_be_left_out(name: str)
     function = FUNCTIONS[name]
     tensors = {operand: tensor for operand, tensor in good(function.operands).items() if operand in taken(name)}
     for operand in taken(name):
-        fewer = {other: tensor for other, tensor in tensors.items() if other != operand}
+        useless = {other for other, needed in function.goes_with if needed == operand}
+        fewer = {other: tensor for other, tensor in tensors.items() if other != operand and other not in useless}
         if operand in function.operands.inputs._field_defaults:
             public(name)(**fewer, **function.others)
         else:

@@ -11,6 +11,8 @@ from support import judge, paged
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
 
+NOT_PLACED = (None, None, None)  # no offsets, page table and requests
+
 
 @pytest.fixture
 def bytewise_allclose(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,12 +33,12 @@ def test_opcheck(variant: str, return_scores: bool) -> None:
     call = judge.make_call(3, 40, 16, 32, "ragged")
     logits = torch.randn(3, 40)
     for starts, num_keys in ((None, None), (call.starts, None), (call.starts, 50)):
-        arguments = (logits, starts, call.ends, 5, num_keys, True, return_scores, variant)
+        arguments = (logits, starts, call.ends, *NOT_PLACED, 5, return_scores, num_keys, True, 1, variant)
         torch.library.opcheck(torch.ops.capgate.select_from_logits, arguments)
     for max_window in (None, 30):
-        arguments = (*call, 5, 2048, max_window, False, return_scores, variant, variant)
+        arguments = (*call, *NOT_PLACED, 5, return_scores, 2048, max_window, False, 1, variant, variant)
         torch.library.opcheck(torch.ops.capgate.select_keys, arguments)
-    arguments = (*paged.make_call([20, 0, 5], 2), 20, 5, 2048, return_scores, variant, variant)
+    arguments = (*paged.make_call([20, 0, 5], 2)[:5], *NOT_PLACED, 5, return_scores, 20, 2048, 1, variant, variant)
     torch.library.opcheck(torch.ops.capgate.select_paged_keys, arguments)
 
 

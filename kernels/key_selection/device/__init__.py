@@ -1,0 +1,1 @@
+"""Device functions of the selection's kernel."""

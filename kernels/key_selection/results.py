@@ -1,0 +1,98 @@
+"""Where a selection writes: new tensors, or the caller's and the memory that he lends."""
+
+from typing import NamedTuple
+
+import torch
+
+from ..common.checks import Inputs, check_apart, check_strided, differentiated, transformed
+
+ALIGNMENT = 16  # bytes: what is read and written in whole vectors begins so
+
+
+class Results(NamedTuple):
+    """What a call writes.
+
+    out : indices, [S, top_k], int32
+    out_scores : as ``out``, float32; None where they are not wanted
+    workspace : bytes to work in; None where they are allocated
+    """
+
+    out: torch.Tensor
+    out_scores: torch.Tensor | None
+    workspace: torch.Tensor | None = None
+
+
+def new_results(rows: int, top_k: int, return_scores: bool, device: torch.device) -> Results:
+    """New tensors, and no workspace."""
+    out = torch.empty((rows, top_k), dtype=torch.int32, device=device)
+    return Results(out, torch.empty((rows, top_k), dtype=torch.float32, device=device) if return_scores else None)
+
+
+def given_results(
+    rows: int,
+    top_k: int,
+    return_scores: bool,
+    device: torch.device,
+    out: torch.Tensor | None,
+    out_scores: torch.Tensor | None,
+    workspace: torch.Tensor | None,
+) -> Results | None:
+    """What the caller gives, checked, and new tensors for the rest; None where he gives nothing."""
+    if out is None and out_scores is None and workspace is None:
+        return None
+    if out is not None:
+        _check("out", out, (rows, top_k), torch.int32, device)
+    if out_scores is not None:
+        if not return_scores:
+            raise ValueError("out_scores: got a tensor, needs return_scores to be True")
+        _check("out_scores", out_scores, (rows, top_k), torch.float32, device)
+    if workspace is not None:
+        _check_workspace(workspace, device)
+    if out is None:
+        out = torch.empty((rows, top_k), dtype=torch.int32, device=device)
+    if out_scores is None and return_scores:
+        out_scores = torch.empty((rows, top_k), dtype=torch.float32, device=device)
+    return Results(out, out_scores, workspace)
+
+
+def check_results_apart(results: Results, inputs: Inputs) -> None:
+    """Raise ValueError where something that is written shares memory with what is read, or with something else written."""
+    for name, written in zip(results._fields, results, strict=True):
+        if written is not None:
+            check_apart(name, written, inputs)
+            check_apart(name, written, results)
+
+
+def bytes_of(workspace: torch.Tensor | None) -> torch.Tensor | None:
+    """The workspace's bytes from the first aligned one on."""
+    if workspace is None:
+        return None
+    memory = workspace.view(-1).view(torch.uint8)
+    return memory if memory.is_meta else memory[-memory.data_ptr() % ALIGNMENT :]
+
+
+def _check(name: str, tensor: torch.Tensor, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+    check_strided(name, tensor)
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, needs {list(shape)}")
+    rows, columns = shape
+    apart = rows <= 1 or tensor.stride(0) >= columns
+    if tensor.numel() and not (apart and (columns == 1 or tensor.stride(1) == 1)):
+        raise ValueError(f"{name}: got strides {tuple(tensor.stride())}, needs rows of adjacent elements that do not overlap")
+    _check_memory(name, tensor, (dtype,), device)
+
+
+def _check_workspace(workspace: torch.Tensor, device: torch.device) -> None:
+    check_strided("workspace", workspace)
+    if not workspace.is_contiguous():
+        raise ValueError(f"workspace: got strides {tuple(workspace.stride())}, needs a contiguous tensor")
+    _check_memory("workspace", workspace, (torch.uint8, torch.float32), device)
+
+
+def _check_memory(name: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...], device: torch.device) -> None:
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name}: got {tensor.dtype}, needs {' or '.join(map(str, dtypes))}")
+    if tensor.device != device:
+        raise ValueError(f"{name}: got device {tensor.device}, needs the operands' {device}")
+    if (tensor.requires_grad and torch.is_grad_enabled()) or (transformed() and differentiated(tensor)):
+        raise ValueError(f"{name}: requires grad, which the selection does not have")
