@@ -5,14 +5,16 @@
     dropin.install("aiter")  # ATOM, vLLM and SGLang on ROCm now run capgate's kernels where they call aiter's
     dropin.uninstall("aiter")
 
-========== ===================================================================================================
+========== ===============================================================================================================
 drop-in    functions
-========== ===================================================================================================
-aiter      fp8_mqa_logits, deepgemm_fp8_paged_mqa_logits
+========== ===============================================================================================================
+aiter      fp8_mqa_logits, deepgemm_fp8_paged_mqa_logits, indexer_k_quant_and_cache, cp_gather_indexer_k_quant_cache
 deep_gemm  fp8_mqa_logits; fp8_fp4_mqa_logits with get_mqa_logits_metadata; fp8_paged_mqa_logits and
            fp8_fp4_paged_mqa_logits with get_paged_mqa_logits_metadata
-vllm_rocm  rocm_fp8_mqa_logits, rocm_fp8_paged_mqa_logits
-========== ===================================================================================================
+vllm       torch.ops._C_cache_ops.indexer_k_quant_and_cache, torch.ops._C_cache_ops.cp_gather_indexer_k_quant_cache
+vllm_rocm  rocm_fp8_mqa_logits, rocm_fp8_paged_mqa_logits, indexer_k_quant_and_cache_triton,
+           cp_gather_indexer_k_quant_cache_triton
+========== ===============================================================================================================
 
 Each is a module of this package too, for callers that would rather import it: ``from capgate.kernels.dropin import deep_gemm``.
 

@@ -82,6 +82,7 @@ _PAGED_SCHEDULE = Schedule(
     re.compile(r"^(?!.*metadata).*paged_mqa_logits"),
     re.compile(r"\bschedule_?meta"),
 )
+_VLLM_CACHE = (Site("vllm._custom_ops", "torch.ops._C_cache_ops.{}"),)
 _VLLM_ROCM = _modules("vllm.v1.attention.ops.rocm_aiter_mla_sparse", "vllm.attention.ops.rocm_aiter_mla_sparse")
 
 # Drop-in (a module of this package, with functions of these names) -> its families.
@@ -93,6 +94,8 @@ DROPINS: dict[str, tuple[Family, ...]] = {
             ("deepgemm_fp8_paged_mqa_logits",),
             _modules("aiter.ops.triton.attention.pa_mqa_logits", "aiter.ops.triton.pa_mqa_logits"),
         ),
+        Family(("indexer_k_quant_and_cache",), _modules("aiter.ops.cache")),
+        Family(("cp_gather_indexer_k_quant_cache",), _modules("aiter.ops.cache")),
     ),
     # get_num_sms and set_num_sms stay theirs: their matmuls use them too.
     "deep_gemm": (
@@ -108,5 +111,11 @@ DROPINS: dict[str, tuple[Family, ...]] = {
     "vllm_rocm": (
         Family(("rocm_fp8_mqa_logits",), _VLLM_ROCM),
         Family(("rocm_fp8_paged_mqa_logits",), _VLLM_ROCM),
+        Family(("indexer_k_quant_and_cache_triton",), _VLLM_ROCM),
+        Family(("cp_gather_indexer_k_quant_cache_triton",), _VLLM_ROCM),
+    ),
+    "vllm": (
+        Family(("indexer_k_quant_and_cache",), _VLLM_CACHE),
+        Family(("cp_gather_indexer_k_quant_cache",), _VLLM_CACHE),
     ),
 }

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from capgate.kernels.dropin import DROPINS, aiter, deep_gemm, vllm_rocm  # noqa: A004 - a library's name
+from capgate.kernels.dropin import DROPINS, aiter, deep_gemm, vllm, vllm_rocm  # noqa: A004 - a library's name
 from support import judge
 
 FN = torch.float8_e4m3fn
@@ -33,6 +33,17 @@ SIGNATURES = {
         f"({DEEP_GEMM_PAGED}, clean_logits=False, logits_dtype=torch.float32, indices=None)"
     ),
     deep_gemm.get_paged_mqa_logits_metadata: "(context_lens, block_kv, num_sms, indices=None)",
+    aiter.indexer_k_quant_and_cache: "(k, kv_cache, slot_mapping, quant_block_size, scale_fmt, preshuffle=False)",
+    aiter.cp_gather_indexer_k_quant_cache: ("(kv_cache, dst_k, dst_scale, block_table, cu_seq_lens, preshuffle=False)"),
+    vllm.indexer_k_quant_and_cache: "(k, kv_cache, slot_mapping, quant_block_size, scale_fmt)",
+    vllm.cp_gather_indexer_k_quant_cache: "(kv_cache, dst_k, dst_scale, block_table, cu_seq_lens)",
+    vllm_rocm.indexer_k_quant_and_cache_triton: (
+        "(k, kv_cache, slot_mapping, quant_block_size, scale_fmt, block_tile_size=16, head_tile_size=16)"
+    ),
+    vllm_rocm.cp_gather_indexer_k_quant_cache_triton: (
+        "(k_cache, k_fp8, k_fp8_scale, block_table, cu_seqlen, token_to_seq, block_tile_size=16, head_tile_size=16, "
+        "cache_layout=None)"
+    ),
     vllm_rocm.rocm_fp8_mqa_logits: "(q, kv, weights, cu_seqlen_ks, cu_seqlen_ke)",
     vllm_rocm.rocm_fp8_paged_mqa_logits: (
         "(q_fp8, kv_cache_fp8, weights, context_lens, block_tables, schedule_metadata, max_model_len, *, compress_ratio=1)"

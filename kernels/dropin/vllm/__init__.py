@@ -1,0 +1,5 @@
+"""The signatures of vLLM's operators over this package's functions. Errors of those use their own argument names."""
+
+from .key_cache import cp_gather_indexer_k_quant_cache, indexer_k_quant_and_cache
+
+__all__ = ["cp_gather_indexer_k_quant_cache", "indexer_k_quant_and_cache"]
