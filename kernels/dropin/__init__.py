@@ -8,8 +8,12 @@
 ========== ===================================================================================================
 drop-in    functions
 ========== ===================================================================================================
-aiter      fp8_mqa_logits, deepgemm_fp8_paged_mqa_logits
+aiter      fp8_mqa_logits, deepgemm_fp8_paged_mqa_logits, top_k_per_row_prefill, top_k_per_row_decode
 deep_gemm  fp8_mqa_logits, fp8_paged_mqa_logits, get_paged_mqa_logits_metadata
+flashinfer top_k_page_table_transform, top_k_ragged_transform
+sglang     topk_transform_paged, topk_transform_paged_v2, topk_transform_ragged_v2, fast_topk_v2,
+           fast_topk_transform_fused, fast_topk_transform_ragged_fused
+vllm       top_k_per_row_prefill, top_k_per_row_decode (operators of torch.ops._C)
 vllm_rocm  rocm_fp8_mqa_logits, rocm_fp8_paged_mqa_logits
 ========== ===================================================================================================
 
