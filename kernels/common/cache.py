@@ -1,15 +1,22 @@
 """A paged key cache: the operands that describe one, and where it holds its keys and scales.
 
-The cache is declared [num_blocks, block, 1, D + 4] in bytes, but a block is flat: block * D bytes of keys, then block * 4 bytes
-of float32 scales. Blocks may lie further apart than they are long.
+The cache is declared [num_blocks, block, 1, D + 4] in bytes, but a block is block * D bytes of keys, then block * 4 bytes of
+float32 scales in the keys' order. Blocks may lie further apart than they are long.
+
+The keys lie in tiles, one behind the other: a tile holds the first 16 bytes of each of its keys, then the next 16 of each, and
+so on. With T keys in a tile, byte d of key t of a block lies at ``t // T * T * D + d // 16 * T * 16 + t % T * 16 + d % 16``. A
+flat cache has tiles of one key, a preshuffled one of 16 (aiter: ``shuffle_weight`` with layout (16, 16); vLLM: SHUFFLE).
 """
 
 import torch
 
+from .checks import check_choice
 from .operands import Limit, Operand, among
 from .rules import MAX_NEXT
 
-BLOCK_SIZES = (1, 16, 32, 64, 128)
+BLOCK_SIZES = (1, *range(16, 257, 16))  # the engines': ATOM's 16, 64 of most, 256 of aiter and of vLLM on ROCm
+LAYOUTS = {"flat": 1, "preshuffled": 16}  # and the keys of a tile
+PACKET = 16  # bytes of a key that lie together in any layout
 SCALE_BYTES = 4
 
 # A dimension "D + 4" is a key's bytes with those of its scale.
@@ -24,12 +31,18 @@ def with_scale(dim: int) -> int:
     return dim + SCALE_BYTES
 
 
-def check_blocks(kv_cache: torch.Tensor) -> None:
-    """Raise ValueError for a cache, otherwise as CACHE says, whose blocks are not flat or not apart."""
+def check_blocks(kv_cache: torch.Tensor, layout: str = "flat") -> None:
+    """Raise ValueError for a cache, otherwise as CACHE says, whose blocks are not of adjacent bytes, of whole tiles and apart.
+
+    TypeError or ValueError for a layout that is none.
+    """
+    check_choice("layout", layout, tuple(LAYOUTS))
     blocks, block, _, width = kv_cache.shape
     distance, row, _, step = kv_cache.stride()
-    flat = step == 1 and (block == 1 or row == width)
-    if not flat or distance % SCALE_BYTES or (blocks > 1 and distance < block * width):
+    if block % LAYOUTS[layout]:
+        raise ValueError(f"kv_cache: got blocks of {block} keys, needs a multiple of {LAYOUTS[layout]} in a {layout} cache")
+    adjacent = step == 1 and (block == 1 or row == width)
+    if not adjacent or distance % SCALE_BYTES or (blocks > 1 and distance < block * width):
         raise ValueError(
             f"kv_cache: got strides {tuple(kv_cache.stride())}, needs blocks of adjacent bytes, "
             f"a multiple of {SCALE_BYTES} and at least {block * width} bytes apart"
@@ -37,10 +50,18 @@ def check_blocks(kv_cache: torch.Tensor) -> None:
 
 
 def keys_of(kv_cache: torch.Tensor) -> torch.Tensor:
-    """The key bytes of a checked cache: a view of shape [num_blocks, block, D]."""
+    """The key bytes of a checked cache: a view of shape [num_blocks, block, D], by keys where it is flat."""
     blocks, block, _, width = kv_cache.shape
     dim = width - SCALE_BYTES
     return kv_cache.as_strided((blocks, block, dim), (kv_cache.stride(0), dim, 1), kv_cache.storage_offset())
+
+
+def packets_of(kv_cache: torch.Tensor, layout: str) -> torch.Tensor:
+    """The key bytes of a checked cache: a view of shape [num_blocks, tiles of a block, keys of a tile, D // 16, 16]."""
+    blocks, block, _, width = kv_cache.shape
+    dim, tile = width - SCALE_BYTES, LAYOUTS[layout]
+    shape = (blocks, block // tile, tile, dim // PACKET, PACKET)
+    return kv_cache.as_strided(shape, (kv_cache.stride(0), tile * dim, PACKET, tile * PACKET, 1), kv_cache.storage_offset())
 
 
 def readable(kv_cache: torch.Tensor) -> torch.Tensor:

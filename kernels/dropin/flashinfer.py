@@ -3,8 +3,9 @@
 vLLM and SGLang call them where they are configured to. Ours is exact and the same every time, whatever ``deterministic`` says:
 equal logits by the lower index (``tie_break`` 0 or 1), NaN above inf, and indices in ascending order of positions, where
 FlashInfer's come in any order. Nothing is cached, and every call can be captured in a graph; rows of more than 16384 logits
-take memory for candidates, which is allocated in the call. Not served are float16 and ``tie_break=2``, the higher index of equal
-logits: see :class:`capgate.kernels.dropin.NotServed`. Errors that this package's functions raise use their own argument names.
+take memory for candidates, which is allocated in the call. Not served are float16 and ``tie_break=2``, of equal logits the
+higher index: see :class:`capgate.kernels.dropin.NotServed`. Errors that this package's functions raise use their own argument
+names.
 """
 
 import torch

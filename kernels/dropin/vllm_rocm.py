@@ -4,7 +4,8 @@ vLLM has them in ``vllm.v1.attention.ops.rocm_aiter_mla_sparse``. Errors that th
 argument names.
 """
 
-from typing import Annotated, NamedTuple
+import sys
+from typing import Annotated, Any, NamedTuple
 
 import torch
 
@@ -15,7 +16,9 @@ from ..common.cache import CACHE
 from ..common.checks import check_integer, pair_of
 from ..common.operands import Operands
 from ..paged_mqa_logits.operands import QUERIES
-from .preshuffle import block_flat, unshuffle
+from .caches import mask_drafts, of_queries
+
+WORKSPACES = "vllm.v1.worker.workspace"
 
 
 class _Paged(NamedTuple):
@@ -40,11 +43,11 @@ def rocm_fp8_mqa_logits(
     weights : [S, H], float32
     cu_seqlen_ks, cu_seqlen_ke : [S], int32
 
-    Returns float32 logits [S, N], -inf outside the windows, in rows of a multiple of 256 elements. Raises TypeError or
-    ValueError as :func:`capgate.kernels.fp8_mqa_logits`.
+    Returns float32 logits [S, N] in rows of a multiple of 256 elements. As vLLM asks aiter, cells outside the windows are left
+    as the allocation gave them. Raises TypeError or ValueError as :func:`capgate.kernels.fp8_mqa_logits`.
     """
     k, k_scale = pair_of("kv", kv)
-    return mqa_logits.fp8_mqa_logits(q, k, k_scale, weights, cu_seqlen_ks, cu_seqlen_ke)
+    return mqa_logits.fp8_mqa_logits(q, k, k_scale, weights, cu_seqlen_ks, cu_seqlen_ke, clean_logits=False)
 
 
 def rocm_fp8_paged_mqa_logits(
@@ -61,33 +64,51 @@ def rocm_fp8_paged_mqa_logits(
     """Score the last queries of every request against its keys in a paged cache.
 
     q_fp8 : [B, next_n, H, D], float8_e4m3fn or float8_e4m3fnuz
-    kv_cache_fp8 : [num_blocks, block, 1, D + 4], uint8
+    kv_cache_fp8 : [num_blocks, block, 1, W], uint8, W at least D + 4
     weights : [B * next_n, H], float32
     context_lens : [B] or [B, next_n], int32, as in :func:`capgate.kernels.fp8_paged_mqa_logits`
     block_tables : [B, max_blocks], int32
     schedule_metadata : not looked at, as in vLLM on ROCm
     compress_ratio : tokens of a key. It says how vLLM laid out the cache: see :func:`holds_tiles`.
 
-    Returns float32 logits [B * next_n, max_model_len], contiguous as vLLM's buffer is, and -inf where a row sees no key as in
-    vLLM's torch version. Raises TypeError or ValueError as :func:`capgate.kernels.fp8_paged_mqa_logits`.
+    Returns contiguous float32 logits [B * next_n, max_model_len]. With vLLM's workspaces that is one of them, as in vLLM, which
+    the next call takes again: a row has its logits, and -inf where ``context_lens`` is 1-D and only later rows of the request
+    see a key; other cells are left as they are. Without, it is new, and -inf where a row sees no key. Raises TypeError or
+    ValueError as :func:`capgate.kernels.fp8_paged_mqa_logits`.
     """
     max_model_len = check_integer("max_model_len", max_model_len, 0)
     compress_ratio = check_integer("compress_ratio", compress_ratio, 1)
-    cache = block_flat(_PAGED, q_fp8, kv_cache_fp8)
-    if holds_tiles(compat.capabilities(q_fp8.device), cache.shape[1], compress_ratio):
-        cache = unshuffle(cache, block_tables, context_lens, max_model_len)
-    return paged_mqa_logits.fp8_paged_mqa_logits(
+    cache = of_queries(_PAGED, q_fp8, kv_cache_fp8)
+    next_n, shape = q_fp8.shape[1], (q_fp8.shape[0] * q_fp8.shape[1], max_model_len)
+    workspaces = workspace_manager()
+    if workspaces is None:
+        out = torch.empty(shape, dtype=torch.float32, device=q_fp8.device)
+    else:
+        (out,) = workspaces.get_simultaneous((shape, torch.float32))
+    logits = paged_mqa_logits.fp8_paged_mqa_logits(
         q_fp8,
         cache,
         weights,
         context_lens,
         block_tables,
         max_context_len=max_model_len,
-        clean_logits=True,
-        out=torch.empty((q_fp8.shape[0] * q_fp8.shape[1], max_model_len), dtype=torch.float32, device=q_fp8.device),
+        clean_logits=workspaces is None,
+        layout="preshuffled" if holds_tiles(compat.capabilities(q_fp8.device), cache.shape[1], compress_ratio) else "flat",
+        out=out,
     )
+    if workspaces is not None and context_lens.ndim == 1:
+        mask_drafts(logits, context_lens, next_n)
+    return logits
 
 
 def holds_tiles(caps: compat.Capabilities, block: int, compress_ratio: int) -> bool:
     """Whether vLLM's cache is preshuffled: on gfx942 and gfx950, with more than one key in a block, but for a ratio of 4."""
     return (caps.gfx942 or caps.gfx950) and block > 1 and compress_ratio != 4
+
+
+def workspace_manager() -> Any | None:
+    """vLLM's manager of the buffers that layers share, where this vLLM has one and the process has made it; else None."""
+    module = sys.modules.get(WORKSPACES)
+    if module is None or not module.is_workspace_manager_initialized():
+        return None
+    return module.current_workspace_manager()

@@ -1,12 +1,14 @@
 """The public functions: checks, allocation, and dispatch through operators that torch.compile and GPU graphs understand."""
 
+from typing import NamedTuple
+
 import torch
 
 from ..common.cache import SCALE_BYTES, check_address, check_blocks
-from ..common.checks import check_apart, check_choice, check_integer
+from ..common.checks import check_apart, check_choice, check_integer, check_strided, pair_of
 from ..common.torch_ops import register
 from ..quantize import FP8_MAX, SCALE_FORMATS
-from .operands import GATHERED, WRITTEN, Gathered, Written
+from .operands import BETWEEN, GATHERED, WRITTEN, Between, Gathered, Written
 from .operation import Problem, gathering, writing
 
 
@@ -17,6 +19,7 @@ def quantize_keys_to_cache(
     *,
     dtype: torch.dtype = torch.float8_e4m3fn,
     scale_format: str = "fp32",
+    layout: str = "flat",
 ) -> None:
     """Quantise keys as :func:`capgate.kernels.quantize.quantize_keys` does, straight into their slots of a paged cache.
 
@@ -26,7 +29,7 @@ def quantize_keys_to_cache(
         Keys; D is 32, 64 or 128.
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
         The cache, written in place. The bytes of a block are flat: block * D of keys, then block * 4 of float32 scales.
-        ``stride(0)`` may be larger than that. block is 1, 16, 32, 64 or 128.
+        ``stride(0)`` may be larger than that. block is 1, or a multiple of 16 up to 256.
     slot_mapping : torch.Tensor, shape (T,), int32 or int64
         Slot ``s`` is position ``s % block`` of block ``s // block``. A key whose slot is negative, or past the cache, is
         skipped. Where two keys have the same slot, either may win. Neither this nor ``k`` may share memory with the cache.
@@ -34,6 +37,8 @@ def quantize_keys_to_cache(
         Of the cache's keys: float8_e4m3fn or float8_e4m3fnuz.
     scale_format : str
         "fp32", or "ue8m0" to round each scale up to a power of two.
+    layout : str
+        Of the keys in a block, "flat" or "preshuffled", as in :func:`capgate.kernels.fp8_paged_mqa_logits`.
 
     A key with a NaN or an infinity becomes NaN altogether, as there. Nothing is read back from the device, so that the call
     can be captured in a GPU graph.
@@ -45,10 +50,10 @@ def quantize_keys_to_cache(
     """
     inputs = Written(k, kv_cache, slot_mapping)
     WRITTEN.check(inputs, "the cache")
-    check_blocks(kv_cache)
+    check_blocks(kv_cache, layout)
     check_choice("dtype", dtype, tuple(FP8_MAX))
     check_choice("scale_format", scale_format, SCALE_FORMATS)
-    torch.ops.capgate.quantize_keys_to_cache(*inputs, dtype, scale_format)
+    torch.ops.capgate.quantize_keys_to_cache(*inputs, dtype, scale_format, layout)
 
 
 def gather_keys(
@@ -58,13 +63,16 @@ def gather_keys(
     total: int,
     *,
     dtype: torch.dtype = torch.float8_e4m3fn,
+    layout: str = "flat",
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gather the first keys of several requests side by side, as :func:`capgate.kernels.fp8_mqa_logits` takes them.
 
     Parameters
     ----------
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
-        The cache, laid out as :func:`quantize_keys_to_cache` writes it. block is 1, 16, 32, 64 or 128, D is 32, 64 or 128.
+        The cache, laid out as :func:`quantize_keys_to_cache` writes it. block is 1, or a multiple of 16 up to 256; D is 32, 64
+        or 128.
     block_table : torch.Tensor, shape (B, max_blocks), int32
         Each request's blocks in order. What lies past a request's keys is not looked at. A block that the cache does not have
         (below 0, or num_blocks and more) is never read: its keys are 0 with scale 0, and score 0 where a window has them.
@@ -75,12 +83,17 @@ def gather_keys(
         less, the rest is keys of 0 with scale 0; where they add up to more, the last keys are left out.
     dtype : torch.dtype
         Of the cache's keys: float8_e4m3fn or float8_e4m3fnuz.
+    layout : str
+        Of the keys in a block, "flat" or "preshuffled", as in :func:`quantize_keys_to_cache`; the results are flat.
+    out : (torch.Tensor, torch.Tensor), optional
+        Where to write the results, of their shapes and dtypes: each key of adjacent bytes, no key or scale over another, and no
+        memory of an operand's. New ones are allocated otherwise, and nothing else is.
 
     Returns
     -------
     (torch.Tensor, torch.Tensor)
-        Keys, shape (total, D), in ``dtype``, and their scales, shape (total,), float32. Request b begins at
-        ``sum(lens[:b])``.
+        ``out``, or new ones: keys, shape (total, D), in ``dtype``, and their scales, shape (total,), float32. Request b begins
+        at ``sum(lens[:b])``.
 
     Raises
     ------
@@ -89,34 +102,105 @@ def gather_keys(
     """
     inputs = Gathered(kv_cache, block_table, lens)
     GATHERED.check(inputs, "the keys")
-    check_blocks(kv_cache)
+    check_blocks(kv_cache, layout)
     total = check_integer("total", total, 0)
     check_choice("dtype", dtype, tuple(FP8_MAX))
-    keys, scales = torch.ops.capgate.gather_keys(*inputs, total)
-    return keys.view(dtype), scales
+    if out is None:
+        keys, scales = torch.ops.capgate.gather_keys(*inputs, total, layout)
+        return keys.view(dtype), scales
+    keys, scales = pair_of("out", out)
+    if keys.dtype != dtype:
+        raise TypeError(f"out: got keys of {keys.dtype}, needs {dtype}")
+    _check_results(keys, scales, total, kv_cache)
+    torch.ops.capgate.gather_keys_out(*inputs, keys.view(torch.uint8), scales, layout)
+    return keys, scales
 
 
-def _write(inputs: Written, dtype: torch.dtype, scale_format: str) -> None:
+def gather_keys_between(
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    cu_lens: torch.Tensor,
+    keys: torch.Tensor,
+    scales: torch.Tensor,
+    *,
+    layout: str = "flat",
+) -> None:
+    """Gather as :func:`gather_keys` does, in the form that engines have: running sums, and what nobody asks for stays.
+
+    kv_cache, block_table, layout : as there
+    cu_lens : [B + 1], int32, in ascending order: request b's first keys go to ``[cu_lens[b], cu_lens[b + 1])``. Those past the
+        request's row of the table, and those of blocks that the cache does not have, become 0 with scale 0.
+    keys : [T, D] of one-byte elements, written but for what lies before ``cu_lens[0]`` and from ``cu_lens[B]`` on
+    scales : [T], float32, written alike
+
+    Nothing is allocated. Raises TypeError or ValueError for arguments that are not so.
+    """
+    inputs = Between(kv_cache, block_table, cu_lens)
+    BETWEEN.check(inputs, "the keys")
+    check_blocks(kv_cache, layout)
+    if check_strided("keys", keys).element_size() != 1:
+        raise TypeError(f"keys: got {keys.dtype}, needs a type of one byte")
+    _check_results(keys, check_strided("scales", scales), len(keys) if keys.ndim else 0, kv_cache)
+    torch.ops.capgate.gather_keys_between(*inputs, keys.view(torch.uint8), scales, layout)
+
+
+def _check_results(keys: torch.Tensor, scales: torch.Tensor, total: int, kv_cache: torch.Tensor) -> None:
+    """Raise TypeError or ValueError for what cannot take ``total`` keys of the cache, and their scales."""
+    dim = kv_cache.shape[3] - SCALE_BYTES
+    if keys.shape != (total, dim) or scales.shape != (total,):
+        raise ValueError(f"out: got shapes {tuple(keys.shape)} and {tuple(scales.shape)}, needs {[total, dim]} and {[total]}")
+    if scales.dtype != torch.float32:
+        raise TypeError(f"out: got scales of {scales.dtype}, needs torch.float32")
+    for tensor in (keys, scales):
+        if tensor.device != kv_cache.device:
+            raise ValueError(f"out: got device {tensor.device}, needs kv_cache's {kv_cache.device}")
+    if keys.stride(1) != 1 or (total > 1 and (keys.stride(0) < dim or scales.stride(0) < 1)):
+        raise ValueError(
+            f"out: got strides {tuple(keys.stride())} and {tuple(scales.stride())}, needs keys of {dim} adjacent bytes "
+            "that do not overlap, and scales that do not"
+        )
+
+
+def _write(inputs: Written, dtype: torch.dtype, scale_format: str, layout: str = "flat") -> None:
     """Operator ``capgate::quantize_keys_to_cache``."""
     check_address(inputs.kv_cache)
     check_apart("kv_cache", inputs.kv_cache, inputs)
     if inputs.k.shape[0] and inputs.kv_cache.shape[0]:
-        writing(Problem(inputs.k.device), inputs, dtype=dtype, scale_format=scale_format)
+        writing(Problem(inputs.k.device), inputs, dtype=dtype, scale_format=scale_format, layout=layout)
 
 
-def _gather(inputs: Gathered, total: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _gather(inputs: Gathered, total: int, layout: str = "flat") -> tuple[torch.Tensor, torch.Tensor]:
     """Operator ``capgate::gather_keys``; the keys as bytes."""
-    check_address(inputs.kv_cache)
-    keys, scales = _empty(inputs, total)
-    if total:
-        gathering(Problem(inputs.kv_cache.device), inputs, keys, scales)
+    keys, scales = _empty(inputs, total, layout)
+    _launch_gather(inputs, keys, scales, layout)
     return keys, scales
 
 
-def _empty(inputs: Gathered, total: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _gather_into(inputs: Gathered | Between, keys: torch.Tensor, scales: torch.Tensor, layout: str = "flat") -> None:
+    """Operators ``capgate::gather_keys_out`` and ``capgate::gather_keys_between``: the results are the caller's."""
+    check_apart("out", keys, inputs)
+    check_apart("out", scales, inputs)
+    check_apart("out", keys, _Scales(scales))
+    _launch_gather(inputs, keys, scales, layout)
+
+
+class _Scales(NamedTuple):
+    scales: torch.Tensor
+
+
+def _launch_gather(inputs: Gathered | Between, keys: torch.Tensor, scales: torch.Tensor, layout: str) -> None:
+    check_address(inputs.kv_cache)
+    if len(keys):
+        gathering(Problem(inputs.kv_cache.device), inputs, keys, scales, layout=layout)
+
+
+def _empty(inputs: Gathered, total: int, layout: str = "flat") -> tuple[torch.Tensor, torch.Tensor]:
     cache = inputs.kv_cache
     return cache.new_empty((total, cache.shape[3] - SCALE_BYTES)), cache.new_empty((total,), dtype=torch.float32)
 
 
-register("quantize_keys_to_cache", WRITTEN, "ScalarType dtype, str scale_format", "()", _write)
-register("gather_keys", GATHERED, "SymInt total", "(Tensor, Tensor)", _gather, _empty)
+_INTO = "Tensor(a!) keys, Tensor(b!) scales, str layout='flat'"
+register("quantize_keys_to_cache", WRITTEN, "ScalarType dtype, str scale_format, str layout='flat'", "()", _write)
+register("gather_keys", GATHERED, "SymInt total, str layout='flat'", "(Tensor, Tensor)", _gather, _empty)
+register("gather_keys_out", GATHERED, _INTO, "()", _gather_into)
+register("gather_keys_between", BETWEEN, _INTO, "()", _gather_into)

@@ -6,13 +6,13 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..common.cache import SCALE_BYTES, keys_of, scales_of
-from ..common.device.classic import locate
-from ..common.hardware import multiprocessors
+from ..common.cache import LAYOUTS, keys_of, scales_of
+from ..common.device.cached_keys import first_byte, further_byte
+from ..common.device.classic import locate, locate_between
 from ..quantize import AMAX_FLOOR, FP8_MAX
-from .operands import Gathered, Unshuffled, Written
+from .operands import Between, Gathered, Written
 from .operation import Problem
-from .tunings import classic_gather, classic_unshuffle, classic_write
+from .tunings import classic_gather, classic_write
 
 POWER_OF_TWO = {"fp32": False, "ue8m0": True}
 
@@ -38,7 +38,7 @@ def fp8_bytes(value, BIAS: tl.constexpr, FNUZ: tl.constexpr):
 @triton.jit
 def write_kernel(
     k,  # [T, D] floating point
-    keys,  # [num_blocks, block, D] uint8
+    keys,  # [num_blocks, block, D] uint8, in tiles of TILE keys
     scales,  # [num_blocks, block] float32
     slots,  # [T] int32 or int64
     num_keys,
@@ -50,6 +50,7 @@ def write_kernel(
     stride_scales,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
     KEYS: tl.constexpr,
     BIAS: tl.constexpr,
     FNUZ: tl.constexpr,
@@ -80,17 +81,17 @@ def write_kernel(
 
     block = slot // BLOCK
     inside = slot % BLOCK
-    target = keys + (block * stride_keys + inside * DIM)[:, None] + dim[None, :]
+    target = keys + (block * stride_keys + first_byte(inside, DIM, TILE))[:, None] + further_byte(dim, TILE)[None, :]
     tl.store(target, fp8_bytes(value, BIAS, FNUZ), mask=kept[:, None])
     tl.store(scales + block * stride_scales + inside, scale, mask=kept)
 
 
 @triton.jit
 def gather_kernel(
-    keys,  # [num_blocks, block, D] uint8
+    keys,  # [num_blocks, block, D] uint8, in tiles of TILE keys
     scales,  # [num_blocks, block] float32
     table,  # [B, max_blocks] int32
-    lens,  # [B] int32
+    lens,  # [B] int32; or if BETWEEN, [B + 1] int32: where each request's keys begin, and where the last one's end
     out_keys,  # [total, D] uint8
     out_scales,  # [total] float32
     num_requests,
@@ -104,66 +105,37 @@ def gather_kernel(
     stride_lens,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    BETWEEN: tl.constexpr,
+    OUT_KEY: tl.constexpr,  # how far apart the results lie: constants, because they are those of contiguous ones nearly always
+    OUT_SCALE: tl.constexpr,
     POSITIONS: tl.constexpr,
     REQUESTS: tl.constexpr,
 ):
     position = tl.program_id(0).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
-    request, offset = locate(position, lens, num_requests, limit, stride_lens, 1, REQUESTS)
-    held = request < num_requests
     wanted = position < total
+    if BETWEEN:
+        request, offset = locate_between(position, lens, num_requests, stride_lens, REQUESTS)
+        wanted &= (request >= 0) & (request < num_requests)
+        held = wanted & (offset < limit)
+    else:
+        request, offset = locate(position, lens, num_requests, limit, stride_lens, 1, REQUESTS)
+        held = request < num_requests
     page = tl.load(table + request.to(tl.int64) * stride_tb + offset // BLOCK * stride_tk, mask=held & wanted, other=0)
     held &= (page >= 0) & (page < num_blocks)
     page = page.to(tl.int64)
     inside = offset % BLOCK
     dim = tl.arange(0, DIM)
-    source = keys + (page * stride_keys + inside * DIM)[:, None] + dim[None, :]
+    source = keys + (page * stride_keys + first_byte(inside, DIM, TILE))[:, None] + further_byte(dim, TILE)[None, :]
     key = tl.load(source, mask=(held & wanted)[:, None], other=0)
-    tl.store(out_keys + (position * DIM)[:, None] + dim[None, :], key, mask=wanted[:, None])
+    tl.store(out_keys + (position * OUT_KEY)[:, None] + dim[None, :], key, mask=wanted[:, None])
     scale = tl.load(scales + page * stride_scales + inside, mask=held & wanted, other=0.0)
-    tl.store(out_scales + position, scale, mask=wanted)
+    tl.store(out_scales + position * OUT_SCALE, scale, mask=wanted)
 
 
-@triton.jit
-def unshuffle_kernel(
-    shuffled,  # [num_blocks, BLOCK_PACKETS * 4] int32
-    flat,  # the same, contiguous
-    table,  # [B, max_blocks] int32
-    lens,  # [B, ROWS] int32
-    num_blocks,
-    limit,  # keys that a request can have
-    stride_shuffled,
-    stride_tb,
-    stride_tk,
-    stride_lb,
-    stride_ln,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    KEY_PACKETS: tl.constexpr,
-    BLOCK_PACKETS: tl.constexpr,
-    PACKETS: tl.constexpr,
-):
-    request = tl.program_id(0).to(tl.int64)
-    longest = 0
-    for row in tl.static_range(ROWS):
-        longest = tl.maximum(longest, tl.load(lens + request * stride_lb + row * stride_ln))
-    entries = tl.cdiv(tl.minimum(longest, limit), BLOCK)
-    first = tl.program_id(1)
-    word = tl.arange(0, 4)[None, :]  # of a packet
-    for number in range(tl.cdiv(entries - first, tl.num_programs(1))):
-        entry = (first + number * tl.num_programs(1)).to(tl.int64)
-        block = tl.load(table + request * stride_tb + entry * stride_tk).to(tl.int64)
-        packets = tl.where((block >= 0) & (block < num_blocks), BLOCK_PACKETS, 0)  # none of a block that the cache lacks
-        for base in range(0, BLOCK_PACKETS, PACKETS):
-            packet = base + tl.arange(0, PACKETS)
-            key = packet // KEY_PACKETS
-            source = key // 16 * (16 * KEY_PACKETS) + packet % KEY_PACKETS * 16 + key % 16
-            source = tl.where(key < BLOCK, source, packet)  # the scales stay where they are
-            inside = (packet < packets)[:, None]
-            value = tl.load(shuffled + block * stride_shuffled + source[:, None] * 4 + word, mask=inside)
-            tl.store(flat + block * (BLOCK_PACKETS * 4) + packet[:, None] * 4 + word, value, mask=inside)
-
-
-def prepare_write(problem: Problem, inputs: Written, *, dtype: torch.dtype, scale_format: str) -> compat.Launch:
+def prepare_write(
+    problem: Problem, inputs: Written, *, dtype: torch.dtype, scale_format: str, layout: str = "flat"
+) -> compat.Launch:
     """The launch that quantises the keys of one call into their slots."""
     k, kv_cache, slots = inputs
     keys, scales = keys_of(kv_cache), scales_of(kv_cache)
@@ -174,6 +146,7 @@ def prepare_write(problem: Problem, inputs: Written, *, dtype: torch.dtype, scal
     keywords = {
         "DIM": dim,
         "BLOCK": block,
+        "TILE": LAYOUTS[layout],
         "KEYS": tune.block_keys,
         "BIAS": 8 if fnuz else 7,
         "FNUZ": fnuz,
@@ -189,8 +162,10 @@ def prepare_write(problem: Problem, inputs: Written, *, dtype: torch.dtype, scal
 write = compat.Kernel(prepare_write, tuning=classic_write)
 
 
-def prepare_gather(problem: Problem, inputs: Gathered, keys: torch.Tensor, scales: torch.Tensor) -> compat.Launch:
-    """The launch that fills ``keys`` [total, D] and ``scales`` [total], both contiguous."""
+def prepare_gather(
+    problem: Problem, inputs: Gathered | Between, keys: torch.Tensor, scales: torch.Tensor, *, layout: str = "flat"
+) -> compat.Launch:
+    """The launch that fills ``keys`` [total, D] and ``scales`` [total]; each key's bytes are adjacent."""
     kv_cache, block_table, lens = inputs
     held_keys, held_scales = keys_of(kv_cache), scales_of(kv_cache)
     (blocks, block, dim), total = held_keys.shape, keys.shape[0]
@@ -204,7 +179,7 @@ def prepare_gather(problem: Problem, inputs: Gathered, keys: torch.Tensor, scale
         lens,
         keys.view(torch.uint8),
         scales,
-        len(lens),
+        block_table.shape[0],
         blocks,
         limit,
         total,
@@ -213,6 +188,10 @@ def prepare_gather(problem: Problem, inputs: Gathered, keys: torch.Tensor, scale
     keywords = {
         "DIM": dim,
         "BLOCK": block,
+        "TILE": LAYOUTS[layout],
+        "BETWEEN": isinstance(inputs, Between),
+        "OUT_KEY": keys.stride(0),
+        "OUT_SCALE": scales.stride(0),
         "POSITIONS": tune.block_keys,
         "REQUESTS": tune.requests,
         "num_warps": tune.num_warps,
@@ -221,30 +200,3 @@ def prepare_gather(problem: Problem, inputs: Gathered, keys: torch.Tensor, scale
 
 
 gather = compat.Kernel(prepare_gather, tuning=classic_gather)
-
-
-def prepare_unshuffle(problem: Problem, inputs: Unshuffled, flat: torch.Tensor, *, max_context_len: int) -> compat.Launch:
-    """The launch that fills the blocks of ``flat`` that the requests use, none of the shapes being empty."""
-    kv_cache, block_table, context_lens = inputs
-    blocks, block, _, width = kv_cache.shape
-    requests, entries = block_table.shape
-    tune = classic_unshuffle(problem)
-    octets = kv_cache.as_strided((blocks, block * width), (kv_cache.stride(0), 1), kv_cache.storage_offset())
-    shuffled = octets.view(torch.int32)
-    limit = min(max_context_len, entries * block)
-    lens = context_lens if context_lens.ndim == 2 else context_lens[:, None]
-    programs = min(entries, max(1, -(-tune.resident * multiprocessors(flat.device) // requests)))
-    strides = (shuffled.stride(0), *block_table.stride(), *lens.stride())
-    arguments = (shuffled, flat.view(-1).view(torch.int32), block_table, lens, blocks, limit, *strides)
-    keywords = {
-        "ROWS": lens.shape[1],
-        "BLOCK": block,
-        "KEY_PACKETS": (width - SCALE_BYTES) // 16,
-        "BLOCK_PACKETS": block * width // 16,
-        "PACKETS": tune.block_packets,
-        "num_warps": tune.num_warps,
-    }
-    return compat.Launch(unshuffle_kernel, (requests, programs), arguments, keywords)
-
-
-unshuffle = compat.Kernel(prepare_unshuffle, tuning=classic_unshuffle)

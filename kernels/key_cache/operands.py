@@ -4,7 +4,7 @@ from typing import Annotated, NamedTuple
 
 import torch
 
-from ..common.cache import CACHE, LENGTHS, SCALE_BYTES, TABLE, with_scale
+from ..common.cache import CACHE, SCALE_BYTES, TABLE, with_scale
 from ..common.operands import Derived, Operand, Operands, among
 from ..common.rules import DIMS
 
@@ -12,6 +12,8 @@ _ALONE = CACHE._replace(  # without queries, which would say what D is
     limits=(*CACHE.limits, among("D + 4", tuple(map(with_scale, DIMS)))),
     derived=(Derived("D", lambda width: width - SCALE_BYTES, ("D + 4",)),),
 )
+
+_TABLE_OF_ENDS = TABLE._replace(derived=(Derived("B + 1", lambda requests: requests + 1, ("B",)),))
 
 
 class Written(NamedTuple):
@@ -30,12 +32,12 @@ class Gathered(NamedTuple):
     lens: Annotated[torch.Tensor, Operand((("B",),), (torch.int32,))]
 
 
-class Unshuffled(NamedTuple):
-    """The tensors of unshuffle_keys, but for the copy."""
+class Between(NamedTuple):
+    """The tensors of gather_keys_between, but for what it writes."""
 
-    kv_cache: Annotated[torch.Tensor, CACHE]
-    block_table: Annotated[torch.Tensor, TABLE]
-    context_lens: Annotated[torch.Tensor, LENGTHS]
+    kv_cache: Annotated[torch.Tensor, _ALONE]
+    block_table: Annotated[torch.Tensor, _TABLE_OF_ENDS]
+    cu_lens: Annotated[torch.Tensor, Operand((("B + 1",),), (torch.int32,))]
 
 
-WRITTEN, GATHERED, UNSHUFFLED = Operands(Written, first="kv_cache"), Operands(Gathered), Operands(Unshuffled)
+WRITTEN, GATHERED, BETWEEN = Operands(Written, first="kv_cache"), Operands(Gathered), Operands(Between)

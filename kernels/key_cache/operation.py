@@ -1,4 +1,4 @@
-"""The variants that write, gather and unshuffle cached keys, in the order in which they are tried."""
+"""The variants that write and gather cached keys, in the order in which they are tried."""
 
 from typing import Any, NamedTuple
 
@@ -59,16 +59,6 @@ def _gathering_call(problem: Problem) -> compat.ExampleCall:
     return compat.ExampleCall((Gathered(cache, table, lens), keys, torch.empty((4096,), device="meta")), {})
 
 
-def _unshuffling_call(problem: Problem) -> compat.ExampleCall:
-    import torch
-
-    from .operands import Unshuffled
-
-    cache = torch.empty((1024, BLOCK, 1, problem.dim + 4), dtype=torch.uint8, device="meta")
-    table, lens = (torch.empty(shape, dtype=torch.int32, device="meta") for shape in ((256, 64), (256,)))
-    return compat.ExampleCall((Unshuffled(cache, table, lens), torch.empty_like(cache)), {"max_context_len": 4096})
-
-
 def _operation(name: str, mode: str, call: Any, function: str) -> compat.Operation[Problem]:
     made = compat.Operation(name, example=example, examples=compat.Examples(_example_problem(mode), call, (mode,)))
     made.add(
@@ -86,4 +76,3 @@ def _operation(name: str, mode: str, call: Any, function: str) -> compat.Operati
 
 writing = _operation("quantize_keys_to_cache", "write", _writing_call, "write")
 gathering = _operation("gather_keys", "gather", _gathering_call, "gather")
-unshuffling = _operation("unshuffle_keys", "unshuffle", _unshuffling_call, "unshuffle")

@@ -1,15 +1,14 @@
 """The key cache's functions in plain torch: for machines without a GPU. Nothing is read back from a device."""
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 
-from ..common.cache import keys_of, scale_bytes_of
+from ..common.cache import LAYOUTS, PACKET, packets_of, scale_bytes_of
 from ..quantize import quantize_keys
-from .operands import Gathered, Unshuffled, Written
-
-TILE = 16  # keys of a tile of a preshuffled cache, and bytes that it holds of each of them in a row
+from .operands import Between, Gathered, Written
 
 
-def write(inputs: Written, *, dtype: torch.dtype, scale_format: str) -> None:
+def write(inputs: Written, *, dtype: torch.dtype, scale_format: str, layout: str = "flat") -> None:
     """Quantise the keys of :func:`capgate.kernels.quantize_keys_to_cache` into their slots; arguments have been checked."""
     k, kv_cache, slots = inputs
     blocks, block = kv_cache.shape[:2]
@@ -23,38 +22,37 @@ def write(inputs: Written, *, dtype: torch.dtype, scale_format: str) -> None:
     any_kept = kept.any()
     row = torch.where(kept, torch.arange(len(slots), device=slots.device), kept.int().argmax())
     slot = torch.where(any_kept, slots[row], 0)
-    at = (slot // block, slot % block)
-    for target, values in ((keys_of(kv_cache), quantized), (scale_bytes_of(kv_cache), scales[:, None])):
-        target[at] = torch.where(any_kept, values.view(torch.uint8)[row], target[at])
+    page, inside, tile = slot // block, slot % block, LAYOUTS[layout]
+    packets = quantized.view(torch.uint8).unflatten(1, (-1, PACKET))
+    for target, at, values in (
+        (packets_of(kv_cache, layout), (page, inside // tile, inside % tile), packets),
+        (scale_bytes_of(kv_cache), (page, inside), scales[:, None].view(torch.uint8)),
+    ):
+        target[at] = torch.where(any_kept, values[row], target[at])
 
 
-def gather(inputs: Gathered, keys: torch.Tensor, scales: torch.Tensor) -> None:
-    """Fill ``keys`` [total, D] and ``scales`` [total] as :func:`capgate.kernels.gather_keys` says."""
+def gather(inputs: Gathered | Between, keys: torch.Tensor, scales: torch.Tensor, *, layout: str = "flat") -> None:
+    """Fill ``keys`` [total, D] and ``scales`` [total] as :func:`capgate.kernels.gather_keys` says, or gather_keys_between."""
     kv_cache, block_table, lens = inputs
-    (blocks, block), total = kv_cache.shape[:2], keys.shape[0]
-    octets = keys.view(torch.uint8)
-    if not (blocks and block_table.numel() and total):
-        octets.zero_()
-        scales.zero_()
-        return
-    limit = block_table.shape[1] * block
-    ends = lens.long().clamp(0, limit).cumsum(0)
+    (blocks, block), (requests, entries), total = kv_cache.shape[:2], block_table.shape, keys.shape[0]
+    limit = entries * block if blocks else 0
+    # Where each request begins, and the last one ends.
+    begins = lens.long() if isinstance(inputs, Between) else F.pad(lens.long().clamp(0, limit).cumsum(0), (1, 0))
     position = torch.arange(total, device=lens.device)
-    request = torch.searchsorted(ends, position, right=True)
-    held = request < len(lens)
-    request = request.clamp(max=len(lens) - 1)
-    offset = torch.where(held, position - torch.where(request > 0, ends[request - 1], 0), 0)
-    page = block_table[request, offset // block].long()
-    held &= (page >= 0) & (page < blocks)
-    page = torch.where(held, page, 0)
-    octets.copy_(torch.where(held[:, None], keys_of(kv_cache)[page, offset % block], 0))
-    scales.copy_(torch.where(held[:, None], scale_bytes_of(kv_cache)[page, offset % block], 0).view(torch.float32)[:, 0])
-
-
-def unshuffle(inputs: Unshuffled, flat: torch.Tensor, *, max_context_len: int) -> None:
-    """Fill ``flat`` with every block of a preshuffled cache, in use or not."""
-    keys = keys_of(inputs.kv_cache)
-    blocks, block, dim = keys.shape
-    tiles = keys.reshape(blocks, block // TILE, dim // TILE, TILE, TILE)  # tile, piece of the keys, key, byte
-    keys_of(flat).copy_(tiles.transpose(2, 3).reshape(blocks, block, dim))
-    scale_bytes_of(flat).copy_(scale_bytes_of(inputs.kv_cache))
+    request = torch.searchsorted(begins, position, right=True) - 1
+    of_request = (request >= 0) & (request < requests)
+    octets, scale_bytes = keys.view(torch.uint8), scales[:, None].view(torch.uint8)
+    found = [torch.zeros_like(octets), torch.zeros_like(scale_bytes)]
+    if limit and requests:
+        request = request.clamp(0, requests - 1)
+        offset = position - begins[request]
+        held = of_request & (offset < limit)
+        offset = torch.where(held, offset, 0)
+        page, inside, tile = block_table[request, offset // block].long(), offset % block, LAYOUTS[layout]
+        held &= (page >= 0) & (page < blocks)
+        page = torch.where(held, page, 0)
+        packets = packets_of(kv_cache, layout)[page, inside // tile, inside % tile]
+        for values, at in zip(found, (packets.flatten(1), scale_bytes_of(kv_cache)[page, inside]), strict=True):
+            values.copy_(torch.where(held[:, None], at, 0))
+    for target, values in zip((octets, scale_bytes), found, strict=True):
+        target.copy_(torch.where(of_request[:, None], values, target) if isinstance(inputs, Between) else values)

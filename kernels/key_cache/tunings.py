@@ -1,4 +1,4 @@
-"""The tuning tables of what writes, gathers and unshuffles cached keys."""
+"""The tuning tables of what writes and gathers cached keys."""
 
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,18 +29,6 @@ class Gathering(NamedTuple):
     requests: int
 
 
-class Unshuffling(NamedTuple):
-    """How a block of the cache is cut; names as in :mod:`..common.tuning`, but that a request's blocks are shared out.
-
-    block_packets : packets of 16 bytes that a program takes at a time
-    resident : programs for each SM or CU, which the requests share
-    """
-
-    block_packets: int
-    num_warps: int
-    resident: int
-
-
 # --- classic, by target ---------------------------------------------------------------------------------------------------
 
 CLASSIC_WRITE: dict[str, Writing] = {
@@ -50,10 +38,6 @@ CLASSIC_WRITE: dict[str, Writing] = {
 CLASSIC_GATHER: dict[str, Gathering] = {
     # Run on an H100, and emulated for gfx950, not timed against others: 32 bytes of a thread where D = 128.
     ANY: Gathering(block_keys=32, num_warps=4, requests=256),
-}
-CLASSIC_UNSHUFFLE: dict[str, Unshuffling] = {
-    # Run on an H100, and emulated for gfx950, not timed against others: two packets of a thread.
-    ANY: Unshuffling(block_packets=256, num_warps=4, resident=8),
 }
 
 
@@ -67,9 +51,3 @@ def classic_write(problem: "Problem") -> Writing:
 def classic_gather(problem: "Problem") -> Gathering:
     """The row for a problem's target."""
     return row_for(CLASSIC_GATHER, compat.capabilities(problem.device).target.label)
-
-
-@cache
-def classic_unshuffle(problem: "Problem") -> Unshuffling:
-    """The row for a problem's target."""
-    return row_for(CLASSIC_UNSHUFFLE, compat.capabilities(problem.device).target.label)

@@ -141,6 +141,7 @@ def select_paged_keys(
     max_context_len: int,
     top_k: int,
     logits_budget_bytes: int = LOGITS_BUDGET,
+    layout: str = "flat",
     offsets: torch.Tensor | None = None,
     page_table: torch.Tensor | None = None,
     page_size: int = 1,
@@ -159,7 +160,7 @@ def select_paged_keys(
     q : torch.Tensor, shape (B, next_n, H, D), float8_e4m3fn or float8_e4m3fnuz
         Queries, as in :func:`fp8_paged_mqa_logits`. next_n is 1 to 8, H is 1 to 128, D is 32, 64 or 128.
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
-        Keys and their scales, laid out as there. block is 1, 16, 32, 64 or 128.
+        Keys and their scales, laid out as there. block is 1, or a multiple of 16 up to 256.
     weights : torch.Tensor, shape (B * next_n, H), float32
         Weight of each head.
     context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
@@ -169,6 +170,8 @@ def select_paged_keys(
     max_context_len : int
         Row t of request b sees as many keys as ``context_lens`` says, and no more than this or than the table has room for.
     top_k, logits_budget_bytes, variant : as in :func:`select_keys`; requests are taken in turn, not rows
+    layout : str
+        Of the keys in a block, "flat" or "preshuffled", as in :func:`fp8_paged_mqa_logits`.
     offsets : torch.Tensor, shape (B * next_n,), int32, optional
         Added to each index of the row.
     page_table : torch.Tensor, shape (R, P), int32, optional
@@ -194,14 +197,14 @@ def select_paged_keys(
     """
     inputs = Paged(q, kv_cache, weights, context_lens, block_table, offsets, page_table, requests)
     PAGED.check(inputs, "the selection")
-    check_blocks(kv_cache)
+    check_blocks(kv_cache, layout)
     top_k, logits_budget_bytes = _check_sizes(top_k, logits_budget_bytes)
     max_context_len = check_integer("max_context_len", max_context_len, 0)
     _check_columns("max_context_len", max_context_len)
     page_size = _check_pages(q.shape[0], page_table, page_size, requests)
     check_variant("variant", variant, operation)
     check_variant("logits_variant", logits_variant, paged_operation)
-    options = (max_context_len, logits_budget_bytes, page_size, variant, logits_variant)
+    options = (max_context_len, logits_budget_bytes, layout, page_size, variant, logits_variant)
     into = (q.shape[0] * q.shape[1], top_k, return_scores, q.device, out, out_scores, workspace)
     return _run(torch.ops.capgate.select_paged_keys, torch.ops.capgate.select_paged_keys_out, inputs, into, options)
 

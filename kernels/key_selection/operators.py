@@ -93,6 +93,7 @@ def _paged_keys(
     results: Results,
     max_context_len: int,
     logits_budget_bytes: int,
+    layout: str,
     page_size: int,
     variant: str | None,
     logits_variant: str | None,
@@ -105,7 +106,7 @@ def _paged_keys(
 
     def score(turn: slice, logits: torch.Tensor) -> None:
         scored = paged.Inputs(q[turn], cache, weights[_drafts(turn, next_n)], lens[turn], table[turn])
-        torch.ops.capgate.fp8_paged_mqa_logits_out(*scored, logits, False, logits_variant)
+        torch.ops.capgate.fp8_paged_mqa_logits_out(*scored, logits, False, logits_variant, layout=layout)
 
     def select(turn: slice, logits: torch.Tensor, scratch: torch.Tensor | None) -> None:
         rows = _drafts(turn, next_n)
@@ -242,7 +243,7 @@ _register(
     PAGED,
     lambda inputs: inputs.q.shape[0] * inputs.q.shape[1],
     _paged_keys,
-    f"SymInt max_context_len, SymInt logits_budget_bytes, SymInt page_size, {_VARIANTS}",
+    f"SymInt max_context_len, SymInt logits_budget_bytes, str layout, SymInt page_size, {_VARIANTS}",
 )
 _register(
     "select_from_logits",

@@ -27,6 +27,7 @@ def fp8_paged_mqa_logits(
     *,
     max_context_len: int,
     clean_logits: bool = False,
+    layout: str = "flat",
     schedule: torch.Tensor | None = None,
     schedule_chunk_keys: int = CHUNK_KEYS,
     out: torch.Tensor | None = None,
@@ -44,7 +45,7 @@ def fp8_paged_mqa_logits(
         Queries; their scale is folded into ``weights``. next_n is 1 to 8, H is 1 to 128, D is 32, 64 or 128.
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
         Keys in q's dtype and their scales. The bytes of a block are flat: block * D of keys, then block * 4 of float32 scales.
-        ``stride(0)`` may be larger than that. block is 1, 16, 32, 64 or 128.
+        ``stride(0)`` may be larger than that. block is 1, or a multiple of 16 up to 256.
     weights : torch.Tensor, shape (B * next_n, H), float32
         Weight of each head; may be negative.
     context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
@@ -58,6 +59,10 @@ def fp8_paged_mqa_logits(
         Columns of the output, 0 to 2**30.
     clean_logits : bool
         True sets every cell that a row does not see to -inf. False leaves those cells as they are, which saves writing them.
+    layout : str
+        Of the keys in a block: "flat", one behind the other, or "preshuffled", as engines on AMD have them: in tiles of 16
+        keys, which hold bytes 0 to 15 of each, then bytes 16 to 31 of each, and so on. Blocks are then of a multiple of 16
+        keys.
     schedule : torch.Tensor, shape (num_workers + 1, 2), int32, optional
         What :func:`paged_mqa_schedule` returned for the same ``context_lens``, so that num_workers + 1 is 2 or more; made by
         the call otherwise. With other contents some cells may stay unwritten or be written more than once, never with anything
@@ -89,14 +94,14 @@ def fp8_paged_mqa_logits(
     """
     inputs = Inputs(q, kv_cache, weights, context_lens, block_table, schedule)
     OPERANDS.check(inputs, "the logits")
-    check_blocks(kv_cache)
+    check_blocks(kv_cache, layout)
     if schedule is not None and not schedule.is_contiguous():
         raise ValueError(f"schedule: got strides {tuple(schedule.stride())}, needs it contiguous, as it was made")
     max_context_len = check_integer("max_context_len", max_context_len, 0, MAX_CONTEXT)
     check_flag("clean_logits", clean_logits)
     schedule_chunk_keys = _check_among("schedule_chunk_keys", schedule_chunk_keys, CHUNKS)
     check_variant("variant", variant, operation)
-    options = (clean_logits, variant, schedule_chunk_keys)
+    options = (clean_logits, variant, schedule_chunk_keys, layout)
     if out is None:
         logits: torch.Tensor = torch.ops.capgate.fp8_paged_mqa_logits(*inputs, max_context_len, *options)
         return logits
@@ -120,7 +125,7 @@ def paged_mqa_schedule(
     context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
         As in :func:`fp8_paged_mqa_logits`; next_n is 1 to 8.
     block_size : int
-        Keys in a block of the cache: 1, 16, 32, 64 or 128.
+        Keys in a block of the cache: 1, or a multiple of 16 up to 256.
     num_workers : int
         How many workers share the keys, at least 1: what :func:`paged_mqa_workers` says for the calls to come.
     chunk_keys : int
@@ -147,7 +152,7 @@ def paged_mqa_schedule(
     """
     scheduled.OPERANDS.check((context_lens,), "the schedule")
     if check_integer("block_size", block_size, 1) not in BLOCK_SIZES:
-        raise ValueError(f"block_size: got {block_size}, needs one of {', '.join(map(str, BLOCK_SIZES))}")
+        raise ValueError(f"block_size: got {block_size}, needs 1, or a multiple of 16 up to {BLOCK_SIZES[-1]}")
     num_workers = check_integer("num_workers", num_workers, 1)
     chunk_keys = _check_among("chunk_keys", chunk_keys, CHUNKS)
     if out is None:
@@ -159,7 +164,12 @@ def paged_mqa_schedule(
 
 
 def paged_mqa_workers(
-    q: torch.Tensor, kv_cache: torch.Tensor, *, clean_logits: bool = False, variant: str | None = None
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    *,
+    clean_logits: bool = False,
+    layout: str = "flat",
+    variant: str | None = None,
 ) -> int:
     """How many workers a schedule should have for :func:`fp8_paged_mqa_logits` calls with operands of these shapes.
 
@@ -168,9 +178,10 @@ def paged_mqa_workers(
     q : torch.Tensor, shape (B, next_n, H, D), float8_e4m3fn or float8_e4m3fnuz
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
     clean_logits : bool
+    layout : str
     variant : str, optional
-        As the calls will have them: next_n is 1 to 8, H is 1 to 128, D is 32, 64 or 128, block is 1, 16, 32, 64 or 128. B and
-        num_blocks do not matter, nor do contents, so that once is enough.
+        As the calls will have them: next_n is 1 to 8, H is 1 to 128, D is 32, 64 or 128, block is 1 or a multiple of 16 up to
+        256. B and num_blocks do not matter, nor do contents, so that once is enough.
 
     Returns
     -------
@@ -187,10 +198,10 @@ def paged_mqa_workers(
     """
     shaped = Shaped(q, kv_cache)
     SHAPED.check(shaped, "the logits")
-    check_blocks(kv_cache)
+    check_blocks(kv_cache, layout)
     check_flag("clean_logits", clean_logits)
     check_variant("variant", variant, operation)
-    problem = describe(_ordinary(shaped), clean_logits)
+    problem = describe(_ordinary(shaped), clean_logits, layout)
     chosen = operation.select(problem, variant)
     kernel = operation.load(chosen)
     return kernel.workers(problem) if isinstance(kernel, compat.Kernel) and kernel.workers else 1  # torch looks at no schedule
@@ -207,16 +218,16 @@ def _ordinary(shaped: Shaped) -> Inputs:
 def copies_directly(kv_cache: torch.Tensor, weights: torch.Tensor, block_table: torch.Tensor) -> bool:
     """Whether keys, weights and table entries can go straight to LDS: keys in 16-byte chunks, all at offsets of 32 bits.
 
-    Blocks of 64 keys and more may lie anywhere: each is a tile's only one, and then the base of its offsets.
+    Blocks of a multiple of 64 keys may lie anywhere: a tile lies in one, which is then the base of its offsets.
     """
     (blocks, block), step = kv_cache.shape[:2], kv_cache.stride(0)
     aligned = kv_cache.data_ptr() % 16 == 0 and step % 16 == 0
     (row, head), entry = weights.stride(), block_table.stride(1)
-    farthest = max(4 * (MAX_NEXT * row + MAX_HEADS * head), 4 * 64 * entry, 0 if block >= 64 else blocks * step)
+    farthest = max(4 * (MAX_NEXT * row + MAX_HEADS * head), 4 * 64 * entry, 0 if block % 64 == 0 else blocks * step)
     return bool(aligned and farthest < 2**31)
 
 
-def describe(inputs: Inputs, clean_logits: bool) -> Problem:
+def describe(inputs: Inputs, clean_logits: bool, layout: str = "flat") -> Problem:
     """The class of calls that one with these operands belongs to."""
     q, kv_cache, weights = inputs.q, inputs.kv_cache, inputs.weights
     check_address(kv_cache)
@@ -225,7 +236,7 @@ def describe(inputs: Inputs, clean_logits: bool) -> Problem:
     even = requests == 1 or next_n == 1 or q.stride(0) == next_n * q.stride(1)
     tensor_maps = even and all(mappable(operand) for operand in (q, keys_of(kv_cache), weights))  # scales lie as the keys do
     sizes = (heads, dim, FP8[q.dtype], clean_logits, kv_cache.shape[1], next_n)
-    return Problem(q.device, *sizes, direct_keys=direct_keys, tensor_maps=tensor_maps)
+    return Problem(q.device, *sizes, direct_keys=direct_keys, tensor_maps=tensor_maps, layout=layout)
 
 
 def _check_among(name: str, value: int, choices: tuple[int, ...]) -> int:
@@ -250,28 +261,38 @@ def _check_schedule(name: str, schedule: torch.Tensor, num_workers: int, device:
 
 
 def _launch_into(
-    inputs: Inputs, out: torch.Tensor, clean_logits: bool, variant: str | None, chunk_keys: int = CHUNK_KEYS
+    inputs: Inputs,
+    out: torch.Tensor,
+    clean_logits: bool,
+    variant: str | None,
+    chunk_keys: int = CHUNK_KEYS,
+    layout: str = "flat",
 ) -> None:
     """Operator ``capgate::fp8_paged_mqa_logits_out``: as :func:`_launch`, ``out`` being the caller's."""
     check_apart("out", out, inputs)
-    _launch(inputs, out, clean_logits, variant, chunk_keys)
+    _launch(inputs, out, clean_logits, variant, chunk_keys, layout)
 
 
-def _launch(inputs: Inputs, out: torch.Tensor, clean_logits: bool, variant: str | None, chunk_keys: int) -> None:
+def _launch(inputs: Inputs, out: torch.Tensor, clean_logits: bool, variant: str | None, chunk_keys: int, layout: str) -> None:
     """Run the chosen variant, unless there is no cell to write."""
-    problem = describe(inputs, clean_logits)
+    problem = describe(inputs, clean_logits, layout)
     if out.numel() == 0:  # a variant that cannot run is an error for empty calls too, but no operand can be in its way
         operation.select(problem._replace(direct_keys=True, tensor_maps=True), variant)
         return
-    operation(problem, inputs, out, variant=variant, clean_logits=clean_logits, chunk_keys=chunk_keys)
+    operation(problem, inputs, out, variant=variant, clean_logits=clean_logits, chunk_keys=chunk_keys, layout=layout)
 
 
 def _launch_new(
-    inputs: Inputs, max_context_len: int, clean_logits: bool, variant: str | None, chunk_keys: int = CHUNK_KEYS
+    inputs: Inputs,
+    max_context_len: int,
+    clean_logits: bool,
+    variant: str | None,
+    chunk_keys: int = CHUNK_KEYS,
+    layout: str = "flat",
 ) -> torch.Tensor:
     """Operator ``capgate::fp8_paged_mqa_logits``: the same into a new tensor."""
     out = _empty(inputs, max_context_len)
-    _launch(inputs, out, clean_logits, variant, chunk_keys)
+    _launch(inputs, out, clean_logits, variant, chunk_keys, layout)
     return out
 
 
@@ -296,7 +317,7 @@ def _empty_schedule(inputs: scheduled.Inputs, num_workers: int, *options: object
     return inputs.context_lens.new_empty((num_workers + 1, 2))
 
 
-_OPTIONS = f"bool clean_logits, str? variant, int schedule_chunk_keys={CHUNK_KEYS}"
+_OPTIONS = f"bool clean_logits, str? variant, int schedule_chunk_keys={CHUNK_KEYS}, str layout='flat'"
 _SCHEDULES = f"int chunk_keys={CHUNK_KEYS}"
 register("fp8_paged_mqa_logits", OPERANDS, f"SymInt max_context_len, {_OPTIONS}", "Tensor", _launch_new, _empty)
 register("fp8_paged_mqa_logits_out", OPERANDS, f"Tensor(a!) out, {_OPTIONS}", "()", _launch_into)

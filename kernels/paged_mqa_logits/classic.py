@@ -13,7 +13,8 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..common.cache import keys_of, readable, scales_of
+from ..common.cache import LAYOUTS, keys_of, readable, scales_of
+from ..common.device.cached_keys import first_byte, further_byte
 from ..common.device.classic import fill, fn_to_fnuz, score
 from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, seen
 from ..common.rules import padded_heads
@@ -34,7 +35,7 @@ def load_blocks(entries, num_blocks):
 @triton.jit
 def paged_mqa_logits_kernel(
     q,  # [B, NEXT_N, H, D] fp8
-    keys,  # [num_blocks, BLOCK, D] fp8
+    keys,  # [num_blocks, BLOCK, D] fp8, in tiles of TILE keys
     scales,  # [num_blocks, BLOCK] float32
     weights,  # [B * NEXT_N, H] float32
     lens,  # [B] int32, or [B, NEXT_N] if ROW_LENS
@@ -66,6 +67,7 @@ def paged_mqa_logits_kernel(
     PADDED_HEADS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     CHUNK: tl.constexpr,
     STRIP: tl.constexpr,
@@ -129,14 +131,16 @@ def paged_mqa_logits_kernel(
                 if BLOCK % BLOCK_KEYS == 0:  # in one block, whose end lies past the tile's: nothing to clamp
                     block, held = load_blocks(entries + base64 // BLOCK * stride_tk, num_blocks)
                     inside = base % BLOCK + place
-                    key = tl.load(keys + block * stride_keys + (inside * DIM)[:, None] + dim[None, :])
+                    lines = keys + block * stride_keys + first_byte(inside, DIM, TILE)[:, None]
+                    key = tl.load(lines + further_byte(dim, TILE)[None, :])
                     scale = tl.load(scales + block * stride_scales + inside)
                 else:
                     position = tl.minimum(base + place, longest - 1)
                     block, key_held = load_blocks(entries + (position // BLOCK).to(tl.int64) * stride_tk, num_blocks)
                     held = key_held[:, None]
                     inside = position % BLOCK
-                    key = tl.load(keys + (block * stride_keys + inside * DIM)[:, None] + dim[None, :])
+                    lines = keys + (block * stride_keys + first_byte(inside, DIM, TILE))[:, None]
+                    key = tl.load(lines + further_byte(dim, TILE)[None, :])
                     scale = tl.load(scales + block * stride_scales + inside)
                 if TO_FNUZ:
                     key = fn_to_fnuz(key)
@@ -154,7 +158,13 @@ def workers(problem: Problem) -> int:
 
 
 def prepare(
-    problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, chunk_keys: int = CHUNK_KEYS
+    problem: Problem,
+    inputs: Inputs,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    layout: str = "flat",
+    chunk_keys: int = CHUNK_KEYS,
 ) -> tuple[compat.Launch, ...]:
     """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
 
@@ -189,6 +199,7 @@ def prepare(
         "PADDED_HEADS": padded_heads(heads),
         "ROWS": tune.rows,
         "BLOCK": block,
+        "TILE": LAYOUTS[layout],
         "BLOCK_KEYS": tune.block_keys,
         "CHUNK": chunk_keys,
         "STRIP": strip,

@@ -15,7 +15,7 @@ counts global_load_lds among the LDS instructions, which hardware does not, and 
 (llvm-project, pull request 179305).
 
 LDS without bank conflicts: as in the dense kernel, packets of 16 bytes are fetched in a permuted order and read under a
-swizzled layout.
+swizzled layout. Of a preshuffled cache each lane fetches its packet from another place: LDS holds the same.
 """
 
 import torch
@@ -23,8 +23,10 @@ import torch
 from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, constexpr_function, gl, gluon, reinterpret
 
-from ..common.cache import keys_of, readable, scales_of
+from ..common.cache import LAYOUTS, keys_of, readable, scales_of
+from ..common.device.cached_keys import first_byte
 from ..common.device.cdna4 import fill, load, logit_layout, score, store
+from ..common.device.pieces import piece_keys
 from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, seen
 from ..common.hardware import multiprocessors
 from ..common.rules import padded_heads
@@ -52,8 +54,12 @@ def copy_blocks(
 ):
     """Start the copy of the table's entries for one tile to LDS: for each key its block."""
     first = tile * BLOCK_KEYS // BLOCK
-    number = gl.arange(0, tile_blocks.shape[0], LAYOUT) % BLOCK_KEYS // min(BLOCK, BLOCK_KEYS)
-    if BLOCK < BLOCK_KEYS:
+    number = gl.arange(0, tile_blocks.shape[0], LAYOUT) % BLOCK_KEYS
+    if BLOCK_KEYS % BLOCK == 0 or BLOCK % BLOCK_KEYS == 0:  # a tile begins where a block does, or lies in one
+        number = number // min(BLOCK, BLOCK_KEYS)
+    else:
+        number = (tile * BLOCK_KEYS % BLOCK + number) // BLOCK
+    if BLOCK % BLOCK_KEYS:
         number = gl.minimum(number, (longest - 1) // BLOCK - first)  # what the table holds behind that may be garbage
     async_copy.buffer_load_to_shared(tile_blocks, entries + first.to(gl.int64) * stride_tk, number * stride_tk)
 
@@ -87,6 +93,11 @@ def copy_tile(
         key_at += (blocks.to(gl.int32) * stride_keys)[:, :, None]
         blocks = near_block(async_copy.load_shared_relaxed(firsts, gl.SliceLayout(0, scale_at.type.layout)), num_blocks)
         scale_at += (blocks.to(gl.int32) * stride_scales)[None, :, :]
+        if BLOCK != PIECE_KEYS:  # a piece lies anywhere in its block
+            piece = gl.arange(0, BLOCKS, gl.SliceLayout(1, gl.SliceLayout(2, key_at.type.layout)))
+            key_at += ((tile * BLOCKS + piece) * PIECE_KEYS % BLOCK * tile_keys.shape[2])[:, None, None]
+            piece = gl.arange(0, BLOCKS, gl.SliceLayout(0, gl.SliceLayout(2, scale_at.type.layout)))
+            scale_at += ((tile * BLOCKS + piece) * PIECE_KEYS % BLOCK)[None, :, None]
     async_copy.buffer_load_to_shared(tile_keys, keys, key_at)
     async_copy.buffer_load_to_shared(tile_scales, scales, scale_at)
     return block
@@ -95,7 +106,7 @@ def copy_tile(
 @gluon.jit
 def paged_mqa_logits_kernel(
     q,  # [B, NEXT_N, H, D] fp8
-    keys,  # [num_blocks, BLOCK, D] fp8
+    keys,  # [num_blocks, BLOCK, D] fp8, in tiles of TILE keys
     scales,  # [num_blocks, BLOCK] float32
     weights,  # [B * NEXT_N, H] float32
     lens,  # [B] int32, or [B, NEXT_N] if ROW_LENS
@@ -128,6 +139,7 @@ def paged_mqa_logits_kernel(
     PADDED_HEADS: gl.constexpr,
     ROWS: gl.constexpr,
     BLOCK: gl.constexpr,
+    TILE: gl.constexpr,
     BLOCK_KEYS: gl.constexpr,
     CHUNK: gl.constexpr,
     STAGES: gl.constexpr,
@@ -139,8 +151,8 @@ def paged_mqa_logits_kernel(
     NUM_WARPS: gl.constexpr = gl.num_warps()
     COLUMNS: gl.constexpr = ROWS * PADDED_HEADS
     AHEAD: gl.constexpr = STAGES - 1
-    BLOCKS: gl.constexpr = max(1, BLOCK_KEYS // BLOCK)  # of a tile
-    PIECE_KEYS: gl.constexpr = BLOCK_KEYS // BLOCKS  # of a tile, in one block
+    PIECE_KEYS: gl.constexpr = piece_keys(BLOCK, BLOCK_KEYS)  # of a tile, in one block
+    BLOCKS: gl.constexpr = BLOCK_KEYS // PIECE_KEYS  # of a tile, each with a piece of it
     REPEATS: gl.constexpr = 64 * NUM_WARPS // BLOCK_KEYS  # of a tile's scales: one for every lane, so that no lane is masked
     INSTRUCTION_DIM: gl.constexpr = 64 if DIM >= 64 else 16  # dims of the f8f6f4 instruction, or of the older fp8 one
     mfma: gl.constexpr = cdna4.AMDMFMALayout(
@@ -198,7 +210,7 @@ def paged_mqa_logits_kernel(
     byte = gl.arange(0, DIM, gl.SliceLayout(0, gl.SliceLayout(1, copied)))
     tile_key = gl.arange(0, BLOCKS, gl.SliceLayout(1, gl.SliceLayout(2, copied)))[:, None] * PIECE_KEYS + key[None, :]
     packet = (byte // 16)[None, None, :] ^ (tile_key * DIM // 256 % (DIM // 16))[:, :, None]
-    key_at = (key * DIM)[None, :, None] + packet * 16 + (byte % 16)[None, None, :]
+    key_at = first_byte(key, DIM, TILE)[None, :, None] + packet * (16 * TILE) + (byte % 16)[None, None, :]
     scale_at = gl.arange(0, PIECE_KEYS, gl.SliceLayout(0, gl.SliceLayout(1, scales_copied)))[None, None, :]
     scale_at += gl.full([REPEATS, BLOCKS, PIECE_KEYS], 0, gl.int32, scales_copied)
 
@@ -288,7 +300,13 @@ def workers(problem: Problem) -> int:
 
 
 def prepare(
-    problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, chunk_keys: int = CHUNK_KEYS
+    problem: Problem,
+    inputs: Inputs,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    layout: str = "flat",
+    chunk_keys: int = CHUNK_KEYS,
 ) -> tuple[compat.Launch, ...]:
     """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
 
@@ -321,6 +339,7 @@ def prepare(
         "PADDED_HEADS": padded_heads(heads),
         "ROWS": tune.rows,
         "BLOCK": block,
+        "TILE": LAYOUTS[layout],
         "BLOCK_KEYS": tune.block_keys,
         "CHUNK": chunk_keys,
         "STAGES": tune.num_stages,

@@ -9,6 +9,8 @@ the product, rows x heads on the N side. With CLEAN another warp writes -inf int
 weights and head sum happen in registers. No sum crosses programs, so results repeat bit for bit.
 """
 
+from math import gcd
+
 import torch
 
 from capgate import compat
@@ -40,6 +42,7 @@ from ..common.device.hopper_pipeline import (
     producers_turn,
     stride,
 )
+from ..common.device.pieces import piece_keys
 from ..common.device.windows import load_share, seen
 from ..common.rules import padded_heads
 from ..common.schedule.classic import new_schedule, workers_that_fit
@@ -213,7 +216,7 @@ def load_keys(keys, maps, table, entries, position, longest, stage):
     to the consumer. A piece past the longest row's last key, which has no entry in the table, is treated alike.
     """
     KEYS: gl.constexpr = keys.KEYS
-    PIECE: gl.constexpr = min(table.BLOCK, KEYS)
+    PIECE: gl.constexpr = piece_keys(table.BLOCK, KEYS)
     full = keys.ring.full.index(stage.index)
     key = reinterpret(keys.key.index(stage.index), gl.float8e4nv, [KEYS // PIECE, PIECE, keys.DIM], bytes_layout(keys.DIM, 3))
     scale = reinterpret(keys.scale.index(stage.index), gl.float32, [KEYS // PIECE, PIECE], floats_layout(2))
@@ -272,7 +275,7 @@ def consume(queries, keys, out, BLOCK: gl.constexpr):
     ROWS: gl.constexpr = queries.ROWS
     HEADS: gl.constexpr = queries.HEADS
     KEYS: gl.constexpr = keys.KEYS
-    PIECE: gl.constexpr = min(BLOCK, KEYS)
+    PIECE: gl.constexpr = piece_keys(BLOCK, KEYS)
     PADDED: gl.constexpr = max(ROWS, 2)
     PRODUCTS: gl.constexpr = ROWS * HEADS
     MMA: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, PRODUCTS, 32])
@@ -427,11 +430,17 @@ def workers(problem: Problem) -> int:
 
 
 def prepare(
-    problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits: bool, chunk_keys: int = CHUNK_KEYS
+    problem: Problem,
+    inputs: Inputs,
+    out: torch.Tensor,
+    *,
+    clean_logits: bool,
+    layout: str = "flat",
+    chunk_keys: int = CHUNK_KEYS,
 ) -> tuple[compat.Launch, ...]:
     """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
 
-    With ``clean_logits`` every other cell becomes -inf.
+    With ``clean_logits`` every other cell becomes -inf. The layout is "flat": the rule accepts no other.
     """
     q, kv_cache, weights, context_lens, block_table, schedule = inputs
     requests, next_n, heads, dim = q.shape
@@ -440,7 +449,7 @@ def prepare(
     rows = tune.rows
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     (blocks, block), width = keys.shape[:2], out.shape[1]
-    piece = min(block, tune.block_keys)
+    piece = gcd(block, tune.block_keys)
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     arguments = (

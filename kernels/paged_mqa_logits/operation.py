@@ -22,6 +22,7 @@ class Problem(NamedTuple):
     device : a ``torch.device``, or a target to ask about (``"hip:gfx950"``)
     dtype : of queries and cached keys, "float8_e4m3fn" or "float8_e4m3fnuz"
     block_size : keys in a block of the cache
+    layout : of a block's keys, "flat" or "preshuffled"
     next_n : rows of a request, its draft tokens included
     direct_keys : whether keys can be copied straight to LDS: see :func:`.api.copies_directly`
     tensor_maps : whether tensor maps can describe the queries, the weights, and the cache's keys and scales
@@ -36,6 +37,7 @@ class Problem(NamedTuple):
     next_n: int = 1
     direct_keys: bool = True
     tensor_maps: bool = True
+    layout: str = "flat"
 
 
 def example(device: Any) -> Problem:
@@ -70,7 +72,7 @@ def example_call(problem: Problem) -> compat.ExampleCall:
         block_table=meta(requests, blocks, dtype=torch.int32),
         schedule=meta(257, 2, dtype=torch.int32),
     )
-    options = {"clean_logits": problem.clean_logits}
+    options = {"clean_logits": problem.clean_logits, "layout": problem.layout}
     return compat.ExampleCall((inputs, meta(rows, keys)), options, padded_heads(problem.heads) * problem.dim)
 
 
@@ -79,7 +81,7 @@ def _gluon_cdna4_accepts(problem: Problem) -> str | None:
         return reason
     if not problem.direct_keys:
         return (
-            "needs 16-byte aligned blocks a multiple of 16 bytes apart, those of fewer than 64 keys within 2 GiB, "
+            "needs 16-byte aligned blocks a multiple of 16 bytes apart, those of no multiple of 64 keys within 2 GiB, "
             "and weights and table entries near each other, to copy them straight to LDS"
         )
     return None
@@ -90,8 +92,10 @@ def _gluon_hopper_accepts(problem: Problem) -> str | None:
         return reason
     if problem.heads % 4:
         return f"needs a multiple of 4 heads: found {problem.heads}"
-    if problem.block_size < 32:
-        return f"needs blocks of 32 keys or more, whose scales fill 128 bytes: found {problem.block_size}"
+    if problem.layout != "flat":
+        return f"needs a flat cache, whose keys tensor maps copy as matrix instructions read them: found a {problem.layout} one"
+    if problem.block_size % 32:
+        return f"needs blocks of a multiple of 32 keys, whose scales fill 128 bytes: found {problem.block_size}"
     if not problem.tensor_maps:
         return (
             "needs operands that tensor maps describe: 16-byte aligned lines of adjacent elements, "

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..common.cache import keys_of, readable, scale_bytes_of
+from ..common.cache import LAYOUTS, packets_of, readable, scale_bytes_of
 from ..common.reference import KEY_TILE, SCORE_BYTES, score
 from ..common.schedule.operation import CHUNK_KEYS
 from .operands import Inputs
@@ -13,6 +13,7 @@ def launch(
     out: torch.Tensor,
     *,
     clean_logits: bool,
+    layout: str = "flat",
     chunk_keys: int = CHUNK_KEYS,
     accumulate: torch.dtype = torch.float32,
 ) -> None:
@@ -32,7 +33,7 @@ def launch(
     limit = min(columns, block_table.shape[1] * block)
     lengths = row_lengths(context_lens, next_n)[..., None].clamp(max=limit)  # [B, next_n, 1]
     kv_cache = readable(kv_cache)
-    keys, scales = keys_of(kv_cache), scale_bytes_of(kv_cache)
+    packets, scales, tile = packets_of(kv_cache, layout), scale_bytes_of(kv_cache), LAYOUTS[layout]
     key_tile = min(KEY_TILE, columns)
     request_tile = max(1, SCORE_BYTES // (max(next_n * heads, dim) * key_tile * accumulate.itemsize))
     for first in range(0, requests, request_tile):
@@ -50,9 +51,10 @@ def launch(
             # What the table holds past a request's longest row is not looked at.
             entry = block_table[batch, (position // block).clamp(max=block_table.shape[1] - 1)].long()
             held = inside.any(1) & (entry >= 0) & (entry < blocks)  # [b, columns]
-            at = (torch.where(held, entry, 0), position % block)  # indexing bytes works for every fp8 type
-            key = keys[at].view(q.dtype).to(accumulate)  # [b, columns, D]
-            scale = scales[at].view(torch.float32)[..., 0]
+            page, inside = torch.where(held, entry, 0), position % block
+            octets = packets[page, inside // tile, inside % tile]  # indexing bytes works for every fp8 type
+            key = octets.flatten(-2).view(q.dtype).to(accumulate)  # [b, columns, D]
+            scale = scales[page, inside].view(torch.float32)[..., 0]
             weight = weights.unflatten(0, (requests, next_n))[batch].to(accumulate)
             logits = score(q[batch].to(accumulate), weight, key) * scale[:, None]
             logits.masked_fill_(~held[:, None], float("-inf"))

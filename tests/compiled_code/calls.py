@@ -12,7 +12,7 @@ import torch
 from capgate import compat
 from capgate.kernels.common.schedule.operands import Inputs as ScheduleInputs
 from capgate.kernels.common.schedule.operation import Problem as Scheduling
-from capgate.kernels.key_cache.operands import Gathered, Unshuffled, Written
+from capgate.kernels.key_cache.operands import Gathered, Written
 from capgate.kernels.key_cache.operation import Problem as Caching
 from capgate.kernels.key_selection.operands import Inputs as SelectionInputs
 from capgate.kernels.mqa_logits.operands import Inputs as DenseInputs
@@ -175,9 +175,6 @@ def caching(target: compat.Target) -> Iterator[Call]:
         operands = (cache(dim, block), integers(256, 64), integers(256))
         gathered = (Gathered(*operands), meta(4096, dim, dtype=torch.uint8), meta(4096))
         yield Call(f"gather_keys.classic.{dim}.block{block}", "gather_keys", "classic", problem, gathered, {})
-        if block > 1:
-            unshuffled, options = (Unshuffled(*operands), cache(dim, block)), {"max_context_len": 4096}
-            yield Call(f"unshuffle_keys.classic.{dim}.block{block}", "unshuffle_keys", "classic", problem, unshuffled, options)
     for lens in (integers(256), integers(256, 2)):
         name = f"paged_mqa_schedule.classic.{lens.ndim}d"
         yield Call(name, "paged_mqa_schedule", "classic", Scheduling(target), (ScheduleInputs(lens), integers(529, 2)), {})

@@ -9,7 +9,7 @@ from capgate.kernels.common.schedule.operands import Inputs as ScheduleInputs
 from capgate.kernels.common.schedule.operation import Problem as ScheduleProblem
 from capgate.kernels.key_cache import classic as cache_classic
 from capgate.kernels.key_cache import reference as cache_reference
-from capgate.kernels.key_cache.operands import Gathered, Unshuffled, Written
+from capgate.kernels.key_cache.operands import Between, Gathered, Written
 from capgate.kernels.key_cache.operation import Problem
 from emulator import parse, run
 from support.emulated_mqa import LIMIT, TARGET, Variant, execute, prepare
@@ -39,6 +39,30 @@ def agrees(variant: Variant, case: PagedCase) -> None:
 def test_blocks(variant: Variant, block: int, gap: int, clean_logits: bool) -> None:
     """Scattered blocks, some with gaps between them; table entries past a request's keys are garbage."""
     agrees(variant, PagedCase(make_call([150, 0, 64, 1, 129], 1, 64, 128, block, gap=gap), 150, clean_logits))
+
+
+@pytest.mark.parametrize(("block", "layout"), [(48, "flat"), (96, "flat"), (192, "flat"), (256, "flat"), (208, "preshuffled")])
+def test_blocks_that_tiles_do_not_begin_with(variant: Variant, block: int, layout: str) -> None:
+    """A tile begins anywhere in a block and may reach into the next one, which the cache may lack."""
+    call = make_call([150, 0, 300, 1], 2, 64, 128, block, spare_entries=0, layout=layout)
+    agrees(variant, PagedCase(call, 300, False, layout=layout))
+    agrees(variant, PagedCase(without_blocks(call), 290, True, layout=layout))
+
+
+@pytest.mark.parametrize(
+    ("heads", "dim", "next_n", "block", "gap"),
+    [(64, 128, 1, 64, 0), (64, 128, 2, 16, 16), (32, 128, 2, 256, 0), (128, 64, 1, 32, 0), (16, 32, 8, 48, 0)],
+)
+def test_preshuffled_caches(variant: Variant, heads: int, dim: int, next_n: int, block: int, gap: int) -> None:
+    """The logits are those of the flat cache, bit for bit: the same products in the same order."""
+    results = []
+    for layout in ("flat", "preshuffled"):
+        call = make_call([150, 0, 64, 1, 129], next_n, heads, dim, block, gap=gap, layout=layout)
+        prepared = prepare(variant, PagedCase(call, 150, True, layout=layout))
+        for switches in SWITCHES:
+            execute(prepared, measure=False, **switches)
+        results.append(prepared.out.view(torch.int32).clone())
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "skipped"])
@@ -137,34 +161,24 @@ def test_schedule() -> None:
     assert torch.equal(schedule, paged_mqa_schedule(lens, 64, 20))
 
 
+@pytest.mark.parametrize("layout", ["flat", "preshuffled"])
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz], ids=str)
-def test_write_and_gather(dtype: torch.dtype) -> None:
-    call = make_call([70, 5])
+def test_write_and_gather(dtype: torch.dtype, layout: str) -> None:
+    call, problem = make_call([70, 5], layout=layout), Problem(TARGET)
     slots = torch.arange(20) * 5 - 3
     k = torch.randn(20, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
     k[3, 5], k[4, 6], k[5, 7] = float("nan"), float("inf"), float("-inf")
     caches = [call.kv_cache.contiguous().clone() for _ in range(2)]
-    cache_reference.write(Written(k, caches[0], slots), dtype=dtype, scale_format="ue8m0")
-    emulate(cache_classic.prepare_write(Problem(TARGET), Written(k, caches[1], slots), dtype=dtype, scale_format="ue8m0"), [])
+    options = {"dtype": dtype, "scale_format": "ue8m0", "layout": layout}
+    cache_reference.write(Written(k, caches[0], slots), **options)
+    emulate(cache_classic.prepare_write(problem, Written(k, caches[1], slots), **options), [])
     assert torch.equal(*caches)
 
     call = without_blocks(call, 3)
-    gathered = [(torch.ones(80, 32).to(dtype), torch.ones(80)) for _ in range(2)]
-    cache_reference.gather(Gathered(caches[0], call.block_table, call.context_lens), *gathered[0])
-    emulate(
-        cache_classic.prepare_gather(Problem(TARGET), Gathered(caches[0], call.block_table, call.context_lens), *gathered[1]),
-        list(gathered[1]),
-    )
-    for one, other in zip(*gathered, strict=True):
-        assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
-
-
-def test_blocks_in_use_are_copied_out_of_tiles():
-    cache = torch.randint(0, 256, (5, 32, 1, 132), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
-    table = torch.tensor([[3, 1, -1], [4, 2**30, 7], [-1, 5, 2**31 - 1]], dtype=torch.int32)
-    lens = torch.tensor([[1, 33], [32, 0], [90, 96]], dtype=torch.int32)  # the last request's blocks are none of the cache's
-    flat, copied = torch.empty_like(cache), torch.full_like(cache, 0xA5)
-    cache_reference.unshuffle(Unshuffled(cache, table, lens), flat, max_context_len=100)
-    emulate(cache_classic.prepare_unshuffle(Problem(TARGET), Unshuffled(cache, table, lens), copied, max_context_len=100), [])
-    assert torch.equal(copied[[1, 3, 4]], flat[[1, 3, 4]])
-    assert (copied[[0, 2]] == 0xA5).all()
+    sums = torch.tensor([3, 73, 78], dtype=torch.int32)
+    for inputs in (Gathered(caches[0], call.block_table, call.context_lens), Between(caches[0], call.block_table, sums)):
+        gathered = [(torch.ones(80, 48).to(dtype)[:, :32], torch.ones(80, 2)[:, 1]) for _ in range(2)]
+        cache_reference.gather(inputs, *gathered[0], layout=layout)
+        emulate(cache_classic.prepare_gather(problem, inputs, *gathered[1], layout=layout), [])
+        for one, other in zip(*gathered, strict=True):
+            assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from capgate import compat
-from capgate.kernels.dropin import deep_gemm, preshuffle, vllm_rocm
+from capgate.kernels.dropin import deep_gemm, vllm_rocm
 from capgate.kernels.dropin.aiter import deepgemm_fp8_paged_mqa_logits
 from capgate.kernels.mqa_logits.operation import operation
 from support import upstream
@@ -73,7 +73,9 @@ def test_deep_gemm_decode(fp8: torch.dtype, requests: int, next_n: int, block: i
     upstream.deep_gemm_paged_mqa_logits(decode(fp8, requests, next_n, block, two_d=two_d), 111 * 1000)
 
 
-@pytest.mark.parametrize(("block", "preshuffle"), [(1, False), (64, False), (16, True), (32, True), (64, True), (128, True)])
+@pytest.mark.parametrize(
+    ("block", "preshuffle"), [(1, False), (64, False), (16, True), (32, True), (64, True), (128, True), (256, True)]
+)
 @pytest.mark.parametrize("next_n", [1, 2, 4])
 def test_aiter_decode(fp8: torch.dtype, next_n: int, block: int, preshuffle: bool) -> None:
     upstream.aiter_paged_mqa_logits(decode(fp8, 16, next_n, block), 16384, preshuffle=preshuffle)
@@ -93,22 +95,13 @@ def test_vllm_decode(fp8: torch.dtype, gpu: torch.device, block: int, next_n: in
     upstream.vllm_paged_mqa_logits(decode(fp8, 32, next_n, block, 2000, two_d), 4096, ratio)
 
 
-def test_only_the_blocks_in_use_are_copied_out_of_tiles(fp8: torch.dtype) -> None:
-    call = decode(fp8, 5, 2, 64, 700)
-    tiles, flat = call.cache(tiles=True), call.cache()
-    copy = preshuffle.unshuffle(tiles, call.table, call.lens, 2000)
-    used = [call.table[request, : -(-int(call.contexts[2 * request]) // 64)] for request in range(5)]
-    pages = torch.cat(used).long()
-    assert torch.equal(copy[pages], flat[pages])
-
-
 def test_bug_5_tiles_past_2_to_the_31_bytes(fp8: torch.dtype) -> None:
-    """Known bug 5: 32-bit offset overflow, of the cache and of its copy."""
+    """Known bug 5: 32-bit offset overflow."""
     call = decode(fp8, 4, 1, 64, 500)
     tiles, far = call.cache(tiles=True), 2**31 // (64 * 132) + 1
     free, _ = torch.cuda.mem_get_info()
-    if free < 3 * 2**31:
-        pytest.skip(f"needs 6 GB of GPU memory, {free / 1e9:.1f} GB are free")
+    if free < 2 * 2**31:
+        pytest.skip(f"needs 4 GB of GPU memory, {free / 1e9:.1f} GB are free")
     cache = torch.zeros(far + len(tiles), *tiles.shape[1:], dtype=torch.uint8, device=DEVICE)
     cache[far:] = tiles
     out = torch.full((4, 800), float("-inf"), device=DEVICE)

@@ -22,11 +22,18 @@ if "gluon_cdna4" in DENSE:
     VARIANTS["gluon_cdna4"] = Variant(gluon_cdna4.kernel, DENSE["gluon_cdna4"].make_source)
 
 
-def paged_launch(kernel: Kernel[Any], call: PagedCall, schedule: torch.Tensor, out: torch.Tensor, clean_logits: bool) -> Launch:
+def paged_launch(
+    kernel: Kernel[Any],
+    call: PagedCall,
+    schedule: torch.Tensor,
+    out: torch.Tensor,
+    clean_logits: bool,
+    layout: str = "flat",
+) -> Launch:
     """The launch for the target; tensors may be meta tensors."""
     inputs = Inputs(*call, schedule)
-    problem = describe(inputs, clean_logits)._replace(device=TARGET)
-    (launch,) = kernel.prepare(problem, inputs, out, clean_logits=clean_logits)
+    problem = describe(inputs, clean_logits, layout)._replace(device=TARGET)
+    (launch,) = kernel.prepare(problem, inputs, out, clean_logits=clean_logits, layout=layout)
     return launch
 
 
@@ -40,20 +47,20 @@ LENGTHS = {
 
 
 class PagedCase(NamedTuple):
-    """A call with the width of its output, its output mode, and the workers that share its keys."""
+    """A call with the width of its output, its output mode, the workers that share its keys, and how blocks hold them."""
 
     call: PagedCall
     columns: int
     clean_logits: bool
     workers: int = 3
+    layout: str = "flat"
 
     def output(self) -> torch.Tensor:
         return sentinels(self.call.q.shape[0] * self.call.q.shape[1], self.columns)
 
     def launch(self, kernel: Kernel[Any], out: torch.Tensor) -> Launch:
-        return paged_launch(
-            kernel, self.call, paged_mqa_schedule(self.call.context_lens, 64, self.workers), out, self.clean_logits
-        )
+        schedule = paged_mqa_schedule(self.call.context_lens, 64, self.workers)
+        return paged_launch(kernel, self.call, schedule, out, self.clean_logits, self.layout)
 
     def answer(self) -> Any:
-        return formula(self.call, self.columns)
+        return formula(self.call, self.columns, self.layout)

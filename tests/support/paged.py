@@ -15,6 +15,13 @@ from . import judge
 GARBAGE = (2**31 - 1, -(2**31), -1, 10**9, -7)  # of table entries past a request's keys, and of blocks that no cache has
 
 
+def byte_of(key: torch.Tensor, byte: torch.Tensor, dim: int, layout: str) -> torch.Tensor:
+    """Where a block has a byte of a key of ``dim`` bytes."""
+    if layout == "flat":
+        return key * dim + byte
+    return key // 16 * 16 * dim + byte // 16 * 256 + key % 16 * 16 + byte % 16
+
+
 class PagedCall(NamedTuple):
     """The five tensors that fp8_paged_mqa_logits takes by position."""
 
@@ -42,6 +49,7 @@ def make_call(
     *,
     gap: int = 0,
     spare_entries: int = 3,
+    layout: str = "flat",
     dtype: torch.dtype = torch.float8_e4m3fn,
     device: str = "cpu",
     seed: int = 0,
@@ -51,6 +59,7 @@ def make_call(
     lens : context_lens, one for each request or one for each row
     gap : bytes between the blocks
     spare_entries : columns of the table that no request needs
+    layout : of a block's keys, "flat" or "preshuffled"
     """
     generator = torch.Generator().manual_seed(seed)
     context_lens = torch.tensor(lens, dtype=torch.int32)
@@ -70,7 +79,7 @@ def make_call(
             page, count = pages.pop(), min(block, context - position)
             table[request, position // block] = page
             flat = memory[page * stride :]
-            flat[: count * dim] = octets[key : key + count].flatten()
+            flat[byte_of(torch.arange(count)[:, None], torch.arange(dim), dim, layout)] = octets[key : key + count]
             flat[block * dim : block * dim + count * 4] = scales[key : key + count].flatten()
             key += count
     q = requests.q.view(torch.uint8).unflatten(0, (len(lens), next_n)).view(dtype)
@@ -92,19 +101,19 @@ def without_blocks(call: PagedCall, every: int = 2) -> PagedCall:
 
 
 def read_keys(
-    kv_cache: torch.Tensor, pages: torch.Tensor, inside: torch.Tensor, dtype: torch.dtype
+    kv_cache: torch.Tensor, pages: torch.Tensor, inside: torch.Tensor, dtype: torch.dtype, layout: str = "flat"
 ) -> tuple[torch.Tensor, ...]:
     """Keys [..., D] and scales [...] in float64 at positions ``inside`` of blocks ``pages``, from the cache's raw bytes."""
     memory = judge.storage_of(kv_cache, torch.uint8)
     block, dim = kv_cache.shape[1], kv_cache.shape[3] - 4
     start = kv_cache.storage_offset() + pages.long() * kv_cache.stride(0)
     device = kv_cache.device
-    octets = memory[(start + inside * dim)[..., None] + torch.arange(dim, device=device)]
+    octets = memory[start[..., None] + byte_of(inside[..., None], torch.arange(dim, device=device), dim, layout)]
     scales = memory[(start + block * dim + inside * 4)[..., None] + torch.arange(4, device=device)]
     return octets.view(dtype).float().double(), scales.view(torch.float32)[..., 0].double()
 
 
-def formula(call: PagedCall, columns: int):
+def formula(call: PagedCall, columns: int, layout: str = "flat"):
     """judge.Answer for the first ``columns`` cells of every row, in float64; -inf for keys whose block the cache lacks."""
     requests, next_n = call.q.shape[:2]
     device = call.q.device
@@ -124,7 +133,7 @@ def formula(call: PagedCall, columns: int):
         pages = call.block_table[request].long()[position // call.kv_cache.shape[1]]
         held = (pages >= 0) & (pages < call.kv_cache.shape[0])
         position, pages = position[held], pages[held]
-        key, scale = read_keys(call.kv_cache, pages, position % call.kv_cache.shape[1], call.q.dtype)
+        key, scale = read_keys(call.kv_cache, pages, position % call.kv_cache.shape[1], call.q.dtype, layout)
         dots = torch.einsum("nhd,jd->nhj", q[request], key).relu_()
         sizes = torch.einsum("nhd,jd->nhj", q[request].abs(), key.abs())
         batch = slice(request * next_n, (request + 1) * next_n)
@@ -140,6 +149,7 @@ def check(
     max_context_len: int,
     *,
     clean_logits: bool = False,
+    layout: str = "flat",
     schedule: torch.Tensor | None = None,
     schedule_chunk_keys: int = 128,
     out: torch.Tensor | None = None,
@@ -154,6 +164,7 @@ def check(
         *call,
         max_context_len=max_context_len,
         clean_logits=clean_logits,
+        layout=layout,
         schedule=schedule,
         schedule_chunk_keys=schedule_chunk_keys,
         out=out,
@@ -163,7 +174,7 @@ def check(
     assert returned is out, "the call did not return its out"
     for name, tensor, bytes_before in zip(call._fields, call, operands, strict=True):
         assert torch.equal(judge.storage_of(tensor, torch.uint8), bytes_before), f"{name} changed"
-    answer = formula(call, max_context_len)
+    answer = formula(call, max_context_len, layout)
     address = torch.arange(memory.numel(), device=out.device).as_strided(out.shape, out.stride(), out.storage_offset())
     kept = torch.ones_like(memory, dtype=torch.bool)
     kept[address[answer.inside | clean_logits]] = False

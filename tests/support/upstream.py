@@ -350,7 +350,7 @@ def vllm_mqa_logits(call: Prefill) -> None:
     kv = (call.k_fp8, call.scale[:, None])
     logits = rocm_fp8_mqa_logits(call.q_fp8, kv, call.weights, call.ks, call.ke)
     assert (logits.size(), logits.stride(1), logits.dtype) == (call.outside.shape, 1, torch.float32)
-    call.judge(logits)
+    call.judge(call.spread(logits, first_key=False))  # clean_logits is False there
 
 
 def vllm_paged_mqa_logits(call: Decode, max_model_len: int, compress_ratio: int) -> None:

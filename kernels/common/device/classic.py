@@ -81,3 +81,20 @@ def locate(target, lens, num_requests, most, stride_lens, UNIT: tl.constexpr, RE
         passed_units += tl.sum(tl.where(passed, units[None, :], 0), axis=1)
         summed += tl.sum(units, axis=0)
     return request, target - passed_units
+
+
+@triton.jit
+def locate_between(target, ends, num_requests, stride, REQUESTS: tl.constexpr):
+    """(request, unit of it) of each of the ``target`` units [int64], from where each request begins and the last one ends.
+
+    Request -1 before the first one's begin, the number of requests past the last one's end.
+    """
+    request = tl.full(target.shape, -1, tl.int32)
+    begin = tl.zeros(target.shape, tl.int64)
+    for base in range(0, num_requests + 1, REQUESTS):
+        candidate = base + tl.arange(0, REQUESTS)
+        end = tl.load(ends + candidate.to(tl.int64) * stride, mask=candidate <= num_requests, other=2**31 - 1).to(tl.int64)
+        passed = (end[None, :] <= target[:, None]) & (candidate <= num_requests)[None, :]
+        request += tl.sum(passed.to(tl.int32), axis=1)
+        begin = tl.maximum(begin, tl.max(tl.where(passed, end[None, :], 0), axis=1))
+    return request, target - begin

@@ -6,10 +6,10 @@ import torch
 
 from ... import mqa_logits, paged_mqa_logits
 from ...common.cache import CACHE
-from ...common.checks import check_apart, check_integer, check_strided
+from ...common.checks import check_integer, check_strided
 from ...common.operands import Operands
 from ...paged_mqa_logits.operands import QUERIES
-from ..preshuffle import block_flat, unshuffle
+from ..caches import mask_drafts, of_queries
 
 
 class _Paged(NamedTuple):
@@ -69,15 +69,14 @@ def deepgemm_fp8_paged_mqa_logits(
     out_logits : [at least B * next_n, at least max_model_len], float32
     context_lens : [B], int32, draft row t of next_n seeing ``context_lens[b] - next_n + t + 1`` keys; or [B, next_n]
     kv_indices : [B, max_blocks], int32, each request's blocks
-    Preshuffle : the keys of a block are in tiles of 16 keys by 16 bytes (see :mod:`..preshuffle`). Our kernels read them from a
-        block-flat copy, which costs the memory of the cache and, on a GPU, one read and one write of the blocks in use.
+    Preshuffle : the keys of a block are in tiles of 16 keys by 16 bytes: ``layout="preshuffled"`` of our functions
     ChunkK, TotalCuCount, WavePerEU, VarCtxSchedule : tuning of aiter's kernel, without meaning here
 
     Writes as aiter does: a row's logits, and -inf where only later rows of the request see a key; other cells are left as they
     are. Returns None; aiter's return value, the name of a compiled kernel in Triton's cache, has no counterpart. Raises
     TypeError or ValueError for other arguments.
     """
-    cache = block_flat(_PAGED, q_fp8, kv_cache)
+    cache = of_queries(_PAGED, q_fp8, kv_cache)
     next_n = q_fp8.shape[1]
     rows = q_fp8.shape[0] * next_n
     max_model_len = check_integer("max_model_len", max_model_len, 0)
@@ -87,23 +86,15 @@ def deepgemm_fp8_paged_mqa_logits(
     if out_logits.ndim != 2 or out_logits.shape[0] < rows or out_logits.shape[1] < max_model_len:
         raise ValueError(f"out_logits: got shape {tuple(out_logits.shape)}, needs [{rows}, {max_model_len}] or more")
     out = out_logits[:rows, :max_model_len]
-    if Preshuffle:
-        check_apart("out_logits", out, _Paged(q_fp8, cache))  # of the copy that is read instead nobody will say so
-        cache = unshuffle(cache, kv_indices, context_lens, max_model_len)
     paged_mqa_logits.fp8_paged_mqa_logits(
-        q_fp8, cache, weights, context_lens, kv_indices, max_context_len=max_model_len, out=out
+        q_fp8,
+        cache,
+        weights,
+        context_lens,
+        kv_indices,
+        max_context_len=max_model_len,
+        layout="preshuffled" if Preshuffle else "flat",
+        out=out,
     )
-    if next_n > 1 and context_lens.ndim == 1 and out.numel():
-        _mask_drafts(out, context_lens, next_n)
-
-
-def _mask_drafts(out: torch.Tensor, context_lens: torch.Tensor, next_n: int) -> None:
-    """Set the cells of draft rows to -inf whose keys only later rows of the request see. Nothing is read from the device."""
-    drafts = torch.arange(next_n - 1, device=out.device)  # the last row sees all
-    cell = out.view(len(context_lens), next_n, out.shape[1])[:, :-1]  # splitting rows needs no copy, whatever their strides
-    seen = context_lens.long()[:, None, None] + (drafts - next_n + 1)[:, None]  # [B, next_n - 1, 1]
-    last = context_lens.long()[:, None, None].clamp(max=out.shape[1]) - 1
-    # A row has up to next_n - 1 such cells. Places past the last one, and before the first, write to it what it gets anyway.
-    place = torch.minimum(seen + drafts, last).clamp(min=0)
-    masked = (place >= seen) & (last >= 0)
-    cell.scatter_(2, place, torch.where(masked, float("-inf"), cell.gather(2, place)))
+    if context_lens.ndim == 1:
+        mask_drafts(out, context_lens, next_n)

@@ -67,7 +67,7 @@ def test_deep_gemm_decode(next_n: int, block: int, two_d: bool) -> None:
     upstream.deep_gemm_paged_mqa_logits(decode(next_n, block, two_d), 300)
 
 
-@pytest.mark.parametrize(("block", "preshuffle"), [(1, False), (64, False), (16, True), (32, True), (64, True), (128, True)])
+@pytest.mark.parametrize(("block", "preshuffle"), [(1, False), (64, False), (16, True), (32, True), (64, True), (256, True)])
 @pytest.mark.parametrize("next_n", [1, 3])
 def test_aiter_decode(next_n: int, block: int, preshuffle: bool) -> None:
     upstream.aiter_paged_mqa_logits(decode(next_n, block), 400, preshuffle=preshuffle)

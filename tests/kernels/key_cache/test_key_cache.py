@@ -16,6 +16,7 @@ from support import paged
 
 DTYPES = pytest.mark.parametrize("dtype", list(FP8_MAX), ids=str)
 BLOCKS = pytest.mark.parametrize("block", [1, 16, 64])
+LAYOUTS = ("flat", "preshuffled")
 
 
 @pytest.fixture(params=[pytest.param("reference", marks=pytest.mark.any_triton), "classic"])
@@ -45,20 +46,23 @@ def some_keys(count: int, dim: int, dtype: torch.dtype = torch.bfloat16) -> torc
 
 
 @DTYPES
-@pytest.mark.parametrize(("block", "scale_format"), [(1, "ue8m0"), (16, "fp32"), (32, "ue8m0"), (64, "fp32"), (128, "ue8m0")])
+@pytest.mark.parametrize(("block", "scale_format"), [(1, "ue8m0"), (16, "fp32"), (48, "ue8m0"), (64, "fp32"), (256, "ue8m0")])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_key_lands_in_its_slot_and_nowhere_else(
-    cache_variant: Any, block: int, dtype: torch.dtype, scale_format: str
+    cache_variant: Any, block: int, dtype: torch.dtype, scale_format: str, layout: str
 ) -> None:
+    if block == 1 and layout == "preshuffled":
+        pytest.skip("a tile has 16 keys")
     cache = empty_cache(5, block, 32, gap=12)
     slots = torch.randperm(5 * block, generator=torch.Generator().manual_seed(1))[: 4 * block + 1]
     k, before = some_keys(len(slots), 32), paged.judge.storage_of(cache, torch.uint8).clone()
-    cache_variant.write(Written(k, cache, slots), dtype=dtype, scale_format=scale_format)
+    cache_variant.write(Written(k, cache, slots), dtype=dtype, scale_format=scale_format, layout=layout)
     quantized, scale = quantize_keys(k, dtype, scale_format=scale_format)
-    keys, scales = paged.read_keys(cache, slots // block, slots % block, dtype)
+    keys, scales = paged.read_keys(cache, slots // block, slots % block, dtype, layout)
     assert torch.equal(keys, quantized.double())
     assert torch.equal(scales, scale.double())
     start = cache.storage_offset() + slots // block * cache.stride(0)
-    written = [(start + slots % block * 32)[:, None] + torch.arange(32)]
+    written = [start[:, None] + paged.byte_of((slots % block)[:, None], torch.arange(32), 32, layout)]
     written.append((start + 32 * block + slots % block * 4)[:, None] + torch.arange(4))
     kept = torch.ones_like(before, dtype=torch.bool)
     for addresses in written:

@@ -14,9 +14,26 @@ cleaning = pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", 
 
 
 @cleaning
-@pytest.mark.parametrize("block", [1, 16, 32, 64, 128])
+@pytest.mark.parametrize("block", [1, 16, 32, 64, 128, 256])
 def test_every_block_size(variant: str, block: int, clean_logits: bool) -> None:
     paged.check(paged.make_call(LENS, block=block), variant, 300, clean_logits=clean_logits)
+
+
+@pytest.mark.parametrize("block", [48, 96, 112, 192, 208])
+def test_block_sizes_that_are_no_powers_of_two(variant: str, block: int) -> None:
+    """Tiles of 64 keys begin anywhere in such a block and reach into the next one."""
+    paged.check(paged.make_call([150, 0, 260], block=block), variant, 300)
+    paged.check(paged.without_blocks(paged.make_call([450], block=block)), variant, 440)
+
+
+@cleaning
+@pytest.mark.parametrize(("block", "dim", "gap"), [(16, 32, 4), (48, 64, 0), (64, 128, 48), (128, 32, 0), (256, 64, 16)])
+def test_preshuffled_caches(variant: str, block: int, dim: int, gap: int, clean_logits: bool) -> None:
+    call = paged.make_call([150, 0, 33, 300], 2, 3, dim, block, gap=gap, layout="preshuffled")
+    out = paged.check(call, variant, 310, clean_logits=clean_logits, layout="preshuffled")
+    flat = paged.make_call([150, 0, 33, 300], 2, 3, dim, block, gap=gap)
+    assert torch.equal(paged.check(flat, variant, 310, clean_logits=clean_logits).view(torch.int32), out.view(torch.int32))
+    paged.check(paged.without_blocks(call), variant, 310, clean_logits=clean_logits, layout="preshuffled")
 
 
 @pytest.mark.parametrize("next_n", range(1, 9))

@@ -30,7 +30,7 @@ def test_opcheck_passes_for_the_logits(variant: str, scheduled: bool) -> None:
     schedule = paged_mqa_schedule(call.context_lens, 64, 2) if scheduled else None
     torch.library.opcheck(torch.ops.capgate.fp8_paged_mqa_logits, (*call, schedule, 20, True, variant))
     out = torch.zeros(6, 24)[:, :20]
-    torch.library.opcheck(torch.ops.capgate.fp8_paged_mqa_logits_out, (*call, schedule, out, True, variant))
+    torch.library.opcheck(torch.ops.capgate.fp8_paged_mqa_logits_out, (*call, schedule, out, True, variant, 128, "preshuffled"))
 
 
 @pytest.mark.usefixtures("bytewise_allclose")
@@ -39,9 +39,16 @@ def test_opcheck_passes_for_the_schedule_and_the_cache() -> None:
     torch.library.opcheck(torch.ops.capgate.paged_mqa_schedule, (call.context_lens, 5))
     schedule = torch.zeros(6, 2, dtype=torch.int32)
     torch.library.opcheck(torch.ops.capgate.paged_mqa_schedule_out, (call.context_lens, schedule, 256))
-    torch.library.opcheck(torch.ops.capgate.gather_keys, (call.kv_cache, call.block_table, call.context_lens, 30))
+    operands = (call.kv_cache, call.block_table, call.context_lens)
+    torch.library.opcheck(torch.ops.capgate.gather_keys, (*operands, 30, "preshuffled"))
+    gathered = (torch.zeros(30, 32, dtype=torch.uint8), torch.zeros(30), "flat")
+    torch.library.opcheck(torch.ops.capgate.gather_keys_out, (*operands, *gathered))
+    torch.library.opcheck(
+        torch.ops.capgate.gather_keys_between,
+        (*operands[:2], torch.tensor([0, 20, 20, 25], dtype=torch.int32), *gathered),
+    )
     slots = torch.tensor([3, -1, 64])
-    arguments = (torch.randn(3, 32), call.kv_cache.contiguous(), slots, torch.float8_e4m3fn, "fp32")
+    arguments = (torch.randn(3, 32), call.kv_cache.contiguous(), slots, torch.float8_e4m3fn, "fp32", "preshuffled")
     torch.library.opcheck(torch.ops.capgate.quantize_keys_to_cache, arguments)
 
 
