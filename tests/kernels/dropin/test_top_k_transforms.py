@@ -86,7 +86,7 @@ def test_windows_and_rows_of_a_page_table(page_size: int, table_starts: bool, ra
     assert found is out
     assert torch.equal(out, right)
     assert positions is None or torch.equal(positions, plain)
-    with pytest.raises(ValueError, match="^page_table_row_starts: got None, needs entries"):
+    with pytest.raises(ValueError, match=r"^page_table_row_starts: got None, needs entries"):
         flashinfer.top_k_page_table_transform(LOGITS, pages, WINDOWED, TOP_K, row_starts=STARTS, page_size=4)
 
 

@@ -91,7 +91,7 @@ def test_a_workspace_is_the_budget(name: str, dtype: torch.dtype) -> None:
         ValueError, match=r"^workspace: got 10\d\d aligned bytes, needs at least (1024|2048) for a (row|request) of"
     ):
         function(*operands, **options, workspace=torch.zeros(1023, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="^logits_budget_bytes: got 9, needs at least"):
+    with pytest.raises(ValueError, match=r"^logits_budget_bytes: got 9, needs at least"):
         function(*operands, **options, workspace=memory, logits_budget_bytes=9)
 
 
@@ -167,7 +167,7 @@ def test_what_is_written_shares_no_memory() -> None:
         with pytest.raises(ValueError, match=f"^{name}: shares memory with logits"):
             select_from_logits(logits, None, ends, top_k=4, **{name: out})
     shared = torch.zeros(3, 4)
-    with pytest.raises(ValueError, match="^out: shares memory with out_scores"):
+    with pytest.raises(ValueError, match=r"^out: shares memory with out_scores"):
         select_from_logits(logits, None, ends, top_k=4, return_scores=True, out=shared.view(INT), out_scores=shared)
 
 
