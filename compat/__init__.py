@@ -28,6 +28,7 @@ from ._kernel import ExampleCall, Examples, Kernel, Launch
 from ._lookup import capabilities, require
 from ._operation import Operation, Step, Trace, Variant
 from ._registry import operations
+from ._repeats import Repeats
 from ._switches import SwitchError, override, strict
 from .table import Capability
 from .targets import Target
@@ -41,6 +42,7 @@ __all__ = [
     "Kernel",
     "Launch",
     "Operation",
+    "Repeats",
     "Step",
     "SwitchError",
     "Target",

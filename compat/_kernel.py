@@ -6,7 +6,13 @@ A variant may be a plain function instead; then there is nothing to compile ahea
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any, Concatenate, Generic, NamedTuple, TypeVar
+
+from ._binding import bind
+from ._bound import Bound, Look, limit, look
+
+_NEW, _SEEN = "new", "seen"  # what is remembered of a call before its launches are kept
 
 P = TypeVar("P", bound=Hashable)
 
@@ -24,8 +30,9 @@ class Launch(NamedTuple):
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
 
-    def __call__(self) -> None:
-        self.kernel[self.grid](*self.arguments, **self.keywords)
+    def __call__(self) -> Any:
+        """Launch; returns what Triton says that it launched, a compiled kernel."""
+        return self.kernel[self.grid](*self.arguments, **self.keywords)
 
 
 class Kernel(Generic[P]):
@@ -50,6 +57,7 @@ class Kernel(Generic[P]):
             if not callable(offered) and (offered is not None or name == "prepare"):
                 raise TypeError(f"{name}: got {type(offered).__name__}, needs a function")
         self._prepare = prepare
+        self._calls: dict[Any, Bound | str | None] = {}  # None for one whose launches cannot be kept
         self.tuning = tuning
         self.workers = workers
 
@@ -63,9 +71,33 @@ class Kernel(Generic[P]):
         return tuple(launches)
 
     def launch(self, problem: P, *operands: Any, **options: Any) -> None:
-        """Prepare one call and launch it."""
-        for launch in self.prepare(problem, *operands, **options):
-            launch()
+        """Prepare one call and launch it; of one that comes again with operands that lie alike, the launches are kept."""
+        looked, key = self._look(problem, operands, options)
+        before = self._calls.get(key, _NEW)
+        if isinstance(before, Bound) and looked and before(looked.addresses):
+            return
+        launches = self.prepare(problem, *operands, **options)
+        compiled = [launch() for launch in launches]
+        if looked is None or before not in (_NEW, _SEEN):
+            return
+        kept: Bound | str | None = _SEEN  # a call that never comes again is not worth preparing twice
+        if before == _SEEN:
+            prepare = partial(self._prepare_alike, problem, options)
+            kept = bind(prepare, operands, looked.addresses, launches, compiled)
+        limit(self._calls)
+        self._calls[key] = kept
+
+    def kept(self, problem: P, *operands: Any, **options: Any) -> Bound | None:
+        """The kept launches of calls like this one; None where there are none."""
+        kept = self._calls.get(self._look(problem, operands, options)[1])
+        return kept if isinstance(kept, Bound) else None
+
+    def _look(self, problem: P, operands: tuple[Any, ...], options: dict[str, Any]) -> tuple[Look | None, Any]:
+        looked = look((*operands, *options.values()))
+        return looked, looked and (problem, looked.facts, *options)
+
+    def _prepare_alike(self, problem: P, options: dict[str, Any], *operands: Any) -> tuple[Launch, ...]:
+        return self.prepare(problem, *operands, **options)
 
 
 class ExampleCall(NamedTuple):

@@ -7,6 +7,7 @@ from ._capabilities import Capabilities
 from .targets import Target
 
 _snapshots: dict[str, Capabilities] = {}
+_keys: dict[tuple[Target, str, str], str] = {}  # of snapshots, by what they depend on
 
 
 def capabilities(device: Any = None) -> Capabilities:
@@ -48,7 +49,10 @@ def target_of(device: Any) -> Target:
 
 def _snapshot_key(setting: str, device: Any) -> str:
     switched, target = _switches.current(), target_of(device)
-    key = f"{target} {target.warp_size} {_probes.settings()} {switched.key}"
+    asked = (target, _probes.settings(), switched.key)
+    key = _keys.get(asked)
+    if key is None:
+        key = _keys[asked] = f"{target} {target.warp_size} {asked[1]} {switched.key}"
     if key not in _snapshots:
         _snapshots.setdefault(key, Capabilities(target, switched.disabled))  # of several threads, the first one's
     return key

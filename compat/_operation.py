@@ -300,8 +300,8 @@ class Operation(_registry.Registered, Generic[P]):
 
     def _why_aside(self, candidate: Variant[P], problem: P | None) -> str | None:
         """Why ``candidate`` was set aside for ``problem``; strict switches and other settings of Triton try it again."""
-        reason = self._set_aside.get((candidate.name, problem, _probes.settings()))
-        return None if _switches.current().strict else reason
+        reason = self._set_aside and self._set_aside.get((candidate.name, problem, _probes.settings()))
+        return None if not reason or _switches.current().strict else reason
 
     def _named_by_switch(self) -> str | None:
         named = _switches.current().variants

@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ Probe = Callable[[], Finding]
 
 _findings: dict[tuple[Any, ...], Finding] = {}
 _loaded: dict[str, ModuleType | None] = {}
+_texts: dict[tuple[Any, ...], str] = {}
 
 
 def run(probe: Callable[..., Finding], *arguments: Any) -> Finding:
@@ -77,13 +79,19 @@ _SETTINGS = {
 def settings() -> str:
     """What findings depend on beside the build: which Triton is loaded, and its settings. Equal texts mean equal findings."""
     module = sys.modules.get("triton")
-    knobs = getattr(module, "__dict__", {}).get("knobs")
+    groups = getattr(module, "__dict__", {}).get("knobs")
     state: list[Any] = [id(module)]
-    for variable, (group, name) in _SETTINGS.items():
-        state += os.environ.get(variable), getattr(getattr(knobs, group, None), "__dict__", {}).get(name)
-    text = repr(state)
-    if text not in _loaded:
-        _loaded[text] = module  # kept, so that no other module gets this id
+    for variable, (group, name) in _SETTINGS.items():  # this runs at every call of an operation
+        state.append(os.environ.get(variable))
+        knobs = getattr(groups, group, None)
+        state.append(knobs.__dict__.get(name) if hasattr(knobs, "__dict__") else None)
+    try:
+        return _texts[tuple(state)]
+    except (KeyError, TypeError):  # a state that is new, or in which somebody has set a knob to what cannot be a key
+        text = repr(state)
+    _loaded.setdefault(text, module)  # kept, so that no other module gets this id
+    with suppress(TypeError):
+        _texts[tuple(state)] = text
     return text
 
 

@@ -38,7 +38,7 @@ def __getattr__(name: str) -> Any:
         return sorted(_homes())
     if name not in _homes():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_homes()[name]}"), name)
+    return globals().setdefault(name, getattr(import_module(f"{__name__}.{_homes()[name]}"), name))
 
 
 def __dir__() -> list[str]:

@@ -109,13 +109,20 @@ def check_variant(name: str, value: str | None, operation: compat.Operation[Any]
 # --- memory that is written -----------------------------------------------------------------------------------------------
 
 
-def check_output(out: torch.Tensor, shape: tuple[int, int], device: torch.device) -> None:
-    """Raise TypeError or ValueError for an ``out`` that cannot take float32 logits of this shape, made on q's ``device``."""
+def check_output(
+    out: torch.Tensor, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, dtypes: tuple[torch.dtype, ...]
+) -> None:
+    """Raise TypeError or ValueError for an ``out`` that cannot take logits of this shape, made on q's ``device``.
+
+    dtype : what was asked for; the first of ``dtypes``, which a function takes by default, leaves the choice to ``out``
+    """
     check_strided("out", out)
     if out.shape != shape:
         raise ValueError(f"out: got shape {tuple(out.shape)}, needs {list(shape)}")
-    if out.dtype != torch.float32:
-        raise TypeError(f"out: got {out.dtype}, needs torch.float32")
+    if out.dtype not in dtypes:
+        raise TypeError(f"out: got {out.dtype}, needs {either(dtypes)}")
+    if dtype not in (dtypes[0], out.dtype):
+        raise TypeError(f"out: got {out.dtype} with logits_dtype {dtype}, needs the same; without logits_dtype out's is taken")
     if out.device != device:
         raise ValueError(f"out: got device {out.device}, needs q's {device}")
     if _overlaps(out):

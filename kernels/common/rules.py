@@ -3,7 +3,8 @@
 A rule returns None, or the reason why not. It asks capabilities, and needs neither torch nor Triton.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from capgate import compat
 
@@ -11,6 +12,10 @@ MIN_HEADS, MAX_HEADS = 1, 128
 MAX_NEXT = 8  # rows of a request in decode, its draft tokens included
 DIMS = (32, 64, 128)
 E4M3FN, E4M3FNUZ = "float8_e4m3fn", "float8_e4m3fnuz"
+FLOAT32, BFLOAT16 = "float32", "bfloat16"  # of weights and logits
+BF16 = "-bf16"  # behind the name of an output mode: weights and logits are bfloat16
+
+Output = TypeVar("Output")
 
 
 def padded_heads(heads: int) -> int:
@@ -29,6 +34,17 @@ def check_sizes(heads: int, dim: int) -> None:
         raise ValueError(f"heads: got {heads}, needs {MIN_HEADS} to {MAX_HEADS}")
     if dim not in DIMS:
         raise ValueError(f"dim: got {dim}, needs one of {', '.join(map(str, DIMS))}")
+
+
+def output_of(mode: str, modes: Mapping[str, Output]) -> tuple[Output, str]:
+    """What an output mode means, one of ``modes`` or one with BF16 behind it, and the dtype of its weights and logits.
+
+    ValueError for a mode that does not exist.
+    """
+    name = mode.removesuffix(BF16)
+    if name not in modes:
+        raise ValueError(f"mode: got {mode!r}, needs one of {', '.join(modes)}, each also with {BF16} behind it")
+    return modes[name], FLOAT32 if name == mode else BFLOAT16
 
 
 def needs_e4m3fn(device: Any, dtype: str) -> str | None:

@@ -52,7 +52,7 @@ def select_keys(
         Keys.
     k_scale : torch.Tensor, shape (N,) or (N, 1), float32
         One scale for each key.
-    weights : torch.Tensor, shape (S, H), float32
+    weights : torch.Tensor, shape (S, H), float32 or bfloat16
         Weight of each head.
     starts, ends : torch.Tensor, shape (S,), int32
         Row i sees the keys from ``max(starts[i], 0)`` to ``min(ends[i], N)``.
@@ -161,7 +161,7 @@ def select_paged_keys(
         Queries, as in :func:`fp8_paged_mqa_logits`. next_n is 1 to 8, H is 1 to 128, D is 32, 64 or 128.
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
         Keys and their scales, laid out as there. block is 1, or a multiple of 16 up to 256.
-    weights : torch.Tensor, shape (B * next_n, H), float32
+    weights : torch.Tensor, shape (B * next_n, H), float32 or bfloat16
         Weight of each head.
     context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
         How many keys the last row of a request sees, or each row.
@@ -204,7 +204,7 @@ def select_paged_keys(
     page_size = _check_pages(q.shape[0], page_table, page_size, requests)
     check_variant("variant", variant, operation)
     check_variant("logits_variant", logits_variant, paged_operation)
-    options = (max_context_len, logits_budget_bytes, layout, page_size, variant, logits_variant)
+    options = (max_context_len, logits_budget_bytes, page_size, variant, logits_variant, layout)
     into = (q.shape[0] * q.shape[1], top_k, return_scores, q.device, out, out_scores, workspace)
     return _run(torch.ops.capgate.select_paged_keys, torch.ops.capgate.select_paged_keys_out, inputs, into, options)
 

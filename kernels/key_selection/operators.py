@@ -93,10 +93,10 @@ def _paged_keys(
     results: Results,
     max_context_len: int,
     logits_budget_bytes: int,
-    layout: str,
     page_size: int,
     variant: str | None,
     logits_variant: str | None,
+    layout: str = "flat",
 ) -> None:
     q, cache, weights, lens, table, offsets, page_table, requests = inputs
     batch, next_n = q.shape[:2]
@@ -243,7 +243,7 @@ _register(
     PAGED,
     lambda inputs: inputs.q.shape[0] * inputs.q.shape[1],
     _paged_keys,
-    f"SymInt max_context_len, SymInt logits_budget_bytes, str layout, SymInt page_size, {_VARIANTS}",
+    f"SymInt max_context_len, SymInt logits_budget_bytes, SymInt page_size, {_VARIANTS}, str layout='flat'",
 )
 _register(
     "select_from_logits",

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..common.device.classic import fill, fill_edge, fill_strip, fn_to_fnuz, score
+from ..common.device.classic import fill, fill_edge, fill_strip, fn_to_fnuz, rounded, score
 from ..common.device.windows import my_tiles, window
 from ..common.hardware import multiprocessors
 from ..common.rules import padded_heads
@@ -27,10 +27,10 @@ def mqa_logits_kernel(
     q,  # [S, H, D] fp8
     k,  # [N, D] fp8
     k_scale,  # [N] float32
-    weights,  # [S, H] float32
+    weights,  # [S, H] float32 or bfloat16
     starts,  # [S] int32
     ends,  # [S] int32
-    out,  # [S, N] float32, or [S, width] if COMPRESSED
+    out,  # [S, N] float32 or bfloat16, or [S, width] if COMPRESSED
     num_queries,
     num_keys,
     width,
@@ -56,6 +56,7 @@ def mqa_logits_kernel(
     COMPRESSED: tl.constexpr,
     TO_FNUZ: tl.constexpr,
     MAXIMUM: tl.constexpr,
+    CUTS: tl.constexpr,
     INDEX: tl.constexpr,
 ):
     # Under a causal window the last rows see the most keys: longest work first.
@@ -72,7 +73,7 @@ def mqa_logits_kernel(
     query_rows = q + first_row.to(tl.int64) * stride_qs + column_row * stride_qs + near_head * stride_qh
     query = tl.load(query_rows[None, :] + (dim * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
     weight_rows = weights + first_row.to(tl.int64) * stride_ws + column_row * stride_ws + near_head * stride_wh
-    weight = tl.load(weight_rows, mask=head < HEADS, other=0.0)
+    weight = tl.load(weight_rows, mask=head < HEADS, other=0.0).to(tl.float32)
     if TO_FNUZ:
         query = fn_to_fnuz(query)
 
@@ -138,7 +139,7 @@ def mqa_logits_kernel(
         position = (base + place)[:, None]
         inside = (position >= begin[None, :]) & (position < end[None, :])
         cell = out + base64 * stride_on + row_offset[None, :] + (place.to(INDEX) * stride_on)[:, None]
-        tl.store(cell, logit, mask=inside)
+        tl.store(cell, rounded(logit, out, CUTS), mask=inside)
         if CLEAN:
             strip = (tile - my_first) * splits + split
             if strip < strips:
@@ -151,10 +152,10 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
     (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
     tune, target = tuning(problem), compat.capabilities(problem.device).target
     lanes = max(32, target.warp_size)  # the interpreter has one lane, and no use for short strips
-    strip = 8 * lanes * tune.num_warps // tune.rows  # two 16-byte stores a lane
+    strip = 32 // out.itemsize * lanes * tune.num_warps // tune.rows  # two 16-byte stores a lane
     groups = -(-num_queries // tune.rows)
     tiles = -(-num_keys // tune.block_keys)
-    splits = max(1, min(multiprocessors(out.device) * tune.resident // groups, tiles))
+    splits = max(1, min(multiprocessors(problem.device) * tune.resident // groups, tiles))
 
     strides = (*q.stride(), *k.stride(), *k_scale.stride(), *weights.stride(), *starts.stride(), *ends.stride(), *out.stride())
     qs, qh, qd, kn, kd, scale, ws, wh, _, _, _, on = strides
@@ -177,6 +178,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "COMPRESSED": compressed,
         "TO_FNUZ": gfx942 and k.dtype == torch.float8_e4m3fn,  # its MFMA reads e4m3fnuz
         "MAXIMUM": not gfx942,
+        "CUTS": compat.capabilities(problem.device).interpreter,
         "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
         "num_warps": tune.num_warps,
         "num_stages": tune.num_stages,

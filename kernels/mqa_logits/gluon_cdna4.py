@@ -43,10 +43,10 @@ def mqa_logits_kernel(
     q,  # [S, H, D] fp8
     k,  # [N, D] fp8
     k_scale,  # [N] float32
-    weights,  # [S, H] float32
+    weights,  # [S, H] float32 or bfloat16
     starts,  # [S] int32
     ends,  # [S] int32
-    out,  # [S, N] float32, or [S, width] if COMPRESSED
+    out,  # [S, N] float32 or bfloat16, or [S, width] if COMPRESSED
     num_queries,
     num_keys,
     width,
@@ -82,7 +82,8 @@ def mqa_logits_kernel(
     )
     operand: gl.constexpr = gl.DotOperandLayout(0, mfma, 16)
     logits: gl.constexpr = gl.SliceLayout(1, logit_layout(ROWS, PART_KEYS, NUM_WARPS))
-    filled: gl.constexpr = gl.BlockedLayout([1, 4], [1, 64], [NUM_WARPS, 1], [1, 0])
+    CELLS: gl.constexpr = 128 // out.dtype.element_ty.primitive_bitwidth  # of 16 bytes
+    filled: gl.constexpr = gl.BlockedLayout([1, CELLS], [1, 64], [NUM_WARPS, 1], [1, 0])
     copied: gl.constexpr = gl.BlockedLayout([1, 16], [1024 // DIM, DIM // 16], [NUM_WARPS, 1], [1, 0])
     scales_copied: gl.constexpr = gl.BlockedLayout([1], [64], [NUM_WARPS], [0])
     plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
@@ -154,7 +155,7 @@ def mqa_logits_kernel(
         head = column % PADDED_HEADS
         near_head = gl.minimum(head, HEADS - 1).to(INDEX)
         weight_offset = column_row * stride_ws + near_head * stride_wh
-        weight = load(weights + first_row.to(gl.int64) * stride_ws, weight_offset)
+        weight = load(weights + first_row.to(gl.int64) * stride_ws, weight_offset).to(gl.float32)
         weight = gl.where(head < HEADS, weight, 0.0)
 
         place = gl.arange(0, PART_KEYS, gl.SliceLayout(0, logits))
@@ -213,17 +214,18 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
     q, k, k_scale, weights, starts, ends = inputs
     (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
     tune = tuning(problem)
-    strip = max(8 * 64 * tune.num_warps // tune.rows, 256)  # two 16-byte stores a lane, and whole waves
+    line = 64 * 16 // out.itemsize  # cells that a wave stores at a time
+    strip = max(2 * line * tune.num_warps // tune.rows, line)  # two 16-byte stores a lane, and whole waves
     groups = -(-num_queries // tune.rows)
     tiles = -(-num_keys // tune.block_keys)
-    splits = max(1, min(multiprocessors(out.device) * tune.resident // groups, tiles))
+    splits = max(1, min(multiprocessors(problem.device) * tune.resident // groups, tiles))
 
     strides = (*q.stride(), *k.stride(), *k_scale.stride(), *weights.stride(), *starts.stride(), *ends.stride(), *out.stride())
     qs, qh, qd, _, _, _, ws, wh, _, _, os, on = strides
     farthest = max(  # byte that a program reaches from its base pointers; buffer instructions reach 2 GiB
         tune.rows * qs + heads * qh + dim * qd,
-        4 * (tune.rows * ws + heads * wh),
-        4 * (tune.rows * os + max(strip, tune.block_keys, out.shape[1] if compressed else 0) * on),
+        weights.itemsize * (tune.rows * ws + heads * wh),
+        out.itemsize * (tune.rows * os + max(strip, tune.block_keys, out.shape[1] if compressed else 0) * on),
     )
     arguments = (q, k, k_scale, weights, starts, ends, out, num_queries, num_keys, out.shape[1], *strides)
     keywords = {

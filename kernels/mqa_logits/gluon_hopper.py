@@ -56,7 +56,7 @@ EVERY_TILE = gl.constexpr(1 << 30)  # a budget for all that is left to fill
 class Queries:
     """By slot, the rows of one group, ROWS for each consumer, and what they are scored against.
 
-    query, weight : [SLOTS * CONSUMERS, ROWS * HEADS, DIM] fp8, [SLOTS, CONSUMERS * ROWS, HEADS] float32
+    query, weight : [SLOTS * CONSUMERS, ROWS * HEADS, DIM] fp8, [SLOTS, CONSUMERS * ROWS, HEADS] float32 or bfloat16
     bounds : [SLOTS * FIELDS, CONSUMERS * max(ROWS, 2)] int32, the rows' windows: a record of begins, ends and, uncut, starts
     full : [SLOTS, 1] mbarriers; that a slot is empty follows from the key tiles, see Slot
     """
@@ -169,9 +169,10 @@ def load_queries(queries, maps, row, slot, full, there):
     ROWS: gl.constexpr = queries.ROWS
     BOX: gl.constexpr = query_box(ROWS, queries.HEADS, queries.DIM)
     BOX_LAYOUT: gl.constexpr = bytes_layout(queries.DIM, len(BOX))
+    WEIGHT_BYTES: gl.constexpr = queries.weight.dtype.primitive_bitwidth // 8
     wanted = there == 0
     mbarrier.arrive(full, count=1, pred=there)
-    mbarrier.expect(full, CONSUMERS * ROWS * queries.HEADS * (queries.DIM + 4), pred=wanted)
+    mbarrier.expect(full, CONSUMERS * ROWS * queries.HEADS * (queries.DIM + WEIGHT_BYTES), pred=wanted)
     for consumer in gl.static_range(CONSUMERS):
         box = reinterpret(queries.query.index(slot.index * CONSUMERS + consumer), gl.float8e4nv, BOX, BOX_LAYOUT)
         load_query(maps.queries, row + consumer * ROWS, full, box, ROWS, wanted)
@@ -291,7 +292,7 @@ class Cells:
 
     @gluon.jit
     def put(self, logits, CLEAN: gl.constexpr):
-        """Store the logits of cells inside their window; with CLEAN, -inf into the other cells of their row."""
+        """Store the logits of cells inside their window, rounded to what cells hold; with CLEAN, -inf into the row's others."""
         inside = self.distance.to(gl.uint32) < self.length.to(gl.uint32)[None, :]
         if CLEAN:
             gl.store(self.pointers, gl.where(inside, logits, float("-inf")), mask=self.room > 0)
@@ -380,11 +381,11 @@ def mqa_logits_kernel(
     queries,  # tensor map of q, [S, H, D] fp8, with the axes of query_box
     keys,  # tensor map of k, [N, D] fp8
     scales,  # tensor map of k_scale, [N] float32
-    weights,  # tensor map of [S, H] float32
+    weights,  # tensor map of [S, H] float32 or bfloat16
     starts,  # [S] int32
     ends,  # [S] int32
     filled,  # tensor map of out, if CLEAN
-    out,  # [S, N] float32, or [S, width] if COMPRESSED
+    out,  # [S, N] float32 or bfloat16, or [S, width] if COMPRESSED
     num_queries,
     num_keys,
     width,
@@ -412,7 +413,7 @@ def mqa_logits_kernel(
     maps = Maps(queries, keys, scales, weights)
     queries = Queries(
         gl.allocate_shared_memory(gl.float8e4nv, [SLOTS * CONSUMERS, ROWS * HEADS, DIM], bytes_layout(DIM, 2)),
-        gl.allocate_shared_memory(gl.float32, [SLOTS, GROUP, HEADS], maps.weights.layout),
+        gl.allocate_shared_memory(maps.weights.dtype, [SLOTS, GROUP, HEADS], maps.weights.layout),
         gl.allocate_shared_memory(gl.int32, [SLOTS * FIELDS, CONSUMERS * max(ROWS, 2)], INTEGERS),
         Plan(gl.allocate_shared_memory(gl.int32, [SLOTS * FIELDS, 1], INTEGERS)),
         gl.allocate_shared_memory(gl.int64, [SLOTS, 1], BARRIERS),
@@ -433,8 +434,8 @@ def mqa_logits_kernel(
         mbarrier.init(landed, count=2)
     if CLEAN:
         LINES: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [4, 1], [1, 0])
-        minus_infinity = gl.full([GROUP, KEYS], float("-inf"), gl.float32, LINES)
-        blank = gl.allocate_shared_memory(gl.float32, [GROUP, KEYS], floats_layout(2), minus_infinity)
+        minus_infinity = gl.full([GROUP, KEYS], float("-inf"), filled.dtype, LINES)
+        blank = gl.allocate_shared_memory(filled.dtype, [GROUP, KEYS], filled.layout, minus_infinity)
         filling = Filling(filled, blank, out, gl.to_tensor(sections))
     hopper.fence_async_shared()
     windows = Windows(
@@ -471,18 +472,20 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
     tune, padded = tuning(problem), padded_heads(heads)
     rows = tune.rows // 2  # of each consumer
     groups, tiles = -(-num_queries // tune.rows), -(-num_keys // tune.block_keys)
-    programs = min(multiprocessors(out.device) * tune.resident, groups * tiles)
+    programs = min(multiprocessors(problem.device) * tune.resident, groups * tiles)
 
-    # A store of the copy engine ends with 16 bytes, not with 4: its map leaves out what else would write behind a row's end.
-    stored = (num_queries, num_keys // 4 * 4)
+    # A store of the copy engine ends with 16 bytes, not with a cell; its map leaves out what would write behind a row's end.
+    line = 16 // out.itemsize
+    stored = (num_queries, num_keys // line * line)
+    weights_layout, out_layout = floats_layout(2, 8 * weights.itemsize), floats_layout(2, 8 * out.itemsize)
     arguments = (
         query_map(q, rows, padded),
         tensor_map(k, k.shape, k.stride(), [tune.block_keys, dim], bytes_layout(dim, 2)),
         tensor_map(k_scale, k_scale.shape, k_scale.stride(), [tune.block_keys], floats_layout(1)),
-        tensor_map(weights, weights.shape, weights.stride(), [tune.rows, padded], floats_layout(2)),
+        tensor_map(weights, weights.shape, weights.stride(), [tune.rows, padded], weights_layout),
         starts,
         ends,
-        tensor_map(out, stored, out.stride(), [tune.rows, tune.block_keys], floats_layout(2)) if clean_logits else out,
+        tensor_map(out, stored, out.stride(), [tune.rows, tune.block_keys], out_layout) if clean_logits else out,
         *(out, num_queries, num_keys, out.shape[1], starts.stride(0), ends.stride(0), *out.stride()),
         max(1, min(2 * programs // groups, num_keys // 1024)),
     )

@@ -67,11 +67,12 @@ def nothing_unfilled():
 def find_unfilled(filling, windows, unit):
     """What is to be filled of a unit: its tiles outside its group's tiles.
 
-    The last up to 3 keys, which the copy engine cannot tell from the padding behind them, are filled here and now.
+    The last cells, of less than 16 bytes, which the copy engine cannot tell from the padding behind, are filled here and now.
     """
     GROUP: gl.constexpr = filling.GROUP
     KEYS: gl.constexpr = filling.KEYS
-    CELLS: gl.constexpr = gl.BlockedLayout([1, 1], [8, 4], [1, 1], [1, 0])
+    LINE: gl.constexpr = 128 // filling.blank.dtype.primitive_bitwidth  # cells of 16 bytes
+    CELLS: gl.constexpr = gl.BlockedLayout([1, 1], [32 // LINE, LINE], [1, 1], [1, 0])
     WINDOW: gl.constexpr = gl.BlockedLayout([1, 2], [32, 1], [1, 1], [1, 0])
     out = filling.out
     sections = filling.sections
@@ -87,11 +88,11 @@ def find_unfilled(filling, windows, unit):
     left = gl.minimum(gl.maximum(first, low), high)
     right = gl.minimum(gl.maximum(last, left), high)
     whole = windows.num_keys // KEYS
-    if (windows.num_keys % 4 > 0) & (high > whole) & ((whole < left) | (whole >= right)):
+    if (windows.num_keys % LINE > 0) & (high > whole) & ((whole < left) | (whole >= right)):
         line = group * GROUP + gl.arange(0, GROUP, gl.SliceLayout(1, CELLS))
-        column = windows.num_keys // 4 * 4 + gl.arange(0, 4, gl.SliceLayout(0, CELLS))
+        column = windows.num_keys // LINE * LINE + gl.arange(0, LINE, gl.SliceLayout(0, CELLS))
         cells = out.pointer + (line.to(gl.int64) * out.stride_row)[:, None] + column[None, :]
-        value = gl.full([GROUP, 4], float("-inf"), gl.float32, CELLS)
+        value = gl.full([GROUP, LINE], float("-inf"), filling.blank.dtype, CELLS)
         gl.store(cells, value, mask=(line < windows.num_queries)[:, None] & (column < windows.num_keys)[None, :])
     return Unfilled(unit, gl.where(low < left, low, right), left, right, high)
 

@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 from capgate import compat
 
 from ..common.rules import (
+    FLOAT32,
     check_sizes,
     classic_scores,
     interpreted_when_named,
     native_fp8,
     needs_e4m3fn,
+    output_of,
     padded_heads,
 )
 
@@ -24,6 +26,7 @@ class Problem(NamedTuple):
     compressed : whether column j means key ``starts[i] + j``
     direct_keys : whether keys can be copied straight to LDS: see :func:`.api.copies_directly`
     tensor_maps : whether a tensor map can describe each of q, k, k_scale and weights, and with clean_logits the output
+    weights_dtype, logits_dtype : "float32" or "bfloat16"
     """
 
     device: Any
@@ -34,6 +37,8 @@ class Problem(NamedTuple):
     compressed: bool
     direct_keys: bool = True
     tensor_maps: bool = True
+    weights_dtype: str = FLOAT32
+    logits_dtype: str = FLOAT32
 
 
 def example(device: Any) -> Problem:
@@ -42,12 +47,12 @@ def example(device: Any) -> Problem:
 
 
 def example_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | None = None) -> Problem:
-    """As :func:`example` with these sizes, output mode (a key of MODES) and dtype; ValueError for what does not exist."""
+    """As :func:`example` with these sizes, mode (see :func:`output_of`) and dtype; ValueError for what does not exist."""
     check_sizes(heads, dim)
-    if mode not in MODES:
-        raise ValueError(f"mode: got {mode!r}, needs one of {', '.join(MODES)}")
-    clean_logits, compressed = MODES[mode]
-    return Problem(device, heads, dim, dtype or native_fp8(device), clean_logits, compressed)
+    (clean_logits, compressed), floats = output_of(mode, MODES)
+    return Problem(
+        device, heads, dim, dtype or native_fp8(device), clean_logits, compressed, weights_dtype=floats, logits_dtype=floats
+    )
 
 
 def example_call(problem: Problem) -> compat.ExampleCall:
@@ -65,12 +70,13 @@ def example_call(problem: Problem) -> compat.ExampleCall:
         q=meta(size, problem.heads, problem.dim, dtype=fp8),
         k=meta(size, problem.dim, dtype=fp8),
         k_scale=meta(size),
-        weights=meta(size, problem.heads),
+        weights=meta(size, problem.heads, dtype=getattr(torch, problem.weights_dtype)),
         starts=window,
         ends=window,
     )
     options = {"clean_logits": problem.clean_logits, "compressed": problem.compressed}
-    return compat.ExampleCall((inputs, meta(size, size)), options, padded_heads(problem.heads) * problem.dim)
+    out = meta(size, size, dtype=getattr(torch, problem.logits_dtype))
+    return compat.ExampleCall((inputs, out), options, padded_heads(problem.heads) * problem.dim)
 
 
 def _gluon_cdna4_accepts(problem: Problem) -> str | None:

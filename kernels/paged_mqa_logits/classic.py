@@ -15,10 +15,10 @@ from capgate import compat
 
 from ..common.cache import LAYOUTS, keys_of, readable, scales_of
 from ..common.device.cached_keys import first_byte, further_byte
-from ..common.device.classic import fill, fn_to_fnuz, score
-from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, seen
+from ..common.device.classic import fill, fn_to_fnuz, rounded, score
+from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
 from ..common.rules import padded_heads
-from ..common.schedule.classic import new_schedule, workers_that_fit
+from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .operands import Inputs
 from .operation import Problem
@@ -37,16 +37,17 @@ def paged_mqa_logits_kernel(
     q,  # [B, NEXT_N, H, D] fp8
     keys,  # [num_blocks, BLOCK, D] fp8, in tiles of TILE keys
     scales,  # [num_blocks, BLOCK] float32
-    weights,  # [B * NEXT_N, H] float32
+    weights,  # [B * NEXT_N, H] float32 or bfloat16
     lens,  # [B] int32, or [B, NEXT_N] if ROW_LENS
     table,  # [B, max_blocks] int32
     schedule,  # [num_workers + 1, 2] int32
-    out,  # [B * NEXT_N, width] float32
+    out,  # [B * NEXT_N, width] float32 or bfloat16
     num_requests,
     num_blocks,  # of the cache; keys of others score as -inf
     limit,  # keys that a row can see: as many as it has cells, and its row of the table has room for
     width,
     strips,  # to fill: those of a row times the rows
+    splits,  # programs that share a worker's tiles, taking turns
     stride_qb,
     stride_qn,
     stride_qh,
@@ -75,9 +76,11 @@ def paged_mqa_logits_kernel(
     ROW_LENS: tl.constexpr,
     TO_FNUZ: tl.constexpr,
     MAXIMUM: tl.constexpr,
+    CUTS: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    worker = tl.program_id(0)
+    worker = tl.program_id(0) // splits
+    split = tl.program_id(0) % splits
     first_row = tl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
     first_request, first_chunk, last_request, last_chunk = load_share(schedule, worker, num_requests, ROW_LENS)
 
@@ -85,7 +88,7 @@ def paged_mqa_logits_kernel(
         near_strip = tl.arange(0, 1)
         row_strips = tl.cdiv(width, STRIP)
         step = tl.num_programs(0) * tl.num_programs(1)
-        for strip in range(worker * tl.num_programs(1) + tl.program_id(1), strips, step):
+        for strip in range(tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), strips, step):
             row = (strip // row_strips).to(tl.int32)
             base = (strip % row_strips).to(tl.int32) * STRIP
             end = seen(lens, row // NEXT_N, row % NEXT_N, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
@@ -105,19 +108,21 @@ def paged_mqa_logits_kernel(
     num_blocks = tl.full((), num_blocks, tl.uint32)
     row = first_row + tl.arange(0, ROWS)
 
+    turn = split  # of this program, counted from a request's first tile
     past_request = tl.minimum(tl.where(last_chunk > 0, last_request + 1, last_request), num_requests)
     for number in range(past_request - first_request):
         request = first_request + number
         request64 = request.to(tl.int64)
         longest = longest_seen(lens, request, first_row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS, ROWS)
         begin, end = keys_of_share(request, longest, first_request, first_chunk, last_request, last_chunk, CHUNK)
+        my_first, past_tile = begin // BLOCK_KEYS + turn, tl.cdiv(end, BLOCK_KEYS)
         # A request that has no tile here is left out. Triton 3.5.1 places no barrier between what two requests in a row do in
         # shared memory but those of the tiles: without any, a wave could write where another still reads.
-        if begin < end:
+        if my_first < past_tile:
             query_rows = q + request64 * stride_qb + column_row * stride_qn + near_head * stride_qh
             query = tl.load(query_rows[None, :] + (dim.to(INDEX) * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
             weight_rows = weights + request64 * NEXT_N * stride_ws + column_row * stride_ws + near_head * stride_wh
-            weight = tl.load(weight_rows, mask=head < HEADS, other=0.0)
+            weight = tl.load(weight_rows, mask=head < HEADS, other=0.0).to(tl.float32)
             if TO_FNUZ:
                 query = fn_to_fnuz(query)
 
@@ -125,7 +130,7 @@ def paged_mqa_logits_kernel(
             row_offset = (request64 * NEXT_N + row) * stride_os
             entries = table + request64 * stride_tb
 
-            for tile in range(begin // BLOCK_KEYS, tl.cdiv(end, BLOCK_KEYS)):
+            for tile in range(my_first, past_tile, splits):
                 base = tile * BLOCK_KEYS
                 base64 = base.to(tl.int64)
                 if BLOCK % BLOCK_KEYS == 0:  # in one block, whose end lies past the tile's: nothing to clamp
@@ -148,7 +153,8 @@ def paged_mqa_logits_kernel(
                 logit = score(query, weight, key, ROWS, PADDED_HEADS, MAXIMUM) * scale[:, None]
                 logit = tl.where(held, logit, float("-inf"))
                 cell = out + base64 * stride_on + row_offset[None, :] + (place.to(INDEX) * stride_on)[:, None]
-                tl.store(cell, logit, mask=(base + place)[:, None] < length[None, :])
+                tl.store(cell, rounded(logit, out, CUTS), mask=(base + place)[:, None] < length[None, :])
+        turn = next_turn(turn, past_tile - begin // BLOCK_KEYS, splits)
 
 
 def workers(problem: Problem) -> int:
@@ -179,7 +185,7 @@ def prepare(
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     limit = min(width, block_table.shape[1] * block)
     lanes = max(32, target.warp_size)  # the interpreter has one lane, and no use for short strips
-    strip = 16 * lanes * tune.num_warps  # four 16-byte stores a lane
+    strip = 64 // out.itemsize * lanes * tune.num_warps  # four 16-byte stores a lane
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     strides = (*q.stride(), keys.stride(0), scales.stride(0), *weights.stride(), *lens_strides, *block_table.stride())
@@ -190,7 +196,9 @@ def prepare(
         max(strip, tune.block_keys) * out.stride(1),
     )
     gfx942 = target.label == "gfx942"
-    counts = (requests, blocks, limit, width, requests * next_n * -(-width // strip))
+    groups = -(-next_n // tune.rows)
+    splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
+    counts = (requests, blocks, limit, width, requests * next_n * -(-width // strip), splits)
     arguments = (q, keys, scales, weights, context_lens, block_table, schedule, out, *counts, *strides, *out.stride())
     keywords = {
         "NEXT_N": next_n,
@@ -207,13 +215,14 @@ def prepare(
         "ROW_LENS": row_lens,
         "TO_FNUZ": gfx942 and q.dtype == torch.float8_e4m3fn,  # its MFMA reads e4m3fnuz
         "MAXIMUM": not gfx942,
+        "CUTS": compat.capabilities(problem.device).interpreter,
         "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
         "num_warps": tune.num_warps,
         "num_stages": tune.num_stages,
         "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
         **dict(tune.options),
     }
-    grid = (schedule.shape[0] - 1, -(-next_n // tune.rows))
+    grid = ((schedule.shape[0] - 1) * splits, groups)
     return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))
 
 

@@ -27,10 +27,9 @@ from ..common.cache import LAYOUTS, keys_of, readable, scales_of
 from ..common.device.cached_keys import first_byte
 from ..common.device.cdna4 import fill, load, logit_layout, score, store
 from ..common.device.pieces import piece_keys
-from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, seen
-from ..common.hardware import multiprocessors
+from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
 from ..common.rules import padded_heads
-from ..common.schedule.classic import new_schedule, workers_that_fit
+from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .operands import Inputs
 from .operation import Problem
@@ -108,11 +107,11 @@ def paged_mqa_logits_kernel(
     q,  # [B, NEXT_N, H, D] fp8
     keys,  # [num_blocks, BLOCK, D] fp8, in tiles of TILE keys
     scales,  # [num_blocks, BLOCK] float32
-    weights,  # [B * NEXT_N, H] float32
+    weights,  # [B * NEXT_N, H] float32 or bfloat16
     lens,  # [B] int32, or [B, NEXT_N] if ROW_LENS
     table,  # [B, max_blocks] int32
     schedule,  # [num_workers + 1, 2] int32
-    out,  # [B * NEXT_N, width] float32
+    out,  # [B * NEXT_N, width] float32 or bfloat16
     num_requests,
     num_blocks,  # of the cache; keys of others score as -inf
     limit,  # keys that a row can see: as many as it has cells, and its row of the table has room for
@@ -160,7 +159,8 @@ def paged_mqa_logits_kernel(
     )
     operand: gl.constexpr = gl.DotOperandLayout(0, mfma, 16)
     logits: gl.constexpr = gl.SliceLayout(1, logit_layout(ROWS, BLOCK_KEYS, NUM_WARPS))
-    filled: gl.constexpr = gl.BlockedLayout([1, 4], [1, 64], [1, NUM_WARPS], [1, 0])
+    CELLS: gl.constexpr = 128 // out.dtype.element_ty.primitive_bitwidth  # of 16 bytes
+    filled: gl.constexpr = gl.BlockedLayout([1, CELLS], [1, 64], [1, NUM_WARPS], [1, 0])
     copied: gl.constexpr = in_order([BLOCKS, PIECE_KEYS, DIM], 16, NUM_WARPS)
     scales_copied: gl.constexpr = in_order([REPEATS, BLOCKS, PIECE_KEYS], 1, NUM_WARPS)
     line_copied: gl.constexpr = gl.BlockedLayout([1], [64], [NUM_WARPS], [0])
@@ -235,7 +235,11 @@ def paged_mqa_logits_kernel(
             for stage in gl.static_range(AHEAD):
                 tile = gl.minimum(my_first + stage * splits, my_last)
                 copy_blocks(tile_blocks.index(stage + 1), entries, tile, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
-            async_copy.buffer_load_to_shared(columns_weights, weights + request64 * NEXT_N * stride_ws, weight_at)
+            request_weights = weights + request64 * NEXT_N * stride_ws
+            if weights.dtype.element_ty == gl.float32:
+                async_copy.buffer_load_to_shared(columns_weights, request_weights, weight_at)
+            else:  # no copy to LDS has 2 bytes for a lane
+                columns_weights.store(load(request_weights, weight_at).to(gl.float32))
             async_copy.commit_group()
             query = load(q + request64 * stride_qb, query_offset)
             async_copy.wait_group(0)
@@ -289,8 +293,7 @@ def paged_mqa_logits_kernel(
                 slot = gl.where(slot == AHEAD, 0, slot + 1)
             async_copy.wait_group(0)
             store(rows + base.to(gl.int64) * stride_on, cell, logit, base < length)
-        turn = (turn - (past_tile - begin // BLOCK_KEYS)) % splits
-        turn = gl.where(turn < 0, turn + splits, turn)
+        turn = next_turn(turn, past_tile - begin // BLOCK_KEYS, splits)
 
 
 def workers(problem: Problem) -> int:
@@ -320,15 +323,15 @@ def prepare(
     tune = tuning(problem)
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     limit = min(width, block_table.shape[1] * block)
-    strip = 16 * 64 * tune.num_warps  # four 16-byte stores a lane
-    programs, groups = schedule.shape[0] - 1, -(-next_n // tune.rows)
-    splits = max(1, multiprocessors(out.device) * tune.resident // (programs * groups))
+    strip = 64 // out.itemsize * 64 * tune.num_warps  # four 16-byte stores a lane
+    groups = -(-next_n // tune.rows)
+    splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     strides = (*q.stride(), keys.stride(0), scales.stride(0), *weights.stride(), *lens_strides, *block_table.stride())
     farthest = max(  # byte that a program reaches from its base pointers; buffer instructions reach 2 GiB
         next_n * q.stride(1) + heads * q.stride(2) + dim * q.stride(3),
-        4 * (tune.rows * out.stride(0) + max(strip, tune.block_keys) * out.stride(1)),
+        out.itemsize * (tune.rows * out.stride(0) + max(strip, tune.block_keys) * out.stride(1)),
     )
     counts = (requests, blocks, limit, width, requests * next_n * -(-width // strip), splits)
     arguments = (q, keys, scales, weights, context_lens, block_table, schedule, out, *counts, *strides, *out.stride())
@@ -352,7 +355,7 @@ def prepare(
         **VGPRS_ONLY,
         **dict(tune.options),
     }
-    grid = (programs * splits, groups)
+    grid = ((schedule.shape[0] - 1) * splits, groups)
     return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))
 
 

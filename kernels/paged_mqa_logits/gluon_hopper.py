@@ -2,11 +2,12 @@
 
     logits[b, t, j] = scale[b, j] * sum_h weights[b, t, h] * relu(q[b, t, h, :] . key[b, j, :])    for 0 <= j < seen[b, t]
 
-A program is one worker of the schedule, or one of several where a request has more rows than one scores: it walks its chunks of
-keys from one request to the next. One warp produces: it reads the block table and keeps STAGES tiles of 64 keys on their way
-from the cache, which is what this kernel lives on: bytes in flight. One warpgroup consumes: the keys of a tile on the M side of
-the product, rows x heads on the N side. With CLEAN another warp writes -inf into the cells that their row does not see. Relu,
-weights and head sum happen in registers. No sum crosses programs, so results repeat bit for bit.
+A program is one worker of the schedule, or one of several where a request has more rows than one scores, or where the schedule
+has few workers: then they take turns at its tiles. It walks its chunks of keys from one request to the next. One warp produces:
+it reads the block table and keeps STAGES tiles of 64 keys on their way from the cache, which is what this kernel lives on:
+bytes in flight. One warpgroup consumes: the keys of a tile on the M side of the product, rows x heads on the N side. With CLEAN
+another warp writes -inf into the cells that their row does not see. Relu, weights and head sum happen in registers. No sum
+crosses programs, so results repeat bit for bit.
 """
 
 from math import gcd
@@ -43,9 +44,9 @@ from ..common.device.hopper_pipeline import (
     stride,
 )
 from ..common.device.pieces import piece_keys
-from ..common.device.windows import load_share, seen
+from ..common.device.windows import load_share, next_turn, seen
 from ..common.rules import padded_heads
-from ..common.schedule.classic import new_schedule, workers_that_fit
+from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .operands import Inputs
 from .operation import Problem
@@ -80,22 +81,27 @@ class Lengths:
 
 @aggregate
 class Share:
-    """A worker's share: from the first chunk of the first request up to, and without, the last chunk of the last request."""
+    """A worker's share: from the first chunk of the first request up to, and without, the last chunk of the last request.
+
+    splits : programs that share its tiles, taking turns
+    """
 
     first_request: gl.tensor
     first_chunk: gl.tensor
     last_request: gl.tensor
     last_chunk: gl.tensor
     num_requests: gl.tensor
+    splits: gl.base_value
     CHUNK: gl.constexpr
 
     @gluon.constexpr_function
-    def __init__(self, first_request, first_chunk, last_request, last_chunk, num_requests, CHUNK):
+    def __init__(self, first_request, first_chunk, last_request, last_chunk, num_requests, splits, CHUNK):
         self.first_request = first_request
         self.first_chunk = first_chunk
         self.last_request = last_request
         self.last_chunk = last_chunk
         self.num_requests = num_requests
+        self.splits = stride(splits)
         self.CHUNK = gl.constexpr(CHUNK)
 
     @gluon.jit
@@ -146,7 +152,8 @@ class Table:
 class Queries:
     """By slot, the rows of one request that a program scores, and what they are scored against.
 
-    query, weight : [SLOTS, ROWS * HEADS, DIM] fp8, [SLOTS, ROWS, HEADS] float32
+    query : [SLOTS, ROWS * HEADS, DIM] fp8
+    weight : [SLOTS * SPREAD, ROWS, HEADS] float32 or bfloat16; the copy engine writes to multiples of 128 bytes
     lengths : [SLOTS, max(ROWS, 2)] int32, the keys that each row sees
     """
 
@@ -158,6 +165,7 @@ class Queries:
     ROWS: gl.constexpr
     HEADS: gl.constexpr
     DIM: gl.constexpr
+    SPREAD: gl.constexpr
 
     @gluon.constexpr_function
     def __init__(self, query, weight, lengths, plan, ring):
@@ -169,6 +177,18 @@ class Queries:
         self.ROWS = gl.constexpr(weight.shape[1])
         self.HEADS = gl.constexpr(weight.shape[2])
         self.DIM = gl.constexpr(query.shape[2])
+        self.SPREAD = gl.constexpr(weight.shape[0] // SLOTS.value)
+
+    @gluon.jit
+    def weights(self, slot):
+        """The place of a slot's weights, [ROWS, HEADS]."""
+        return self.weight.index(slot.index * self.SPREAD)
+
+
+@gluon.constexpr_function
+def spread(rows, heads, bits):
+    """How many places of so many weights lie 128 bytes apart."""
+    return max(1, 1024 // (rows * heads * bits))
 
 
 @aggregate
@@ -202,10 +222,11 @@ def load_queries(queries, maps, row, slot):
     ROWS: gl.constexpr = queries.ROWS
     BOX: gl.constexpr = query_box(ROWS, queries.HEADS, queries.DIM)
     full = queries.ring.full.index(slot.index)
-    mbarrier.expect(full, ROWS * queries.HEADS * (queries.DIM + 4))
+    WEIGHT_BYTES: gl.constexpr = queries.weight.dtype.primitive_bitwidth // 8
+    mbarrier.expect(full, ROWS * queries.HEADS * (queries.DIM + WEIGHT_BYTES))
     box = reinterpret(queries.query.index(slot.index), gl.float8e4nv, BOX, bytes_layout(queries.DIM, len(BOX)))
     load_query(maps.queries, row, full, box, ROWS)
-    tma_load(maps.weights, [row, 0], full, queries.weight.index(slot.index))
+    tma_load(maps.weights, [row, 0], full, queries.weights(slot))
 
 
 @gluon.jit
@@ -244,25 +265,28 @@ def produce(queries, keys, maps, lengths, share, table, first_row):
     each = gl.arange(0, max(ROWS, 2), gl.BlockedLayout([1], [32], [1], [0]))
     stage = producers_turn(keys.ring.STAGES)
     slot = producers_turn(SLOTS)
+    turn = gl.program_id(0) % share.splits  # of this program, counted from a request's first tile
     for request in range(share.first_request, share.stop()):
         row = gl.where(each < ROWS, first_row + each, NEXT_N)
         length = lengths.seen_by(request, row)
         longest = gl.max(length, axis=0)
         first, last = share.cut(request, gl.cdiv(longest, KEYS), KEYS)
-        if first < last:
+        mine = first + turn
+        if mine < last:
             queries.ring.acquire(slot)
             queries.lengths.index(slot.index).store(length)
-            store_scalar(queries.plan.first_tile(slot), first)
-            store_scalar(queries.plan.tile_count(slot), last - first)
+            store_scalar(queries.plan.first_tile(slot), mine)
+            store_scalar(queries.plan.tile_count(slot), gl.cdiv(last - mine, share.splits))
             store_scalar(queries.plan.first_row(slot), request * NEXT_N + first_row)
             barrier()
             load_queries(queries, maps, request * NEXT_N + first_row, slot)
             slot = slot.next()
             entries = table.entries(request)
-            for tile in range(first, last):
+            for tile in range(mine, last, share.splits):
                 keys.ring.acquire(stage)
                 load_keys(keys, maps, table, entries, tile * KEYS, longest, stage)
                 stage = stage.next()
+        turn = next_turn(turn, last - first, share.splits)
     queries.ring.acquire(slot)
     store_scalar(queries.plan.tile_count(slot), 0)
     barrier()
@@ -270,8 +294,8 @@ def produce(queries, keys, maps, lengths, share, table, first_row):
 
 
 @gluon.jit
-def consume(queries, keys, out, BLOCK: gl.constexpr):
-    """The consumer warpgroup: the logits of every tile."""
+def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
+    """The consumer warpgroup: the logits of every tile of this program, one of so many splits."""
     ROWS: gl.constexpr = queries.ROWS
     HEADS: gl.constexpr = queries.HEADS
     KEYS: gl.constexpr = keys.KEYS
@@ -301,7 +325,7 @@ def consume(queries, keys, out, BLOCK: gl.constexpr):
         if fresh:
             position = scalar(queries.plan.first_tile(slot)) * KEYS + local
             row = scalar(queries.plan.first_row(slot)) + each
-            weights = product_weights(queries.weight.index(slot.index), ROWS, HEADS, gl.SliceLayout(0, MMA))
+            weights = product_weights(queries.weights(slot), ROWS, HEADS, gl.SliceLayout(0, MMA))
             left = queries.lengths.index(slot.index).load(ROW)[None, :] - position[:, None]
             offset = (row.to(gl.int64) * out.stride_row)[None, :] + (position.to(gl.int64) * out.stride_cell)[:, None]
             cells = out.pointer + offset
@@ -314,9 +338,9 @@ def consume(queries, keys, out, BLOCK: gl.constexpr):
         fresh = tiles == 0
         queries.ring.release(slot, fresh)
         logits = gl.where(missing == 0, head_sums(scores, weights, ROWS) * scale, float("-inf"))
-        gl.store(cells, logits, mask=left > 0)
-        left -= KEYS
-        cells += KEYS * out.stride_cell
+        gl.store(cells, logits, mask=left > 0)  # rounded to what cells hold
+        left -= KEYS * splits
+        cells += gl.to_tensor(KEYS * splits).to(gl.int64) * out.stride_cell
         stage = stage.next()
         if fresh:
             slot = slot.next()
@@ -327,10 +351,11 @@ def consume(queries, keys, out, BLOCK: gl.constexpr):
 @gluon.jit
 def fill(lengths, out, width, rows):
     """-inf into the cells of every row that it does not see; this program's strips of the rows."""
-    LINE: gl.constexpr = gl.BlockedLayout([4], [32], [gl.num_warps()], [0])
+    CELLS: gl.constexpr = 128 // out.pointer.dtype.element_ty.primitive_bitwidth  # of 16 bytes
+    LINE: gl.constexpr = gl.BlockedLayout([CELLS], [32], [gl.num_warps()], [0])
     STRIP: gl.constexpr = 512 * gl.num_warps()
     column = gl.arange(0, STRIP, LINE)
-    value = gl.full([STRIP], float("-inf"), gl.float32, LINE)
+    value = gl.full([STRIP], float("-inf"), out.pointer.dtype.element_ty, LINE)
     strips = gl.cdiv(width, STRIP)
     program = gl.program_id(0) * gl.num_programs(1) + gl.program_id(1)
     step = gl.num_programs(0) * gl.num_programs(1)
@@ -352,15 +377,16 @@ def paged_mqa_logits_kernel(
     queries,  # tensor map of q, [B * NEXT_N, H, D] fp8, with the axes of query_box
     keys,  # tensor map of the cache's keys, [num_blocks, BLOCK, D] fp8
     scales,  # tensor map of its scales, [num_blocks, BLOCK] float32
-    weights,  # tensor map of [B * NEXT_N, H] float32
+    weights,  # tensor map of [B * NEXT_N, H] float32 or bfloat16
     lens,  # [B] int32, or [B, NEXT_N] if ROW_LENS
     table,  # [B, max_blocks] int32
     schedule,  # [num_workers + 1, 2] int32
-    out,  # [B * NEXT_N, width] float32
+    out,  # [B * NEXT_N, width] float32 or bfloat16
     num_requests,
     num_blocks,
     limit,  # keys that a row can see: as many as it has cells, and its row of the table has room for
     width,
+    splits,  # programs that share a worker's tiles, taking turns
     stride_lb,
     stride_ln,
     stride_tb,
@@ -382,13 +408,19 @@ def paged_mqa_logits_kernel(
     INTEGERS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     first_row = gl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
     num_requests = gl.to_tensor(num_requests)
-    first_request, first_chunk, last_request, last_chunk = load_share(schedule, gl.program_id(0), num_requests, ROW_LENS)
-    share = Share(first_request, first_chunk, last_request, last_chunk, num_requests, CHUNK)
+    first_request, first_chunk, last_request, last_chunk = load_share(
+        schedule, gl.program_id(0) // splits, num_requests, ROW_LENS
+    )
+    share = Share(first_request, first_chunk, last_request, last_chunk, num_requests, splits, CHUNK)
     maps = Maps(queries, keys, scales, weights)
     table = Table(table, stride_tb, stride_tk, gl.to_tensor(num_blocks), BLOCK)
     queries = Queries(
         gl.allocate_shared_memory(gl.float8e4nv, [SLOTS, ROWS * HEADS, DIM], bytes_layout(DIM, 2)),
-        gl.allocate_shared_memory(gl.float32, [SLOTS, ROWS, HEADS], maps.weights.layout),
+        gl.allocate_shared_memory(
+            maps.weights.dtype,
+            [SLOTS * spread(ROWS, HEADS, maps.weights.dtype.primitive_bitwidth), ROWS, HEADS],
+            maps.weights.layout,
+        ),
         gl.allocate_shared_memory(gl.int32, [SLOTS, max(ROWS, 2)], INTEGERS),
         Plan(gl.allocate_shared_memory(gl.int32, [SLOTS * FIELDS, 1], INTEGERS)),
         new_ring(SLOTS, 1),
@@ -405,7 +437,7 @@ def paged_mqa_logits_kernel(
     if CLEAN:
         gl.warp_specialize(
             [
-                (consume, (queries, keys, out, BLOCK)),
+                (consume, (queries, keys, out, splits, BLOCK)),
                 (produce, (queries, keys, maps, lengths, share, table, first_row)),
                 (fill, (lengths, out, width, num_requests * NEXT_N)),
             ],
@@ -415,7 +447,7 @@ def paged_mqa_logits_kernel(
     else:
         gl.warp_specialize(
             [
-                (consume, (queries, keys, out, BLOCK)),
+                (consume, (queries, keys, out, splits, BLOCK)),
                 (produce, (queries, keys, maps, lengths, share, table, first_row)),
             ],
             [1],
@@ -450,15 +482,17 @@ def prepare(
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     (blocks, block), width = keys.shape[:2], out.shape[1]
     piece = gcd(block, tune.block_keys)
+    groups = -(-next_n // rows)
+    splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     arguments = (
         query_map(q.flatten(0, 1), rows, padded),
         tensor_map(keys, keys.shape, keys.stride(), [1, piece, dim], bytes_layout(dim, 3)),
         tensor_map(scales, scales.shape, scales.stride(), [1, piece], floats_layout(2)),
-        tensor_map(weights, weights.shape, weights.stride(), [rows, padded], floats_layout(2)),
+        tensor_map(weights, weights.shape, weights.stride(), [rows, padded], floats_layout(2, 8 * weights.itemsize)),
         *(context_lens, block_table, schedule, out),
-        *(requests, blocks, min(width, block_table.shape[1] * block), width),
+        *(requests, blocks, min(width, block_table.shape[1] * block), width, splits),
         *(*lens_strides, *block_table.stride(), *out.stride()),
     )
     keywords = {
@@ -477,7 +511,7 @@ def prepare(
         "maxnreg": tune.registers_thread,
         "enable_fp_fusion": True,  # as in the other variants; Triton 3.10 turns this off by default
     }
-    grid = (schedule.shape[0] - 1, -(-next_n // rows))
+    grid = ((schedule.shape[0] - 1) * splits, groups)
     return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, NamedTuple
 import torch
 
 from ..common.cache import CACHE, LENGTHS, NEXT, TABLE, with_scale
-from ..common.logits import FP8, QUERY_SIZES
+from ..common.logits import FLOATS, FP8, QUERY_SIZES
 from ..common.operands import Derived, Limit, Operand, Operands
 
 QUERIES = Operand(
@@ -23,7 +23,7 @@ class Inputs(NamedTuple):
 
     q: Annotated[torch.Tensor, QUERIES]
     kv_cache: Annotated[torch.Tensor, CACHE]
-    weights: Annotated[torch.Tensor, Operand((("B * next_n", "H"),), (torch.float32,))]
+    weights: Annotated[torch.Tensor, Operand((("B * next_n", "H"),), tuple(FLOATS))]
     context_lens: Annotated[torch.Tensor, LENGTHS]
     block_table: Annotated[torch.Tensor, TABLE]
     schedule: Annotated[torch.Tensor | None, Operand(((WORKERS, 2),), (torch.int32,), (Limit(WORKERS, 2),))] = None

@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 from capgate import compat
 
 from ..common.rules import (
+    FLOAT32,
     check_sizes,
     classic_scores,
     interpreted_when_named,
     native_fp8,
     needs_e4m3fn,
+    output_of,
     padded_heads,
 )
 
@@ -26,6 +28,7 @@ class Problem(NamedTuple):
     next_n : rows of a request, its draft tokens included
     direct_keys : whether keys can be copied straight to LDS: see :func:`.api.copies_directly`
     tensor_maps : whether tensor maps can describe the queries, the weights, and the cache's keys and scales
+    weights_dtype, logits_dtype : "float32" or "bfloat16"
     """
 
     device: Any
@@ -38,6 +41,8 @@ class Problem(NamedTuple):
     direct_keys: bool = True
     tensor_maps: bool = True
     layout: str = "flat"
+    weights_dtype: str = FLOAT32
+    logits_dtype: str = FLOAT32
 
 
 def example(device: Any) -> Problem:
@@ -46,11 +51,11 @@ def example(device: Any) -> Problem:
 
 
 def example_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | None = None) -> Problem:
-    """As :func:`example` with these sizes, output mode (a key of MODES) and dtype; ValueError for what does not exist."""
+    """As :func:`example` with these sizes, mode (see :func:`output_of`) and dtype; ValueError for what does not exist."""
     check_sizes(heads, dim)
-    if mode not in MODES:
-        raise ValueError(f"mode: got {mode!r}, needs one of {', '.join(MODES)}")
-    return Problem(device, heads, dim, dtype or native_fp8(device), MODES[mode])
+    clean_logits, floats = output_of(mode, MODES)
+    sizes = (heads, dim, dtype or native_fp8(device), clean_logits)
+    return Problem(device, *sizes, weights_dtype=floats, logits_dtype=floats)
 
 
 def example_call(problem: Problem) -> compat.ExampleCall:
@@ -67,13 +72,14 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     inputs = Inputs(
         q=meta(requests, problem.next_n, problem.heads, problem.dim, dtype=getattr(torch, problem.dtype)),
         kv_cache=meta(blocks, block, 1, problem.dim + 4, dtype=torch.uint8),
-        weights=meta(rows, problem.heads),
+        weights=meta(rows, problem.heads, dtype=getattr(torch, problem.weights_dtype)),
         context_lens=meta(requests, dtype=torch.int32),
         block_table=meta(requests, blocks, dtype=torch.int32),
         schedule=meta(257, 2, dtype=torch.int32),
     )
     options = {"clean_logits": problem.clean_logits, "layout": problem.layout}
-    return compat.ExampleCall((inputs, meta(rows, keys)), options, padded_heads(problem.heads) * problem.dim)
+    out = meta(rows, keys, dtype=getattr(torch, problem.logits_dtype))
+    return compat.ExampleCall((inputs, out), options, padded_heads(problem.heads) * problem.dim)
 
 
 def _gluon_cdna4_accepts(problem: Problem) -> str | None:

@@ -70,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--modes",
-        help="outputs: of logits unclean, clean and compressed (unclean,clean), of others what the operation has",
+        help="outputs: of logits unclean, clean and compressed (unclean,clean), each also with -bf16 behind it for bfloat16 "
+        "weights and logits; of others what the operation has",
     )
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help=f"seconds that one compile may take ({TIMEOUT:g})")
     parser.add_argument("--save", metavar="DIR", help="keep each assembly, TTGIR and argument order there")

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=cap
 HEADS, DIMS, MODES = (16, 32, 64, 128), (32, 64, 128), ("unclean", "clean", "compressed")
 # Every size with the output that takes most registers, and every output of the models' size of a head.
 KINDS = [(heads, dim, mode) for heads in HEADS for dim in DIMS for mode in MODES if mode == "clean" or dim == 128]
+KINDS += [(heads, 128, "clean-bf16") for heads in HEADS]
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_every_tuning_compiles_within_its_limits(compiled: dict[Job, Any], heads
     }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, "clean-bf16"])
 def test_vector_instructions_of_64_heads(compiled: dict[Job, Any], mode: str) -> None:
     """32 keys of a row: 32 relu and 16 packed fma are the floor."""
     vector = vector_per_32_keys(compiled[Job("gluon_cdna4", 64, 128, mode)])

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=cap
 HEADS, DIMS, MODES = (16, 32, 64, 128), (32, 64, 128), ("unclean", "clean")
 # Every size with the output that takes most registers, and every output of the models' size of a head.
 KINDS = [(heads, dim, mode) for heads in HEADS for dim in DIMS for mode in MODES if mode == "clean" or dim == 128]
+KINDS += [(heads, 128, "clean-bf16") for heads in HEADS]
 
 
 @pytest.fixture

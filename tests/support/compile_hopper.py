@@ -3,7 +3,7 @@
     python -m support.compile_hopper mqa_logits HEADS,DIM,MODE[,ROWS] ...
     python -m support.compile_hopper paged_mqa_logits HEADS,DIM,MODE,BLOCK,NEXT_N ...
 
-MODE: a key of the operation's MODES; ROWS: query rows, 4096 otherwise.
+MODE: of the operation's output, such as clean or clean-bf16; ROWS: query rows, 4096 otherwise.
 tests/kernels/common/test_hopper_compile.py runs it as a child process.
 """
 

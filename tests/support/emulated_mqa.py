@@ -14,7 +14,7 @@ from capgate.kernels.mqa_logits.operands import Inputs
 from emulator import Program, Result, parse, run
 
 from .emulation import bound, compile_launch
-from .judge import Call, formula, make_call, sentinels, storage_of
+from .judge import BF16_ROUNDING, WORDS, Call, formula, make_call, sentinels, storage_of
 
 TARGET = Target("hip", "gfx950", 64)
 LIMIT = 1e-6  # of a cell's error, as a part of the sum of magnitudes
@@ -35,15 +35,22 @@ if capabilities(TARGET).gluon_cdna4:
     VARIANTS["gluon_cdna4"] = Variant(gluon_cdna4.kernel, GluonASTSource)
 
 
+def output(rows: int, columns: int, dtype: torch.dtype, aligned: bool) -> torch.Tensor:
+    """Sentinels whose rows lie anyhow, or begin at multiples of 1024 bytes."""
+    return sentinels(rows, columns, dtype=dtype, **{"gap": -columns % (1024 // dtype.itemsize)} if aligned else {})
+
+
 class Case(NamedTuple):
     """A call, its output mode and its output, with cells that must keep their bits."""
 
     call: Call
     clean_logits: bool
     max_window: int | None = None
+    dtype: torch.dtype = torch.float32  # of the output
+    aligned: bool = False  # its rows, as a new one's
 
     def output(self) -> torch.Tensor:
-        return sentinels(self.call.q.shape[0], self.max_window or self.call.k.shape[0])
+        return output(self.call.q.shape[0], self.max_window or self.call.k.shape[0], self.dtype, self.aligned)
 
     def launch(self, kernel: Kernel[Any], out: torch.Tensor) -> Launch:
         compressed = self.max_window is not None
@@ -100,8 +107,8 @@ def execute(prepared: Prepared, program: Program | None = None, **emulation: Any
     program : another version of the compiled kernel's code
     """
     case, out = prepared.case, prepared.out
-    memory = storage_of(out, torch.int32)
-    memory.copy_(storage_of(case.output(), torch.int32))
+    memory = storage_of(out, WORDS[out.dtype])
+    memory.copy_(storage_of(case.output(), WORDS[out.dtype]))
     before = memory.clone()
     result = run(
         program or parse(prepared.compiled.asm["amdgcn"]),
@@ -130,14 +137,17 @@ def check(prepared: Prepared, before: torch.Tensor, written: np.ndarray | None) 
     cells = torch.zeros(before.numel(), dtype=torch.bool)
     cells[address[expected]] = True
     assert written is not None
-    stored = torch.from_numpy(written.reshape(-1, 4).any(axis=1))
+    stored = torch.from_numpy(written.reshape(-1, out.itemsize).any(axis=1))
     if not torch.equal(stored, cells):
         raise Disagreement(
             f"{int((stored & ~cells).sum())} words stored to no cell, {int((cells & ~stored).sum())} cells not stored"
         )
     if case.clean_logits and not torch.isneginf(out[~answer.inside]).all():
         raise Disagreement("a cell outside the windows is not -inf")
-    close = (out.double() - answer.logits).abs() <= LIMIT * answer.magnitude  # a NaN is not
+    limit = LIMIT * answer.magnitude
+    if out.dtype == torch.bfloat16:
+        limit = limit + BF16_ROUNDING * answer.logits.abs()
+    close = (out.double() - answer.logits).abs() <= limit  # a NaN is not
     right = (close | (out == answer.logits))[answer.inside]  # -inf where a key is not in the cache
     if not right.all():
         raise Disagreement(f"{int((~right).sum())} cells of {right.numel()} disagree with the formula")

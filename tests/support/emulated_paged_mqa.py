@@ -10,9 +10,8 @@ from capgate.kernels.paged_mqa_logits import classic
 from capgate.kernels.paged_mqa_logits.api import describe
 from capgate.kernels.paged_mqa_logits.operands import Inputs
 
-from .emulated_mqa import TARGET, Variant
+from .emulated_mqa import TARGET, Variant, output
 from .emulated_mqa import VARIANTS as DENSE
-from .judge import sentinels
 from .paged import PagedCall, formula
 
 VARIANTS = {"classic": Variant(classic.kernel)}
@@ -32,7 +31,7 @@ def paged_launch(
 ) -> Launch:
     """The launch for the target; tensors may be meta tensors."""
     inputs = Inputs(*call, schedule)
-    problem = describe(inputs, clean_logits, layout)._replace(device=TARGET)
+    problem = describe(inputs, clean_logits, out.dtype, layout)._replace(device=TARGET)
     (launch,) = kernel.prepare(problem, inputs, out, clean_logits=clean_logits, layout=layout)
     return launch
 
@@ -53,10 +52,12 @@ class PagedCase(NamedTuple):
     columns: int
     clean_logits: bool
     workers: int = 3
+    dtype: torch.dtype = torch.float32  # of the output
+    aligned: bool = False  # its rows, as a new one's
     layout: str = "flat"
 
     def output(self) -> torch.Tensor:
-        return sentinels(self.call.q.shape[0] * self.call.q.shape[1], self.columns)
+        return output(self.call.q.shape[0] * self.call.q.shape[1], self.columns, self.dtype, self.aligned)
 
     def launch(self, kernel: Kernel[Any], out: torch.Tensor) -> Launch:
         schedule = paged_mqa_schedule(self.call.context_lens, 64, self.workers)

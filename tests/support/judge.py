@@ -10,13 +10,17 @@ import torch
 
 from capgate.kernels import fp8_mqa_logits
 
-CALC_DIFF = 5e-6  # upstream's limit against dequantised inputs
+CALC_DIFF, CALC_DIFF_BF16 = 5e-6, 3e-5  # upstream's limits against dequantised inputs, of float32 logits and of bfloat16 ones
 # Limits of a cell's error, as parts of sum_h |weight| * sum_d |q * k| * |scale|. Float32 rounds each of up to 256 additions
 # by 2**-24. NVIDIA's matrix units align 32 fp8 products with the largest and keep 13 fractional bits: 2**-12.
 FLOAT32 = 2.0**-19
 MATRIX_UNIT = 2.0**-12
 
-NEGATIVE_INFINITY_BITS = -(2**23)  # of a float32, as int32
+BF16_ROUNDING = 2.0**-8  # of a result where it is stored, as a part of it
+
+WORDS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}  # of outputs
+NEGATIVE_INFINITY_BITS = {torch.float32: -(2**23), torch.bfloat16: -(2**7)}  # as such a word
+SIGNALLING = {torch.float32: (0x7F800001, 2**21), torch.bfloat16: (0x7F81, 2**6 - 1)}  # the first NaN of a row of so many
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0}
 FLOAT64_BYTES = 2**29  # of the formula's scores at a time
 
@@ -168,11 +172,11 @@ def storage_of(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(0, dtype=dtype, device=tensor.device).set_(tensor.untyped_storage())
 
 
-def sentinels(rows: int, columns: int, device: str = "cpu", **layout: Any) -> torch.Tensor:
-    """A float32 output whose every word of memory is a different signalling NaN; by default its rows are padded."""
-    out = laid_out(torch.empty(rows, columns, device=device), **layout or {"gap": 5, "offset": 3})
-    words = storage_of(out, torch.int32)
-    words.copy_(torch.arange(words.numel(), device=device) % 2**21 + 0x7F800001)
+def sentinels(rows: int, columns: int, device: str = "cpu", dtype: torch.dtype = torch.float32, **layout: Any) -> torch.Tensor:
+    """An output whose words of memory are different signalling NaNs, of bfloat16 63; by default its rows are padded."""
+    out = laid_out(torch.empty(rows, columns, dtype=dtype, device=device), **layout or {"gap": 5, "offset": 3})
+    words, (first, count) = storage_of(out, WORDS[dtype]), SIGNALLING[dtype]
+    words.copy_(torch.arange(words.numel(), device=device) % count + first)
     return out
 
 
@@ -187,11 +191,11 @@ def check(
     """Run ``variant`` into sentinels, hold everything that it wrote against the formula, and return the output.
 
     Inside the windows the logits agree; outside, clean cells are -inf and others keep their bits, as does the padding; the
-    operands keep all their bytes.
+    operands keep all their bytes. An output of bfloat16 is that of float32, rounded.
     """
     rows, columns = call.q.shape[0], call.k.shape[0] if max_window is None else max_window
     out = sentinels(rows, columns, str(call.q.device)) if out is None else out
-    memory = storage_of(out, torch.int32)
+    memory = storage_of(out, WORDS[out.dtype])
     before, operands = memory.clone(), [storage_of(tensor, torch.uint8).clone() for tensor in call]
 
     returned = fp8_mqa_logits(*call, clean_logits=clean_logits, max_window=max_window, out=out, variant=variant)
@@ -207,20 +211,25 @@ def check(
     changed = (memory != before) & kept
     assert not changed.any(), f"{int(changed.sum())} words changed that belong to no written cell, of {int(kept.sum())}"
     if clean_logits:
-        filled = memory[address] == NEGATIVE_INFINITY_BITS
+        filled = memory[address] == NEGATIVE_INFINITY_BITS[out.dtype]
         assert torch.equal(filled, ~answer.inside), f"{int((filled != ~answer.inside).sum())} cells wrongly -inf or not"
     on_matrix_unit = variant != "reference" and out.device.type != "cpu"
     agree(out[answer.inside], answer.logits[answer.inside], answer.magnitude[answer.inside], on_matrix_unit)
+    if out.dtype != torch.float32:
+        whole = fp8_mqa_logits(*call, clean_logits=clean_logits, max_window=max_window, variant=variant)
+        assert torch.equal(out[written], whole.to(out.dtype)[written]), "the logits are not those of float32, rounded"
     return out
 
 
 def agree(actual: torch.Tensor, expected: torch.Tensor, magnitude: torch.Tensor, on_matrix_unit: bool = False) -> None:
     """Logits inside the windows are finite, near the formula's as a whole, and near them in every cell."""
     assert torch.isfinite(actual).all(), f"{int((~torch.isfinite(actual)).sum())} logits are not finite"
-    difference = calc_diff(actual, expected)
-    assert difference < CALC_DIFF, f"calc_diff is {difference:.2e}"
-    limit = MATRIX_UNIT if on_matrix_unit else FLOAT32
-    error = ((actual.double() - expected).abs() - limit * magnitude).clamp(min=0)
+    difference, bf16 = calc_diff(actual, expected), actual.dtype == torch.bfloat16
+    assert difference < (CALC_DIFF_BF16 if bf16 else CALC_DIFF), f"calc_diff is {difference:.2e}"
+    limit = (MATRIX_UNIT if on_matrix_unit else FLOAT32) * magnitude
+    if bf16:
+        limit = limit + BF16_ROUNDING * expected.abs()
+    error = ((actual.double() - expected).abs() - limit).clamp(min=0)
     assert not error.any(), (
         f"{int((error > 0).sum())} cells of {error.numel()} are off, the worst by {float(error.max()):.2e} too much"
     )

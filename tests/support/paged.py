@@ -157,7 +157,7 @@ def check(
     """As judge.check: run into sentinels, hold what was written against the formula, and return the output."""
     rows = call.q.shape[0] * call.q.shape[1]
     out = judge.sentinels(rows, max_context_len, str(call.q.device)) if out is None else out
-    memory = judge.storage_of(out, torch.int32)
+    memory = judge.storage_of(out, judge.WORDS[out.dtype])
     before, operands = memory.clone(), [judge.storage_of(tensor, torch.uint8).clone() for tensor in call]
 
     returned = fp8_paged_mqa_logits(
@@ -181,8 +181,14 @@ def check(
     changed = (memory != before) & kept
     assert not changed.any(), f"{int(changed.sum())} words changed that belong to no written cell, of {int(kept.sum())}"
     absent = answer.inside & answer.logits.isneginf()  # keys that the cache lacks
-    filled, expected = memory[address] == judge.NEGATIVE_INFINITY_BITS, absent | (~answer.inside & clean_logits)
+    filled, expected = memory[address] == judge.NEGATIVE_INFINITY_BITS[out.dtype], absent | (~answer.inside & clean_logits)
     assert torch.equal(filled, expected), f"{int((filled != expected).sum())} cells wrongly -inf or not"
     on_matrix_unit, scored = variant != "reference" and out.device.type != "cpu", answer.inside & ~absent
     judge.agree(out[scored], answer.logits[scored], answer.magnitude[scored], on_matrix_unit)
+    if out.dtype != torch.float32:
+        written = answer.inside | clean_logits
+        whole = fp8_paged_mqa_logits(
+            *call, max_context_len=max_context_len, clean_logits=clean_logits, schedule=schedule, variant=variant
+        )
+        assert torch.equal(out[written], whole.to(out.dtype)[written]), "the logits are not those of float32, rounded"
     return out

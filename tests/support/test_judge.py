@@ -45,6 +45,15 @@ def test_one_wrong_cell_among_many_is_refused(wrong: float) -> None:
         judge.agree(logits, answer.logits, answer.magnitude)
 
 
+def test_logits_rounded_to_bfloat16_agree_and_cut_off_ones_do_not() -> None:
+    answer = judge.formula(judge.make_call(61, 113, 3, 32, "full"))
+    logits = answer.logits.float()
+    judge.agree(logits.bfloat16(), answer.logits, answer.magnitude)
+    cut = (logits.view(torch.int32) & -(2**16)).view(torch.float32).bfloat16()
+    with pytest.raises(AssertionError):
+        judge.agree(cut, answer.logits, answer.magnitude)
+
+
 def test_calc_diff_of_zeros_is_zero() -> None:
     assert judge.calc_diff(torch.zeros(3), torch.zeros(3)) == 0.0
     assert judge.calc_diff(torch.ones(3), -torch.ones(3)) == 2.0

@@ -111,7 +111,7 @@ def fill(out, base, width, row_offset, wanted, stride_on, STRIP: gl.constexpr, I
     """-inf into columns [base, base + width) of the wanted rows; width is at most STRIP."""
     place = gl.arange(0, STRIP, gl.SliceLayout(0, LAYOUT))
     offset = row_offset[:, None] + (place.to(INDEX) * stride_on)[None, :]
-    value = gl.full([row_offset.shape[0], STRIP], float("-inf"), gl.float32, LAYOUT)
+    value = gl.full([row_offset.shape[0], STRIP], float("-inf"), out.dtype.element_ty, LAYOUT)
     store(out + base.to(gl.int64) * stride_on, offset, value, wanted[:, None] & (place < width)[None, :])
 
 
@@ -134,7 +134,7 @@ def fill_edge(
     position = (base + place)[None, :]
     outside = (position < begin[:, None]) | (position >= end[:, None])
     offset = row_offset[:, None] + (place.to(INDEX) * stride_on)[None, :]
-    value = gl.full([row_offset.shape[0], BLOCK_KEYS], float("-inf"), gl.float32, LAYOUT)
+    value = gl.full([row_offset.shape[0], BLOCK_KEYS], float("-inf"), out.dtype.element_ty, LAYOUT)
     mask = outside & (position < num_keys) & wanted[:, None]
     store(out + base.to(gl.int64) * stride_on, offset, value, mask)
 
@@ -147,7 +147,8 @@ def load(pointer, offset):
 
 @gluon.jit
 def store(pointer, offset, value, mask):
-    """Buffer stores reach 2 GiB from the pointer; 64-bit offsets take plain ones."""
+    """The value, rounded to what the cells hold. Buffer stores reach 2 GiB from the pointer; 64-bit offsets take plain ones."""
+    value = value.to(pointer.dtype.element_ty)
     if offset.dtype == gl.int64:
         gl.store(pointer + offset, value, mask=mask)
     else:

@@ -32,6 +32,23 @@ def score(query, weight, keys, ROWS: tl.constexpr, PADDED_HEADS: tl.constexpr, M
 
 
 @triton.jit
+def rounded(logit, out, CUTS: tl.constexpr):
+    """Logits as the cells of ``out`` take them: float32, or bfloat16, to the nearest and ties to even.
+
+    CUTS : whether Triton's own conversion to bfloat16 would cut off, as its interpreter's does
+    """
+    if out.dtype.element_ty == tl.float32:
+        return logit
+    elif CUTS:
+        bits = logit.to(tl.uint32, bitcast=True)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        nearest = tl.where(logit == logit, nearest, 0x7FC0)
+        return nearest.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return logit.to(tl.bfloat16)
+
+
+@triton.jit
 def fill(out, base, width, row_offset, wanted, stride_on, STRIP: tl.constexpr, INDEX: tl.constexpr):
     """-inf into columns [base, base + width) of the wanted rows; width is at most STRIP."""
     place = tl.arange(0, STRIP)

@@ -31,8 +31,9 @@ def bytes_layout(dim, rank):
 
 
 @gluon.constexpr_function
-def floats_layout(rank):
-    return gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=rank)
+def floats_layout(rank, bits=32):
+    """Floats of 32 or 16 bits in shared memory, line after line."""
+    return gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=bits, rank=rank)
 
 
 @gluon.constexpr_function
@@ -107,8 +108,8 @@ def fold(score, weight, total, MORE: gl.constexpr, HEADS: gl.constexpr, FIRST: g
 
 @gluon.jit
 def product_weights(memory, ROWS: gl.constexpr, HEADS: gl.constexpr, LAYOUT: gl.constexpr):
-    """[ROWS * HEADS] halves of the weights [ROWS, HEADS] in shared memory, in the order of a key's products."""
-    weights = memory.load(weight_layout(ROWS, HEADS)) * 0.5
+    """[ROWS * HEADS] halves of the weights [ROWS, HEADS] in shared memory, in float32 and in the order of a key's products."""
+    weights = memory.load(weight_layout(ROWS, HEADS)).to(gl.float32) * 0.5
     if ROWS == 2:
         weights = weights.reshape([2, HEADS // 4, 2, 2]).permute([1, 2, 0, 3])
     elif ROWS > 2:

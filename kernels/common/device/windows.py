@@ -100,6 +100,13 @@ def keys_of_share(request, longest, first_request, first_chunk, last_request, la
 
 
 @triton.jit
+def next_turn(turn, tiles, splits):
+    """Which tile of the next request is a program's first, once so many have gone round among a worker's programs."""
+    turn = (turn - tiles) % splits
+    return tl.where(turn < 0, turn + splits, turn)
+
+
+@triton.jit
 def near_block(block, num_blocks):
     """Blocks, as unsigned numbers, that the cache has; in place of others its last, which may be read."""
     return tl.minimum(block.to(tl.uint32), tl.maximum(num_blocks, 1) - 1)

@@ -67,3 +67,8 @@ def new_schedule(
 def workers_that_fit(device: Any, resident: int, groups: int) -> int:
     """As many workers as a device holds programs, ``resident`` on each SM or CU, where each takes ``groups`` of them."""
     return max(1, multiprocessors(device) * resident // groups)
+
+
+def programs_of_a_worker(device: Any, resident: int, groups: int, schedule: torch.Tensor) -> int:
+    """How many programs of each group of rows share a worker's tiles, so that schedules of few workers fill a device, too."""
+    return max(1, workers_that_fit(device, resident, groups) // (schedule.shape[0] - 1))

@@ -10,7 +10,7 @@ from ...common.checks import check_strided
 from ...common.operands import Operand, Operands
 from ...paged_mqa_logits.operands import QUERIES
 from ..families import NotServed
-from .kinds import has_own_format, queries_of
+from .kinds import KEY_TILE, has_own_format, queries_of
 
 _INDICES = Operand((("B",),), (torch.int32,))
 
@@ -68,7 +68,8 @@ def fp8_paged_mqa_logits(
     weights : [B * next_n, H], float32
     context_lens : [B] or [B, next_n], int32, as in :func:`capgate.kernels.fp8_paged_mqa_logits`
     block_table : [B, max_blocks], int32
-    schedule_meta : what :func:`get_paged_mqa_logits_metadata` of this module returned for these ``context_lens``
+    schedule_meta : what :func:`get_paged_mqa_logits_metadata` returned for these ``context_lens``, this module's, DeepGEMM's or
+        another's in its format, for any number of workers. Not looked at where DeepGEMM has another format.
     clean_logits : True sets the cells that a row does not see to -inf; False leaves them as the allocation gave them
     indices : [B], int32, with next_n of 1: the request that each row belongs to. In DeepGEMM it pairs neighbouring rows of one
         request; the rows' own lengths and blocks say what they see, so the logits are the same without it.
@@ -107,22 +108,28 @@ def score(
         max_context_len=max_context_len,
         clean_logits=clean_logits,
         schedule=schedule_meta if has_own_format(q.device) else None,
+        schedule_chunk_keys=KEY_TILE,
     )
 
 
 def get_paged_mqa_logits_metadata(
     context_lens: torch.Tensor, block_kv: int, num_sms: int, indices: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The work schedule of the paged functions: int32 [num_sms + 1, 2].
+    """The work schedule of the paged functions: int32 [num_sms + 1, 2], in DeepGEMM's format for sm90, so that its kernels can
+    read it too.
+
+    context_lens : [B] or [B, next_n], int32: the last length of a request counts
+    block_kv : keys in a block of the cache; num_sms : workers that share the keys
+    indices : as in :func:`fp8_paged_mqa_logits`
 
     Raises NotServed on devices where DeepGEMM has schedules of another kind: our functions look at none there.
     """
+    if not has_own_format(check_strided("context_lens", context_lens).device):
+        raise NotServed("a schedule of paged logits on this architecture, whose kernels have units of their own")
     if indices is not None:
         _LENGTHS.check((context_lens, indices))
         _check_single(context_lens.shape[1] if context_lens.ndim == 2 else 1)
-    if not has_own_format(check_strided("context_lens", context_lens).device):
-        raise NotServed("a schedule of paged logits on this architecture, whose kernels have units of their own")
-    return paged_mqa_logits.paged_mqa_schedule(context_lens, block_kv, num_sms)
+    return paged_mqa_logits.paged_mqa_schedule(context_lens, block_kv, num_sms, chunk_keys=KEY_TILE)
 
 
 def _check_single(next_n: int) -> None:

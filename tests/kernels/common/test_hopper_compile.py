@@ -16,7 +16,7 @@ from support.processes import environment
 # kernel guesses what it needs first, or keys of a block and next_n. Every row of the tuning tables, and every output mode.
 DENSE = (
     *("64,128,clean", "64,128,unclean", "64,128,compressed", "32,128,clean", "16,64,clean", "128,32,clean"),
-    *("64,128,unclean,64", "32,128,compressed,64"),
+    *("64,128,unclean,64", "32,128,compressed,64", "64,128,clean-bf16", "16,64,compressed-bf16,64"),
 )
 PAGED = {  # and the columns of their products: rows of a request together, times heads
     "64,128,unclean,64,1": 64,
@@ -25,6 +25,8 @@ PAGED = {  # and the columns of their products: rows of a request together, time
     "128,128,clean,128,8": 128,
     "16,64,unclean,32,8": 128,
     "16,32,clean,64,1": 16,
+    "64,128,clean-bf16,64,2": 128,
+    "16,32,unclean-bf16,64,1": 16,
 }
 KINDS = [("mqa_logits", kind) for kind in DENSE] + [("paged_mqa_logits", kind) for kind in PAGED]
 
@@ -91,7 +93,7 @@ def test_an_mbarriers_memory_is_nobody_elses_while_it_is_valid(result: dict[str,
 def test_no_load_left_the_producers_loops(result: dict[str, Any], operation: str, kind: str) -> None:
     """In every lane alike, also where carried_loop_bounds does not hold: what is loaded ahead is loaded for every item."""
     _, _, mode, *sizes = kind.split(",")
-    clean = mode == "clean"
+    clean = mode.startswith("clean")
     if operation == "mqa_logits":  # the windows of the next group; the fill's, beside the key tiles and behind them
         assert result["loads"] == 1 + 2 * clean
     else:  # a request's lengths; the block of each piece of a tile of 64 keys; the fill's lengths

@@ -34,6 +34,10 @@ def floats(*shape: int, **where: Any) -> torch.Tensor:
     return zeros(*shape, **where, dtype=torch.float32)
 
 
+def halves(*shape: int, **where: Any) -> torch.Tensor:
+    return zeros(*shape, **where, dtype=torch.bfloat16)
+
+
 def octets(*shape: int, **where: Any) -> torch.Tensor:
     return zeros(*shape, **where, dtype=torch.uint8)
 
@@ -69,7 +73,10 @@ def dense_problem(clean_logits: bool = False, compressed: bool = False, **change
         pytest.param({"q": fp8(1, 64, 128, stride=(3, 128, 1)), "weights": floats(1, 64)}, id="q: one row has no step"),
         pytest.param({"k": fp8(256, 128, stride=(144, 1), offset=16)}, id="k: padded"),
         pytest.param({"weights": floats(8, 64, stride=(68, 1), offset=4)}, id="weights: padded"),
+        pytest.param({"weights": halves(8, 64)}, id="weights: bfloat16"),
+        pytest.param({"weights": halves(8, 64, stride=(72, 1), offset=8)}, id="weights: bfloat16, padded"),
         pytest.param({"out": floats(8, 256, stride=(257, 1), offset=1)}, id="out: anyhow, if not cleaned"),
+        pytest.param({"out": halves(8, 256, stride=(257, 1), offset=1)}, id="out: bfloat16, anyhow, if not cleaned"),
     ],
 )
 def test_dense_operands_that_tensor_maps_describe(changed: dict[str, torch.Tensor]) -> None:
@@ -95,6 +102,8 @@ def test_dense_operands_that_tensor_maps_describe(changed: dict[str, torch.Tenso
         pytest.param({"weights": floats(8, 64, offset=2)}, id="weights: address"),
         pytest.param({"weights": floats(8, 64, stride=(66, 1))}, id="weights: step of rows"),
         pytest.param({"weights": floats(8, 64, stride=(1, 8))}, id="weights: transposed"),
+        pytest.param({"weights": halves(8, 64, offset=4)}, id="weights: bfloat16, address"),
+        pytest.param({"weights": halves(8, 64, stride=(68, 1))}, id="weights: bfloat16, step of rows"),
     ],
 )
 @pytest.mark.parametrize("mode", [(True, False), (False, False), (False, True)], ids=["clean", "unclean", "compressed"])
@@ -114,6 +123,10 @@ def test_dense_operands_that_no_tensor_map_describes(changed: dict[str, torch.Te
         pytest.param(floats(8, 113), False, id="step of rows"),
         pytest.param(floats(8, 256, stride=(1, 8)), False, id="transposed"),
         pytest.param(floats(8, 3, stride=(4, 1)), False, id="less than 16 bytes"),
+        pytest.param(halves(8, 113, stride=(120, 1)), True, id="bfloat16, width that is no multiple of 8"),
+        pytest.param(halves(8, 8), True, id="bfloat16, one line of 16 bytes"),
+        pytest.param(halves(8, 113, stride=(116, 1)), False, id="bfloat16, step of rows"),
+        pytest.param(halves(8, 7, stride=(8, 1)), False, id="bfloat16, less than 16 bytes"),
     ],
 )
 def test_the_copy_engine_fills_what_is_cleaned(out: torch.Tensor, maps: bool) -> None:
@@ -152,6 +165,7 @@ def paged_problem(clean_logits: bool = False, **changed: torch.Tensor) -> Any:
         pytest.param({"kv_cache": cache(block=32)}, id="cache: blocks of 32"),
         pytest.param({"kv_cache": cache(block=128)}, id="cache: blocks of 128"),
         pytest.param({"weights": floats(10, 64, stride=(68, 1), offset=4)}, id="weights: padded"),
+        pytest.param({"weights": halves(10, 64, stride=(72, 1), offset=8)}, id="weights: bfloat16, padded"),
     ],
 )
 @pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "unclean"])
@@ -173,6 +187,7 @@ def test_paged_operands_that_tensor_maps_describe(changed: dict[str, torch.Tenso
         pytest.param({"kv_cache": cache()[:0]}, id="cache: no block"),
         pytest.param({"weights": floats(10, 64, offset=1)}, id="weights: address"),
         pytest.param({"weights": floats(10, 64, stride=(65, 1))}, id="weights: step of rows"),
+        pytest.param({"weights": halves(10, 64, stride=(68, 1))}, id="weights: bfloat16, step of rows"),
     ],
 )
 @pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "unclean"])

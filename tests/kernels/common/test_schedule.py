@@ -169,6 +169,41 @@ def test_every_worker_of_a_foreign_schedule_scores_its_share(kind: str, chunk_ke
     assert (out[~answer.inside] == 7.0).all()
 
 
+@pytest.mark.parametrize(("workers", "processors"), [(2, 8), (5, 8), (16, 8), (1, 3)])
+def test_schedules_of_few_workers_fill_the_device(interpreter, monkeypatch, workers: int, processors: int) -> None:
+    """Programs take turns at a worker's tiles: none has more than its part of them, and each tile has one."""
+    from capgate.kernels.common.schedule import classic as schedules_made
+    from capgate.kernels.paged_mqa_logits import classic
+    from capgate.kernels.paged_mqa_logits.api import describe
+    from capgate.kernels.paged_mqa_logits.operands import Inputs
+
+    monkeypatch.setattr(schedules_made, "multiprocessors", lambda device: processors)
+    lens, keys = [300, 0, 1, 700, 65], 64
+    call = paged.make_call(lens)
+    inputs = Inputs(*call, paged_mqa_schedule(call.context_lens, 64, workers, chunk_keys=256))
+    problem, out = describe(inputs, False), torch.full((5, 700), 7.0)
+    (launch,) = classic.prepare(problem, inputs, out, clean_logits=False, chunk_keys=256)
+    fit = classic.workers(problem)
+    programs = launch.grid[0]
+    assert fit / 2 < programs <= max(fit, workers)
+    assert launch.keywords["BLOCK_KEYS"] == keys
+    splits, written = programs // workers, []
+    for count in range(1, programs + 1):
+        before = out != 7.0
+        out.fill_(7.0)
+        launch._replace(grid=(count, 1))()
+        now = out != 7.0
+        assert (now | ~before).all()
+        written.append(sum(int((now & ~before)[:, tile : tile + keys].any(1).sum()) for tile in range(0, 700, keys)))
+    answer = paged.formula(call, 700)
+    paged.judge.agree(out[answer.inside], answer.logits[answer.inside], answer.magnitude[answer.inside])
+    assert (out[~answer.inside] == 7.0).all()
+    assert sum(written) == sum(-(-length // keys) for length in lens)
+    for worker in range(workers):
+        shares = written[worker * splits : (worker + 1) * splits]
+        assert max(shares) - min(shares) <= 1
+
+
 @pytest.mark.parametrize("chunk_keys", CHUNKS)
 @pytest.mark.parametrize("workers", [1, 3, 40])
 def test_rows_that_see_more_than_the_last_one_are_scored(variant: str, workers: int, chunk_keys: int) -> None:

@@ -27,11 +27,12 @@ def bytewise_allclose(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @modes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.usefixtures("bytewise_allclose")
-def test_opcheck_passes_for_a_new_tensor(variant: str, clean_logits: bool, max_window: int | None) -> None:
+def test_opcheck_passes_for_a_new_tensor(variant: str, clean_logits: bool, max_window: int | None, dtype: torch.dtype) -> None:
     """Unclean cells are unspecified, so that two runs of the operator would differ in them: every cell is inside here."""
     call = judge.make_call(3, 11, 16, 32, "full")
-    torch.library.opcheck(torch.ops.capgate.fp8_mqa_logits, (*call, clean_logits, max_window, variant))
+    torch.library.opcheck(torch.ops.capgate.fp8_mqa_logits, (*call, clean_logits, max_window, dtype, variant))
 
 
 @modes

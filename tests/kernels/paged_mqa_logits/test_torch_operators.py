@@ -28,7 +28,8 @@ def bytewise_allclose(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_opcheck_passes_for_the_logits(variant: str, scheduled: bool) -> None:
     call = paged.make_call([20, 0, 5], 2)
     schedule = paged_mqa_schedule(call.context_lens, 64, 2) if scheduled else None
-    torch.library.opcheck(torch.ops.capgate.fp8_paged_mqa_logits, (*call, schedule, 20, True, variant))
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.library.opcheck(torch.ops.capgate.fp8_paged_mqa_logits, (*call, schedule, 20, dtype, True, variant))
     out = torch.zeros(6, 24)[:, :20]
     torch.library.opcheck(torch.ops.capgate.fp8_paged_mqa_logits_out, (*call, schedule, out, True, variant, 128, "preshuffled"))
 

@@ -1,0 +1,200 @@
+"""Calls that repeat: of one that came before with operands of the same shapes, strides and alignments only addresses are new.
+
+Preparing a launch and finding its compiled kernel takes Python and Triton longer than many a kernel runs. So the compiled
+kernel, its launcher and its arguments are kept, with the places where addresses go, and tensor maps once they are encoded.
+Which calls can be kept so is found out by :mod:`._binding`.
+"""
+
+import copy
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from types import CellType, FunctionType
+from typing import Any, NamedTuple
+
+MOST = 1024  # calls that a kernel or a function remembers, more than a deployment has that repeat; each takes some KiB
+MOST_ADDRESSES = 256  # of a call: layers of a model, and their buffers
+
+
+class Look(NamedTuple):
+    """A call's operands: what they are but for their addresses, and these. Calls of equal facts differ in addresses alone."""
+
+    facts: tuple[Any, ...]
+    addresses: list[int]
+
+
+class Slot(NamedTuple):
+    """A place among a kernel's arguments where an address goes: so many bytes behind the beginning of an operand.
+
+    descriptor : the tensor descriptor whose address it is; None where the argument is the address itself
+    """
+
+    place: int
+    operand: int
+    offset: int
+    descriptor: Any
+
+
+class Launcher(NamedTuple):
+    """A compiled kernel with its grid and its arguments in order.
+
+    catch : Triton's launcher for the kernel, with a function in the place of what starts the kernel that returns its arguments
+    start : what starts the kernel
+    """
+
+    kernel: Any
+    grid: tuple[int, int, int]
+    arguments: tuple[Any, ...]
+    slots: tuple[Slot, ...]
+    catch: Callable[..., tuple[Any, ...]]
+    start: Callable[..., Any]
+
+    def encode(self, stream: int, addresses: Sequence[int]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """What starts the kernel, and what it is to be given: tensor maps are encoded here."""
+        arguments = list(self.arguments)
+        for place, operand, offset, descriptor in self.slots:
+            address = addresses[operand] + offset
+            arguments[place] = address if descriptor is None else _with_base(descriptor, address)
+        kernel, runtime = self.kernel, sys.modules["triton"].knobs.runtime
+        metadata = kernel.launch_metadata(self.grid, stream, *arguments)
+        hooks = runtime.launch_enter_hook, runtime.launch_exit_hook
+        given = self.catch(*self.grid, stream, kernel.function, kernel.packed_metadata, metadata, *hooks, *arguments)
+        return self.start, given
+
+
+def launcher_of(run: Any) -> tuple[Callable[..., tuple[Any, ...]], Callable[..., Any]] | None:
+    """``catch`` and ``start`` of a launcher of Triton's; None for one of another build than is known here.
+
+    It calls ``launch``, which starts the kernel, or for tensor descriptors a function around that, which encodes them.
+    """
+    around = getattr(run, "launch", None)
+    memory = [value for name, value in getattr(run, "__dict__", {}).items() if name.endswith("scratch_size")]
+    if around is None or any(memory) or getattr(run, "gsan_enabled", False):
+        return None
+    if not isinstance(around, FunctionType):
+        start = around
+    elif "launcher" in around.__code__.co_freevars:
+        start = inspect.getclosurevars(around).nonlocals["launcher"]
+    else:
+        return None
+
+    def catch(*arguments: Any) -> tuple[Any, ...]:
+        caught: list[tuple[Any, ...]] = []
+        twin = copy.copy(run)
+        twin.launch = _around(around, lambda *given: caught.append(given))
+        twin(*arguments)
+        return caught.pop()
+
+    return catch, start
+
+
+def _around(around: Any, start: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton's function around what starts a kernel, around ``start`` instead; ``start`` itself where there is none."""
+    if not isinstance(around, FunctionType):
+        return start
+    cells = dict(zip(around.__code__.co_freevars, around.__closure__ or (), strict=True))
+    cells["launcher"] = CellType(start)
+    return FunctionType(around.__code__, around.__globals__, closure=tuple(cells.values()))
+
+
+class _Address:
+    """What a tensor descriptor asks of its tensor."""
+
+    __slots__ = ("_address", "dtype")
+
+    def __init__(self, address: int, dtype: Any) -> None:
+        self._address, self.dtype = address, dtype
+
+    def data_ptr(self) -> int:
+        return self._address
+
+
+def look(operands: Iterable[Any]) -> Look | None:
+    """Look at a call's operands, and into tuples among them; None where one could mean anything, as a subclass of tensors."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    plain, hip = torch.Tensor, torch.version.hip
+    facts: list[Any] = []
+    addresses: list[int] = []
+    try:
+        for part in parts_of(operands):
+            kind = type(part)
+            if kind is plain:
+                if part.requires_grad:
+                    return None
+                address = part.data_ptr()
+                addresses.append(address)
+                # Triton makes its own of addresses that are multiples of 16, and on AMD of storages that 31 bits can count.
+                near = hip and part.untyped_storage().nbytes() < 2**31
+                facts.append((part.shape, part.stride(), part.dtype, part.device, address % 16, near))
+            elif part is None or kind in (bool, int, float, str) or kind is torch.dtype:
+                facts.append((kind, part))
+            else:
+                return None
+    except RuntimeError:  # a sparse or nested tensor, which has no strides, or no address
+        return None
+    return Look(tuple(facts), addresses)
+
+
+def is_tensors(facts: tuple[Any, ...]) -> bool:
+    """Whether they are a tensor's, and so have an address."""
+    return len(facts) > 2
+
+
+def limit(kept: dict[Any, Any], most: int = MOST) -> None:
+    """Make room for one more in what remembers calls, of the oldest."""
+    while len(kept) >= most:
+        kept.pop(next(iter(kept), None), None)
+
+
+def parts_of(operands: Iterable[Any]) -> list[Any]:
+    return [part for operand in operands for part in (operand if isinstance(operand, tuple) else (operand,))]
+
+
+class Bound:
+    """A call whose launches are kept.
+
+    device : of the operands
+    """
+
+    def __init__(self, device: Any, launchers: Sequence[Launcher], scratch: Sequence[Callable[[], Any]]) -> None:
+        driver = sys.modules["triton"].runtime.driver.active
+        self.device = device
+        self._current_device, self._current_stream = driver.get_current_device, driver.get_current_stream
+        self._index = self._current_device()
+        self._launchers = launchers
+        self._scratch = scratch
+        self._encoded: dict[Any, list[tuple[Callable[..., Any], tuple[Any, ...]]]] = {}
+
+    def __call__(self, addresses: Sequence[int]) -> bool:
+        """Launch with these addresses, on the current device's stream; False, and nothing is launched, where that cannot be.
+
+        Hooks of Triton's, such as a profiler's, may look at arguments; and the kernel is loaded on one device.
+        """
+        if _hooked(sys.modules["triton"]) or self._current_device() != self._index:
+            return False
+        made = [make() for make in self._scratch]  # kept until all is launched
+        key = (self._current_stream(self._index), *addresses, *(tensor.data_ptr() for tensor in made))
+        encoded = self._encoded.get(key)
+        if encoded is None:
+            limit(self._encoded, MOST_ADDRESSES)
+            encoded = self._encoded[key] = [launcher.encode(key[0], key[1:]) for launcher in self._launchers]
+        for launch, arguments in encoded:
+            launch(*arguments)
+        return True
+
+
+def _hooked(triton: Any) -> bool:
+    runtime = triton.knobs.runtime
+    for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook):
+        if hook is not None and getattr(hook, "calls", True):
+            return True
+    return False
+
+
+def _with_base(descriptor: Any, address: int) -> Any:
+    made = object.__new__(type(descriptor))
+    made.__dict__.update(descriptor.__dict__)
+    made.base = _Address(address, descriptor.base.dtype)
+    return made
