@@ -87,6 +87,7 @@ _PAGED_SCHEDULE = Schedule(
     re.compile(r"^(?!.*metadata).*paged_mqa_logits"),
     re.compile(r"\bschedule_?meta"),
 )
+_VLLM_CACHE = (Site("vllm._custom_ops", "torch.ops._C_cache_ops.{}"),)
 _VLLM_ROCM = _modules("vllm.v1.attention.ops.rocm_aiter_mla_sparse", "vllm.attention.ops.rocm_aiter_mla_sparse")
 
 # Drop-in (a module of this package, with functions of these names) -> its families.
@@ -99,6 +100,8 @@ DROPINS: dict[str, tuple[Family, ...]] = {
             _modules("aiter.ops.triton.attention.pa_mqa_logits", "aiter.ops.triton.pa_mqa_logits"),
         ),
         *_alone("top_k_per_row_prefill", "top_k_per_row_decode", sites=_modules("aiter.ops.topk")),
+        Family(("indexer_k_quant_and_cache",), _modules("aiter.ops.cache")),
+        Family(("cp_gather_indexer_k_quant_cache",), _modules("aiter.ops.cache")),
     ),
     # get_num_sms and set_num_sms stay theirs: their matmuls use them too.
     "deep_gemm": (
@@ -126,9 +129,15 @@ DROPINS: dict[str, tuple[Family, ...]] = {
             sites=_modules("sgl_kernel.top_k", "sgl_kernel"),
         ),
     ),
-    "vllm": _alone("top_k_per_row_prefill", "top_k_per_row_decode", sites=(Site("vllm._custom_ops", "torch.ops._C.{}"),)),
     "vllm_rocm": (
         Family(("rocm_fp8_mqa_logits",), _VLLM_ROCM),
         Family(("rocm_fp8_paged_mqa_logits",), _VLLM_ROCM),
+        Family(("indexer_k_quant_and_cache_triton",), _VLLM_ROCM),
+        Family(("cp_gather_indexer_k_quant_cache_triton",), _VLLM_ROCM),
+    ),
+    "vllm": (
+        Family(("indexer_k_quant_and_cache",), _VLLM_CACHE),
+        Family(("cp_gather_indexer_k_quant_cache",), _VLLM_CACHE),
+        *_alone("top_k_per_row_prefill", "top_k_per_row_decode", sites=(Site("vllm._custom_ops", "torch.ops._C.{}"),)),
     ),
 }

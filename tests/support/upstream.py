@@ -54,6 +54,7 @@ ROCM = "vllm/v1/attention/ops/rocm_aiter_mla_sparse.py"
 FILES = {
     "aiter/ops/triton/attention/fp8_mqa_logits.py": ("fp8_mqa_logits",),
     "aiter/ops/triton/attention/pa_mqa_logits.py": ("deepgemm_fp8_paged_mqa_logits",),
+    "aiter/ops/cache.py": ("indexer_k_quant_and_cache", "cp_gather_indexer_k_quant_cache"),
     "aiter/ops/topk.py": ("top_k_per_row_prefill", "top_k_per_row_decode"),
     "deep_gemm/__init__.py": INTERMEDIATE,
     "flashinfer/topk.py": ("top_k_page_table_transform", "top_k_ragged_transform"),
@@ -63,10 +64,18 @@ FILES = {
         "topk_transform_paged_v2",
         "topk_transform_ragged_v2",
     ),
-    ROCM: ("rocm_fp8_mqa_logits", "rocm_fp8_paged_mqa_logits"),
+    ROCM: (
+        "rocm_fp8_mqa_logits",
+        "rocm_fp8_paged_mqa_logits",
+        "indexer_k_quant_and_cache_triton",
+        "cp_gather_indexer_k_quant_cache_triton",
+    ),
 }
 # vLLM's operators by their namespaces in torch.ops, which vllm/_custom_ops.py looks them up in.
-OPERATORS = {"_C": ("top_k_per_row_prefill", "top_k_per_row_decode")}
+OPERATORS = {
+    "_C": ("top_k_per_row_prefill", "top_k_per_row_decode"),
+    "_C_cache_ops": ("indexer_k_quant_and_cache", "cp_gather_indexer_k_quant_cache"),
+}
 PACKAGES = ("aiter", "atom", "deep_gemm", "flashinfer", "sgl_deep_gemm", "sgl_kernel", "sglang", "vllm")
 
 

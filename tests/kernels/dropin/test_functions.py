@@ -55,6 +55,17 @@ SIGNATURES = {
     sglang.fast_topk_transform_ragged_fused: "(score, lengths, topk_indices_offset, topk, row_starts=None)",
     vllm.top_k_per_row_prefill: "(logits, rowStarts, rowEnds, indices, numRows, stride0, stride1, topK)",
     vllm.top_k_per_row_decode: "(logits, next_n, seq_lens, indices, numRows, stride0, stride1, topK)",
+    aiter.indexer_k_quant_and_cache: "(k, kv_cache, slot_mapping, quant_block_size, scale_fmt, preshuffle=False)",
+    aiter.cp_gather_indexer_k_quant_cache: ("(kv_cache, dst_k, dst_scale, block_table, cu_seq_lens, preshuffle=False)"),
+    vllm.indexer_k_quant_and_cache: "(k, kv_cache, slot_mapping, quant_block_size, scale_fmt)",
+    vllm.cp_gather_indexer_k_quant_cache: "(kv_cache, dst_k, dst_scale, block_table, cu_seq_lens)",
+    vllm_rocm.indexer_k_quant_and_cache_triton: (
+        "(k, kv_cache, slot_mapping, quant_block_size, scale_fmt, block_tile_size=16, head_tile_size=16)"
+    ),
+    vllm_rocm.cp_gather_indexer_k_quant_cache_triton: (
+        "(k_cache, k_fp8, k_fp8_scale, block_table, cu_seqlen, token_to_seq, block_tile_size=16, head_tile_size=16, "
+        "cache_layout=None)"
+    ),
     vllm_rocm.rocm_fp8_mqa_logits: "(q, kv, weights, cu_seqlen_ks, cu_seqlen_ke)",
     vllm_rocm.rocm_fp8_paged_mqa_logits: (
         "(q_fp8, kv_cache_fp8, weights, context_lens, block_tables, schedule_metadata, max_model_len, *, compress_ratio=1)"
