@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from capgate import compat
 
 MIN_HEADS, MAX_HEADS = 1, 128
-MAX_NEXT = 8  # rows of a request in decode, its draft tokens included
+MAX_NEXT = 65535  # rows of a request in decode: a grid's second dimension, where each program scores a row or more
 DIMS = (32, 64, 128)
 E4M3FN, E4M3FNUZ = "float8_e4m3fn", "float8_e4m3fnuz"
 FLOAT32, BFLOAT16 = "float32", "bfloat16"  # of weights and logits

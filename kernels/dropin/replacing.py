@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from capgate import compat
@@ -76,11 +76,11 @@ def report(name: str) -> Report:
 def install(name: str) -> Report:
     """Import the drop-in's library, and replace what is there. DropinError where nothing is."""
     failed = imported(name)
-    state = _states.setdefault(name, _State())
-    state.refused = {key: f"{key.module} does not import: {_words(error)}" for key, error in failed.items()}
-    replace(name, loaded(name))
-    found = state.report(name)
+    reasons = {key: f"{key.module} does not import: {_words(error)}" for key, error in failed.items()}
+    before = replace(name, loaded(name), reasons)
+    found = report(name)
     if found.taken:
+        _say(before, found)
         return found
     restore(name)
     raise DropinError(_cannot(name, found.left)) from next(iter(failed.values()), None)
@@ -94,10 +94,11 @@ def _cannot(name: str, left: Iterable[Left]) -> str:
     return f"{name}: cannot replace " + "; ".join(f"{', '.join(one.functions)}: {one.reason}" for one in left)
 
 
-def replace(name: str, targets: Sequence[Target], *, strict: bool = False) -> None:
-    """Put ours in the place of the targets' functions, and of the same objects in the callers' modules; say what is news.
+def replace(name: str, targets: Sequence[Target], failed: Mapping[Key, str] | None = None, *, strict: bool = False) -> Report:
+    """Put ours in the place of the targets' functions, and of the same objects in the callers' modules. What stood before.
 
     A family that is not whole, or of which a reader of schedules would stay, is left, and what stands of it there taken away.
+    failed : why modules of the drop-in's are not among the targets
     strict : DropinError where one is left so, or none is there, and nothing is replaced
     """
     state = _states.setdefault(name, _State())
@@ -105,7 +106,7 @@ def replace(name: str, targets: Sequence[Target], *, strict: bool = False) -> No
     plans: list[Plan] = []
     waiting: list[Target] = []
     absent: dict[Key, str] = {}
-    refused: dict[Key, str] = {}
+    refused: dict[Key, str] = dict(failed or {})
     for target in targets:
         slots = slots_of(target)
         if slots and (reason := incomplete(target, slots)):
@@ -131,10 +132,10 @@ def replace(name: str, targets: Sequence[Target], *, strict: bool = False) -> No
         state.absent.pop(target.key, None)
     state.refused |= refused
     state.absent |= absent
-    _say(name, before, state.report(name))
+    return before
 
 
-def _say(name: str, before: Report, after: Report) -> None:
+def _say(before: Report, after: Report) -> None:
     """One warning for what is taken now and was not, and what is left now and was not."""
     places = {place for one in after.taken for place in one.places} - {place for one in before.taken for place in one.places}
     left = [str(one) for one in after.left if one not in before.left] if after.left != before.left else []
@@ -144,9 +145,9 @@ def _say(name: str, before: Report, after: Report) -> None:
     if left:
         words.append(f"left as they are: {', '.join(left)}")
     if places:
-        words.append(f"capgate.kernels.dropin.uninstall({name!r}) undoes it")
+        words.append(f"capgate.kernels.dropin.uninstall({after.name!r}) undoes it")
     if words:
-        LOG.warning("drop-in %s: %s", name, "; ".join(words))
+        LOG.warning("drop-in %s: %s", after.name, "; ".join(words))
 
 
 # --- putting and taking away -----------------------------------------------------------------------------------------------
@@ -201,7 +202,8 @@ def _wait(name: str, state: _State, target: Target) -> None:
 def replace_or_warn(name: str, targets: Sequence[Target]) -> None:
     """As :func:`replace`, for code that runs inside an engine's: what goes wrong is a warning, but for CAPGATE_STRICT=1."""
     try:
-        replace(name, targets, strict=compat.strict())
+        before = replace(name, targets, strict=compat.strict())
+        _say(before, report(name))
     except DropinError:
         raise
     except Exception:  # whatever it is: an engine that imports its library must not fail for us

@@ -15,7 +15,6 @@ from capgate.compat.gluon import aggregate, barrier, gl, gluon, hopper, mbarrier
 
 from ..common.device.hopper import (
     bytes_layout,
-    floats_layout,
     head_sums,
     load_query,
     logit_layout,
@@ -477,15 +476,14 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
     # A store of the copy engine ends with 16 bytes, not with a cell; its map leaves out what would write behind a row's end.
     line = 16 // out.itemsize
     stored = (num_queries, num_keys // line * line)
-    weights_layout, out_layout = floats_layout(2, 8 * weights.itemsize), floats_layout(2, 8 * out.itemsize)
     arguments = (
         query_map(q, rows, padded),
-        tensor_map(k, k.shape, k.stride(), [tune.block_keys, dim], bytes_layout(dim, 2)),
-        tensor_map(k_scale, k_scale.shape, k_scale.stride(), [tune.block_keys], floats_layout(1)),
-        tensor_map(weights, weights.shape, weights.stride(), [tune.rows, padded], weights_layout),
+        tensor_map(k, k.shape, k.stride(), [tune.block_keys, dim]),
+        tensor_map(k_scale, k_scale.shape, k_scale.stride(), [tune.block_keys]),
+        tensor_map(weights, weights.shape, weights.stride(), [tune.rows, padded]),
         starts,
         ends,
-        tensor_map(out, stored, out.stride(), [tune.rows, tune.block_keys], out_layout) if clean_logits else out,
+        tensor_map(out, stored, out.stride(), [tune.rows, tune.block_keys]) if clean_logits else out,
         *(out, num_queries, num_keys, out.shape[1], starts.stride(0), ends.stride(0), *out.stride()),
         max(1, min(2 * programs // groups, num_keys // 1024)),
     )

@@ -488,9 +488,9 @@ def prepare(
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     arguments = (
         query_map(q.flatten(0, 1), rows, padded),
-        tensor_map(keys, keys.shape, keys.stride(), [1, piece, dim], bytes_layout(dim, 3)),
-        tensor_map(scales, scales.shape, scales.stride(), [1, piece], floats_layout(2)),
-        tensor_map(weights, weights.shape, weights.stride(), [rows, padded], floats_layout(2, 8 * weights.itemsize)),
+        tensor_map(keys, keys.shape, keys.stride(), [1, piece, dim]),
+        tensor_map(scales, scales.shape, scales.stride(), [1, piece]),
+        tensor_map(weights, weights.shape, weights.stride(), [rows, padded]),
         *(context_lens, block_table, schedule, out),
         *(requests, blocks, min(width, block_table.shape[1] * block), width, splits),
         *(*lens_strides, *block_table.stride(), *out.stride()),

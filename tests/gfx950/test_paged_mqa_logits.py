@@ -12,6 +12,7 @@ from capgate.kernels.key_cache import reference as cache_reference
 from capgate.kernels.key_cache.operands import Between, Gathered, Written
 from capgate.kernels.key_cache.operation import Problem
 from emulator import parse, run
+from support import schedules
 from support.emulated_mqa import LIMIT, TARGET, Variant, execute, prepare
 from support.emulated_paged_mqa import VARIANTS, PagedCase, paged_launch
 from support.emulation import bound, compile_launch, emulate
@@ -124,6 +125,8 @@ def test_blocks_that_are_not_aligned() -> None:
         (16, 32, 3, 16),
         (20, 64, 8, 64),
         (100, 128, 2, 64),
+        (64, 64, 9, 64),
+        (20, 32, 33, 16),
     ],
 )
 def test_sizes(variant: Variant, heads: int, dim: int, next_n: int, block: int) -> None:
@@ -146,6 +149,20 @@ def test_lengths_of_rows(variant: Variant, clean_logits: bool) -> None:
 def test_workers(variant: Variant, workers: int) -> None:
     """Few, so that programs share one's tiles, and more than there are chunks. The table ends with the longest request."""
     agrees(variant, PagedCase(make_call([5, 0, 130, 260, 64, 700], 1, 32, 64, spare_entries=0), 700, False, workers))
+
+
+@pytest.mark.parametrize("chunk_keys", [128, 256])
+@pytest.mark.parametrize("kind", ["even", "unbalanced", "half"])
+def test_schedules_of_others(variant: Variant, kind: str, chunk_keys: int) -> None:
+    lens = [5, 0, 130, 260, 64, 700, 0]
+    units = schedules.units_of(lens, chunk_keys)
+    schedule = {
+        "even": schedules.even(units, 4),
+        "unbalanced": schedules.cut(units, [0, 1, 1, sum(units) - 1, sum(units)]),
+        "half": schedules.even(units, 1),
+    }[kind]
+    call = make_call(lens, 2, 32, 64, spare_entries=0)
+    agrees(variant, PagedCase(call, 700, False, chunk_keys=chunk_keys, schedule=tuple(schedule)))
 
 
 @pytest.mark.parametrize("columns", [1, 64, 1500])

@@ -57,7 +57,7 @@ def test_a_tuned_variant_is_taken_where_matrix_instructions_read_fp8(gpu: torch.
 
 @cleaning
 @pytest.mark.parametrize("block", [1, 16, 32, 64, 128])
-@pytest.mark.parametrize("next_n", [1, 2, 3, 8])
+@pytest.mark.parametrize("next_n", [1, 2, 3, 8, 33])
 def test_blocks_and_next_n(variant: str, fp8: torch.dtype, block: int, next_n: int, clean_logits: bool) -> None:
     call = paged.make_call(LENS, next_n, 64, 128, block, gap=16, dtype=fp8, device="cuda")
     taken(variant, call, clean_logits)
@@ -82,15 +82,20 @@ def test_bug_11_a_full_row_writes_nothing_past_its_end(variant: str, fp8: torch.
     paged.check(call, variant, length, clean_logits=clean_logits, out=out)
 
 
-@pytest.mark.parametrize("workers", [1, 7, 132, 1000])
-def test_any_schedule_and_twenty_repeats_give_the_same_bits(variant: str, fp8: torch.dtype, workers: int) -> None:
+@pytest.mark.parametrize("chunk_keys", [128, 256])
+@pytest.mark.parametrize("workers", [1, 7, 66, 132, 1000])
+def test_any_schedule_and_twenty_repeats_give_the_same_bits(
+    variant: str, fp8: torch.dtype, workers: int, chunk_keys: int
+) -> None:
     call = paged.make_call(LENS, 2, 64, 128, dtype=fp8, device="cuda")
     keywords = {"max_context_len": 7000, "clean_logits": True, "variant": variant}
     expected = bits(fp8_paged_mqa_logits(*call, **keywords))
-    schedule = paged_mqa_schedule(call.context_lens, 64, workers)
-    assert torch.equal(schedule, paged_mqa_schedule(call.context_lens.cpu(), 64, workers).to(schedule.device))
+    schedule = paged_mqa_schedule(call.context_lens, 64, workers, chunk_keys=chunk_keys)
+    on_cpu = paged_mqa_schedule(call.context_lens.cpu(), 64, workers, chunk_keys=chunk_keys)
+    assert torch.equal(schedule.cpu(), on_cpu)
+    keywords |= {"schedule": schedule, "schedule_chunk_keys": chunk_keys}
     for _ in range(20):
-        assert torch.equal(bits(fp8_paged_mqa_logits(*call, **keywords, schedule=schedule)), expected)
+        assert torch.equal(bits(fp8_paged_mqa_logits(*call, **keywords)), expected)
 
 
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
@@ -277,6 +282,7 @@ import sys
 import torch
 from support import paged
 from capgate.kernels import gather_keys, paged_mqa_schedule, quantize_keys_to_cache
+from capgate.kernels.common.schedule import classic as schedules
 from capgate.kernels.paged_mqa_logits.api import describe
 from capgate.kernels.paged_mqa_logits.operands import Inputs
 from capgate.kernels.paged_mqa_logits.operation import operation
@@ -284,8 +290,10 @@ from capgate.kernels.paged_mqa_logits.operation import operation
 fp8, calls = getattr(torch, operation.example(torch.device("cuda", 0)).dtype), 0
 lens, columns, workers = {
     "memcheck": ([200, 0, 1, 129], 200, None),
-    "racecheck": ([1500, 0, 1, 900, 64, 65, 400], 1500, 3),  # so few workers that each reuses its shared memory
+    "racecheck": ([1500, 0, 1, 900, 64, 65, 400], 1500, 3),
 }[sys.argv[1]]
+if sys.argv[1] == "racecheck":  # so few programs that each reuses its shared memory
+    schedules.multiprocessors = lambda device: 1
 for block in (1, 16, 64, 128):
     for heads, dim, next_n in [(64, 128, 1), (64, 128, 3), (3, 32, 2)]:
         call = paged.make_call(lens, next_n, heads, dim, block, spare_entries=0, dtype=fp8, device="cuda")

@@ -1,9 +1,10 @@
 """Compile gluon_hopper kernels for cuda:90 without a GPU, and print one line of JSON for each kind of call, in order.
 
     python -m support.compile_hopper mqa_logits HEADS,DIM,MODE[,ROWS] ...
-    python -m support.compile_hopper paged_mqa_logits HEADS,DIM,MODE,BLOCK,NEXT_N ...
+    python -m support.compile_hopper paged_mqa_logits HEADS,DIM,MODE,BLOCK,NEXT_N[,WORKERS] ...
 
-MODE: of the operation's output, such as clean or clean-bf16; ROWS: query rows, 4096 otherwise.
+MODE: of the operation's output, such as clean or clean-bf16; ROWS: query rows, 4096 otherwise; WORKERS: of the schedule, 256
+otherwise.
 tests/kernels/common/test_hopper_compile.py runs it as a child process.
 """
 
@@ -40,7 +41,7 @@ def compile_kind(operation: str, kind: str) -> dict[str, Any]:
     kernels = import_module(f"capgate.kernels.{operation}.gluon_hopper")
     heads, dim, mode, *sizes = kind.split(",")
     problem = module.example_problem(target, int(heads), int(dim), mode)
-    if len(sizes) == 2:
+    if len(sizes) >= 2:
         problem = problem._replace(block_size=int(sizes[0]), next_n=int(sizes[1]))
     call = module.example_call(problem)
     inputs, out = call.operands
@@ -48,6 +49,8 @@ def compile_kind(operation: str, kind: str) -> dict[str, Any]:
         rows = slice(int(sizes[0]))
         inputs = inputs._replace(**{name: getattr(inputs, name)[rows] for name in ("q", "weights", "starts", "ends")})
         out = out[rows]
+    if len(sizes) == 3:
+        inputs = inputs._replace(schedule=inputs.schedule[: int(sizes[2]) + 1])
     (launch,) = kernels.kernel.prepare(problem, inputs, out, **call.options)
     kernel, grid, arguments, keywords = launch
     with redirect_stdout(StringIO()) as log:

@@ -28,11 +28,13 @@ def paged_launch(
     out: torch.Tensor,
     clean_logits: bool,
     layout: str = "flat",
+    chunk_keys: int = 128,
 ) -> Launch:
     """The launch for the target; tensors may be meta tensors."""
     inputs = Inputs(*call, schedule)
     problem = describe(inputs, clean_logits, out.dtype, layout)._replace(device=TARGET)
-    (launch,) = kernel.prepare(problem, inputs, out, clean_logits=clean_logits, layout=layout)
+    options = {"clean_logits": clean_logits, "layout": layout, "chunk_keys": chunk_keys}
+    (launch,) = kernel.prepare(problem, inputs, out, **options)
     return launch
 
 
@@ -46,7 +48,10 @@ LENGTHS = {
 
 
 class PagedCase(NamedTuple):
-    """A call with the width of its output, its output mode, the workers that share its keys, and how blocks hold them."""
+    """A call with the width of its output, its output mode, the workers that share its keys, and how blocks hold them.
+
+    chunk_keys, schedule : what a chunk of the schedule is, and the schedule, if it is not capgate's
+    """
 
     call: PagedCall
     columns: int
@@ -55,13 +60,17 @@ class PagedCase(NamedTuple):
     dtype: torch.dtype = torch.float32  # of the output
     aligned: bool = False  # its rows, as a new one's
     layout: str = "flat"
+    chunk_keys: int = 128
+    schedule: tuple[tuple[int, int], ...] = ()
 
     def output(self) -> torch.Tensor:
         return output(self.call.q.shape[0] * self.call.q.shape[1], self.columns, self.dtype, self.aligned)
 
     def launch(self, kernel: Kernel[Any], out: torch.Tensor) -> Launch:
-        schedule = paged_mqa_schedule(self.call.context_lens, 64, self.workers)
-        return paged_launch(kernel, self.call, schedule, out, self.clean_logits, self.layout)
+        schedule = paged_mqa_schedule(self.call.context_lens, 64, self.workers, chunk_keys=self.chunk_keys)
+        if self.schedule:
+            schedule = torch.tensor(self.schedule, dtype=torch.int32)
+        return paged_launch(kernel, self.call, schedule, out, self.clean_logits, self.layout, self.chunk_keys)
 
     def answer(self) -> Any:
         return formula(self.call, self.columns, self.layout)

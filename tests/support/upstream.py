@@ -50,13 +50,18 @@ CURRENT = (
 )
 GENERATIONS = {"legacy": LEGACY, "intermediate": INTERMEDIATE, "sgl": SGL, "current": CURRENT}
 
+# Where each generation is in the packages that are written here.
+HOMES = {"intermediate": "deep_gemm", "sgl": "sgl_deep_gemm", "current": "vllm.third_party.deep_gemm"}
+
 ROCM = "vllm/v1/attention/ops/rocm_aiter_mla_sparse.py"
 FILES = {
     "aiter/ops/triton/attention/fp8_mqa_logits.py": ("fp8_mqa_logits",),
     "aiter/ops/triton/attention/pa_mqa_logits.py": ("deepgemm_fp8_paged_mqa_logits",),
+    "deep_gemm/__init__.py": INTERMEDIATE,
+    "sgl_deep_gemm/__init__.py": SGL,
+    "vllm/third_party/deep_gemm/__init__.py": CURRENT,
     "aiter/ops/cache.py": ("indexer_k_quant_and_cache", "cp_gather_indexer_k_quant_cache"),
     "aiter/ops/topk.py": ("top_k_per_row_prefill", "top_k_per_row_decode"),
-    "deep_gemm/__init__.py": INTERMEDIATE,
     "flashinfer/topk.py": ("top_k_page_table_transform", "top_k_ragged_transform"),
     "sgl_kernel/top_k.py": ("fast_topk_v2", "fast_topk_transform_fused", "fast_topk_transform_ragged_fused"),
     "sglang/kernels/ops/attention/dsv4/topk.py": (
@@ -164,10 +169,16 @@ def scored(q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor) -> torch.Ten
     return torch.cat(parts)
 
 
-def judged(logits: torch.Tensor, outside: torch.Tensor, unquantised: torch.Tensor, dequantised: torch.Tensor) -> None:
+def judged(
+    logits: torch.Tensor,
+    outside: torch.Tensor,
+    unquantised: torch.Tensor,
+    dequantised: torch.Tensor,
+    limit: float = judge.CALC_DIFF,
+) -> None:
     """Upstream's judgement: the same cells are -inf, and calc_diff is small against both kinds of inputs."""
     assert torch.equal(logits == float("-inf"), outside)
-    limits = [(dequantised, judge.CALC_DIFF), (unquantised, UNQUANTISED)][: 1 + (len(logits) >= ENOUGH_ROWS)]
+    limits = [(dequantised, limit), (unquantised, UNQUANTISED)][: 1 + (len(logits) >= ENOUGH_ROWS)]
     for expected, limit in limits:
         difference = judge.calc_diff(logits.masked_fill(outside, 0), expected.masked_fill(outside, 0))
         assert difference < limit, f"calc_diff is {difference:.2e}"
@@ -191,13 +202,16 @@ class Prefill:
         position = torch.arange(keys, device=device)
         self.outside = ~((position >= self.ks[:, None]) & (position < self.ke[:, None]))
 
-    def judge(self, logits: torch.Tensor) -> None:
-        dequantised = scored(self.q_fp8.float(), self.k_fp8.float() * self.scale.reshape(-1, 1), self.weights)
-        judged(logits, self.outside, scored(self.q, self.kv, self.weights), dequantised)
+    def judge(self, logits: torch.Tensor, limit: float = judge.CALC_DIFF, most: int | None = None) -> None:
+        """Judge [S, N], -inf outside the windows; ``most`` rows of it, where all would take too long."""
+        some = slice(None, None, 1 if most is None else -(-len(logits) // most))
+        q, q_fp8, weights = self.q[some], self.q_fp8[some], self.weights[some]
+        dequantised = scored(q_fp8.float(), self.k_fp8.float() * self.scale.reshape(-1, 1), weights)
+        judged(logits[some], self.outside[some], scored(q, self.kv, weights), dequantised, limit)
 
     def spread(self, compressed: torch.Tensor, *, first_key: bool) -> torch.Tensor:
         """The windows' cells in a full-sized tensor of -inf; ``first_key`` says that column 0 is a row's first key."""
-        full = torch.full(self.outside.shape, float("-inf"), device=compressed.device)
+        full = torch.full(self.outside.shape, float("-inf"), dtype=compressed.dtype, device=compressed.device)
         for row, (start, end) in enumerate(zip(self.ks.tolist(), self.ke.tolist(), strict=True)):
             offset = start if first_key else 0
             full[row, start:end] = compressed[row, start - offset : end - offset]
@@ -205,7 +219,10 @@ class Prefill:
 
 
 class Decode:
-    """Operands of a paged call: requests of random lengths in scattered blocks."""
+    """Operands of a paged call: requests of random lengths in scattered blocks.
+
+    most_keys : that the cache holds; if the requests have more, they share blocks
+    """
 
     def __init__(
         self,
@@ -219,6 +236,7 @@ class Decode:
         *,
         two_d: bool = False,
         dtype: torch.dtype,
+        most_keys: int | None = None,
         seed: int = 0,
     ) -> None:
         generator = torch.Generator(device).manual_seed(seed)
@@ -226,7 +244,11 @@ class Decode:
         lens = torch.randint(low, high, (requests,), generator=generator, device=device, dtype=torch.int32)
         entries = -(-lens.long() // block)
         blocks = int(entries.sum()) + 3
-        pages = torch.randperm(blocks, generator=generator, device=device).int()
+        if most_keys is None or blocks * block <= most_keys:
+            pages = torch.randperm(blocks, generator=generator, device=device).int()
+        else:
+            blocks, wanted = most_keys // block, blocks
+            pages = torch.randint(blocks, (wanted,), generator=generator, device=device, dtype=torch.int32)
         self.table = torch.zeros(requests, int(entries.max()), dtype=torch.int32, device=device)
         used = torch.arange(self.table.shape[1], device=device) < entries[:, None]
         self.table[used] = pages[: int(entries.sum())]
@@ -264,57 +286,72 @@ class Decode:
         packed[:, self.block * self.dim : self.block * (self.dim + 4)] = scales
         return packed.view(len(octets), self.block, 1, width)
 
-    def judge(self, logits: torch.Tensor) -> None:
-        """Judge [B * next_n, columns], -inf where a row sees no key."""
-        columns = logits.shape[1]
-        outside = torch.arange(columns, device=logits.device) >= self.seen[:, None]
+    def outside(self, columns: int) -> torch.Tensor:
+        """[B * next_n, columns]: which cells their row sees no key of."""
+        return torch.arange(columns, device=self.seen.device) >= self.seen[:, None]
+
+    def judge(self, logits: torch.Tensor, limit: float = judge.CALC_DIFF, most: int | None = None) -> None:
+        """Judge [B * next_n, columns], -inf where a row sees no key; ``most`` requests, where all would take too long."""
+        requests = range(0, self.requests, 1 if most is None else -(-self.requests // most))
+        judged_rows = [request * self.next_n + row for request in requests for row in range(self.next_n)]
+        columns, logits = logits.shape[1], logits[judged_rows]
+        outside = torch.arange(columns, device=logits.device) >= self.seen[judged_rows][:, None]
         pair = [torch.zeros(logits.shape, dtype=torch.float64, device=logits.device) for _ in range(2)]
         kinds = ((self.q, self.keys), (self.q_fp8.float(), self.keys_fp8.float() * self.scales[..., None]))
-        for request in range(self.requests):
-            rows = slice(request * self.next_n, (request + 1) * self.next_n)
+        for number, request in enumerate(requests):
+            first, rows = number * self.next_n, slice(request * self.next_n, (request + 1) * self.next_n)
             for expected, (q, keys) in zip(pair, kinds, strict=True):
                 own = keys[self.table[request].long()].flatten(0, 1)[:columns]
-                expected[rows, : len(own)] = scored(q[request], own, self.weights[rows])
-        judged(logits, outside, *pair)
+                expected[first : first + self.next_n, : len(own)] = scored(q[request], own, self.weights[rows])
+        judged(logits, outside, *pair, limit)
 
 
 # DeepGEMM: tests/test_attention.py
 
 
-def deep_gemm_mqa_logits(call: Prefill, *, compressed: bool) -> None:
-    import deep_gemm
-
+def deep_gemm_mqa_logits(call: Prefill, *, compressed: bool, generation: str = "intermediate") -> None:
+    """Every dense function that the generation has; 2.8's output is always compressed."""
     rows, keys = call.outside.shape
-    kv = (call.k_fp8, call.scale)
-    if compressed:
-        most = int((call.ke - call.ks).max())
-        logits = deep_gemm.fp8_mqa_logits(call.q_fp8, kv, call.weights, call.ks, call.ke, clean_logits=False, max_seqlen_k=most)
-        assert logits.size() == (rows, most)
-        assert logits.stride() == (-(-most // 256) * 256, 1)
-        logits = call.spread(logits, first_key=True)
-    else:
-        logits = deep_gemm.fp8_mqa_logits(call.q_fp8, kv, call.weights, call.ks, call.ke)
-        assert logits.stride() == (-(-(keys + 256) // 256) * 256, 1)
-    assert logits.dtype == torch.float32
-    call.judge(logits)
+    most = int((call.ke - call.ks).max()) if compressed else 0
+    for logits in _dense(call, most, generation):
+        columns, step = (most, most) if compressed else (keys, keys + 256)
+        assert (logits.size(), logits.dtype) == ((rows, columns), torch.float32)
+        assert logits.stride() == (-(-step // 256) * 256, 1)
+        tile = 128 // call.q.shape[1]
+        assert logits.untyped_storage().nbytes() == -(-rows // tile) * tile * logits.stride(0) * 4
+        call.judge(call.spread(logits, first_key=True) if compressed else logits)
 
 
-def deep_gemm_paged_mqa_logits(call: Decode, max_model_len: int) -> None:
-    import deep_gemm
+def _dense(call: Prefill, most: int, generation: str) -> Iterator[torch.Tensor]:
+    library, kv = importlib.import_module(HOMES[generation]), (call.k_fp8, call.scale)
+    q, operands = call.q_fp8, (kv, call.weights, call.ks, call.ke)
+    if generation == "current":
+        yield library.fp8_fp4_mqa_logits((q, None), *operands, most)
+        return
+    options = {"clean_logits": not most, "max_seqlen_k": most}
+    yield library.fp8_mqa_logits(q, *operands, **options)
+    yield library.fp8_fp4_mqa_logits((q, None), *operands, **options)
 
+
+def deep_gemm_paged_mqa_logits(call: Decode, max_model_len: int, generation: str = "intermediate") -> None:
+    """Every paged function that the generation has, which all read one schedule."""
     from capgate.kernels.dropin.deep_gemm import get_num_sms
 
-    schedule = deep_gemm.get_paged_mqa_logits_metadata(call.lens, call.block, get_num_sms())
+    library = importlib.import_module(HOMES[generation])
+    schedule = library.get_paged_mqa_logits_metadata(call.lens, call.block, get_num_sms())
     assert (schedule.shape, schedule.dtype) == ((get_num_sms() + 1, 2), torch.int32)
+    operands = (call.cache(), call.weights, call.lens, call.table, schedule, max_model_len)
+    outside = torch.arange(max_model_len, device=call.q.device) >= call.seen[:, None]
     clean = call.lens.ndim == 1
-    logits = deep_gemm.fp8_paged_mqa_logits(
-        call.q_fp8, call.cache(), call.weights, call.lens, call.table, schedule, max_model_len, clean_logits=clean
-    )
-    assert logits.size() == (len(call.weights), max_model_len)
-    assert logits.stride() == (-(-max_model_len // 256) * 256, 1)
-    assert logits.dtype == torch.float32
-    outside = torch.arange(max_model_len, device=logits.device) >= call.seen[:, None]
-    call.judge(logits if clean else logits.masked_fill(outside, float("-inf")))
+    found = []
+    if generation != "current":
+        found.append(library.fp8_paged_mqa_logits(call.q_fp8, *operands, clean_logits=clean))
+        assert torch.equal(found[0] == float("-inf"), outside) or not clean
+    found.append(library.fp8_fp4_paged_mqa_logits((call.q_fp8, None), *operands))
+    for logits in found:
+        assert (logits.size(), logits.dtype) == ((len(call.weights), max_model_len), torch.float32)
+        assert logits.stride() == (-(-max_model_len // 256) * 256, 1)
+        call.judge(logits.masked_fill(outside, float("-inf")))
 
 
 # aiter: op_tests/triton_tests/attention/test_fp8_mqa_logits.py and op_tests/test_mqa_logits.py

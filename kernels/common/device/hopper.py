@@ -5,6 +5,7 @@ happen in its registers; where a lane has which product follows from the order i
 that from their tensor map.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -165,10 +166,24 @@ def query_map(q: torch.Tensor, rows: int, heads: int) -> Any:
         2: [(num_heads // 4, 4 * qh), (2, 2 * qh), (num_queries, qs), (2, qh)],
     }.get(rows, [(num_heads // 2, 2 * qh), (num_queries, qs), (2, qh)])
     shape, strides = zip(*axes, (dim, 1), strict=True)
-    return tensor_map(q, shape, strides, query_box(rows, heads, dim), bytes_layout(dim, len(shape)))
+    return tensor_map(q, shape, strides, _query_box(rows, heads, dim))
 
 
-def tensor_map(tensor: torch.Tensor, shape: Any, strides: Any, box: list[int], layout: Any) -> Any:
-    """A tensor map; an axis of one element may have any stride in torch, and gets one that the hardware takes."""
+def tensor_map(tensor: torch.Tensor, shape: Any, strides: Any, box: list[int]) -> Any:
+    """A tensor map for pieces [box] as :func:`bytes_layout` or :func:`floats_layout` has them.
+
+    An axis of one element may have any stride in torch, and gets one that the hardware takes.
+    """
     steps = [max(16, -(-step // 16) * 16) if size == 1 else step for size, step in zip(shape[:-1], strides[:-1], strict=True)]
-    return TensorDescriptor(tensor, list(shape), [*steps, 1], box, layout)
+    return TensorDescriptor(tensor, list(shape), [*steps, 1], box, _layout(8 * tensor.itemsize, box[-1], len(box)))
+
+
+@cache
+def _layout(bits: int, size: int, rank: int) -> Any:
+    """Remembered, as Triton takes some 10 us to call a function of constants."""
+    return bytes_layout(size, rank) if bits == 8 else floats_layout(rank, bits)
+
+
+@cache
+def _query_box(rows: int, heads: int, dim: int) -> list[int]:
+    return list(query_box(rows, heads, dim))

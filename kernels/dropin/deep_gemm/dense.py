@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from ... import mqa_logits
-from ...common.checks import check_flag, check_integer, check_strided
+from ...common.checks import check_integer, check_strided
+from ...mqa_logits import api
 from ..families import NotServed
 from .kinds import KEY_TILE, has_own_format, keys_of, queries_of
 from .processors import get_num_sms
 
 ROW_BYTES = 1024  # that rows of the output are a multiple of
-ROWS_AND_HEADS = 128  # of a tile of DeepGEMM's, which the output has room for
+ROWS_AND_HEADS = 128  # of a tile of DeepGEMM's: its rows times heads
 
 
 def fp8_fp4_mqa_logits(
@@ -79,21 +79,30 @@ def score(
 ) -> torch.Tensor:
     """The logits in memory as DeepGEMM allocates it: [S, N], or compressed for ``max_seqlen_k`` of 1 or more."""
     k, k_scale = keys_of(kv)
-    check_flag("clean_logits", clean_logits)
     max_seqlen_k = check_integer("max_seqlen_k", max_seqlen_k, 0)
     if logits_dtype is not torch.float32:
         raise NotServed(f"logits in {logits_dtype}")
-    arguments = (q, k, k_scale, weights, starts, ends)
+    operands = (q, k, k_scale, weights, starts, ends)
+    if max_seqlen_k and q.ndim == 3 and q.shape[0] % _tile_rows(q.shape[1]) == 0:  # a new output of ours is as large
+        return api.fp8_mqa_logits(*operands, clean_logits=clean_logits, max_window=max_seqlen_k)
     rows, keys = q.shape[:1].numel(), k.shape[:1].numel()  # of what has no dimensions 1, for the function to refuse
     columns, wanted = (max_seqlen_k, max_seqlen_k) if max_seqlen_k else (keys, keys + KEY_TILE)
-    tile = max(1, ROWS_AND_HEADS // max(1, q.shape[1:2].numel()))
-    step = math.lcm(KEY_TILE, ROW_BYTES // logits_dtype.itemsize)
-    room = torch.empty((-(-rows // tile) * tile, -(-wanted // step) * step), dtype=logits_dtype, device=q.device)
-    window = max_seqlen_k or None
-    out = mqa_logits.fp8_mqa_logits(*arguments, clean_logits=clean_logits, max_window=window, out=room[:rows, :columns])
+    step = _up(wanted, math.lcm(KEY_TILE, ROW_BYTES // logits_dtype.itemsize))
+    room = torch.empty(_up(rows, _tile_rows(q.shape[1:2].numel())) * step, dtype=logits_dtype, device=q.device)
+    out = room.as_strided((rows, columns), (step, 1))
+    api.fp8_mqa_logits(*operands, clean_logits=clean_logits, max_window=max_seqlen_k or None, out=out)
     if clean_logits:
-        room[:rows, columns:].fill_(float("-inf"))  # which DeepGEMM cleans with the rest
+        room.as_strided((rows, step - columns), (step, 1), columns).fill_(float("-inf"))  # which DeepGEMM cleans with the rest
     return out
+
+
+def _tile_rows(heads: int) -> int:
+    """Rows of a tile of DeepGEMM's: there is memory for whole ones."""
+    return max(1, ROWS_AND_HEADS // max(1, heads))
+
+
+def _up(size: int, step: int) -> int:
+    return -(-size // step) * step
 
 
 def get_mqa_logits_metadata(
@@ -107,7 +116,7 @@ def get_mqa_logits_metadata(
     if not has_own_format(device):
         raise NotServed("a schedule of dense logits on this architecture, which its own kernels read")
     check_integer("num_kv_tokens", num_kv_tokens, 0)
-    tile = max(1, ROWS_AND_HEADS // check_integer("num_heads", num_heads, 1))
+    tile = _tile_rows(check_integer("num_heads", num_heads, 1))
     # Two words to begin with and one count for each worker, in whole pairs; then a pair for each tile of rows.
-    workers = -(-3 * get_num_sms() // 2) * 2
-    return torch.zeros(workers + 2 * -(-len(cu_seq_len_k_start) // tile), dtype=torch.int32, device=device)
+    words = _up(3 * get_num_sms(), 2) + 2 * (_up(len(cu_seq_len_k_start), tile) // tile)
+    return torch.zeros(words, dtype=torch.int32, device=device)

@@ -4,10 +4,10 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 
-from ... import paged_mqa_logits
 from ...common.cache import LENGTHS
 from ...common.checks import check_strided
 from ...common.operands import Operand, Operands
+from ...paged_mqa_logits import api
 from ...paged_mqa_logits.operands import QUERIES
 from ..families import NotServed
 from .kinds import KEY_TILE, has_own_format, queries_of
@@ -99,7 +99,7 @@ def score(
     if indices is not None:
         _ROWS.check((q, indices))
         _check_single(q.shape[1])
-    return paged_mqa_logits.fp8_paged_mqa_logits(
+    return api.fp8_paged_mqa_logits(
         q,
         kv_cache,
         weights,
@@ -129,7 +129,7 @@ def get_paged_mqa_logits_metadata(
     if indices is not None:
         _LENGTHS.check((context_lens, indices))
         _check_single(context_lens.shape[1] if context_lens.ndim == 2 else 1)
-    return paged_mqa_logits.paged_mqa_schedule(context_lens, block_kv, num_sms, chunk_keys=KEY_TILE)
+    return api.paged_mqa_schedule(context_lens, block_kv, num_sms, chunk_keys=KEY_TILE)
 
 
 def _check_single(next_n: int) -> None:

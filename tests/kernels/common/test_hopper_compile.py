@@ -13,7 +13,8 @@ from capgate.compat.offline.occupancy import MULTIPROCESSORS, RESERVED_SHARED_BY
 from support.processes import environment
 
 # Kinds of call as support.compile_hopper takes them: heads, dims, output; then query rows, where they are so few that the
-# kernel guesses what it needs first, or keys of a block and next_n. Every row of the tuning tables, and every output mode.
+# kernel guesses what it needs first, or keys of a block, next_n and, if they are few, workers. Every row of the tuning
+# tables, and every output mode.
 DENSE = (
     *("64,128,clean", "64,128,unclean", "64,128,compressed", "32,128,clean", "16,64,clean", "128,32,clean"),
     *("64,128,unclean,64", "32,128,compressed,64", "64,128,clean-bf16", "16,64,compressed-bf16,64"),
@@ -25,6 +26,8 @@ PAGED = {  # and the columns of their products: rows of a request together, time
     "128,128,clean,128,8": 128,
     "16,64,unclean,32,8": 128,
     "16,32,clean,64,1": 16,
+    "64,128,unclean,64,9,1": 128,
+    "32,128,clean,64,1,1": 32,
     "64,128,clean-bf16,64,2": 128,
     "16,32,unclean-bf16,64,1": 16,
 }

@@ -198,9 +198,9 @@ def test_paged_operands_that_no_tensor_map_describes(changed: dict[str, torch.Te
     assert reason(paged_operation, problem) == MAPS + words
 
 
-@pytest.mark.parametrize("block", [1, 16])
-def test_paged_blocks_that_are_too_small(block: int) -> None:
-    words = f"needs blocks of 32 keys or more, whose scales fill 128 bytes: found {block}"
+@pytest.mark.parametrize("block", [1, 16, 48])
+def test_paged_blocks_whose_scales_do_not_fill_128_bytes(block: int) -> None:
+    words = f"needs blocks of a multiple of 32 keys, whose scales fill 128 bytes: found {block}"
     assert reason(paged_operation, paged_problem(kv_cache=cache(block))) == words
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from capgate.kernels import fp8_paged_mqa_logits, paged_mqa_logits
 from capgate.kernels.dropin import DROPINS, aiter, deep_gemm, flashinfer, sglang, vllm, vllm_rocm  # noqa: A004 - a library's name
 from support import judge, upstream
 
@@ -107,17 +106,6 @@ def test_every_dense_function_gives_the_same_logits(windows: str, clean_logits: 
     assert [logits.stride(0) for logits in every] == [256, 256, 512, 256, 256]
 
 
-def test_the_compressed_output() -> None:
-    call = judge.make_call(9, 70, 32, 64, "packed")
-    q, k, scale, weights, starts, ends = call
-    answer = judge.formula(call, 31)
-    logits = deep_gemm.fp8_mqa_logits(q, (k, scale), weights, starts, ends, clean_logits=False, max_seqlen_k=31)
-    judge.agree(logits[answer.inside], answer.logits[answer.inside], answer.magnitude[answer.inside])
-    assert (logits.shape, logits.stride()) == ((9, 31), (256, 1))
-    with pytest.raises(ValueError, match="clean_logits: got True"):
-        deep_gemm.fp8_mqa_logits(q, (k, scale), weights, starts, ends, max_seqlen_k=31)
-
-
 def test_one_key() -> None:
     """aiter's callers squeeze [1, 1] to a 0-d tensor."""
     q, k, scale, weights, starts, ends = judge.make_call(3, 1, 32, 64, "full")
@@ -133,102 +121,9 @@ def test_kv_is_a_pair(function: Any, kv: Any) -> None:
         function(torch.zeros(1, 4, 32).to(FN), kv, torch.zeros(1, 4), torch.zeros(1).int(), torch.ones(1).int())
 
 
-def test_a_query_with_a_scale_is_not_for_fp8() -> None:
-    """DeepGEMM's fp8_fp4 functions take q as a pair."""
-    q, k, scale, weights, starts, ends = judge.make_call(3, 5, 32, 64)
-    with pytest.raises(TypeError, match=r"q: got tuple, needs a torch\.Tensor"):
-        deep_gemm.fp8_mqa_logits((q, None), (k, scale), weights, starts, ends)
-
-
 # The paged functions
 
 
 @pytest.fixture
 def decode() -> "upstream.Decode":
     return upstream.Decode("cpu", 3, 2, 32, 64, 100, 32, dtype=FN)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"q": torch.zeros(()).to(FN)}, r"q: got shape \(\), needs \[S, H, D\]"),
-        ({"kv": (torch.zeros(()).to(FN), torch.zeros(4))}, r"k: got shape \(\), needs \[N, 32\] to match q"),
-        ({"kv": (torch.zeros(4, 32).to(FN), 1.0)}, "kv: got tuple, needs a pair of tensors"),
-        ({"kv": (torch.zeros(4, 32).to(FN), torch.zeros(4).to_sparse())}, "kv: got a tensor of layout torch.sparse_coo"),
-        ({"max_seqlen_k": True}, "max_seqlen_k: got bool, needs an int"),
-        ({"max_seqlen_k": -4}, "max_seqlen_k: got -4, needs 0 or more"),
-        ({"clean_logits": 4}, "clean_logits: got int, needs a bool"),  # what a newer DeepGEMM has in this place
-    ],
-)
-def test_what_deep_gemms_dense_function_does_not_take(change: dict[str, Any], message: str) -> None:
-    good = {
-        "q": torch.zeros(1, 4, 32).to(FN),
-        "kv": (torch.zeros(4, 32).to(FN), torch.zeros(4)),
-        "weights": torch.zeros(1, 4),
-        "cu_seq_len_k_start": torch.zeros(1).int(),
-        "cu_seq_len_k_end": torch.ones(1).int(),
-    }
-    deep_gemm.fp8_mqa_logits(**good)
-    with pytest.raises((ValueError, TypeError), match=f"^{message}"):
-        deep_gemm.fp8_mqa_logits(**good | change)
-
-
-def test_deep_gemm_s_schedule_is_passed_on(decode: "upstream.Decode", monkeypatch: pytest.MonkeyPatch) -> None:
-    """And vLLM's on ROCm is not looked at: it may be anything."""
-    given = []
-    monkeypatch.setattr(paged_mqa_logits, "fp8_paged_mqa_logits", lambda *tensors, **options: given.append(options))
-    schedule = deep_gemm.get_paged_mqa_logits_metadata(decode.lens, 32, 5)
-    operands = (decode.q_fp8, decode.cache(), decode.weights, decode.lens, decode.table, schedule, 150)
-    deep_gemm.fp8_paged_mqa_logits(*operands)
-    vllm_rocm.rocm_fp8_paged_mqa_logits(*operands)
-    assert given[0] == {"max_context_len": 150, "clean_logits": False, "schedule": schedule}
-    assert "schedule" not in given[1]
-
-
-def test_deep_gemm_s_indices_change_nothing() -> None:
-    """They say which rows are of one request. Rows bring their own lengths and blocks, so that the logits are the same."""
-    call = upstream.Decode("cpu", 4, 1, 32, 64, 100, 32, two_d=True, dtype=FN)
-    table, lens = call.table[[0, 0, 1, 1]].contiguous(), call.lens[[0, 0, 1, 1]] - torch.tensor([[1], [0], [1], [0]]).int()
-    indices = torch.tensor([0, 0, 1, 1], dtype=torch.int32)
-    logits = []
-    for given in (None, indices):
-        schedule = deep_gemm.get_paged_mqa_logits_metadata(lens, 32, 5, indices=given)
-        assert (schedule.shape, schedule.dtype) == ((6, 2), torch.int32)
-        operands = (call.q_fp8, call.cache(), call.weights, lens, table, schedule, 150)
-        logits.append(deep_gemm.fp8_paged_mqa_logits(*operands, clean_logits=True, indices=given))
-    assert torch.equal(*logits)
-    expected = fp8_paged_mqa_logits(*operands[:5], max_context_len=150, clean_logits=True)
-    assert torch.equal(logits[0], expected)
-
-
-@pytest.mark.parametrize(
-    ("next_n", "indices", "message"),
-    [
-        (2, torch.zeros(3).int(), "indices: got a tensor with 2 rows to a request, needs None or next_n of 1"),
-        (1, torch.zeros(4).int(), r"indices: got shape \(4,\), needs \[3\]"),
-        (1, torch.zeros(3).long(), "indices: got torch.int64, needs torch.int32"),
-        (1, 5, "indices: got int, needs a torch.Tensor"),
-        (1, torch.zeros(3).int().to_sparse(), "indices: got a tensor of layout torch.sparse_coo"),
-    ],
-)
-def test_indices_that_deep_gemm_does_not_take_either(next_n: int, indices: Any, message: str) -> None:
-    call = upstream.Decode("cpu", 3, next_n, 32, 64, 50, 32, two_d=True, dtype=FN)
-    schedule = deep_gemm.get_paged_mqa_logits_metadata(call.lens, 32, 5)
-    with pytest.raises((ValueError, TypeError), match=message):
-        deep_gemm.fp8_paged_mqa_logits(
-            call.q_fp8, call.cache(), call.weights, call.lens, call.table, schedule, 80, indices=indices
-        )
-    with pytest.raises((ValueError, TypeError), match=message):
-        deep_gemm.get_paged_mqa_logits_metadata(call.lens, 32, 5, indices)
-
-
-def test_num_sms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deep_gemm.processors, "_num_sms", None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert deep_gemm.get_num_sms() == 1
-    deep_gemm.set_num_sms(7)
-    assert deep_gemm.get_num_sms() == 7
-    with pytest.raises(ValueError, match="num_sms: got 0, needs 1 or more"):
-        deep_gemm.set_num_sms(0)
-    with pytest.raises(TypeError, match="num_sms: got bool, needs an int"):
-        deep_gemm.set_num_sms(True)

@@ -52,9 +52,11 @@ def test_a_package_of_its_own_comes_before_the_copy(vllm: Path) -> None:
     assert copy.fp8_fp4_mqa_logits.__module__ == "vllm.third_party.deep_gemm"
 
 
-def test_a_package_that_fails_leaves_the_copy(vllm: Path) -> None:
+def test_a_package_that_fails_leaves_the_copy(vllm: Path, said: Callable[[], list[str]]) -> None:
     upstream.write_module(vllm / "deep_gemm/__init__.py", "raise OSError('no CUDA')")
     report = dropin.install("deep_gemm")
+    (message,) = said()
+    assert "(deep_gemm does not import: OSError: no CUDA)" in message
     assert "deep_gemm does not import: OSError: no CUDA" in {one.reason for one in report.left}
     assert all(map(is_ours, held("deep_gemm").values()))
 

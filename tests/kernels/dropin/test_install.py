@@ -161,18 +161,19 @@ def test_a_library_that_is_not_there(site: Path, name: str) -> None:
     ("source", "why"),
     [("raise OSError('no GPU')", "OSError: no GPU"), ("import absent_package", "No module named 'absent_package'")],
 )
-def test_a_library_that_does_not_import(engines: Path, source: str, why: str) -> None:
-    (engines / "deep_gemm/__init__.py").write_text(source)
+def test_a_library_that_does_not_import(site: Path, source: str, why: str) -> None:
+    upstream.write_module(site / "deep_gemm/__init__.py", source)
     with pytest.raises(dropin.DropinError, match=f"fp8_mqa_logits: deep_gemm does not import: .*{why}") as raised:
         dropin.install("deep_gemm")
     assert raised.value.__cause__ is not None
 
 
-def test_a_library_with_nothing_of_it(engines: Path) -> None:
-    (engines / "deep_gemm/__init__.py").write_text("")
+def test_a_library_with_nothing_of_it(site: Path, said: Callable[[], list[str]]) -> None:
+    upstream.write_module(site / "deep_gemm/__init__.py", "")
     with pytest.raises(dropin.DropinError, match="deep_gemm offers no such function"):
         dropin.install("deep_gemm")
     assert not dropin.states()["deep_gemm"]["installed"]
+    assert said() == [], "the error says it"
 
 
 @pytest.mark.parametrize("function", [dropin.install, dropin.uninstall])

@@ -32,14 +32,14 @@ def test_aiter_prefill(rows: int, keys: int, clean_logits: bool) -> None:
     upstream.aiter_mqa_logits(prefill(rows, keys, dim=64), clean_logits=clean_logits)
 
 
-@SIZES
-def test_deep_gemm_prefill(rows: int, keys: int) -> None:
-    upstream.deep_gemm_mqa_logits(prefill(rows, keys), compressed=False)
+@pytest.mark.parametrize(("rows", "keys", "generation"), [(1, 1, "intermediate"), (1, 113, "sgl"), (17, 76, "intermediate")])
+def test_deep_gemm_prefill(rows: int, keys: int, generation: str) -> None:
+    upstream.deep_gemm_mqa_logits(prefill(rows, keys), compressed=False, generation=generation)
 
 
-@pytest.mark.parametrize(("rows", "keys"), [(1, 16), (17, 76)], ids=str)
-def test_deep_gemm_prefill_compressed(rows: int, keys: int) -> None:
-    upstream.deep_gemm_mqa_logits(prefill(rows, keys, heads=32), compressed=True)
+@pytest.mark.parametrize(("rows", "keys", "generation"), [(1, 16, "current"), (17, 76, "current"), (17, 76, "sgl")])
+def test_deep_gemm_prefill_compressed(rows: int, keys: int, generation: str) -> None:
+    upstream.deep_gemm_mqa_logits(prefill(rows, keys, heads=32), compressed=True, generation=generation)
 
 
 @SIZES
@@ -47,9 +47,13 @@ def test_vllm_prefill(rows: int, keys: int) -> None:
     upstream.vllm_mqa_logits(prefill(rows, keys, heads=32, dim=64))
 
 
-@pytest.mark.parametrize("compressed", [True, False], ids=["compressed", "logits"])
-def test_deep_gemm_prefill_of_one_rank_of_several(compressed: bool) -> None:
-    upstream.deep_gemm_mqa_logits(prefill(20, 120, parallel=True), compressed=compressed)
+@pytest.mark.parametrize(
+    ("compressed", "generation"),
+    [(True, "current"), (True, "intermediate"), (False, "sgl")],
+    ids=["2.8", "compressed", "logits"],
+)
+def test_deep_gemm_prefill_of_one_rank_of_several(compressed: bool, generation: str) -> None:
+    upstream.deep_gemm_mqa_logits(prefill(20, 120, parallel=True), compressed=compressed, generation=generation)
 
 
 @pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "unclean"])
@@ -61,10 +65,19 @@ def decode(next_n: int, block: int, two_d: bool = False, mean: int = 150) -> "up
     return upstream.Decode("cpu", 5, next_n, 32, 64, mean, block, two_d=two_d, dtype=FN)
 
 
-@pytest.mark.parametrize("two_d", [True, False], ids=["row-lengths", "lengths"])
-@pytest.mark.parametrize(("next_n", "block"), [(1, 64), (2, 64), (2, 32), (4, 64)])
-def test_deep_gemm_decode(next_n: int, block: int, two_d: bool) -> None:
-    upstream.deep_gemm_paged_mqa_logits(decode(next_n, block, two_d), 300)
+@pytest.mark.parametrize(
+    ("next_n", "block", "two_d", "generation"),
+    [
+        (1, 64, False, "sgl"),
+        (1, 64, True, "current"),
+        (2, 64, False, "intermediate"),
+        (2, 32, True, "current"),
+        (2, 64, True, "sgl"),
+        (4, 64, True, "current"),
+    ],
+)
+def test_deep_gemm_decode(next_n: int, block: int, two_d: bool, generation: str) -> None:
+    upstream.deep_gemm_paged_mqa_logits(decode(next_n, block, two_d), 300, generation)
 
 
 @pytest.mark.parametrize(("block", "preshuffle"), [(1, False), (64, False), (16, True), (32, True), (64, True), (256, True)])

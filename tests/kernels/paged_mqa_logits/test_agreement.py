@@ -36,9 +36,9 @@ def test_preshuffled_caches(variant: str, block: int, dim: int, gap: int, clean_
     paged.check(paged.without_blocks(call), variant, 310, clean_logits=clean_logits, layout="preshuffled")
 
 
-@pytest.mark.parametrize("next_n", range(1, 9))
+@pytest.mark.parametrize("next_n", [*range(1, 10), 16, 33])
 def test_every_next_n(variant: str, next_n: int) -> None:
-    """Draft rows see one key less each, so that the first rows of a short request are empty."""
+    """Draft rows see one key less each, so that the first rows of a short request are empty; rows fill several programs."""
     lens = [70, 3, next_n, 0, next_n - 1]
     paged.check(paged.make_call(lens, next_n, heads=3), variant, 75, clean_logits=next_n % 2 == 0)
 
