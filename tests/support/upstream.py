@@ -61,6 +61,14 @@ FILES = {
     "sgl_deep_gemm/__init__.py": SGL,
     "vllm/third_party/deep_gemm/__init__.py": CURRENT,
     "aiter/ops/cache.py": ("indexer_k_quant_and_cache", "cp_gather_indexer_k_quant_cache"),
+    "aiter/ops/topk.py": ("top_k_per_row_prefill", "top_k_per_row_decode"),
+    "flashinfer/topk.py": ("top_k_page_table_transform", "top_k_ragged_transform"),
+    "sgl_kernel/top_k.py": ("fast_topk_v2", "fast_topk_transform_fused", "fast_topk_transform_ragged_fused"),
+    "sglang/kernels/ops/attention/dsv4/topk.py": (
+        "topk_transform_paged",
+        "topk_transform_paged_v2",
+        "topk_transform_ragged_v2",
+    ),
     ROCM: (
         "rocm_fp8_mqa_logits",
         "rocm_fp8_paged_mqa_logits",
@@ -69,7 +77,10 @@ FILES = {
     ),
 }
 # vLLM's operators by their namespaces in torch.ops, which vllm/_custom_ops.py looks them up in.
-OPERATORS = {"_C_cache_ops": ("indexer_k_quant_and_cache", "cp_gather_indexer_k_quant_cache")}
+OPERATORS = {
+    "_C": ("top_k_per_row_prefill", "top_k_per_row_decode"),
+    "_C_cache_ops": ("indexer_k_quant_and_cache", "cp_gather_indexer_k_quant_cache"),
+}
 PACKAGES = ("aiter", "atom", "deep_gemm", "flashinfer", "sgl_deep_gemm", "sgl_kernel", "sglang", "vllm")
 
 
