@@ -4,9 +4,12 @@ All else is the real packages. A stub of a compiled function does nothing but sa
 without that, the engine's own Python and capgate have computed.
 """
 
+import atexit
 import functools
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
@@ -141,6 +144,7 @@ def for_vllm(capability: tuple[int, int] = (9, 0)) -> None:
     for name in ("llguidance", "xgrammar", "xgrammar.structural_tag", "xgrammar.openai_tool_call_schema"):
         anything(name)
     for_deep_gemm()
+    torch.accelerator.empty_cache = lambda: None  # an accelerator's allocator, which vLLM's workspaces make room in
     import vllm.platforms
     from vllm.platforms.cuda import NonNvmlCudaPlatform
     from vllm.platforms.interface import DeviceCapability
@@ -189,12 +193,11 @@ _ENUMERATIONS = ("ActivationType", "QuantType", "MlaVersion")
 
 
 @functools.cache
-def for_aiter(folder: Path) -> None:
-    """A ROCm installation with an MI355X, and the enumerations that aiter compiles with hipcc when it is first imported.
-
-    folder : an empty one, for the installation
-    """
-    (folder / ".info").mkdir(parents=True)
+def for_aiter() -> None:
+    """A ROCm installation with an MI355X, and the enumerations that aiter compiles with hipcc when it is first imported."""
+    folder = Path(tempfile.mkdtemp(prefix="rocm-"))
+    atexit.register(shutil.rmtree, folder)
+    (folder / ".info").mkdir()
     (folder / ".info" / "version").write_text("7.0.0\n")
     (folder / "bin").mkdir()
     rocminfo = folder / "bin" / "rocminfo"  # as far as aiter reads its answer

@@ -66,8 +66,8 @@ def test_nothing_is_cleaned_by_default(report: dropin.Report, monkeypatch: pytes
     """This package's default, and not the one of DeepGEMM 2.3."""
     call = judge.make_call(2, 40, 32, 128, "packed")
     windows = torch.zeros(2, dtype=torch.int32)
-    monkeypatch.setattr(torch, "empty", lambda *shape, **options: torch.full(shape[0], 3.0, **options))
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, shape, **options: self.new_full(shape, 3.0, **options))
+    allocate = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: allocate(*shape, **options).fill_(3))
     logits = utils.resolve_fp8_mqa_logits_fn()(call.q, (call.k, call.k_scale), call.weights, windows, windows)
     assert not (logits == float("-inf")).any()
 
