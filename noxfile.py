@@ -180,6 +180,7 @@ def engines(session: nox.Session, engine: str) -> None:
     else:
         path, tritons = [aiter_sources(session)], [WHOLE, "3.5.1"]
     environment = {"ENGINE_UNDER_TEST": engine, "TRITON_INTERPRET": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environment["AITER_USE_SYSTEM_TRITON"] = "1"  # without it all of aiter refuses to be imported with Triton 3.5
     if engine == "vllm":
         for version in DEEP_GEMMS:
             folder = Path(session.create_tmp()) / f"sgl-deep-gemm-{version}"

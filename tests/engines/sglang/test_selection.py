@@ -78,7 +78,7 @@ def test_ragged(backend: str) -> None:
         LENGTHS,
         TOP_K,
         TopkTransformMethod.RAGGED,
-        SimpleNamespace(token_to_batch_idx=None),
+        SimpleNamespace(token_to_batch_idx=None, page_table_1=torch.zeros(0)),
         topk_indices_offset=starts,
         row_starts=starts,
     )

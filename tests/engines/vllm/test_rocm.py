@@ -17,6 +17,7 @@ from vllm.v1.worker.workspace import current_workspace_manager, init_workspace_m
 from capgate.kernels import dropin  # noqa: E402
 from engines.vllm_step import Step  # noqa: E402
 
+DROP_INS = ("vllm_rocm", "vllm", "deep_gemm")  # the last one because the builder of a step takes this for a CUDA device
 NAMES = (
     "rocm_fp8_mqa_logits",
     "rocm_fp8_paged_mqa_logits",
@@ -29,10 +30,10 @@ ORIGINALS = {name: getattr(rocm, name) for name in NAMES}
 @pytest.fixture(autouse=True)
 def _installed() -> Iterator[None]:
     init_workspace_manager(torch.device("cpu"))
-    for name in ("vllm_rocm", "vllm"):
+    for name in DROP_INS:
         dropin.install(name)
     yield
-    for name in ("vllm_rocm", "vllm"):
+    for name in DROP_INS:
         dropin.uninstall(name)
 
 
