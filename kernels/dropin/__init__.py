@@ -10,7 +10,8 @@ drop-in    functions
 ========== ===============================================================================================================
 aiter      fp8_mqa_logits, deepgemm_fp8_paged_mqa_logits, indexer_k_quant_and_cache, cp_gather_indexer_k_quant_cache,
            top_k_per_row_prefill, top_k_per_row_decode
-deep_gemm  fp8_mqa_logits, fp8_paged_mqa_logits, get_paged_mqa_logits_metadata
+deep_gemm  fp8_mqa_logits; fp8_fp4_mqa_logits with get_mqa_logits_metadata; fp8_paged_mqa_logits and
+           fp8_fp4_paged_mqa_logits with get_paged_mqa_logits_metadata
 flashinfer top_k_page_table_transform, top_k_ragged_transform
 sglang     topk_transform_paged, topk_transform_paged_v2, topk_transform_ragged_v2, and sgl_kernel's fast_topk_v2,
            fast_topk_transform_fused, fast_topk_transform_ragged_fused
@@ -52,7 +53,7 @@ def install(name: str) -> Report:
     The library is imported. A drop-in replaces families of functions: each whole, or not at all where the library lacks a part
     of it, its module does not import, or something would go on reading the schedules that one of its functions makes. They are
     replaced in the modules that callers import them from, and where modules of the engines (packages aiter, atom, deep_gemm,
-    flashinfer, sglang, vllm) hold the very same objects already, or have them as the results of functions with a
+    flashinfer, sgl_kernel, sglang, vllm) hold the very same objects already, or have them as the results of functions with a
     ``functools`` cache, which are cleared; a reference elsewhere, such as in a closure or in other packages, is not found.
     Modules of the library that are imported later follow. Each of ours is bound to the function in whose place it stands: that
     is called where :class:`NotServed` says that ours cannot serve a call, with one warning for each reason.

@@ -9,7 +9,7 @@ from typing import Any
 
 # Packages whose modules may hold a function that they imported by name before it was replaced. No others are searched: a
 # benchmark that keeps the original to compare with shall keep it.
-CALLERS = ("aiter", "atom", "deep_gemm", "flashinfer", "sgl_deep_gemm", "sglang", "vllm")
+CALLERS = ("aiter", "atom", "deep_gemm", "flashinfer", "sgl_deep_gemm", "sgl_kernel", "sglang", "vllm")
 
 _CACHE = type(functools.lru_cache(abs))
 

@@ -19,8 +19,9 @@ def fp8_fp4_mqa_logits(
     logits_dtype: torch.dtype = torch.float32,
     schedule_meta: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As :func:`.dense.fp8_mqa_logits`, with queries as in :func:`.dense.fp8_fp4_mqa_logits`, in ``logits_dtype``.
+    """As :func:`.dense.fp8_mqa_logits`, with queries as in :func:`.dense.fp8_fp4_mqa_logits`.
 
+    logits_dtype : float32 or bfloat16. Rows of an output are 1024 bytes or a multiple of that.
     schedule_meta : sgl-deep-gemm has it; not looked at
     """
     return dense.score(
@@ -40,6 +41,6 @@ def fp8_fp4_paged_mqa_logits(
     logits_dtype: torch.dtype = torch.float32,
     indices: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As :func:`.paged.fp8_paged_mqa_logits`, with queries as in the function of 2.8, in ``logits_dtype``."""
+    """As :func:`.paged.fp8_paged_mqa_logits`, with queries as in 2.8's function, and ``logits_dtype`` float32 or bfloat16."""
     operands = (queries_of(q), kv_cache, weights, context_lens, block_table, schedule_meta)
     return paged.score(*operands, max_context_len, clean_logits, indices, logits_dtype)

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from ...common.checks import check_integer, check_strided
+from ...common.checks import check_choice, check_integer, check_strided
+from ...common.logits import LOGITS
 from ...mqa_logits import api
 from ..families import NotServed
 from .kinds import KEY_TILE, has_own_format, keys_of, queries_of
@@ -28,7 +29,7 @@ def fp8_fp4_mqa_logits(
 
     q : a pair of [S, H, D], float8_e4m3fn or float8_e4m3fnuz, and None; or the queries alone
     kv : the keys [N, D] in q's dtype and their scales [N], float32
-    weights : [S, H], float32
+    weights : [S, H], float32 or bfloat16
     cu_seq_len_k_start, cu_seq_len_k_end : [S], int32
     max_seqlen_k : columns of the output, at least 1: column j of row i means key ``cu_seq_len_k_start[i] + j``
     schedule_meta : not looked at: ours needs none
@@ -55,7 +56,7 @@ def fp8_mqa_logits(
 
     q : [S, H, D], float8_e4m3fn or float8_e4m3fnuz
     kv : the keys [N, D] in q's dtype and their scales [N] (or [N, 1]), float32
-    weights : [S, H], float32
+    weights : [S, H], float32 or bfloat16
     cu_seq_len_k_start, cu_seq_len_k_end : [S], int32
     clean_logits : True sets the cells outside the window to -inf; False leaves them as the allocation gave them
     max_seqlen_k : more than 0 for the compressed output of this many columns, where column j of row i means key
@@ -80,11 +81,10 @@ def score(
     """The logits in memory as DeepGEMM allocates it: [S, N], or compressed for ``max_seqlen_k`` of 1 or more."""
     k, k_scale = keys_of(kv)
     max_seqlen_k = check_integer("max_seqlen_k", max_seqlen_k, 0)
-    if logits_dtype is not torch.float32:
-        raise NotServed(f"logits in {logits_dtype}")
+    check_choice("logits_dtype", logits_dtype, LOGITS)
     operands = (q, k, k_scale, weights, starts, ends)
     if max_seqlen_k and q.ndim == 3 and q.shape[0] % _tile_rows(q.shape[1]) == 0:  # a new output of ours is as large
-        return api.fp8_mqa_logits(*operands, clean_logits=clean_logits, max_window=max_seqlen_k)
+        return api.fp8_mqa_logits(*operands, clean_logits=clean_logits, max_window=max_seqlen_k, logits_dtype=logits_dtype)
     rows, keys = q.shape[:1].numel(), k.shape[:1].numel()  # of what has no dimensions 1, for the function to refuse
     columns, wanted = (max_seqlen_k, max_seqlen_k) if max_seqlen_k else (keys, keys + KEY_TILE)
     step = _up(wanted, math.lcm(KEY_TILE, ROW_BYTES // logits_dtype.itemsize))

@@ -65,7 +65,7 @@ def fp8_paged_mqa_logits(
 
     q : [B, next_n, H, D], float8_e4m3fn or float8_e4m3fnuz
     kv_cache : [num_blocks, block, 1, D + 4], uint8, its blocks flat
-    weights : [B * next_n, H], float32
+    weights : [B * next_n, H], float32 or bfloat16
     context_lens : [B] or [B, next_n], int32, as in :func:`capgate.kernels.fp8_paged_mqa_logits`
     block_table : [B, max_blocks], int32
     schedule_meta : what :func:`get_paged_mqa_logits_metadata` returned for these ``context_lens``, this module's, DeepGEMM's or
@@ -94,8 +94,6 @@ def score(
     logits_dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """The logits of queries that are served."""
-    if logits_dtype is not torch.float32:
-        raise NotServed(f"logits in {logits_dtype}")
     if indices is not None:
         _ROWS.check((q, indices))
         _check_single(q.shape[1])
@@ -109,6 +107,7 @@ def score(
         clean_logits=clean_logits,
         schedule=schedule_meta if has_own_format(q.device) else None,
         schedule_chunk_keys=KEY_TILE,
+        logits_dtype=logits_dtype,
     )
 
 

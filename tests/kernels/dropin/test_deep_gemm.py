@@ -87,6 +87,38 @@ def test_the_compressed_output(name: str, rows: int, heads: int, room: int, colu
     assert (logits[~answer.inside] == 7).all()
 
 
+@pytest.mark.parametrize(("columns", "step"), [(0, 512), (31, 512), (300, 512), (513, 1024)])
+def test_logits_in_bfloat16(columns: int, step: int) -> None:
+    """Rounded once; rows are 1024 bytes or a multiple of that."""
+    q, k, scale, weights, starts, ends = judge.make_call(9, 70, 32, 64, "packed")
+    operands = ((q, None), (k, scale), weights.bfloat16(), starts, ends)
+    options = {"clean_logits": False, "max_seqlen_k": columns}
+    logits = deep_gemm.before_2_8.fp8_fp4_mqa_logits(*operands, **options, logits_dtype=torch.bfloat16)
+    exact = deep_gemm.before_2_8.fp8_fp4_mqa_logits(*operands, **options)
+    inside = judge.formula(judge.Call(q, k, scale, weights, starts, ends), columns or None).inside
+    assert (logits.dtype, logits.stride(), memory_of(logits).shape) == (torch.bfloat16, (step, 1), (12, step))
+    assert torch.equal(logits[inside], exact[inside].bfloat16())
+
+
+@pytest.mark.parametrize("columns", [150, 600])
+def test_paged_logits_in_bfloat16(columns: int) -> None:
+    call = upstream.Decode("cpu", 3, 2, 32, 64, 100, 32, two_d=True, dtype=FN)
+    schedule = deep_gemm.get_paged_mqa_logits_metadata(call.lens, 32, 5)
+    operands = ((call.q_fp8, None), call.cache(), call.weights.bfloat16(), call.lens, call.table, schedule, columns)
+    logits = deep_gemm.before_2_8.fp8_fp4_paged_mqa_logits(*operands, logits_dtype=torch.bfloat16)
+    seen = torch.arange(columns) < call.seen[:, None]
+    assert (logits.dtype, logits.stride()) == (torch.bfloat16, (-(-columns // 512) * 512, 1))
+    exact = deep_gemm.fp8_fp4_paged_mqa_logits(*operands)
+    assert torch.equal(logits[seen], exact[seen].bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, 32, None])
+def test_logits_in_other_dtypes(dtype: Any) -> None:
+    q, k, scale, weights, starts, ends = judge.make_call(4, 70, 32, 64, "packed")
+    with pytest.raises((ValueError, TypeError), match=r"^logits_dtype: got"):
+        deep_gemm.before_2_8.fp8_fp4_mqa_logits(q, (k, scale), weights, starts, ends, logits_dtype=dtype)
+
+
 def test_compressed_rows_are_not_cleaned() -> None:
     q, k, scale, weights, starts, ends = judge.make_call(4, 70, 32, 64, "packed")
     with pytest.raises(ValueError, match="clean_logits: got True"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from capgate.kernels.dropin import DROPINS, aiter, deep_gemm, flashinfer, sglang, vllm, vllm_rocm  # noqa: A004 - a library's name
-from support import judge, upstream
+from support import judge
 
 FN = torch.float8_e4m3fn
 
@@ -119,11 +119,3 @@ def test_one_key() -> None:
 def test_kv_is_a_pair(function: Any, kv: Any) -> None:
     with pytest.raises(TypeError, match=r"kv: got .*, needs a pair of tensors"):
         function(torch.zeros(1, 4, 32).to(FN), kv, torch.zeros(1, 4), torch.zeros(1).int(), torch.ones(1).int())
-
-
-# The paged functions
-
-
-@pytest.fixture
-def decode() -> "upstream.Decode":
-    return upstream.Decode("cpu", 3, 2, 32, 64, 100, 32, dtype=FN)

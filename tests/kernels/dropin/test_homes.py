@@ -146,6 +146,35 @@ def test_a_cache_that_holds_the_library_is_cleared(vllm: Path) -> None:
     assert found() is sys.modules["vllm.third_party.deep_gemm"]
 
 
+def test_sgl_deep_gemm_s_defaults_and_names(engines: Path) -> None:
+    """It does not clean unless it is asked to, and calls the windows otherwise than DeepGEMM."""
+    library = importlib.import_module("sgl_deep_gemm")
+    wanted = {
+        name: [(one.name, one.default) for one in inspect.signature(getattr(library, name)).parameters.values()][:6]
+        for name in ("fp8_mqa_logits", "fp8_fp4_mqa_logits")
+    }
+    dropin.install("deep_gemm")
+    for name, parameters in wanted.items():
+        found = inspect.signature(getattr(library, name)).parameters.values()
+        assert [(one.name, one.default) for one in found][:6] == parameters
+
+
+def test_mx_operands_go_to_the_library(engines: Path, said: Callable[[], list[str]]) -> None:
+    """Its functions here fail when they are called; ours would have said what is wrong with the operands."""
+    for name in upstream.HOMES.values():
+        importlib.import_module(name)
+    dropin.install("deep_gemm")
+    before = len(said())
+    for name in upstream.HOMES.values():
+        library = sys.modules[name]
+        for _ in range(2):
+            with pytest.raises(AssertionError):
+                library.fp8_fp4_mqa_logits((None, 1), None, None, None, None, 1)
+            with pytest.raises(AssertionError):
+                library.fp8_fp4_paged_mqa_logits((None, 1), None, None, None, None, None, 1)
+    assert len(said()) - before <= 2, "once for each function, and in a process"
+
+
 def test_an_operator_of_a_namespace(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A site may be a path from a module: here, to what a module's torch has in a namespace of operators."""
     from capgate.kernels.dropin.families import Family, Site
