@@ -15,13 +15,15 @@ from ._errors import of_the_machine
 def bind(
     prepare: Callable[..., Sequence[Any]],
     operands: Sequence[Any],
+    options: dict[str, Any],
     addresses: Sequence[int],
     launches: Sequence[Any],
     compiled: Sequence[Any],
 ) -> Bound | None:
     """Keep a call that has just been launched; None where that cannot be.
 
-    prepare : makes the launches of the call from operands
+    prepare : makes the launches of the call from operands and options
+    addresses : of the tensors among the operands and the options, in their order
     launches, compiled : those that were made, and what Triton says that it launched
     """
     import torch
@@ -30,10 +32,11 @@ def bind(
         return None
     tensors: list[Any] = []
     again = [_meta(operand, tensors) for operand in operands]
+    options = {name: _meta(option, tensors) for name, option in options.items()}
     watch = _watcher()
     try:
         with watch:
-            twins = prepare(*again)
+            twins = prepare(*again, **options)
     except Exception as error:  # of a kernel that prepares from real tensors alone
         if of_the_machine(error):
             raise
@@ -52,7 +55,7 @@ def bind(
         if len(twin.arguments) != len(launch.arguments) or any(name not in arguments for name in names):
             return None
         for place, (real, meta) in enumerate(zip(launch.arguments, twin.arguments, strict=True)):
-            slot = _slot(place, real, meta, places, addresses, scratch)
+            slot = _slot(place, real, meta, places, addresses, scratch, watch.made)
             if slot is not None:
                 slots.append(slot)
             elif type(real) is not type(meta) or isinstance(real, torch.Tensor) or real != meta:
@@ -97,9 +100,19 @@ def _meta(operand: Any, tensors: list[Any]) -> Any:
 
 
 def _slot(
-    place: int, real: Any, meta: Any, places: dict[int, int], addresses: Sequence[int], scratch: list[Any]
+    place: int,
+    real: Any,
+    meta: Any,
+    places: dict[int, int],
+    addresses: Sequence[int],
+    scratch: list[Any],
+    made: Sequence[Any],
 ) -> Slot | None:
-    """Where the argument's address comes from; None for what has none, or one that cannot be said."""
+    """Where the argument's address comes from; None for what has none, or one that cannot be said.
+
+    places : which operand has a storage
+    scratch : storages that are no operand's, and follow them; only those of tensors that were ``made`` meanwhile can be
+    """
     import torch
 
     descriptor = None
@@ -111,7 +124,9 @@ def _slot(
         return None
     storage = meta.untyped_storage()
     offset = meta.storage_offset() * meta.itemsize
-    if storage._cdata not in places:  # a new one
+    if storage._cdata not in places:
+        if all(storage._cdata != tensor.untyped_storage()._cdata for tensor in made):
+            return None
         places[storage._cdata] = len(addresses) + len(scratch)
         scratch.append(storage)
         return Slot(place, places[storage._cdata], offset, descriptor)
@@ -141,16 +156,21 @@ def _maker(storage: Any, device: Any) -> Callable[[], Any]:
 
 
 def _watcher() -> Any:
-    """A context that notes whether a tensor is made in another way than by views and empty ones."""
+    """A context that collects the empty tensors that are made in it, and notes whether anything but views is made besides."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Watch(TorchDispatchMode):  # type: ignore[misc]  # torch is not typed where types are checked
         other = False
+        made: list[Any]
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            name = func._schema.name.partition("::")[2]
-            if not (name.startswith(("empty", "new_empty")) or func.is_view):
+            result = func(*args, **(kwargs or {}))
+            if func._schema.name.partition("::")[2].startswith(("empty", "new_empty")):
+                self.made.append(result)
+            elif not func.is_view:
                 self.other = True
-            return func(*args, **(kwargs or {}))
+            return result
 
-    return Watch()
+    watch = Watch()
+    watch.made = []
+    return watch

@@ -82,8 +82,7 @@ class Kernel(Generic[P]):
             return
         kept: Bound | str | None = _SEEN  # a call that never comes again is not worth preparing twice
         if before == _SEEN:
-            prepare = partial(self._prepare_alike, problem, options)
-            kept = bind(prepare, operands, looked.addresses, launches, compiled)
+            kept = bind(partial(self.prepare, problem), operands, options, looked.addresses, launches, compiled)
         limit(self._calls)
         self._calls[key] = kept
 
@@ -95,9 +94,6 @@ class Kernel(Generic[P]):
     def _look(self, problem: P, operands: tuple[Any, ...], options: dict[str, Any]) -> tuple[Look | None, Any]:
         looked = look((*operands, *options.values()))
         return looked, looked and (problem, looked.facts, *options)
-
-    def _prepare_alike(self, problem: P, options: dict[str, Any], *operands: Any) -> tuple[Launch, ...]:
-        return self.prepare(problem, *operands, **options)
 
 
 class ExampleCall(NamedTuple):

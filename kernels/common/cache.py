@@ -15,12 +15,13 @@ from .operands import Limit, Operand, among
 from .rules import MAX_NEXT
 
 BLOCK_SIZES = (1, *range(16, 257, 16))  # the engines': ATOM's 16, 64 of most, 256 of aiter and of vLLM on ROCm
+BLOCK_WORDS = f"1 or a multiple of 16 up to {BLOCK_SIZES[-1]}"
 LAYOUTS = {"flat": 1, "preshuffled": 16}  # and the keys of a tile
 PACKET = 16  # bytes of a key that lie together in any layout
 SCALE_BYTES = 4
 
 # A dimension "D + 4" is a key's bytes with those of its scale.
-CACHE = Operand((("num_blocks", "block", 1, "D + 4"),), (torch.uint8,), (among("block", BLOCK_SIZES),))
+CACHE = Operand((("num_blocks", "block", 1, "D + 4"),), (torch.uint8,), (among("block", BLOCK_SIZES, BLOCK_WORDS),))
 NEXT = Limit("next_n", 1, MAX_NEXT)
 LENGTHS = Operand((("B",), ("B", "next_n")), (torch.int32,), (NEXT,))
 TABLE = Operand((("B", "max_blocks"),), (torch.int32,))

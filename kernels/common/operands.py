@@ -27,25 +27,26 @@ I = TypeVar("I", bound=tuple[Any, ...])  # noqa: E741 - the inputs of an operati
 
 
 class Limit(NamedTuple):
-    """The sizes that a named dimension may have: those from ``low`` to ``high``, or only some of them."""
+    """The sizes that a named dimension may have: those from ``low`` to ``high``, or only some, which ``words`` may describe."""
 
     name: str
     low: int
     high: int = 2**63 - 1
     among: tuple[int, ...] = ()
+    words: str = ""
 
     def __str__(self) -> str:
         if self.among:
-            return f"{self.name} in {self.among}"
+            return f"{self.name} {self.words or f'in {self.among}'}"
         return f"{self.name} {self.low} or more" if self.high == 2**63 - 1 else f"{self.name} from {self.low} to {self.high}"
 
     def allows(self, size: int) -> bool:
         return bool(self.low <= size <= self.high and (not self.among or size in self.among))
 
 
-def among(name: str, sizes: tuple[int, ...]) -> Limit:
-    """The limit of a dimension that has only these sizes."""
-    return Limit(name, min(sizes), max(sizes), sizes)
+def among(name: str, sizes: tuple[int, ...], words: str = "") -> Limit:
+    """The limit of a dimension that has only these sizes, which ``words`` may describe."""
+    return Limit(name, min(sizes), max(sizes), sizes, words)
 
 
 class Derived(NamedTuple):
@@ -154,7 +155,7 @@ class Operands(Generic[I]):
         sizes = (*chain.from_iterable(shapes), 1, 2)
         if line.derived:
             sizes += tuple([size(*[sizes[place] for place in places]) for size, places in line.derived])
-        for place, (_, low, high, some) in line.limits:  # Limit.allows, without a call
+        for place, (_, low, high, some, _) in line.limits:  # Limit.allows, without a call
             if not low <= sizes[place] <= high or (some and sizes[place] not in some):
                 return False
         return line.same(sizes) == sizes and not (constant and transformed())

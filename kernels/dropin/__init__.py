@@ -5,14 +5,21 @@
     dropin.install("aiter")  # ATOM, vLLM and SGLang on ROCm now run capgate's kernels where they call aiter's
     dropin.uninstall("aiter")
 
-========== ===================================================================================================
+========== ===============================================================================================================
 drop-in    functions
-========== ===================================================================================================
-aiter      fp8_mqa_logits, deepgemm_fp8_paged_mqa_logits
+========== ===============================================================================================================
+aiter      fp8_mqa_logits, deepgemm_fp8_paged_mqa_logits, indexer_k_quant_and_cache, cp_gather_indexer_k_quant_cache,
+           top_k_per_row_prefill, top_k_per_row_decode
 deep_gemm  fp8_mqa_logits; fp8_fp4_mqa_logits with get_mqa_logits_metadata; fp8_paged_mqa_logits and
            fp8_fp4_paged_mqa_logits with get_paged_mqa_logits_metadata
-vllm_rocm  rocm_fp8_mqa_logits, rocm_fp8_paged_mqa_logits
-========== ===================================================================================================
+flashinfer top_k_page_table_transform, top_k_ragged_transform
+sglang     topk_transform_paged, topk_transform_paged_v2, topk_transform_ragged_v2, and sgl_kernel's fast_topk_v2,
+           fast_topk_transform_fused, fast_topk_transform_ragged_fused
+vllm       torch.ops._C_cache_ops.indexer_k_quant_and_cache, torch.ops._C_cache_ops.cp_gather_indexer_k_quant_cache,
+           torch.ops._C.top_k_per_row_prefill, torch.ops._C.top_k_per_row_decode
+vllm_rocm  rocm_fp8_mqa_logits, rocm_fp8_paged_mqa_logits, indexer_k_quant_and_cache_triton,
+           cp_gather_indexer_k_quant_cache_triton
+========== ===============================================================================================================
 
 Each is a module of this package too, for callers that would rather import it: ``from capgate.kernels.dropin import deep_gemm``.
 

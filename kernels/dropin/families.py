@@ -71,6 +71,11 @@ def _modules(*names: str) -> tuple[Site, ...]:
     return tuple(map(Site, names))
 
 
+def _alone(*functions: str, sites: tuple[Site, ...]) -> tuple[Family, ...]:
+    """A family of each function."""
+    return tuple(Family((function,), sites) for function in functions)
+
+
 # vLLM's wrappers call globals, which _lazy_init copies once from the DeepGEMM that it finds.
 _DEEP_GEMM = (
     *_modules("deep_gemm", "sgl_deep_gemm", "vllm.third_party.deep_gemm"),
@@ -82,6 +87,7 @@ _PAGED_SCHEDULE = Schedule(
     re.compile(r"^(?!.*metadata).*paged_mqa_logits"),
     re.compile(r"\bschedule_?meta"),
 )
+_VLLM_CACHE = (Site("vllm._custom_ops", "torch.ops._C_cache_ops.{}"),)
 _VLLM_ROCM = _modules("vllm.v1.attention.ops.rocm_aiter_mla_sparse", "vllm.attention.ops.rocm_aiter_mla_sparse")
 
 # Drop-in (a module of this package, with functions of these names) -> its families.
@@ -93,6 +99,9 @@ DROPINS: dict[str, tuple[Family, ...]] = {
             ("deepgemm_fp8_paged_mqa_logits",),
             _modules("aiter.ops.triton.attention.pa_mqa_logits", "aiter.ops.triton.pa_mqa_logits"),
         ),
+        *_alone("top_k_per_row_prefill", "top_k_per_row_decode", sites=_modules("aiter.ops.topk")),
+        Family(("indexer_k_quant_and_cache",), _modules("aiter.ops.cache")),
+        Family(("cp_gather_indexer_k_quant_cache",), _modules("aiter.ops.cache")),
     ),
     # get_num_sms and set_num_sms stay theirs: their matmuls use them too.
     "deep_gemm": (
@@ -105,8 +114,30 @@ DROPINS: dict[str, tuple[Family, ...]] = {
             schedule=_PAGED_SCHEDULE,
         ),
     ),
+    "flashinfer": _alone("top_k_page_table_transform", "top_k_ragged_transform", sites=_modules("flashinfer.topk")),
+    "sglang": (
+        *_alone(
+            "topk_transform_paged_v2",
+            "topk_transform_ragged_v2",
+            "topk_transform_paged",
+            sites=_modules("sglang.kernels.ops.attention.dsv4.topk"),
+        ),
+        *_alone(
+            "fast_topk_v2",
+            "fast_topk_transform_fused",
+            "fast_topk_transform_ragged_fused",
+            sites=_modules("sgl_kernel.top_k", "sgl_kernel"),
+        ),
+    ),
     "vllm_rocm": (
         Family(("rocm_fp8_mqa_logits",), _VLLM_ROCM),
         Family(("rocm_fp8_paged_mqa_logits",), _VLLM_ROCM),
+        Family(("indexer_k_quant_and_cache_triton",), _VLLM_ROCM),
+        Family(("cp_gather_indexer_k_quant_cache_triton",), _VLLM_ROCM),
+    ),
+    "vllm": (
+        Family(("indexer_k_quant_and_cache",), _VLLM_CACHE),
+        Family(("cp_gather_indexer_k_quant_cache",), _VLLM_CACHE),
+        *_alone("top_k_per_row_prefill", "top_k_per_row_decode", sites=(Site("vllm._custom_ops", "torch.ops._C.{}"),)),
     ),
 }

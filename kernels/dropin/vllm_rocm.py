@@ -1,4 +1,4 @@
-"""vLLM's signatures for the MQA logits on ROCm, over this package's functions.
+"""vLLM's signatures for the MQA logits and their key cache on ROCm, over this package's functions.
 
 vLLM has them in ``vllm.v1.attention.ops.rocm_aiter_mla_sparse``. Errors that this package's functions raise use their own
 argument names.
@@ -13,12 +13,15 @@ from capgate import compat
 
 from .. import mqa_logits, paged_mqa_logits
 from ..common.cache import CACHE
-from ..common.checks import check_integer, pair_of
+from ..common.checks import check_choice, check_integer, check_strided, pair_of
 from ..common.operands import Operands
 from ..paged_mqa_logits.operands import QUERIES
+from .cached_keys import gather, write
 from .caches import mask_drafts, of_queries
+from .families import NotServed
 
 WORKSPACES = "vllm.v1.worker.workspace"
+LAYOUTS = {"NORMAL": "flat", "SHUFFLE": "preshuffled"}  # vLLM's names, and ours
 
 
 class _Paged(NamedTuple):
@@ -99,6 +102,58 @@ def rocm_fp8_paged_mqa_logits(
     if workspaces is not None and context_lens.ndim == 1:
         mask_drafts(logits, context_lens, next_n)
     return logits
+
+
+def indexer_k_quant_and_cache_triton(
+    k: torch.Tensor,
+    kv_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    quant_block_size: int,
+    scale_fmt: str,
+    block_tile_size: int = 16,
+    head_tile_size: int = 16,
+) -> None:
+    """Quantise keys into their slots of a paged cache; see :func:`.cached_keys.write`.
+
+    kv_cache : [num_blocks, block, W], uint8, in tiles where a block has more than one key. Where keys are e4m3fnuz the largest
+        value of each becomes 240, and not 224 as in vLLM's own: whoever reads a key reads its scale too.
+    block_tile_size, head_tile_size : keys of a tile, and bytes of each in a packet. NotServed for other than 16.
+    """
+    _check_tiles(block_tile_size, head_tile_size)
+    write(k, kv_cache, slot_mapping, quant_block_size, scale_fmt, _layout(kv_cache, None))
+
+
+def cp_gather_indexer_k_quant_cache_triton(
+    k_cache: torch.Tensor,
+    k_fp8: torch.Tensor,
+    k_fp8_scale: torch.Tensor,
+    block_table: torch.Tensor,
+    cu_seqlen: torch.Tensor,
+    token_to_seq: torch.Tensor,
+    block_tile_size: int = 16,
+    head_tile_size: int = 16,
+    cache_layout: str | None = None,
+) -> None:
+    """Copy the first keys of several requests side by side; see :func:`.cached_keys.gather`.
+
+    token_to_seq : not looked at: ``cu_seqlen`` says the same
+    cache_layout : "NORMAL" for a flat cache, "SHUFFLE" for one in tiles; None for tiles where a block has more than one key
+    """
+    _check_tiles(block_tile_size, head_tile_size)
+    gather(k_cache, k_fp8, k_fp8_scale, block_table, cu_seqlen, _layout(k_cache, cache_layout))
+
+
+def _check_tiles(block_tile_size: int, head_tile_size: int) -> None:
+    if (block_tile_size, head_tile_size) != (16, 16):
+        raise NotServed("tiles of other than 16 keys by 16 bytes")
+
+
+def _layout(kv_cache: torch.Tensor, named: str | None) -> str:
+    if named is None:
+        several = check_strided("kv_cache", kv_cache).ndim > 1 and kv_cache.shape[1] > 1
+        return LAYOUTS["SHUFFLE" if several else "NORMAL"]
+    check_choice("cache_layout", named, tuple(LAYOUTS))
+    return LAYOUTS[named]
 
 
 def holds_tiles(caps: compat.Capabilities, block: int, compress_ratio: int) -> bool:

@@ -29,7 +29,7 @@ def quantize_keys_to_cache(
         Keys; D is 32, 64 or 128.
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
         The cache, written in place. The bytes of a block are flat: block * D of keys, then block * 4 of float32 scales.
-        ``stride(0)`` may be larger than that. block is 1, or a multiple of 16 up to 256.
+        ``stride(0)`` may be larger than that. block is 1 or a multiple of 16 up to 256.
     slot_mapping : torch.Tensor, shape (T,), int32 or int64
         Slot ``s`` is position ``s % block`` of block ``s // block``. A key whose slot is negative, or past the cache, is
         skipped. Where two keys have the same slot, either may win. Neither this nor ``k`` may share memory with the cache.
@@ -71,7 +71,7 @@ def gather_keys(
     Parameters
     ----------
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
-        The cache, laid out as :func:`quantize_keys_to_cache` writes it. block is 1, or a multiple of 16 up to 256; D is 32, 64
+        The cache, laid out as :func:`quantize_keys_to_cache` writes it. block is 1 or a multiple of 16 up to 256, D is 32, 64
         or 128.
     block_table : torch.Tensor, shape (B, max_blocks), int32
         Each request's blocks in order. What lies past a request's keys is not looked at. A block that the cache does not have

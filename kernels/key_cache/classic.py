@@ -113,14 +113,15 @@ def gather_kernel(
     REQUESTS: tl.constexpr,
 ):
     position = tl.program_id(0).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
-    wanted = position < total
     if BETWEEN:
         request, offset = locate_between(position, lens, num_requests, stride_lens, REQUESTS)
-        wanted &= (request >= 0) & (request < num_requests)
-        held = wanted & (offset < limit)
+        of_request = (request >= 0) & (request < num_requests)
+        held = of_request & (offset < limit)
+        wanted = of_request & (position < total)
     else:
         request, offset = locate(position, lens, num_requests, limit, stride_lens, 1, REQUESTS)
         held = request < num_requests
+        wanted = position < total
     page = tl.load(table + request.to(tl.int64) * stride_tb + offset // BLOCK * stride_tk, mask=held & wanted, other=0)
     held &= (page >= 0) & (page < num_blocks)
     page = page.to(tl.int64)

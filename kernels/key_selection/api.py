@@ -160,7 +160,7 @@ def select_paged_keys(
     q : torch.Tensor, shape (B, next_n, H, D), float8_e4m3fn or float8_e4m3fnuz
         Queries, as in :func:`fp8_paged_mqa_logits`. next_n is 1 to 65535, H is 1 to 128, D is 32, 64 or 128.
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
-        Keys and their scales, laid out as there. block is 1, or a multiple of 16 up to 256.
+        Keys and their scales, laid out as there. block is 1 or a multiple of 16 up to 256.
     weights : torch.Tensor, shape (B * next_n, H), float32 or bfloat16
         Weight of each head.
     context_lens : torch.Tensor, shape (B,) or (B, next_n), int32

@@ -257,13 +257,12 @@ def select_keys_kernel(
         source += row * stride_source + (aligned + first).to(tl.int64) * stride
         if places is not None:
             places += row * stride_places + first
-        known_pages = None
         if page_table is not None:
             request = row // ROWS if requests is None else tl.load(requests + row * stride_requests).to(tl.int64)
             known = (request >= 0) & (request < num_requests)
             page_table += tl.where(known, request, 0) * stride_table
-            known_pages = tl.where(known, num_pages, 0)
-        numbering = (places, first_index, page_table, known_pages, stride_pages, PAGE)
+            num_pages = tl.where(known, num_pages, 0)
+        numbering = (places, first_index, page_table, num_pages, stride_pages, PAGE)
         # The last launch has one block, and the compiler can then know that its slots are aligned.
         before = 0 if LAST else block * top_k
         indices += row * stride_indices + before
@@ -275,7 +274,7 @@ def select_keys_kernel(
         if size - skip <= top_k:
             room = top_k if LAST else size - skip
             source += skip * stride
-            skipped = (places, first_index + skip, page_table, known_pages, stride_pages, PAGE)
+            skipped = (places, first_index + skip, page_table, num_pages, stride_pages, PAGE)
             list_all(source, size - skip, stride, skipped, indices, values, room, runs, INDEX)
         else:
             if size <= BLOCK // 4:

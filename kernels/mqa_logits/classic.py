@@ -152,7 +152,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
     (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
     tune, target = tuning(problem), compat.capabilities(problem.device).target
     lanes = max(32, target.warp_size)  # the interpreter has one lane, and no use for short strips
-    strip = 32 // out.itemsize * lanes * tune.num_warps // tune.rows  # two 16-byte stores a lane
+    strip = 8 * lanes * tune.num_warps // tune.rows  # two 16-byte stores a lane, or one of bfloat16
     groups = -(-num_queries // tune.rows)
     tiles = -(-num_keys // tune.block_keys)
     splits = max(1, min(multiprocessors(problem.device) * tune.resident // groups, tiles))

@@ -82,8 +82,7 @@ def mqa_logits_kernel(
     )
     operand: gl.constexpr = gl.DotOperandLayout(0, mfma, 16)
     logits: gl.constexpr = gl.SliceLayout(1, logit_layout(ROWS, PART_KEYS, NUM_WARPS))
-    CELLS: gl.constexpr = 128 // out.dtype.element_ty.primitive_bitwidth  # of 16 bytes
-    filled: gl.constexpr = gl.BlockedLayout([1, CELLS], [1, 64], [NUM_WARPS, 1], [1, 0])
+    filled: gl.constexpr = gl.BlockedLayout([1, 4], [1, 64], [NUM_WARPS, 1], [1, 0])
     copied: gl.constexpr = gl.BlockedLayout([1, 16], [1024 // DIM, DIM // 16], [NUM_WARPS, 1], [1, 0])
     scales_copied: gl.constexpr = gl.BlockedLayout([1], [64], [NUM_WARPS], [0])
     plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
@@ -214,8 +213,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
     q, k, k_scale, weights, starts, ends = inputs
     (num_queries, heads, dim), num_keys = q.shape, k.shape[0]
     tune = tuning(problem)
-    line = 64 * 16 // out.itemsize  # cells that a wave stores at a time
-    strip = max(2 * line * tune.num_warps // tune.rows, line)  # two 16-byte stores a lane, and whole waves
+    strip = max(8 * 64 * tune.num_warps // tune.rows, 256)  # two stores of 4 cells a lane, and whole waves
     groups = -(-num_queries // tune.rows)
     tiles = -(-num_keys // tune.block_keys)
     splits = max(1, min(multiprocessors(problem.device) * tune.resident // groups, tiles))

@@ -7,7 +7,7 @@ import torch
 
 from capgate import compat
 
-from ..common.cache import BLOCK_SIZES, check_address, check_blocks, keys_of
+from ..common.cache import BLOCK_SIZES, BLOCK_WORDS, check_address, check_blocks, keys_of
 from ..common.checks import (
     check_apart,
     check_choice,
@@ -27,7 +27,7 @@ from ..common.torch_ops import register
 from .operands import OPERANDS, SHAPED, Inputs, Shaped
 from .operation import Problem, operation
 
-REPEATS = compat.Repeats(operation)
+REPEATS, SCHEDULE_REPEATS = compat.Repeats(operation), compat.Repeats(scheduling.operation)
 MAX_CONTEXT = 2**30  # so that a position and the end of its tile are 32 bits wide
 
 
@@ -59,7 +59,7 @@ def fp8_paged_mqa_logits(
         Queries; their scale is folded into ``weights``. next_n is 1 to 65535, H is 1 to 128, D is 32, 64 or 128.
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, D + 4), uint8
         Keys in q's dtype and their scales. The bytes of a block are flat: block * D of keys, then block * 4 of float32 scales.
-        ``stride(0)`` may be larger than that. block is 1, or a multiple of 16 up to 256.
+        ``stride(0)`` may be larger than that. block is 1 or a multiple of 16 up to 256.
     weights : torch.Tensor, shape (B * next_n, H), float32 or bfloat16
         Weight of each head; may be negative.
     context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
@@ -151,7 +151,7 @@ def paged_mqa_schedule(
     context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
         As in :func:`fp8_paged_mqa_logits`; next_n is 1 to 65535.
     block_size : int
-        Keys in a block of the cache: 1, or a multiple of 16 up to 256.
+        Keys in a block of the cache: 1 or a multiple of 16 up to 256.
     num_workers : int
         How many workers share the keys, at least 1: what :func:`paged_mqa_workers` says for the calls to come.
     chunk_keys : int
@@ -176,17 +176,28 @@ def paged_mqa_schedule(
     TypeError, ValueError
         An argument is not as above.
     """
-    scheduled.OPERANDS.check((context_lens,), "the schedule")
+    inputs = scheduled.Inputs(context_lens)
+    call = SCHEDULE_REPEATS.call((inputs, out), block_size, num_workers, chunk_keys)
+    if (
+        call is not None
+        and (done := SCHEDULE_REPEATS.launched(call, out, partial(_empty_schedule, inputs, num_workers))) is not None
+    ):
+        return cast(torch.Tensor, done)
+    scheduled.OPERANDS.check(inputs, "the schedule")
     if check_integer("block_size", block_size, 1) not in BLOCK_SIZES:
-        raise ValueError(f"block_size: got {block_size}, needs 1, or a multiple of 16 up to {BLOCK_SIZES[-1]}")
+        raise ValueError(f"block_size: got {block_size}, needs {BLOCK_WORDS}")
     num_workers = check_integer("num_workers", num_workers, 1)
     chunk_keys = _check_among("chunk_keys", chunk_keys, CHUNKS)
     if out is None:
         result: torch.Tensor = torch.ops.capgate.paged_mqa_schedule(context_lens, num_workers, chunk_keys)
-        return result
-    _check_schedule("out", out, num_workers, context_lens.device)
-    torch.ops.capgate.paged_mqa_schedule_out(context_lens, out, chunk_keys)
-    return out
+    else:
+        _check_schedule("out", out, num_workers, context_lens.device)
+        torch.ops.capgate.paged_mqa_schedule_out(context_lens, out, chunk_keys)
+        result = out
+    if call is not None:
+        problem = partial(scheduling.Problem, context_lens.device)
+        SCHEDULE_REPEATS.keep(call, problem, (inputs, result), None, chunk_keys=chunk_keys)
+    return result
 
 
 def paged_mqa_workers(

@@ -185,7 +185,7 @@ def prepare(
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     limit = min(width, block_table.shape[1] * block)
     lanes = max(32, target.warp_size)  # the interpreter has one lane, and no use for short strips
-    strip = 64 // out.itemsize * lanes * tune.num_warps  # four 16-byte stores a lane
+    strip = 16 * lanes * tune.num_warps  # four 16-byte stores a lane, or two of bfloat16
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     strides = (*q.stride(), keys.stride(0), scales.stride(0), *weights.stride(), *lens_strides, *block_table.stride())

@@ -159,8 +159,7 @@ def paged_mqa_logits_kernel(
     )
     operand: gl.constexpr = gl.DotOperandLayout(0, mfma, 16)
     logits: gl.constexpr = gl.SliceLayout(1, logit_layout(ROWS, BLOCK_KEYS, NUM_WARPS))
-    CELLS: gl.constexpr = 128 // out.dtype.element_ty.primitive_bitwidth  # of 16 bytes
-    filled: gl.constexpr = gl.BlockedLayout([1, CELLS], [1, 64], [1, NUM_WARPS], [1, 0])
+    filled: gl.constexpr = gl.BlockedLayout([1, 4], [1, 64], [1, NUM_WARPS], [1, 0])
     copied: gl.constexpr = in_order([BLOCKS, PIECE_KEYS, DIM], 16, NUM_WARPS)
     scales_copied: gl.constexpr = in_order([REPEATS, BLOCKS, PIECE_KEYS], 1, NUM_WARPS)
     line_copied: gl.constexpr = gl.BlockedLayout([1], [64], [NUM_WARPS], [0])
@@ -186,7 +185,7 @@ def paged_mqa_logits_kernel(
             rows = out + row.to(gl.int64) * stride_os
             first = gl.maximum(base, end)
             last = gl.minimum(base + STRIP, width)
-            if last - first == STRIP:  # no column mask, so stores are 16 bytes wide
+            if last - first == STRIP:  # no column mask, so a store has 4 cells
                 fill(rows, gl.multiple_of(base, 16), STRIP, strip_offset, near_strip == 0, stride_on, STRIP, INDEX, filled)
             elif first < last:
                 fill(rows, first, last - first, strip_offset, near_strip == 0, stride_on, STRIP, INDEX, filled)
@@ -323,7 +322,7 @@ def prepare(
     tune = tuning(problem)
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     limit = min(width, block_table.shape[1] * block)
-    strip = 64 // out.itemsize * 64 * tune.num_warps  # four 16-byte stores a lane
+    strip = 16 * 64 * tune.num_warps  # four stores of 4 cells a lane
     groups = -(-next_n // tune.rows)
     splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
     row_lens = context_lens.ndim == 2

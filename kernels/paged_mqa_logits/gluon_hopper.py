@@ -187,7 +187,7 @@ class Queries:
 
 @gluon.constexpr_function
 def spread(rows, heads, bits):
-    """How many places of so many weights lie 128 bytes apart."""
+    """How many places of rows x heads weights fill 128 bytes; 1 where one does."""
     return max(1, 1024 // (rows * heads * bits))
 
 

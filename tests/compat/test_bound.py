@@ -206,12 +206,20 @@ def takes_the_address(problem: str, inputs: Inputs, out: Any, *, columns: int) -
     return compat.Launch(softmax, (1,), (inputs.x, out, inputs.x.data_ptr()), {"COLUMNS": columns})
 
 
+TABLE = torch.arange(4.0)
+
+
+def has_a_table(problem: str, inputs: Inputs, out: Any, *, columns: int) -> compat.Launch:
+    """A kernel that reads a tensor which is no operand."""
+    return compat.Launch(softmax, (1,), (TABLE, out, 1), {"COLUMNS": columns})
+
+
 def no_kernel(problem: str, inputs: Inputs, out: Any, *, columns: int) -> compat.Launch:
     """What is launched is no kernel of Triton's, an autotuner say."""
     return compat.Launch(SimpleNamespace(arg_names=[]), (1,), (), {})
 
 
-@pytest.mark.parametrize("made", [zeros, reads, asks_the_device, takes_the_address, no_kernel])
+@pytest.mark.parametrize("made", [zeros, reads, asks_the_device, takes_the_address, has_a_table, no_kernel])
 def test_what_cannot_be_kept_is_prepared_each_time(machine: Machine, made: Any) -> None:
     kernel = compat.Kernel(made)
     for count in range(1, 5):
@@ -245,6 +253,17 @@ def test_what_lies_between_two_launches_is_new_in_each_call_and_one_for_both(mac
     assert (first[5], second[6]) == (x.data_ptr(), out.data_ptr())
     assert first[6] == second[5]
     assert first[6] not in (x.data_ptr(), out.data_ptr())
+
+
+def test_a_tensor_among_the_options_is_an_operand(machine: Machine) -> None:
+    def prepare(problem: str, x: Any, *, scratch: Any) -> compat.Launch:
+        return compat.Launch(softmax, (1,), (x, scratch[4:], 1), {"COLUMNS": 8})
+
+    kernel = compat.Kernel(prepare)
+    for _ in range(3):
+        x, scratch = torch.empty(8), torch.empty(12)
+        kernel.launch("problem", x, scratch=scratch)
+    assert machine.start.given[-1][5:7] == (x.data_ptr(), scratch.data_ptr() + 16)
 
 
 class Descriptor:

@@ -50,6 +50,11 @@ def integers(*shape: int) -> torch.Tensor:
     return meta(*shape, dtype=torch.int32)
 
 
+def floats(problem: Any) -> tuple[torch.dtype, torch.dtype]:
+    """Of a problem's weights and of its logits."""
+    return getattr(torch, problem.weights_dtype), getattr(torch, problem.logits_dtype)
+
+
 def formats(target: compat.Target) -> tuple[str, ...]:
     """The fp8 format that the target's matrix instructions read, then the one that is converted, if it takes one."""
     return ("float8_e4m3fnuz", "float8_e4m3fn") if target.label == "gfx942" else ("float8_e4m3fn",)
@@ -63,17 +68,19 @@ def dense(target: compat.Target) -> Iterator[Call]:
     kinds += [(heads, 128, "unclean", other, 4096) for other in converted for heads in HEADS]
     kinds += [(100, 128, "clean", native, 4096), (64, 128, "clean", native, 64)]
     kinds += [(heads, 128, mode, native, 64) for heads in HEADS for mode in ("unclean", "compressed")]  # a few rows
+    kinds += [(64, 128, "clean-bf16", native, 4096), (32, 128, "unclean-bf16", native, 4096)]
     for variant in SCORING:
         for heads, dim, mode, dtype, rows in kinds:
             problem = operation.example_problem(target, heads, dim, mode, dtype)
-            fp8, window = getattr(torch, dtype), integers(rows)
-            tensors = (meta(rows, heads, dim, dtype=fp8), meta(8192, dim, dtype=fp8), meta(8192), meta(rows, heads))
+            fp8, window, (weights, logits) = getattr(torch, dtype), integers(rows), floats(problem)
+            keys = (meta(8192, dim, dtype=fp8), meta(8192))
+            tensors = (meta(rows, heads, dim, dtype=fp8), *keys, meta(rows, heads, dtype=weights))
             yield Call(
                 f"fp8_mqa_logits.{variant}.{heads}x{dim}.{mode}.{rows}rows.{dtype}",
                 "fp8_mqa_logits",
                 variant,
                 problem,
-                (DenseInputs(*tensors, window, window), meta(rows, 8192)),
+                (DenseInputs(*tensors, window, window), meta(rows, 8192, dtype=logits)),
                 {"clean_logits": problem.clean_logits, "compressed": problem.compressed},
             )
 
@@ -87,17 +94,18 @@ def paged(target: compat.Target) -> Iterator[Call]:
     kinds += [(heads, 128, "unclean", native, 64, next_n, False) for heads in HEADS for next_n in (2, 3, 8)]
     kinds += [(64, 128, "clean", native, block, 1, False) for block in (1, 16, 32, 128)]
     kinds += [(64, 128, "clean", native, 64, 2, True), (100, 128, "clean", native, 64, 1, False)]
+    kinds += [(64, 128, "clean-bf16", native, 64, 1, False), (32, 128, "unclean-bf16", native, 64, 2, False)]
     for variant in SCORING:
         for heads, dim, mode, dtype, block, next_n, row_lens in kinds:
             aligned = block * (dim + 4) % 16 == 0  # what direct copies and tensor maps need of blocks
             problem = operation.example_problem(target, heads, dim, mode, dtype)._replace(
                 block_size=block, next_n=next_n, direct_keys=aligned, tensor_maps=aligned
             )
-            blocks = 65536 // block
+            blocks, (weights, logits) = 65536 // block, floats(problem)
             inputs = PagedInputs(
                 meta(256, next_n, heads, dim, dtype=getattr(torch, dtype)),
                 meta(blocks, block, 1, dim + 4, dtype=torch.uint8),
-                meta(256 * next_n, heads),
+                meta(256 * next_n, heads, dtype=weights),
                 integers(256, next_n) if row_lens else integers(256),
                 integers(256, blocks),
                 integers(257, 2),
@@ -108,7 +116,7 @@ def paged(target: compat.Target) -> Iterator[Call]:
                 "fp8_paged_mqa_logits",
                 variant,
                 problem,
-                (inputs, meta(256 * next_n, 65536)),
+                (inputs, meta(256 * next_n, 65536, dtype=logits)),
                 {"clean_logits": problem.clean_logits},
             )
 

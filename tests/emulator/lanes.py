@@ -112,9 +112,14 @@ def as_code(read: Reader, code: str) -> Reader:
 def sdwa(instruction: Instruction, accum_offset: int) -> Step:
     name, operands, modifiers = instruction.mnemonic, instruction.operands, instruction.modifiers
     comparison = vector.comparison_of(name) if name.startswith("v_cmp") else None
+    masks = []
     if comparison:
         codes = "u" + comparison[0] * 2
         compute = comparison[1]
+    elif name == "v_cndmask_b32":
+        *operands, choosing = operands
+        masks = [lambda g: vector.read_mask(g, choosing)]
+        codes, compute = "uuu", lambda one, other, chosen: np.where(chosen, other, one)
     elif name in vector.OPERATIONS:
         codes, compute = vector.OPERATIONS[name]
     else:
@@ -126,6 +131,7 @@ def sdwa(instruction: Instruction, accum_offset: int) -> Step:
         operand = operands[1 + number]
         part = selected(reader(operand, "u", accum_offset), modifiers.get(f"src{number}_sel", "DWORD"), operand.sign_extend)
         readers.append(modified(as_code(part, code), operand, code))
+    readers += masks
     if comparison:
 
         def compare(g: Waves) -> None:
@@ -150,7 +156,7 @@ def sdwa(instruction: Instruction, accum_offset: int) -> Step:
             bits = ((bits << np.uint32(left)).view(np.int32) >> left).view(np.uint32)
         np.copyto(g.v[index], bits, where=g.active)
 
-    return vector.valu(instruction, execute, operands[:1], operands, accum_offset)
+    return vector.valu(instruction, execute, operands[:1], instruction.operands, accum_offset)
 
 
 def decode(instruction: Instruction, accum_offset: int) -> Step | None:

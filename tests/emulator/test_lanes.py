@@ -120,6 +120,8 @@ def test_sub_dword_addressing():
     assert np.array_equal(bench.v[5], ((one.astype(np.uint32).view(np.int32) >> 24) + two.astype(np.int64)) % 2**32)
     bits = [[int(bench.waves.s64[wave, 53]) >> lane & 1 for lane in range(64)] for wave in range(2)]
     assert np.array_equal(bits, (one >> 8 & 0xFF) > (two & 0xFF))
+    bench.do("v_cndmask_b32_sdwa v6, v1, v2, vcc dst_sel:WORD_1 dst_unused:UNUSED_PAD src0_sel:DWORD src1_sel:BYTE_1")
+    assert np.array_equal(bench.v[6], (np.where(bits, two >> 8 & 0xFF, one) & 0xFFFF) << 16)
 
 
 def test_lanes_below():

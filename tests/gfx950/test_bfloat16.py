@@ -50,7 +50,7 @@ def test_rows_of_a_new_output_are_filled(variant: str) -> None:
     """By stores of 16 bytes, where they begin at multiples of them."""
     case = Case(windowed([(600, 601), (0, 3), (1290, 1300)], 16, 32, keys=1300), True, aligned=True)
     check_rounding(emulated_mqa.VARIANTS[variant], case)
-    check_rounding(emulated_paged_mqa.VARIANTS[variant], PagedCase(make_call([5, 130]), 1300, True, aligned=True))
+    check_rounding(emulated_paged_mqa.VARIANTS[variant], PagedCase(make_call([5, 130]), 2100, True, aligned=True))
 
 
 @gluon

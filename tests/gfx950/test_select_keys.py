@@ -11,7 +11,7 @@ from capgate.kernels.key_selection.operation import Problem
 from support.emulated_mqa import TARGET
 from support.emulation import emulate
 from support.judge import laid_out, sentinels
-from support.selection import KINDS, expected, make_logits, same
+from support.selection import KINDS, expected, make_logits, placed, same
 
 # Windows of rows of 500 or more: a whole block, a half and a quarter of it, and as few keys as are selected.
 STARTS = torch.tensor([0, 3, 130, 7, 499], dtype=torch.int32)
@@ -27,19 +27,25 @@ def agrees(
     scores: bool,
     num_keys: int | None = None,
     relative: bool = False,
+    offsets: torch.Tensor | None = None,
+    page_table: torch.Tensor | None = None,
+    page_size: int = 1,
 ) -> int:
     """Run the launches of one call and hold what they leave against the expectation; returns how many there were."""
     indices = torch.empty((len(logits), top_k), dtype=torch.int32)
     values = torch.empty((len(logits), top_k)) if scores else None
     options: dict[str, Any] = {"num_keys": num_keys, "relative": relative}
-    launches = classic.prepare(Problem(TARGET, top_k), Inputs(logits, starts, ends), indices, values, **options)
+    inputs = Inputs(logits, starts, ends, offsets, page_table)
+    launches = classic.prepare(Problem(TARGET, top_k), inputs, indices, values, page_size=page_size, **options)
     for launch in launches:
-        written = [tensor for tensor in launch.arguments[4:6] if tensor is not None]
+        names = launch.kernel.arg_names
+        kept = [launch.arguments[names.index(name)] for name in ("indices", "values")]
+        written = [tensor for tensor in kept if tensor is not None]
         for tensor in written:  # with candidates that would be selected first, should the next launch take them for its own
             tensor.fill_(float("nan") if tensor.is_floating_point() else -7)
         emulate(launch, written)
     right, right_values = expected(logits, starts, ends, top_k, **options)
-    assert torch.equal(indices, right)
+    assert torch.equal(indices, placed(right, offsets, page_table, page_size))
     assert values is None or same(values, right_values)
     return len(launches)
 
@@ -81,3 +87,16 @@ def test_compressed_logits() -> None:
     starts = torch.tensor([-4, 0, 30, 150, 90], dtype=torch.int32)
     ends = torch.tensor([60, 200, 110, 300, 90], dtype=torch.int32)
     agrees(make_logits("normal", 5, 77), starts, ends, 30, scores=False, num_keys=200, relative=True)
+
+
+@pytest.mark.parametrize("kind", ["few-values", "nans"])
+def test_bfloat16_logits(kind: str) -> None:
+    agrees(make_logits(kind, 5, 512).bfloat16(), STARTS, ENDS, 60, scores=True)
+
+
+def test_slots_of_a_page_table() -> None:
+    """Of rows that are selected from, of one where equal logits are told apart, and of one that is listed."""
+    offsets = torch.tensor([0, 64, 7, -20, 5], dtype=torch.int32)
+    table = torch.randperm(5 * 6, generator=torch.Generator().manual_seed(0)).view(5, 6).int()
+    table[0, 2] = -1
+    agrees(make_logits("few-values", 5, 512), STARTS, ENDS, 60, scores=False, offsets=offsets, page_table=table, page_size=64)

@@ -3,14 +3,12 @@
 Of large calls some rows are held against the formula. Where cells are -inf, and whether calls repeat, is looked at in all.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
-import pytest
 import torch
 
-from capgate.kernels.dropin import NotServed, deep_gemm
+from capgate.kernels.dropin import deep_gemm
 from capgate.kernels.dropin.deep_gemm import before_2_8
 
 from . import judge
@@ -19,15 +17,6 @@ from .upstream import Decode, Prefill
 REPEATS = 20
 LIMITS = {torch.float32: judge.CALC_DIFF, torch.bfloat16: 3e-5}  # of calc_diff against dequantised inputs
 ROW_BYTES = 1024  # that the distance of rows is a multiple of
-
-
-@contextmanager
-def _served() -> Iterator[None]:
-    """Skips a test of what capgate leaves to DeepGEMM."""
-    try:
-        yield
-    except NotServed as reason:
-        pytest.skip(f"DeepGEMM's to serve: {reason}")
 
 
 def _repeated(call: Callable[[], torch.Tensor], inside: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -49,15 +38,14 @@ def prefill(call: Prefill, dtype: torch.dtype, most: int | None = None) -> None:
     width = int((call.ke - call.ks).max())
     inside = torch.arange(width, device=call.ks.device) < (call.ke - call.ks)[:, None]
     earlier = partial(before_2_8.fp8_fp4_mqa_logits, *operands, logits_dtype=dtype)
-    with _served():
-        clean = _repeated(partial(earlier, clean_logits=True), torch.ones_like(call.outside), dtype)
-        assert torch.equal(clean == float("-inf"), call.outside)
-        call.judge(clean, LIMITS[dtype], most)
-        compressed = _repeated(partial(earlier, clean_logits=False, max_seqlen_k=width), inside, dtype)
-        assert torch.equal(call.spread(compressed, first_key=True), clean)
-        if dtype is torch.float32:
-            current = _repeated(partial(deep_gemm.fp8_fp4_mqa_logits, *operands, width), inside, dtype)
-            assert not ((current != compressed) & inside).any()
+    clean = _repeated(partial(earlier, clean_logits=True), torch.ones_like(call.outside), dtype)
+    assert torch.equal(clean == float("-inf"), call.outside)
+    call.judge(clean, LIMITS[dtype], most)
+    compressed = _repeated(partial(earlier, clean_logits=False, max_seqlen_k=width), inside, dtype)
+    assert torch.equal(call.spread(compressed, first_key=True), clean)
+    if dtype is torch.float32:
+        current = _repeated(partial(deep_gemm.fp8_fp4_mqa_logits, *operands, width), inside, dtype)
+        assert not ((current != compressed) & inside).any()
 
 
 def decode(call: Decode, columns: int, dtype: torch.dtype, most: int | None = None) -> None:
@@ -67,14 +55,13 @@ def decode(call: Decode, columns: int, dtype: torch.dtype, most: int | None = No
     outside = call.outside(columns)
     schedule = deep_gemm.get_paged_mqa_logits_metadata(call.lens, call.block, deep_gemm.get_num_sms())
     rest = (call.cache(), weights.to(dtype), call.lens, call.table, schedule, columns)
-    with _served():
-        if call.lens.ndim == 1:
-            logits = _repeated(partial(deep_gemm.fp8_paged_mqa_logits, call.q_fp8, *rest), ~outside, dtype)
-        else:
-            q = (call.q_fp8, None)
-            earlier = partial(before_2_8.fp8_fp4_paged_mqa_logits, q, *rest, clean_logits=False, logits_dtype=dtype)
-            logits = _repeated(earlier, ~outside, dtype)
-        if call.lens.ndim == 2 and dtype is torch.float32:
+    if call.lens.ndim == 1:
+        logits = _repeated(partial(deep_gemm.fp8_paged_mqa_logits, call.q_fp8, *rest), ~outside, dtype)
+    else:
+        q = (call.q_fp8, None)
+        earlier = partial(before_2_8.fp8_fp4_paged_mqa_logits, q, *rest, clean_logits=False, logits_dtype=dtype)
+        logits = _repeated(earlier, ~outside, dtype)
+        if dtype is torch.float32:
             current = _repeated(partial(deep_gemm.fp8_fp4_paged_mqa_logits, q, *rest), ~outside, dtype)
             assert not ((current != logits) & ~outside).any()
     call.judge(logits.masked_fill(outside, float("-inf")), LIMITS[dtype], most)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from capgate.kernels import dropin
+from capgate.kernels.dropin.sites import slot_at
 
 
 def functions(name: str) -> set[str]:
@@ -15,22 +16,23 @@ def functions(name: str) -> set[str]:
 
 
 def homes(name: str) -> dict[str, tuple[str, ...]]:
-    """The modules that each function of a drop-in may be a global of."""
+    """The modules that each function of a drop-in may be reached from."""
     found: dict[str, tuple[str, ...]] = {}
     for family in dropin.DROPINS[name]:
-        modules = tuple(site.module for site in family.sites if site.path == "{}")
+        modules = tuple(site.module for site in family.sites if not site.waits)
         found |= dict.fromkeys(family.names, modules)
     return found
 
 
 def held(name: str) -> dict[tuple[str, str], Any]:
-    """What now stands where a drop-in's functions do, by module and function."""
-    return {
-        (home, function): vars(sys.modules[home])[function]
-        for function, modules in homes(name).items()
-        for home in modules
-        if home in sys.modules and function in vars(sys.modules[home])
-    }
+    """What now stands where a drop-in's functions do, by what holds it, a module or a namespace in it, and function."""
+    found = {}
+    for family in dropin.DROPINS[name]:
+        for site in family.sites:
+            for function in family.names if site.module in sys.modules and not site.waits else ():
+                if slot := slot_at(sys.modules[site.module], site.path.format(function)):
+                    found[f"{site.module}.{site.path}".removesuffix(".{}"), function] = slot.value
+    return found
 
 
 def ours(name: str, function: str) -> Any:

@@ -109,4 +109,4 @@ def limits(row: Operand) -> Iterator[str]:
         if name in made and sizes and not name.isidentifier():
             name, sizes = made[name].name, tuple(map(made[name].size, sizes))
         bounds = f"{limit.low} or more" if limit.high == 2**63 - 1 else f"{limit.low} to {limit.high}"
-        yield f"{name} is {either(list(map(str, sizes))) if sizes else bounds}"
+        yield f"{name} is {limit.words or (either(list(map(str, sizes))) if sizes else bounds)}"

@@ -63,6 +63,7 @@ def expected(
     key = column if num_keys is None else column + start
     inside = (key >= start) & (key >= 0) & (key < ends[:, None]) & (key < (columns if num_keys is None else num_keys))
 
+    logits = logits.float()
     bits = logits.contiguous().view(torch.int32).long()
     order = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # -0 and 0 are both 0
     order = torch.where(logits.isnan(), 2**31, order)
@@ -76,6 +77,26 @@ def expected(
     padded = torch.nn.functional.pad(key - first, (0, 1), value=-1)
     scores = torch.nn.functional.pad(logits, (0, 1), value=-INF)
     return padded.gather(1, chosen).int(), scores.gather(1, chosen)
+
+
+def placed(
+    indices: torch.Tensor,
+    offsets: torch.Tensor | None,
+    page_table: torch.Tensor | None,
+    page_size: int = 1,
+    requests: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What indices, one by one, become with offsets, and as slots of a page table."""
+    found = indices.clone()
+    for row, column in (indices >= 0).nonzero().tolist():
+        index = int(indices[row, column]) + (0 if offsets is None else int(offsets[row]))
+        if page_table is not None:
+            request, page = (row if requests is None else int(requests[row])), index // page_size
+            there = index >= 0 and 0 <= request < page_table.shape[0] and page < page_table.shape[1]
+            entry = int(page_table[request, page]) if there else -1
+            index = entry * page_size + index % page_size if entry >= 0 else -1
+        found[row, column] = index
+    return found
 
 
 def same(scores: torch.Tensor, others: torch.Tensor) -> bool:

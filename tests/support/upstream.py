@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import indent
 
 import torch
 
@@ -59,7 +60,26 @@ FILES = {
     "deep_gemm/__init__.py": INTERMEDIATE,
     "sgl_deep_gemm/__init__.py": SGL,
     "vllm/third_party/deep_gemm/__init__.py": CURRENT,
-    ROCM: ("rocm_fp8_mqa_logits", "rocm_fp8_paged_mqa_logits"),
+    "aiter/ops/cache.py": ("indexer_k_quant_and_cache", "cp_gather_indexer_k_quant_cache"),
+    "aiter/ops/topk.py": ("top_k_per_row_prefill", "top_k_per_row_decode"),
+    "flashinfer/topk.py": ("top_k_page_table_transform", "top_k_ragged_transform"),
+    "sgl_kernel/top_k.py": ("fast_topk_v2", "fast_topk_transform_fused", "fast_topk_transform_ragged_fused"),
+    "sglang/kernels/ops/attention/dsv4/topk.py": (
+        "topk_transform_paged",
+        "topk_transform_paged_v2",
+        "topk_transform_ragged_v2",
+    ),
+    ROCM: (
+        "rocm_fp8_mqa_logits",
+        "rocm_fp8_paged_mqa_logits",
+        "indexer_k_quant_and_cache_triton",
+        "cp_gather_indexer_k_quant_cache_triton",
+    ),
+}
+# vLLM's operators by their namespaces in torch.ops, which vllm/_custom_ops.py looks them up in.
+OPERATORS = {
+    "_C": ("top_k_per_row_prefill", "top_k_per_row_decode"),
+    "_C_cache_ops": ("indexer_k_quant_and_cache", "cp_gather_indexer_k_quant_cache"),
 }
 PACKAGES = ("aiter", "atom", "deep_gemm", "flashinfer", "sgl_deep_gemm", "sgl_kernel", "sglang", "vllm")
 
@@ -68,6 +88,11 @@ def write_packages(folder: Path, files: dict[str, tuple[str, ...]] | None = None
     """Packages with these files, each with functions that fail when they are called: names, or names with their parameters."""
     for name, functions in (FILES if files is None else files).items():
         write_module(folder / name, "\n".join(map(failing, functions)))
+    if files is None:
+        spaces = [f"class {name}:\n" + indent("\n".join(map(failing, found)), "    ") for name, found in OPERATORS.items()]
+        held = f"SimpleNamespace({', '.join(f'{name}={name}' for name in OPERATORS)})"
+        source = ["from types import SimpleNamespace", *spaces, f"torch = SimpleNamespace(ops={held})"]
+        write_module(folder / "vllm/_custom_ops.py", "\n".join(source))
 
 
 def failing(function: str) -> str:

@@ -119,7 +119,7 @@ def fill(out, base, width, row_offset, wanted, stride_on, STRIP: gl.constexpr, I
 def fill_strip(
     out, strip, first, last, row_offset, wanted, stride_on, STRIP: gl.constexpr, INDEX: gl.constexpr, LAYOUT: gl.constexpr
 ):
-    """One of the whole strips of columns [0, first) and from last on: no column mask, so stores are 16 bytes wide."""
+    """One of the whole strips of columns [0, first) and from last on: no column mask, so a store has 4 cells."""
     base = gl.multiple_of(strip_base(strip, first, last, STRIP), 16)
     fill(out, base, STRIP, row_offset, wanted, stride_on, STRIP, INDEX, LAYOUT)
 

@@ -92,6 +92,20 @@ def test_an_mbarriers_memory_is_nobody_elses_while_it_is_valid(result: dict[str,
     assert result["faults"] == []
 
 
+@pytest.mark.parametrize("bits", [32, 16])
+@pytest.mark.parametrize("next_n", [1, 2, 8])
+@pytest.mark.parametrize("heads", [4, 32, 64, 128])
+def test_the_copy_engine_writes_a_request_s_weights_to_a_multiple_of_128_bytes(heads: int, next_n: int, bits: int) -> None:
+    """It takes no other address; 16 weights of float32, and 32 of bfloat16, are half as long."""
+    from capgate.kernels.paged_mqa_logits.gluon_hopper import spread, tuning
+    from capgate.kernels.paged_mqa_logits.operation import example
+
+    tune = tuning(example("cuda:90")._replace(heads=heads, next_n=next_n))
+    step = spread(tune.rows, tune.columns // tune.rows, bits) * tune.columns * bits // 8
+    assert step % 128 == 0
+    assert step == max(128, tune.columns * bits // 8)
+
+
 @kinds
 def test_no_load_left_the_producers_loops(result: dict[str, Any], operation: str, kind: str) -> None:
     """In every lane alike, also where carried_loop_bounds does not hold: what is loaded ahead is loaded for every item."""

@@ -1,12 +1,14 @@
 """aiter's functions over ours: what upstream's own tests do not ask."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from capgate.kernels.dropin import aiter  # noqa: A004 - a library's name
-from support import upstream
+from capgate.kernels.dropin.families import NotServed
+from support import engine_keys, upstream
 
 FN = torch.float8_e4m3fn
 
@@ -127,3 +129,108 @@ def test_nothing_of_the_cache_is_copied(decode: upstream.Decode, preshuffle: boo
     ((read, options),) = given
     assert (read.data_ptr(), read.shape, read.stride(0)) == (cache.data_ptr(), (len(cache), 32, 1, 68), cache.stride(0))
     assert options["layout"] == ("preshuffled" if preshuffle else "flat")
+
+
+# Writers and gathers
+
+
+@pytest.mark.parametrize("preshuffle", [True, False], ids=["tiles", "flat"])
+@pytest.mark.parametrize("scale_fmt", ["ue8m0", "fp32"])
+@pytest.mark.parametrize(("block", "dim"), [(16, 128), (48, 128), (64, 64)])
+def test_keys_are_written_as_aiter_writes_them(block: int, dim: int, scale_fmt: str, preshuffle: bool) -> None:
+    layout = "preshuffled" if preshuffle else "flat"
+    write = partial(aiter.indexer_k_quant_and_cache, preshuffle=preshuffle)
+    engine_keys.check_written(write, layout=layout, scale_fmt=scale_fmt, block=block, dim=dim)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.uint8], ids=str)
+def test_the_caches_dtype_is_the_keys(dtype: torch.dtype) -> None:
+    """A cache of bytes has what the device reads; one key in a block, wider rows, and blocks further apart."""
+    write = aiter.indexer_k_quant_and_cache
+    engine_keys.check_written(write, layout="flat", scale_fmt="ue8m0", block=1, dtype=dtype, tokens=5)
+    engine_keys.check_written(write, layout="flat", scale_fmt="ue8m0", block=16, dtype=dtype, gap=64, width=144)
+
+
+@pytest.mark.parametrize("preshuffle", [True, False], ids=["tiles", "flat"])
+@pytest.mark.parametrize("scale_dtype", [torch.float32, torch.uint8, FN, torch.int16], ids=str)
+@pytest.mark.parametrize("block", [16, 256])
+def test_keys_are_gathered_as_aiter_gathers_them(block: int, scale_dtype: torch.dtype, preshuffle: bool) -> None:
+    layout = "preshuffled" if preshuffle else "flat"
+    gather = partial(aiter.cp_gather_indexer_k_quant_cache, preshuffle=preshuffle)
+    engine_keys.check_gathered(gather, layout=layout, block=block, scale_dtype=scale_dtype)
+    engine_keys.check_gathered(gather, layout=layout, block=block, scale_dtype=scale_dtype, gap=16, width=144)
+
+
+def test_written_gathered_and_read() -> None:
+    """A cache in tiles that ours has written, scored from where it lies, and as gathered."""
+    generator, lens = torch.Generator().manual_seed(0), torch.tensor([70, 33], dtype=torch.int32)
+    k, table = torch.randn(103, 128, generator=generator).bfloat16(), torch.tensor([[4, 0, 7], [2, 5, -1]], dtype=torch.int32)
+    position, request = torch.cat([torch.arange(70), torch.arange(33)]), torch.tensor([0] * 70 + [1] * 33)
+    cache = torch.zeros(8, 32, 132, dtype=torch.uint8).view(FN)
+    slots = table[request, position // 32].long() * 32 + position % 32
+    aiter.indexer_k_quant_and_cache(k, cache, slots, 128, "ue8m0", preshuffle=True)
+    keys, scales = torch.zeros(103, 128).to(FN), torch.zeros(103, 1)
+    sums = torch.tensor([0, 70, 103], dtype=torch.int32)
+    aiter.cp_gather_indexer_k_quant_cache(cache, keys, scales.view(FN), table, sums, preshuffle=True)
+    q, weights = torch.randn(2, 1, 32, 128, generator=generator).to(FN), torch.randn(2, 32, generator=generator)
+    out = torch.full((2, 100), float("-inf"))
+    aiter.deepgemm_fp8_paged_mqa_logits(q, cache.unsqueeze(2), weights, out, lens, table, 100, Preshuffle=True, KVBlockSize=32)
+    dense = aiter.fp8_mqa_logits(q[:, 0], keys, scales, weights, sums[:2], sums[1:])
+    for row, (start, end) in enumerate(((0, 70), (70, 103))):
+        torch.testing.assert_close(out[row, : end - start], dense[row, start:end])
+        assert out[row, end - start :].isneginf().all()
+
+
+WRITE = {
+    "k": torch.zeros(3, 128),
+    "kv_cache": torch.zeros(2, 16, 132).to(FN),
+    "slot_mapping": torch.tensor([0, 1, 2]),
+    "quant_block_size": 128,
+    "scale_fmt": "ue8m0",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"quant_block_size": 64}, NotServed, "keys with several scales"),
+        ({"k": torch.zeros(3, 256)}, NotServed, "keys of other than 32, 64 or 128 dims"),
+        ({"scale_fmt": "mxfp8"}, NotServed, "scales of the format mxfp8"),
+        ({"k": torch.zeros(3, 1, 128)}, ValueError, r"k: got shape \(3, 1, 128\), needs \[T, D\]"),
+        ({"kv_cache": torch.zeros(2, 16, 132)}, TypeError, "kv_cache: got torch.float32, needs torch.uint8 or another type of"),
+        ({"kv_cache": torch.zeros(2, 16, 130).to(FN)}, ValueError, "kv_cache: got shape"),
+        ({"slot_mapping": [0, 1, 2]}, TypeError, "slot_mapping: got list, needs a torch.Tensor"),
+        ({"quant_block_size": 128.0}, TypeError, "quant_block_size: got float, needs an int"),
+        ({"kv_cache": torch.zeros(2, 1, 132).to(FN), "preshuffle": True}, ValueError, "kv_cache: got blocks of 1 keys, needs"),
+    ],
+)
+def test_what_the_writer_does_not_take(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^{message}"):
+        aiter.indexer_k_quant_and_cache(**WRITE | change)
+
+
+GATHER = {
+    "kv_cache": torch.zeros(2, 16, 132).to(FN),
+    "dst_k": torch.zeros(5, 128).to(FN),
+    "dst_scale": torch.zeros(5, 1),
+    "block_table": torch.zeros(2, 3, dtype=torch.int32),
+    "cu_seq_lens": torch.tensor([0, 2, 5], dtype=torch.int32),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"dst_scale": torch.zeros(5, 2)}, NotServed, "keys with several scales"),
+        ({"dst_scale": torch.zeros(5, 3).byte()}, ValueError, r"dst_scale: got shape \(5, 3\) of torch.uint8, needs 4 bytes"),
+        ({"dst_scale": torch.zeros(4, 5).byte().t()}, ValueError, "dst_scale: got strides .*, needs 4 adjacent bytes to a row"),
+        ({"dst_scale": torch.zeros(5, 6).byte()[:, 1:5]}, ValueError, "dst_scale: got strides"),
+        ({"dst_k": torch.zeros(5, 192).to(FN)}, NotServed, "keys of other than 32, 64 or 128 dims"),
+        ({"dst_k": torch.zeros(5, 64).byte()}, NotServed, "keys of 4-bit values"),
+        ({"cu_seq_lens": torch.zeros(2, dtype=torch.int32)}, ValueError, r"cu_lens: got shape \(2,\), needs \[3\]"),
+    ],
+)
+def test_what_the_gather_does_not_take(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    aiter.cp_gather_indexer_k_quant_cache(**GATHER)
+    with pytest.raises(error, match=f"^{message}"):
+        aiter.cp_gather_indexer_k_quant_cache(**GATHER | change)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from capgate.kernels.dropin import DROPINS, aiter, deep_gemm, vllm_rocm  # noqa: A004 - a library's name
+from capgate.kernels.dropin import DROPINS, aiter, deep_gemm, flashinfer, sglang, vllm, vllm_rocm  # noqa: A004 - a library's name
 from support import judge
 
 FN = torch.float8_e4m3fn
@@ -20,6 +20,10 @@ SIGNATURES = {
         "(q_fp8, kv_cache, weights, out_logits, context_lens, kv_indices, max_model_len, Preshuffle=False, KVBlockSize=1, "
         "ChunkK=256, TotalCuCount=None, WavePerEU=2, VarCtxSchedule=None)"
     ),
+    aiter.top_k_per_row_prefill: (
+        "(logits, rowStarts, rowEnds, indices, values, numRows, stride0, stride1, k=2048, stable=False)"
+    ),
+    aiter.top_k_per_row_decode: "(logits, next_n, seqLens, indices, numRows, stride0, stride1, k=2048, stable=False)",
     deep_gemm.fp8_mqa_logits: f"({DENSE}, clean_logits=True, max_seqlen_k=0)",
     deep_gemm.sgl.fp8_mqa_logits: "(q, kv, weights, ks, ke, clean_logits=False, max_seqlen_k=0)",
     deep_gemm.fp8_fp4_mqa_logits: f"({DENSE}, max_seqlen_k, schedule_meta=None)",
@@ -33,6 +37,34 @@ SIGNATURES = {
         f"({DEEP_GEMM_PAGED}, clean_logits=False, logits_dtype=torch.float32, indices=None)"
     ),
     deep_gemm.get_paged_mqa_logits_metadata: "(context_lens, block_kv, num_sms, indices=None)",
+    flashinfer.top_k_page_table_transform: (
+        "(input, src_page_table, lengths, k, row_to_batch=None, deterministic=False, tie_break=0, dsa_graph_safe=False, "
+        "row_starts=None, page_table_row_starts=None, *, page_size=1, out=None, out_raw_indices=None)"
+    ),
+    flashinfer.top_k_ragged_transform: (
+        "(input, offsets, lengths, k, deterministic=False, tie_break=0, dsa_graph_safe=False, row_starts=None)"
+    ),
+    sglang.topk_transform_paged: ("(scores, seq_lens, page_tables, out_page_indices, page_size, out_raw_indices=None)"),
+    sglang.topk_transform_paged_v2: (
+        "(scores, seq_lens, page_tables, out_page_indices, page_size, metadata, out_raw_indices=None)"
+    ),
+    sglang.topk_transform_ragged_v2: "(scores, seq_lens, *, out_offsets, out_indices, row_starts=None)",
+    sglang.fast_topk_v2: "(score, lengths, topk, row_starts=None)",
+    sglang.fast_topk_transform_fused: "(score, lengths, page_table_size_1, cu_seqlens_q, topk, row_starts=None)",
+    sglang.fast_topk_transform_ragged_fused: "(score, lengths, topk_indices_offset, topk, row_starts=None)",
+    vllm.top_k_per_row_prefill: "(logits, rowStarts, rowEnds, indices, numRows, stride0, stride1, topK)",
+    vllm.top_k_per_row_decode: "(logits, next_n, seq_lens, indices, numRows, stride0, stride1, topK)",
+    aiter.indexer_k_quant_and_cache: "(k, kv_cache, slot_mapping, quant_block_size, scale_fmt, preshuffle=False)",
+    aiter.cp_gather_indexer_k_quant_cache: ("(kv_cache, dst_k, dst_scale, block_table, cu_seq_lens, preshuffle=False)"),
+    vllm.indexer_k_quant_and_cache: "(k, kv_cache, slot_mapping, quant_block_size, scale_fmt)",
+    vllm.cp_gather_indexer_k_quant_cache: "(kv_cache, dst_k, dst_scale, block_table, cu_seq_lens)",
+    vllm_rocm.indexer_k_quant_and_cache_triton: (
+        "(k, kv_cache, slot_mapping, quant_block_size, scale_fmt, block_tile_size=16, head_tile_size=16)"
+    ),
+    vllm_rocm.cp_gather_indexer_k_quant_cache_triton: (
+        "(k_cache, k_fp8, k_fp8_scale, block_table, cu_seqlen, token_to_seq, block_tile_size=16, head_tile_size=16, "
+        "cache_layout=None)"
+    ),
     vllm_rocm.rocm_fp8_mqa_logits: "(q, kv, weights, cu_seqlen_ks, cu_seqlen_ke)",
     vllm_rocm.rocm_fp8_paged_mqa_logits: (
         "(q_fp8, kv_cache_fp8, weights, context_lens, block_tables, schedule_metadata, max_model_len, *, compress_ratio=1)"

@@ -210,4 +210,5 @@ print("torch" in loaded(), "aiter" in loaded(), rocm_fp8_mqa_logits.__module__)
     assert first == "[]"
     assert second.split()[:2] == ["True", "False"]
     assert second.split()[2].startswith("capgate.kernels.dropin.vllm_rocm")
-    assert f"drop-in vllm_rocm: capgate's functions are in the place of {ROCM}.rocm_fp8_mqa_logits" in done.stderr
+    assert f"drop-in vllm_rocm: capgate's functions are in the place of {ROCM}." in done.stderr
+    assert f"{ROCM}.rocm_fp8_mqa_logits" in done.stderr

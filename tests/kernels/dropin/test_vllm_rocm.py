@@ -1,6 +1,7 @@
 """vLLM's functions on ROCm over ours: what upstream's own tests do not ask."""
 
 import sys
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 
 from capgate import compat
 from capgate.kernels.dropin import vllm_rocm
-from support import upstream
+from capgate.kernels.dropin.families import NotServed
+from support import engine_keys, upstream
 
 FN = torch.float8_e4m3fn
 
@@ -118,3 +120,30 @@ def test_prefill_is_not_cleaned(monkeypatch: pytest.MonkeyPatch) -> None:
     q, kv = torch.zeros(2, 4, 32).to(FN), (torch.zeros(3, 32).to(FN), torch.zeros(3, 1))
     vllm_rocm.rocm_fp8_mqa_logits(q, kv, torch.zeros(2, 4), torch.zeros(2).int(), torch.ones(2).int())
     assert given == [{"clean_logits": False}]
+
+
+# Writers and gathers
+
+
+@pytest.mark.parametrize("scale_fmt", ["ue8m0", None])
+@pytest.mark.parametrize(("block", "gap"), [(1, 0), (16, 0), (64, 576), (256, 0)])
+def test_keys_are_in_tiles_where_a_block_has_several(block: int, gap: int, scale_fmt: Any) -> None:
+    layout = "flat" if block == 1 else "preshuffled"
+    write, gather = vllm_rocm.indexer_k_quant_and_cache_triton, vllm_rocm.cp_gather_indexer_k_quant_cache_triton
+    engine_keys.check_written(write, layout=layout, scale_fmt=scale_fmt, block=block, gap=gap, dtype=torch.uint8, tokens=5)
+    engine_keys.check_gathered(partial(gather, token_to_seq=None), layout=layout, block=block, gap=gap, scale_dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(("name", "layout"), [("NORMAL", "flat"), ("SHUFFLE", "preshuffled")])
+def test_a_layout_that_is_named(name: str, layout: str) -> None:
+    gather = partial(vllm_rocm.cp_gather_indexer_k_quant_cache_triton, token_to_seq=None, cache_layout=name)
+    engine_keys.check_gathered(gather, layout=layout, block=64, scale_dtype=torch.uint8)
+
+
+def test_what_the_writer_and_the_gather_do_not_take() -> None:
+    cache, slots = torch.zeros(2, 64, 132, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(NotServed, match=r"^tiles of other than 16 keys by 16 bytes$"):
+        vllm_rocm.indexer_k_quant_and_cache_triton(torch.zeros(1, 128), cache, slots, 128, "ue8m0", 32)
+    operands = (torch.zeros(1, 128).to(FN), torch.zeros(1, 1), torch.zeros(1, 1).int(), torch.tensor([0, 1]).int(), None)
+    with pytest.raises(ValueError, match="cache_layout: got 'TILED', needs 'NORMAL' or 'SHUFFLE'"):
+        vllm_rocm.cp_gather_indexer_k_quant_cache_triton(cache, *operands, cache_layout="TILED")

@@ -38,7 +38,7 @@ def test_opcheck(variant: str, return_scores: bool) -> None:
     for max_window in (None, 30):
         arguments = (*call, *NOT_PLACED, 5, return_scores, 2048, max_window, False, 1, variant, variant)
         torch.library.opcheck(torch.ops.capgate.select_keys, arguments)
-    arguments = (*paged.make_call([20, 0, 5], 2)[:5], *NOT_PLACED, 5, return_scores, 20, 2048, 1, variant, variant)
+    arguments = (*paged.make_call([20, 0, 5], 2)[:5], *NOT_PLACED, 5, return_scores, 20, 2048, 1, variant, variant, "flat")
     torch.library.opcheck(torch.ops.capgate.select_paged_keys, arguments)
 
 

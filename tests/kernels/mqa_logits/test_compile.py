@@ -23,6 +23,7 @@ KINDS = {
     "64,128,unclean": (64, 128, "unclean"),
     "64,128,compressed": (64, 128, "compressed"),
     "100,64,clean": (100, 64, "clean"),
+    "64,128,clean-bf16": (64, 128, "clean-bf16"),
 }
 
 # What converts differs from what does not in the loading of keys alone: two kinds will do.

@@ -16,7 +16,7 @@ TARGETS = {
     "hip:gfx950": (160 * 1024, "f8f6f4", ["float8_e4m3fn"]),
     "hip:gfx942": (64 * 1024, "fp8_fp8", ["float8_e4m3fnuz", "float8_e4m3fn"]),
 }
-KINDS = [(64, 128, "unclean"), (32, 128, "clean"), (100, 64, "unclean")]
+KINDS = [(64, 128, "unclean"), (32, 128, "clean"), (100, 64, "unclean"), (64, 128, "clean-bf16")]
 
 
 @pytest.mark.parametrize("target", TARGETS)
