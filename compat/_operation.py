@@ -270,6 +270,7 @@ class Operation(_registry.Registered, Generic[P]):
 
     def explain(self, problem: P | None = None, variant: str | None = None, *, device: Any = None) -> Trace:
         """The full trace of the choice. Without a problem only capabilities and switches are asked, for ``device``."""
+        hash(problem)  # TypeError for what cannot be remembered
         variant = variant or self._named_by_switch()
         if variant is not None and variant not in self.variants:
             raise ValueError(f"variant: {self.name} has no variant {variant!r}; {nearest(variant, self.variants)}")

@@ -25,7 +25,8 @@ class Plan(NamedTuple):
 
     target: Target
     originals: dict[str, Any]  # by function
-    places: dict[tuple[int, str], Place]  # by holder and attribute; those that are ours already left out
+    places: dict[tuple[int, str], Place]  # by holder and attribute
+    changes: bool  # whether one of them is not ours yet
 
 
 def plan_of(name: str, target: Target, slots: dict[str, Slot]) -> Plan:
@@ -38,14 +39,14 @@ def plan_of(name: str, target: Target, slots: dict[str, Slot]) -> Plan:
         original = original_of(slot.value)
         ours = _generation(target, function, original, generations.get(function, (getattr(own, function),)))
         mine = bind(ours, original).function
-        if slot.value is not mine:
-            where = f"{target.module.__name__}.{target.site.path.format(function)}"
-            places[id(slot.holder), slot.attribute] = Place(slot.holder, slot.attribute, original, mine, where)
+        where = f"{target.module.__name__}.{target.site.path.format(function)}"
+        places[id(slot.holder), slot.attribute] = Place(slot.holder, slot.attribute, original, mine, where)
         for holder, attribute in holders(original):
             if (id(holder), attribute) not in sites:  # which have a plan of their own, or are left for a reason
                 where = f"{holder.__name__}.{attribute}"
                 places.setdefault((id(holder), attribute), Place(holder, attribute, original, mine, where))
-    return Plan(target, {function: original_of(slot.value) for function, slot in slots.items()}, places)
+    changes = any(getattr(place.holder, place.attribute) is not place.ours for place in places.values())
+    return Plan(target, {function: original_of(slot.value) for function, slot in slots.items()}, places, changes)
 
 
 def _generation(target: Target, function: str, original: Any, candidates: Sequence[Function]) -> Function:

@@ -20,7 +20,7 @@ def without_their_readers(name: str, plans: Sequence[Plan]) -> dict[Key, str]:
         replaced = {id(original) for plan in good for original in plan.originals.values()}
         for plan in good:
             schedule = plan.target.family.schedule
-            if schedule and plan.places and (left := sorted(set(_left_behind(name, plan, schedule, replaced)))):
+            if schedule and plan.changes and (left := sorted(set(_left_behind(name, plan, schedule, replaced)))):
                 words = f"{', '.join(left)} would go on reading the schedules of {schedule.maker} and need not end on ours"
                 refused[plan.target.key] = words
         if len(good) == len(plans) - len(refused):

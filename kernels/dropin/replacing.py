@@ -158,7 +158,7 @@ def _put(state: _State, plan: Plan) -> None:
     for where, place in plan.places.items():
         setattr(place.holder, place.attribute, place.ours)
         standing[where] = place
-    if plan.places:
+    if plan.changes:
         forget_results([*plan.originals.values(), plan.target.module])
 
 

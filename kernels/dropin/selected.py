@@ -17,7 +17,7 @@ def rows_at(logits: torch.Tensor, num_rows: int, stride0: int, stride1: int) -> 
     if logits.ndim != 2:
         raise ValueError(f"logits: got shape {tuple(logits.shape)}, needs two dimensions")
     if num_rows <= logits.shape[0] and strides == logits.stride():
-        return logits[:num_rows]
+        return first_of(logits, num_rows)
     columns, held = logits.shape[1], logits.untyped_storage().nbytes() // logits.itemsize - logits.storage_offset()
     if num_rows and columns and (needed := (num_rows - 1) * strides[0] + (columns - 1) * strides[1] + 1) > held:
         raise ValueError(
@@ -28,6 +28,8 @@ def rows_at(logits: torch.Tensor, num_rows: int, stride0: int, stride1: int) -> 
 
 def columns_of(name: str, tensor: torch.Tensor, rows: int, top_k: int) -> torch.Tensor:
     """Where to write ``rows`` rows of ``top_k``: the first ones of the caller's tensor."""
+    if isinstance(tensor, torch.Tensor) and tensor.shape == (rows, top_k):
+        return tensor
     check_strided(name, tensor)
     top_k = check_integer("k", top_k, 1)
     if tensor.ndim != 2 or tensor.shape[0] < rows or tensor.shape[1] < top_k:
@@ -35,10 +37,16 @@ def columns_of(name: str, tensor: torch.Tensor, rows: int, top_k: int) -> torch.
     return tensor[:rows, :top_k]
 
 
+def first_of(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """The first ``rows`` of a tensor: itself, where it has no more, for a view takes a microsecond. Others have to refuse what
+    is no tensor of rows."""
+    return tensor[:rows] if isinstance(tensor, torch.Tensor) and tensor.ndim and tensor.shape[0] > rows else tensor
+
+
 def ends_of(lens: torch.Tensor, next_n: int, rows: int) -> torch.Tensor:
     """How many keys each of the first ``rows`` rows sees, where draft t of a request sees ``len - next_n + t + 1``."""
     if next_n == 1:
-        return lens[:rows]
+        return first_of(lens, rows)
     back = torch.arange(1 - next_n, 1, dtype=lens.dtype, device=lens.device)
     return (lens[:, None] + back).flatten()[:rows]
 

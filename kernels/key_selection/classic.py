@@ -178,7 +178,9 @@ def list_all(
     for first in range(0, room, RUNS):
         number = first + tl.arange(0, RUNS)
         exists = number < count
-        index = tl.where(exists, index_of(number, exists, numbering), -1)
+        index = index_of(number, exists, numbering, -1)
+        if numbering[0] is None:
+            index = tl.where(exists, index, -1)
         tl.store(indices + number, index, mask=number < room)
         if values is not None:
             value = tl.load(source + number.to(INDEX) * stride, mask=exists, other=float("-inf"))

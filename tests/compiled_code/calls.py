@@ -12,7 +12,7 @@ import torch
 from capgate import compat
 from capgate.kernels.common.schedule.operands import Inputs as ScheduleInputs
 from capgate.kernels.common.schedule.operation import Problem as Scheduling
-from capgate.kernels.key_cache.operands import Gathered, Written
+from capgate.kernels.key_cache.operands import Between, Gathered, Written
 from capgate.kernels.key_cache.operation import Problem as Caching
 from capgate.kernels.key_selection.operands import Inputs as SelectionInputs
 from capgate.kernels.mqa_logits.operands import Inputs as DenseInputs
@@ -92,14 +92,16 @@ def paged(target: compat.Target) -> Iterator[Call]:
     kinds += [(64, dim, mode, native, 64, 1, False) for dim in DIMS for mode in operation.MODES]
     kinds += [(heads, 128, "unclean", other, 64, 1, False) for other in converted for heads in HEADS]
     kinds += [(heads, 128, "unclean", native, 64, next_n, False) for heads in HEADS for next_n in (2, 3, 8)]
-    kinds += [(64, 128, "clean", native, block, 1, False) for block in (1, 16, 32, 128)]
+    kinds += [(64, 128, "clean", native, block, 1, False) for block in (1, 16, 32, 48, 96, 128, 256)]
     kinds += [(64, 128, "clean", native, 64, 2, True), (100, 128, "clean", native, 64, 1, False)]
     kinds += [(64, 128, "clean-bf16", native, 64, 1, False), (32, 128, "unclean-bf16", native, 64, 2, False)]
+    of_layout = [(*kind, "flat") for kind in kinds]
+    of_layout += [(64, 128, "clean", native, block, 1, False, "preshuffled") for block in (16, 48, 64)]
     for variant in SCORING:
-        for heads, dim, mode, dtype, block, next_n, row_lens in kinds:
+        for heads, dim, mode, dtype, block, next_n, row_lens, layout in of_layout:
             aligned = block * (dim + 4) % 16 == 0  # what direct copies and tensor maps need of blocks
             problem = operation.example_problem(target, heads, dim, mode, dtype)._replace(
-                block_size=block, next_n=next_n, direct_keys=aligned, tensor_maps=aligned
+                block_size=block, next_n=next_n, direct_keys=aligned, tensor_maps=aligned, layout=layout
             )
             blocks, (weights, logits) = 65536 // block, floats(problem)
             inputs = PagedInputs(
@@ -111,13 +113,14 @@ def paged(target: compat.Target) -> Iterator[Call]:
                 integers(257, 2),
             )
             lens = "row_lens" if row_lens else "lens"
+            kept = "" if layout == "flat" else f".{layout}"
             yield Call(
-                f"fp8_paged_mqa_logits.{variant}.{heads}x{dim}.{mode}.block{block}.next{next_n}.{lens}.{dtype}",
+                f"fp8_paged_mqa_logits.{variant}.{heads}x{dim}.{mode}.block{block}.next{next_n}.{lens}.{dtype}{kept}",
                 "fp8_paged_mqa_logits",
                 variant,
                 problem,
                 (inputs, meta(256 * next_n, 65536, dtype=logits)),
-                {"clean_logits": problem.clean_logits},
+                {"clean_logits": problem.clean_logits, "layout": layout},
             )
 
 
@@ -183,6 +186,22 @@ def caching(target: compat.Target) -> Iterator[Call]:
         operands = (cache(dim, block), integers(256, 64), integers(256))
         gathered = (Gathered(*operands), meta(4096, dim, dtype=torch.uint8), meta(4096))
         yield Call(f"gather_keys.classic.{dim}.block{block}", "gather_keys", "classic", problem, gathered, {})
+    operands, tiles = (cache(128, 64), integers(256, 64)), {"layout": "preshuffled"}
+    results = (meta(4096, 128, dtype=torch.uint8), meta(4096))
+    for name, inputs, options in (
+        ("preshuffled", Gathered(*operands, integers(256)), tiles),
+        ("between", Between(*operands, integers(257)), {}),
+        ("between.preshuffled", Between(*operands, integers(257)), tiles),
+    ):
+        yield Call(f"gather_keys.classic.128.block64.{name}", "gather_keys", "classic", problem, (inputs, *results), options)
+    yield Call(
+        "quantize_keys_to_cache.classic.128.block64.bfloat16.float8_e4m3fn.fp32.preshuffled",
+        "quantize_keys_to_cache",
+        "classic",
+        problem,
+        (Written(meta(4096, 128, dtype=bf16), cache(128, 64), meta(4096, dtype=torch.int64)),),
+        {"dtype": fn, "scale_format": "fp32", "layout": "preshuffled"},
+    )
     for lens in (integers(256), integers(256, 2)):
         name = f"paged_mqa_schedule.classic.{lens.ndim}d"
         yield Call(name, "paged_mqa_schedule", "classic", Scheduling(target), (ScheduleInputs(lens), integers(529, 2)), {})

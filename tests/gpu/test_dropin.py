@@ -110,6 +110,25 @@ def test_bug_5_tiles_past_2_to_the_31_bytes(fp8: torch.dtype) -> None:
     call.judge(out)
 
 
+@pytest.mark.parametrize("preshuffle", [True, False], ids=["tiles", "flat"])
+@pytest.mark.parametrize("requests", [129, 256])
+def test_aiters_rows_past_2_to_the_31_bytes(fp8: torch.dtype, requests: int, preshuffle: bool) -> None:
+    """As in aiter's test of offsets: rows 2**20 elements apart, row 512 at byte 2**31, have the bits of a narrow output."""
+    free, _ = torch.cuda.mem_get_info()
+    if free < 6e9:
+        pytest.skip(f"needs 6 GB of GPU memory, {free / 1e9:.1f} GB are free")
+    call = upstream.Decode(DEVICE, requests, 4, 128, 128, 1000, 256, dtype=fp8)
+    cache, outs = call.cache(tiles=preshuffle), []
+    for stride in (2048, 2**20):
+        out = torch.empty(requests * 4, stride, device=DEVICE)[:, :2048]
+        out.fill_(7)
+        operands = (call.q_fp8, cache, call.weights, out, call.lens, call.table, 2048)
+        deepgemm_fp8_paged_mqa_logits(*operands, Preshuffle=preshuffle, KVBlockSize=256)
+        outs.append(out)
+    assert torch.equal(*[out.view(torch.int32) for out in outs])
+    assert (outs[0][:, 0] != 7).all()
+
+
 def test_a_captured_step_replays_while_everything_changes(fp8: torch.dtype) -> None:
     """aiter's, DeepGEMM's and vLLM's decode in one graph, the cache once flat and once in tiles."""
 

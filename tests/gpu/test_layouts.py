@@ -28,7 +28,7 @@ def variant(request: pytest.FixtureRequest, gpu: torch.device) -> str:
 
 def taken(variant: str, call: paged.PagedCall, layout: str) -> None:
     """Skip the test, with the reason, where the variant does not take such a call."""
-    trace = operation.explain(describe(Inputs(*call), False, layout), variant=variant)
+    trace = operation.explain(describe(Inputs(*call), False, layout=layout), variant=variant)
     if trace.variant is None:
         pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == variant))
 

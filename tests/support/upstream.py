@@ -170,11 +170,7 @@ def scored(q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor) -> torch.Ten
 
 
 def judged(
-    logits: torch.Tensor,
-    outside: torch.Tensor,
-    unquantised: torch.Tensor,
-    dequantised: torch.Tensor,
-    limit: float = judge.CALC_DIFF,
+    logits: torch.Tensor, outside: torch.Tensor, unquantised: torch.Tensor, dequantised: torch.Tensor, limit: float
 ) -> None:
     """Upstream's judgement: the same cells are -inf, and calc_diff is small against both kinds of inputs."""
     assert torch.equal(logits == float("-inf"), outside)

@@ -9,7 +9,7 @@ import torch
 
 from ...common.checks import check_integer, check_strided
 from ...key_selection import select_from_logits
-from ..selected import columns_of, ends_of, rows_at
+from ..selected import columns_of, ends_of, first_of, rows_at
 
 
 def top_k_per_row_prefill(
@@ -37,7 +37,7 @@ def top_k_per_row_prefill(
     rows = rows_at(logits, numRows, stride0, stride1)
     out = columns_of("indices", indices, len(rows), k)
     scores = None if values is None else columns_of("values", values, len(rows), k)
-    starts, ends = check_strided("rowStarts", rowStarts)[: len(rows)], check_strided("rowEnds", rowEnds)[: len(rows)]
+    starts, ends = first_of(rowStarts, len(rows)), first_of(rowEnds, len(rows))
     select_from_logits(rows, starts, ends, top_k=k, return_scores=scores is not None, out=out, out_scores=scores)
 
 

@@ -1,6 +1,5 @@
 """Which kinds of operands and of schedules ours serves, of those that DeepGEMM has."""
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -38,7 +37,15 @@ def keys_of(kv: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return k, scale
 
 
-@cache
+_own: dict[torch.device, bool] = {}
+
+
 def has_own_format(device: torch.device) -> bool:
     """Whether the schedules of DeepGEMM's paged kernels are in units of :data:`KEY_TILE` keys on this device, as ours are."""
-    return str(compat.capabilities(device).target) in WITH_OWN_FORMAT
+    if device not in _own:
+        _own[device] = str(compat.capabilities(device).target) in WITH_OWN_FORMAT
+    return _own[device]
+
+
+# What torch.compiler.assume_constant_result sets, without importing the compiler.
+has_own_format._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ import torch
 
 from ...common.checks import check_integer, check_strided
 from ...key_selection import select_from_logits
-from ..selected import columns_of, ends_of, rows_at
+from ..selected import columns_of, ends_of, first_of, rows_at
 
 
 def top_k_per_row_prefill(
@@ -32,7 +32,7 @@ def top_k_per_row_prefill(
     """
     rows = rows_at(logits, numRows, stride0, stride1)
     out = columns_of("indices", indices, len(rows), topK)
-    starts, ends = check_strided("rowStarts", rowStarts)[: len(rows)], check_strided("rowEnds", rowEnds)[: len(rows)]
+    starts, ends = first_of(rowStarts, len(rows)), first_of(rowEnds, len(rows))
     select_from_logits(rows, starts, ends, top_k=topK, relative=True, out=out)
 
 
@@ -59,5 +59,5 @@ def top_k_per_row_decode(
     out = columns_of("indices", indices, len(rows), topK)
     lens = check_strided("seq_lens", seq_lens)
     next_n = check_integer("next_n", next_n, 1)
-    ends = lens.reshape(-1)[: len(rows)] if lens.ndim == 2 else ends_of(lens, next_n, len(rows))
+    ends = first_of(lens.reshape(-1), len(rows)) if lens.ndim == 2 else ends_of(lens, next_n, len(rows))
     select_from_logits(rows, None, ends, top_k=topK, out=out)

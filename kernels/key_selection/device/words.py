@@ -66,13 +66,14 @@ def place_of(word, PLANES: tl.constexpr):
 
 
 @triton.jit
-def index_of(place, exists, numbering):
+def index_of(place, exists, numbering, missing=None):
     """What a logit of the block that ``exists`` is written as, by its place in the block.
 
+    missing : what is read for a candidate that does not exist; anything otherwise
     numbering : (places, first, page table, pages, stride of pages, page size): the places' indices or, where those are None,
         that of the block's first place; and the row of a page table in which an index is looked up, or None
     """
-    index = numbering[1] + place if numbering[0] is None else tl.load(numbering[0] + place, mask=exists)
+    index = numbering[1] + place if numbering[0] is None else tl.load(numbering[0] + place, mask=exists, other=missing)
     if numbering[2] is not None:
         page = index // numbering[5]
         known = exists & (index >= 0) & (page < numbering[3])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from capgate import compat
 from capgate.kernels import fp8_paged_mqa_logits
 from capgate.kernels.dropin import NotServed, deep_gemm, vllm_rocm
+from capgate.kernels.dropin.binding import bind
 from capgate.kernels.dropin.deep_gemm import dense, kinds, paged
 from capgate.kernels.paged_mqa_logits import api
 from support import judge, schedules, upstream
@@ -294,6 +295,26 @@ def test_elsewhere_schedules_are_left_to_the_library(monkeypatch: pytest.MonkeyP
         call.q_fp8, call.cache(), call.weights, call.lens, call.table, nothing, 150, clean_logits=True
     )
     call.judge(logits)
+
+
+@pytest.mark.filterwarnings("error:Dynamo")
+def test_a_step_is_compiled_whole() -> None:
+    """With what stands in the library's place: the schedule, and the logits from it."""
+
+    def fails(*arguments: Any, **keywords: Any) -> None:
+        raise AssertionError
+
+    make = bind(deep_gemm.get_paged_mqa_logits_metadata, fails).function
+    score = bind(deep_gemm.fp8_fp4_paged_mqa_logits, fails).function
+
+    def step(
+        q: torch.Tensor, cache: torch.Tensor, weights: torch.Tensor, lens: torch.Tensor, table: torch.Tensor
+    ) -> torch.Tensor:
+        return score((q, None), cache, weights, lens, table, make(lens, 64, 4), 150)
+
+    call = upstream.Decode("cpu", 3, 2, 32, 64, 100, 64, two_d=True, dtype=FN)
+    logits = torch.compile(step, backend="eager", fullgraph=True)(call.q_fp8, call.cache(), call.weights, call.lens, call.table)
+    call.judge(logits.masked_fill(torch.arange(150) >= call.seen[:, None], -INF))
 
 
 @pytest.mark.parametrize(("rows", "heads", "tiles"), [(0, 32, 0), (1, 32, 1), (9, 32, 3), (9, 64, 5), (2, 256, 2)])

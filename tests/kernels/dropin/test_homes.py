@@ -79,6 +79,8 @@ def test_vllm_s_globals(vllm: Path, monkeypatch: pytest.MonkeyPatch, when: str, 
     assert all(map(is_ours, filled()))
     if when != "imported later":
         assert wrappers()._lazy_init is initialise, "which has done its work"
+    places = {place for one in dropin.states()["deep_gemm"]["taken"] for place in one["places"]}
+    assert places >= {f"vllm.utils.deep_gemm.{name}" for name in engine_sources.VLLM_GLOBALS}
     dropin.uninstall("deep_gemm")
     copy = sys.modules["vllm.third_party.deep_gemm"]
     assert filled() == [copy.fp8_fp4_mqa_logits, copy.fp8_fp4_paged_mqa_logits, copy.get_paged_mqa_logits_metadata]

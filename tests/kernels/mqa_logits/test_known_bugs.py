@@ -260,9 +260,10 @@ def test_bug_12_any_number_of_compute_units_gives_the_same_bits(monkeypatch: pyt
     call, logits, programs = judge.make_call(3, 700, 16, 32, "causal"), [], set()
     for count in (1, 2, 304):
         monkeypatch.setattr(classic, "multiprocessors", lambda device, count=count: count)
-        logits.append(judge.check(call, "classic").view(torch.int32))
-        problem = describe(Inputs(*call), logits[-1], True, False)
-        grid = classic.prepare(problem, Inputs(*call), logits[-1], clean_logits=True, compressed=False).grid
+        out = judge.check(call, "classic")
+        logits.append(out.view(torch.int32))
+        problem = describe(Inputs(*call), out, True, False)
+        grid = classic.prepare(problem, Inputs(*call), out, clean_logits=True, compressed=False).grid
         programs.add(grid)
     assert len(programs) > 1
     assert all(torch.equal(other, logits[0]) for other in logits)

@@ -29,7 +29,7 @@ BAD: dict[str, tuple[dict[str, Callable[[], Any]], type[Exception], str]] = {
     "q-list": ({"q": lambda: [1.0]}, TypeError, "q"),
     "q-three-dimensional": ({"q": lambda: zeros(REQUESTS, HEADS, DIM, dtype=FN)}, ValueError, "q"),
     "q-no-rows": ({"q": lambda: zeros(REQUESTS, 0, HEADS, DIM, dtype=FN)}, ValueError, "q"),
-    "q-nine-rows": ({"q": lambda: zeros(REQUESTS, 9, HEADS, DIM, dtype=FN)}, ValueError, "q"),
+    "q-65536-rows": ({"q": lambda: zeros(REQUESTS, 1, HEADS, DIM, dtype=FN).expand(-1, 65536, -1, -1)}, ValueError, "q"),
     "q-no-heads": ({"q": lambda: zeros(REQUESTS, NEXT_N, 0, DIM, dtype=FN)}, ValueError, "q"),
     "q-too-many-heads": ({"q": lambda: zeros(REQUESTS, NEXT_N, 129, DIM, dtype=FN)}, ValueError, "q"),
     "q-dim-48": ({"q": lambda: zeros(REQUESTS, NEXT_N, HEADS, 48, dtype=FN)}, ValueError, "q"),
