@@ -98,7 +98,8 @@ class _Operators:
 @functools.cache
 def for_deep_gemm() -> None:
     """DeepGEMM's extension modules (sgl-deep-gemm's _C.so, vLLM's _C_extension.abi3.so), which are linked with CUDA."""
-    operators = _Operators("deep_gemm", init=None, shutdown=None, set_num_sms=None, get_num_sms=SMS, set_pdl=None, get_pdl=True)
+    called_at_import = dict.fromkeys(("init", "shutdown", "set_num_sms", "set_pdl", "set_mlopart_callbacks"))
+    operators = _Operators("deep_gemm", **called_at_import, get_num_sms=SMS, get_pdl=True)
     torch.ops.deep_gemm = operators
     load = torch.ops.load_library
     torch.ops.load_library = lambda path: None if "deep_gemm" in Path(path).parts else load(path)
