@@ -37,6 +37,16 @@ SYSTEM_TORCH = "--system-torch"
 WORKERS = ("-n", "auto", "--dist", "worksteal", "--durations=10")  # side by side, one worker a core; then what took longest
 WHOLE = "3.6.0"  # the lane that also runs what says the same with any Triton, and, with Triton hidden, what needs none
 
+# The engines that tests/engines calls, as they were read and tried. Their own dependencies would bring CUDA and a torch for it:
+# what importing takes without a GPU is in the dependency groups engine-NAME of pyproject.toml.
+ENGINES = {
+    "vllm": ["vllm==0.33.0"],
+    "sglang": ["sglang==0.5.23", "sgl-deep-gemm==0.2.3.post2", "flashinfer-python==0.7.2.post1"],
+    "aiter": [],
+}
+DEEP_GEMMS = ("0.2.3.post2", "0.2.5")  # of sgl-deep-gemm: before DeepGEMM 2.8, and after; vLLM takes one before its own copy
+AITER, AITER_COMMIT = "https://github.com/ROCm/aiter", "e4048607a535ace3a2b51ded31b1c8c2d45c0879"  # 22 August 2026
+
 built: list[str] = []  # the wheel of this run of nox
 
 
@@ -126,7 +136,7 @@ def tests(session: nox.Session, triton: str) -> None:
         return
     # Triton decides at import whether it interprets: the kernels' tests run on the CPU, the others as in production.
     parts: dict[str, tuple[list[str], dict[str, str]]] = {
-        "as in production": (["--only=each-triton", "--ignore=tests/kernels"], {}),
+        "as in production": (["--only=each-triton", "--ignore=tests/kernels", "--ignore=tests/engines"], {}),
         "in the interpreter": (["--only=each-triton", "tests/kernels"], {"TRITON_INTERPRET": "1"}),
     }
     if triton == WHOLE:
@@ -142,6 +152,46 @@ def tests(session: nox.Session, triton: str) -> None:
             failed.append(part)
     if failed:
         session.error(f"tests failed: {', '.join(failed)}")
+
+
+def aiter_sources(session: nox.Session) -> str:
+    """The folder of aiter's sources: AITER_SOURCE, a folder or an archive with them, or a clone of its repository."""
+    folder = Path(session.create_tmp()) / "aiter"
+    source = Path(os.environ.get("AITER_SOURCE", folder)).resolve()
+    if source.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.unpack_archive(source, folder)
+        return str(next(folder.glob("**/aiter/__init__.py")).parents[1])
+    if not source.exists():
+        session.run_install("git", "init", "--quiet", str(folder), external=True)
+        session.run_install("git", "-C", str(folder), "fetch", "--depth", "1", AITER, AITER_COMMIT, external=True)
+        session.run_install("git", "-C", str(folder), "checkout", "--quiet", "FETCH_HEAD", external=True)
+    return str(source)
+
+
+@nox.session(default=False)
+@nox.parametrize("engine", [nox.param(name, id=name) for name in ENGINES])
+def engines(session: nox.Session, engine: str) -> None:
+    """Install the drop-ins into a real engine and call it, on the CPU: its own wrappers and callers, against float64."""
+    session.install("--no-compile", wheel(session), *stack(WHOLE), *group("test"), *group(f"engine-{engine}"))
+    path, tritons = [], [WHOLE]
+    if ENGINES[engine]:
+        session.install("--quiet", "--no-compile", "--no-deps", *ENGINES[engine])
+    else:
+        path, tritons = [aiter_sources(session)], [WHOLE, "3.5.1"]
+    environment = {"ENGINE_UNDER_TEST": engine, "TRITON_INTERPRET": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environment["AITER_USE_SYSTEM_TRITON"] = "1"  # without it all of aiter refuses to be imported with Triton 3.5
+    if engine == "vllm":
+        for version in DEEP_GEMMS:
+            folder = Path(session.create_tmp()) / f"sgl-deep-gemm-{version}"
+            if not folder.exists():
+                session.install("--quiet", "--no-deps", "--target", str(folder), f"sgl-deep-gemm=={version}")
+            environment[f"DEEP_GEMM_{version.replace('.', '_')}"] = str(folder)
+    for triton in tritons:
+        others = [beside(session, triton)] if triton != WHOLE else []
+        environment["PYTHONPATH"] = os.pathsep.join([*path, *others])
+        # Other people's code warns of what it likes.
+        session.run("pytest", "-W", "default", *(session.posargs or [f"tests/engines/{engine}"]), env=environment)
 
 
 @nox.session

@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+ENGINES = "tests/engines"
 ANY_TRITON, ONE_LANE = "--only=any-triton", "not one_lane"
 
 
@@ -74,6 +75,30 @@ def test_the_parts_of_a_lane_have_each_test_once(runs: dict[str, list[tuple[str,
     """What one of them leaves out is what the other one is for, and exists."""
     for lane, lines in runs.items():
         production, interpreter = ([option for option in options if "tests/" in option] for options in lines[:2])
-        assert production == [f"--ignore={folder}" for folder in interpreter], lane
+        assert production == [f"--ignore={folder}" for folder in (*interpreter, ENGINES)], lane
         assert interpreter, lane
         assert all((REPOSITORY / folder).is_dir() for folder in interpreter), lane
+
+
+def test_the_engines_are_called_in_sessions_of_their_own(noxfile: dict[str, Any], tmp_path: Path) -> None:
+    """Each folder of tests/engines by one, whose environment names it; a lane would find none of it."""
+    folders = {folder.name for folder in (REPOSITORY / ENGINES).iterdir() if list(folder.glob("test_*.py"))}
+    assert set(noxfile["ENGINES"]) == folders
+    assert not any(
+        ENGINES in option for lines in runs.values() for options in lines for option in options[1:] if "=" not in option
+    )
+    (tmp_path / "aiter").mkdir()
+    for engine in folders:
+        session = mock.MagicMock(posargs=[], cache_dir=str(tmp_path), **{"create_tmp.return_value": str(tmp_path)})
+        noxfile["engines"](session, engine)
+        assert {call.args[-1] for call in session.run.call_args_list} == {f"{ENGINES}/{engine}"}
+        assert {call.kwargs["env"]["ENGINE_UNDER_TEST"] for call in session.run.call_args_list} == {engine}
+
+
+def test_without_an_engine_its_tests_are_skipped_with_the_reason(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", ENGINES]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "ENGINE_UNDER_TEST"))}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 5, done.stdout  # no tests ran
+    for folder in (REPOSITORY / ENGINES).glob("*/test_*.py"):
+        assert f"nox -s 'engines({folder.parent.name})'" in done.stdout

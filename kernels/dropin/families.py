@@ -83,8 +83,8 @@ _DEEP_GEMM = (
 )
 _PAGED_SCHEDULE = Schedule(
     "get_paged_mqa_logits_metadata",
-    # fp8_, fp8_fp4_, bf16_ and more to come; their makers' names say metadata
-    re.compile(r"^(?!.*metadata).*paged_mqa_logits"),
+    # fp8_, fp8_fp4_, bf16_ and more to come; makers' names say metadata, and of what counts a schedule's parts schedule
+    re.compile(r"^(?!.*(?:metadata|schedule)).*paged_mqa_logits"),
     re.compile(r"\bschedule_?meta"),
 )
 _VLLM_CACHE = (Site("vllm._custom_ops", "torch.ops._C_cache_ops.{}"),)

@@ -101,6 +101,6 @@ def test_the_drop_ins_of_the_examples_are_there() -> None:
     """Installing one needs the library; tests/kernels does it with libraries that are made up."""
     from capgate.kernels import dropin
 
-    for page in ("README.md", "docs/engines.md"):
+    for page in ("README.md", "docs/engines/README.md"):
         named = set(re.findall(r'"(\w+)"', example(page, "dropin.install")))
         assert named == set(dropin.DROPINS)
