@@ -17,12 +17,13 @@ class Peer(NamedTuple):
     """One library's function for one operation.
 
     modules : where the function may be; the first that imports and has it is taken
+    functions : what it is called, and was in other versions
     bind : the call for a batch and clean_logits with that module, or None where the library has no such call
     otherwise : the same for versions of the library that refuse the first call
     """
 
     modules: tuple[str, ...]
-    function: str
+    functions: tuple[str, ...]
     bind: Callable[[Any, Any, bool], Call | None]
     otherwise: tuple[Callable[[Any, Any, bool], Call | None], ...] = ()
 
@@ -38,10 +39,10 @@ class Peer(NamedTuple):
             found = ask(partial(_module, name))
             if isinstance(found, Raised):
                 refused.append(found.words)
-            elif found is not None and hasattr(found, self.function):
+            elif found is not None and any(hasattr(found, function) for function in self.functions):
                 return found
             elif found is not None:
-                refused.append(f"{name} has no function {self.function}")
+                refused.append(f"{name} has no function {' or '.join(self.functions)}")
         return Raised("; ".join(refused)) if refused else None
 
 
@@ -57,10 +58,16 @@ def _module(name: str) -> ModuleType | None:
 
 def _deep_gemm(module: Any, batch: Any, clean_logits: bool) -> Call | None:
     operands = (batch.q, (batch.k, batch.k_scale), batch.weights, batch.starts, batch.ends)
+    if not hasattr(module, "fp8_mqa_logits"):  # since 2.8, whose output is always compressed and never cleaned
+        width = batch.max_window or (0 if batch.starts.any() else batch.k.shape[0])
+        current = partial(module.fp8_fp4_mqa_logits, (batch.q, None), *operands[1:], width)
+        return current if width and not clean_logits else None
     return partial(module.fp8_mqa_logits, *operands, clean_logits=clean_logits, max_seqlen_k=batch.max_window or 0)
 
 
 def _deep_gemm_paged(module: Any, batch: Any, clean_logits: bool) -> Call | None:
+    if not hasattr(module, "fp8_paged_mqa_logits"):  # since 2.8, whose output is never cleaned
+        return None if clean_logits else _deep_gemm_paged_by_row(module, batch, clean_logits)
     return _deep_gemm_paged_of(module, batch, batch.context_lens, clean_logits)
 
 
@@ -73,6 +80,8 @@ def _deep_gemm_paged_of(module: Any, batch: Any, context_lens: Any, clean_logits
     q, kv_cache, weights, _, block_table = batch.operands
     schedule = module.get_paged_mqa_logits_metadata(context_lens, kv_cache.shape[1], multiprocessors(q.device))
     arguments = (q, kv_cache, weights, context_lens, block_table, schedule, batch.max_context_len)
+    if not hasattr(module, "fp8_paged_mqa_logits"):
+        return partial(module.fp8_fp4_paged_mqa_logits, (q, None), *arguments[1:])
     return partial(module.fp8_paged_mqa_logits, *arguments, clean_logits=clean_logits)
 
 
@@ -85,17 +94,23 @@ def _tilelang(module: Any, batch: Any, clean_logits: bool) -> Call | None:
     return None if batch.max_window else partial(function, *batch.operands, clean_logits=clean_logits)
 
 
+DEEP_GEMM = ("deep_gemm", "vllm.third_party.deep_gemm")  # vLLM brings a copy
 PEERS: dict[str, dict[str, Peer]] = {
     "fp8_mqa_logits": {
-        "deep_gemm": Peer(("deep_gemm",), "fp8_mqa_logits", _deep_gemm),
+        "deep_gemm": Peer(DEEP_GEMM, ("fp8_mqa_logits", "fp8_fp4_mqa_logits"), _deep_gemm),
         "aiter": Peer(
-            ("aiter.ops.triton.attention.fp8_mqa_logits", "aiter.ops.triton.fp8_mqa_logits"), "fp8_mqa_logits", _aiter
+            ("aiter.ops.triton.attention.fp8_mqa_logits", "aiter.ops.triton.fp8_mqa_logits"), ("fp8_mqa_logits",), _aiter
         ),
         # TileLang's is an example of its repository (examples/deepseek_v32), to be put on PYTHONPATH.
-        "tilelang": Peer(("fp8_lighting_indexer",), "mqa_attn_return_logits_interface", _tilelang),
+        "tilelang": Peer(("fp8_lighting_indexer",), ("mqa_attn_return_logits_interface",), _tilelang),
     },
     "fp8_paged_mqa_logits": {
-        "deep_gemm": Peer(("deep_gemm",), "fp8_paged_mqa_logits", _deep_gemm_paged, (_deep_gemm_paged_by_row,))
+        "deep_gemm": Peer(
+            DEEP_GEMM,
+            ("fp8_paged_mqa_logits", "fp8_fp4_paged_mqa_logits"),
+            _deep_gemm_paged,
+            (_deep_gemm_paged_by_row,),
+        )
     },
     "select_keys": {},
 }

@@ -97,6 +97,34 @@ def test_a_peer_that_wants_other_lengths_gets_them_and_says_what_it_has_not(deep
     assert "not clean_logits" in remark.words
 
 
+class Current(ModuleType):
+    """DeepGEMM 2.8: queries and keys are pairs, rows begin with their windows, and nothing is cleaned."""
+
+    @staticmethod
+    def fp8_fp4_mqa_logits(q, kv, weights, cu_seq_len_k_start, cu_seq_len_k_end, max_seqlen_k, schedule_meta=None):
+        queries, none = q
+        assert none is None
+        operands = (queries, *kv, weights, cu_seq_len_k_start, cu_seq_len_k_end)
+        return fp8_mqa_logits(*operands, clean_logits=False, max_window=max_seqlen_k)
+
+    @staticmethod
+    def get_paged_mqa_logits_metadata(context_lens, block_kv, num_sms, indices=None):
+        assert context_lens.ndim == 2
+        return torch.zeros((num_sms + 1, 2), dtype=torch.int32)
+
+    @staticmethod
+    def fp8_fp4_paged_mqa_logits(q, kv_cache, weights, context_lens, block_table, schedule_meta, max_context_len):
+        return fp8_paged_mqa_logits(q[0], kv_cache, weights, context_lens, block_table, max_context_len=max_context_len)
+
+
+@pytest.mark.parametrize("workload", [PREFILL, DECODE], ids=lambda workload: workload.name)
+def test_deep_gemm_2_8_is_timed_where_it_has_the_call(workload, monkeypatch):
+    monkeypatch.setitem(sys.modules, "deep_gemm", Current("deep_gemm"))
+    asked = plan("reference", "deep_gemm")
+    assert measured(kernel_rows(asked, None, [workload])) == BOTH | {("deep_gemm", False)}
+    assert [remark for remark in asked.remarks if remark.measured] == []
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
@@ -198,7 +226,7 @@ def test_a_difference_counts_the_cells_that_rows_see(workload):
         ("raise AssertionError", "AssertionError: no message"),
         ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
         ("class Panic(BaseException): pass\nraise Panic('rust')", "Panic: rust"),
-        ("def fp8_fp4_mqa_logits(): pass", "deep_gemm has no function fp8_mqa_logits"),
+        ("def fp8_gemm(): pass", "deep_gemm has no function fp8_mqa_logits or fp8_fp4_mqa_logits"),
     ],
 )
 def test_a_library_that_does_not_start_says_why(source, words, tmp_path, monkeypatch):
