@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import triton
 
 from capgate.compat import capabilities
+from emulator.errors import MissingWait
 from support import emulated_mqa, emulated_paged_mqa
 from support.emulated_mqa import TARGET, WINDOWS, Case, execute, prepare, windowed
 from support.emulated_paged_mqa import PagedCase
@@ -13,6 +15,10 @@ from support.steady_loop import check_copies_stay_in_flight, check_steady_loop, 
 BF16 = torch.bfloat16
 gluon = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
 variants = pytest.mark.parametrize("variant", ["classic", pytest.param("gluon_cdna4", marks=gluon)])
+
+
+# The start of a copy to LDS is not held back until a read of the same bytes has been answered. docs/design/paged_mqa_logits.md
+unordered = pytest.mark.xfail(triton.__version__ == "3.8.0", reason="Triton 3.8.0 leaves out a wait", raises=MissingWait)
 
 
 def check_rounding(variant: emulated_mqa.Variant, case: Case | PagedCase) -> None:
@@ -37,10 +43,17 @@ def test_dense_logits(variant: str, windows: str, heads: int, clean_logits: bool
 
 
 @variants
-@pytest.mark.parametrize(
-    ("heads", "next_n", "block", "clean_logits"), [(64, 1, 64, True), (64, 4, 64, False), (100, 3, 16, True)]
-)
+@pytest.mark.parametrize(("heads", "next_n", "block", "clean_logits"), [(64, 1, 64, True), (64, 4, 64, False)])
 def test_paged_logits(variant: str, heads: int, next_n: int, block: int, clean_logits: bool) -> None:
+    check_paged(variant, heads, next_n, block, clean_logits)
+
+
+@pytest.mark.parametrize("variant", ["classic", pytest.param("gluon_cdna4", marks=[gluon, unordered])])
+def test_paged_logits_of_small_blocks(variant: str) -> None:
+    check_paged(variant, 100, 3, 16, True)
+
+
+def check_paged(variant: str, heads: int, next_n: int, block: int, clean_logits: bool) -> None:
     case = PagedCase(without_blocks(make_call([70, 0, 131, 3], next_n, heads, 32, block), 3), 140, clean_logits)
     check_rounding(emulated_paged_mqa.VARIANTS[variant], case)
 
