@@ -69,7 +69,7 @@ def bind(
             values[place] = None  # what it was is not kept alive
         launchers.append(Launcher(kernel, grid, tuple(values), tuple(slots), *parts))
     device = next(part.device for part in parts_of(operands) if isinstance(part, torch.Tensor))
-    return Bound(device, launchers, [_maker(storage, device) for storage in scratch])
+    return Bound(launchers, [_maker(storage, device) for storage in scratch])
 
 
 def _plain(launches: Sequence[Any], compiled: Sequence[Any]) -> bool:

@@ -153,14 +153,10 @@ def parts_of(operands: Iterable[Any]) -> list[Any]:
 
 
 class Bound:
-    """A call whose launches are kept.
+    """A call whose launches are kept."""
 
-    device : of the operands
-    """
-
-    def __init__(self, device: Any, launchers: Sequence[Launcher], scratch: Sequence[Callable[[], Any]]) -> None:
+    def __init__(self, launchers: Sequence[Launcher], scratch: Sequence[Callable[[], Any]]) -> None:
         driver = sys.modules["triton"].runtime.driver.active
-        self.device = device
         self._current_device, self._current_stream = driver.get_current_device, driver.get_current_stream
         self._index = self._current_device()
         self._launchers = launchers

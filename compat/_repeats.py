@@ -21,14 +21,21 @@ class Call(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """What holds of calls that are alike: the capabilities under which their variant was chosen, and their launches.
+    """What holds of calls that are alike: the device's capabilities, under which the variant was chosen, and their launches.
 
+    bound : None where the variant's launches cannot be kept
     extents : bytes of each operand, from its first element to the end of its last one
     """
 
+    device: Any
     caps: Any
-    bound: Bound
+    bound: Bound | None
     extents: tuple[int, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the capabilities are what they were."""
+        return capabilities(self.device) is self.caps
 
 
 class Repeats(Generic[P]):
@@ -73,7 +80,7 @@ class Repeats(Generic[P]):
             kept = self._kept().get(call.key)
         except TypeError:  # an option that cannot be a key: no valid one
             return None
-        if kept is None or capabilities(kept.bound.device) is not kept.caps:
+        if kept is None or kept.bound is None or not kept.holds:
             return None
         addresses = call.addresses
         if out is None and make is not None:
@@ -97,15 +104,20 @@ class Repeats(Generic[P]):
             limit(self._seen)
             self._seen[call.key] = None
             return
+        kept = self._kept()
+        known = kept.get(call.key)
+        if known is not None and known.holds:  # it went the long way for another reason, or always does
+            return
+        looked = look(operands)
+        if looked is None:
+            return
         asked = problem()
         kernel = self._operation.load(self._operation.select(asked, variant))
-        looked = look(operands)
         bound = kernel.kept(asked, *operands, **options) if isinstance(kernel, Kernel) else None
-        if bound is not None and looked is not None:
-            extents = tuple(_extent(*facts[:3]) for facts in looked.facts if is_tensors(facts))
-            kept = self._kept()
-            limit(kept)
-            kept[call.key] = _Kept(capabilities(bound.device), bound, extents)
+        tensors = [facts for facts in looked.facts if is_tensors(facts)]
+        device = tensors[0][3]
+        limit(kept)
+        kept[call.key] = _Kept(device, capabilities(device), bound, tuple(_extent(*facts[:3]) for facts in tensors))
 
     def _kept(self) -> dict[Any, _Kept]:
         """Of the switches in force: under others another variant may be chosen."""

@@ -440,6 +440,17 @@ def test_what_torch_traces_or_transforms_is_not_looked_at(function: Function) ->
     assert function.repeats.call((x,)) is not None
 
 
+def test_a_call_that_is_never_kept_is_asked_about_once(function: Function) -> None:
+    function.operation.variants.pop("kernel")
+    x, asked = torch.empty(2), []
+    for _ in range(5):
+        found = function.repeats.call((x, x), "option")
+        assert found is not None
+        assert function.repeats.launched(found, x) is None
+        function.repeats.keep(found, lambda: asked.append(1) or Problem(x.device), (x, x), None)
+    assert len(asked) == 1
+
+
 def test_a_new_result_is_written(machine: Machine, function: Function) -> None:
     x, out = repeat(function)
     found = function.repeats.call((Inputs(x), out), 8)
