@@ -119,16 +119,26 @@ def check_output(
     check_strided("out", out)
     if out.shape != shape:
         raise ValueError(f"out: got shape {tuple(out.shape)}, needs {list(shape)}")
-    if out.dtype not in dtypes:
-        raise TypeError(f"out: got {out.dtype}, needs {either(dtypes)}")
+    check_memory("out", out, dtypes, device, "q's", "the logits do")
     if dtype not in (dtypes[0], out.dtype):
         raise TypeError(f"out: got {out.dtype} with logits_dtype {dtype}, needs the same; without logits_dtype out's is taken")
-    if out.device != device:
-        raise ValueError(f"out: got device {out.device}, needs q's {device}")
     if _overlaps(out):
         raise ValueError(f"out: got strides {tuple(out.stride())} for shape {list(shape)}, needs cells that do not overlap")
-    if (out.requires_grad and torch.is_grad_enabled()) or (transformed() and differentiated(out)):
-        raise ValueError("out: requires grad, which the logits do not have")
+
+
+def check_memory(
+    name: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...], device: torch.device, whose: str, what: str
+) -> None:
+    """Raise TypeError or ValueError for a tensor of another dtype or device, or one with gradients, that is to be written.
+
+    whose, what : words for the operands that have the device, "q's", and for the result, "the logits do"
+    """
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name}: got {tensor.dtype}, needs {either(dtypes)}")
+    if tensor.device != device:
+        raise ValueError(f"{name}: got device {tensor.device}, needs {whose} {device}")
+    if (tensor.requires_grad and torch.is_grad_enabled()) or (transformed() and differentiated(tensor)):
+        raise ValueError(f"{name}: requires grad, which {what} not have")
 
 
 def _overlaps(out: torch.Tensor) -> bool:

@@ -11,9 +11,8 @@ names.
 import torch
 
 from ..common.checks import check_integer, check_strided
-from ..key_selection import select_from_logits
 from .families import NotServed
-from .selected import select_slots, window
+from .selected import indices_of, select_slots, window
 
 LARGER_INDEX = 2  # of TopKTieBreak
 
@@ -89,9 +88,7 @@ def top_k_ragged_transform(
     :func:`capgate.kernels.select_from_logits`.
     """
     _check_served(input, tie_break)
-    found = select_from_logits(input, *window(lengths, row_starts), top_k=k, relative=True, offsets=offsets)
-    assert isinstance(found, torch.Tensor)  # no scores are asked for
-    return found
+    return indices_of(input, *window(lengths, row_starts), k, relative=True, offsets=offsets)
 
 
 def _check_served(logits: torch.Tensor, tie_break: int) -> None:

@@ -1,6 +1,6 @@
 """Selections as libraries ask for them: logits by address, windows by length, positions beside slots."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -56,6 +56,13 @@ def window(lengths: torch.Tensor, starts: torch.Tensor | None) -> tuple[torch.Te
     return starts, lengths if starts is None else starts + lengths
 
 
+def indices_of(
+    logits: torch.Tensor, starts: torch.Tensor | None, ends: torch.Tensor, top_k: int, **options: Any
+) -> torch.Tensor:
+    """What :func:`capgate.kernels.select_from_logits` returns where no scores are asked for."""
+    return cast(torch.Tensor, select_from_logits(logits, starts, ends, top_k=top_k, **options))
+
+
 def select_slots(
     logits: torch.Tensor,
     starts: torch.Tensor | None,
@@ -77,9 +84,7 @@ def select_slots(
     """
     if positions is None:
         placed: dict[str, Any] = {"relative": relative, "offsets": offsets, "page_table": page_table, "requests": requests}
-        found = select_from_logits(logits, starts, ends, top_k=top_k, page_size=page_size, out=out, **placed)
-        assert isinstance(found, torch.Tensor)  # no scores are asked for
-        return found
+        return indices_of(logits, starts, ends, top_k, page_size=page_size, out=out, **placed)
     select_from_logits(logits, starts, ends, top_k=top_k, relative=True, out=positions)
     first = offsets if relative else starts
     looked_up = positions if first is None else torch.where(positions < 0, -1, positions + first[:, None])

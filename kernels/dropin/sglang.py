@@ -11,7 +11,7 @@ import torch
 
 from ..common.checks import check_strided
 from ..key_selection import select_from_logits
-from .selected import select_slots, window
+from .selected import indices_of, select_slots, window
 
 # --- JIT kernels ------------------------------------------------------------------------------------------------------------
 
@@ -91,9 +91,7 @@ def fast_topk_v2(score: torch.Tensor, lengths: torch.Tensor, topk: int, row_star
     Returns int32 [S, topk], -1 behind a row's last key. Raises TypeError or ValueError as
     :func:`capgate.kernels.select_from_logits`.
     """
-    found = select_from_logits(score, *window(lengths, row_starts), top_k=topk, relative=True)
-    assert isinstance(found, torch.Tensor)  # no scores are asked for
-    return found
+    return indices_of(score, *window(lengths, row_starts), topk, relative=True)
 
 
 def fast_topk_transform_fused(
@@ -130,6 +128,4 @@ def fast_topk_transform_ragged_fused(
     row_starts: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As :func:`fast_topk_v2`, with ``topk_indices_offset``, [S], int32, added to the keys of each row."""
-    found = select_from_logits(score, *window(lengths, row_starts), top_k=topk, relative=True, offsets=topk_indices_offset)
-    assert isinstance(found, torch.Tensor)  # no scores are asked for
-    return found
+    return indices_of(score, *window(lengths, row_starts), topk, relative=True, offsets=topk_indices_offset)

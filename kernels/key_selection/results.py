@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..common.checks import Inputs, check_apart, check_strided, differentiated, transformed
+from ..common.checks import Inputs, check_apart, check_memory, check_strided
 
+WORDS = ("the operands'", "the selection does")
 ALIGNMENT = 16  # bytes: what is read and written in whole vectors begins so
 
 
@@ -79,20 +80,11 @@ def _check(name: str, tensor: torch.Tensor, shape: tuple[int, int], dtype: torch
     apart = rows <= 1 or tensor.stride(0) >= columns
     if tensor.numel() and not (apart and (columns == 1 or tensor.stride(1) == 1)):
         raise ValueError(f"{name}: got strides {tuple(tensor.stride())}, needs rows of adjacent elements that do not overlap")
-    _check_memory(name, tensor, (dtype,), device)
+    check_memory(name, tensor, (dtype,), device, *WORDS)
 
 
 def _check_workspace(workspace: torch.Tensor, device: torch.device) -> None:
     check_strided("workspace", workspace)
     if not workspace.is_contiguous():
         raise ValueError(f"workspace: got strides {tuple(workspace.stride())}, needs a contiguous tensor")
-    _check_memory("workspace", workspace, (torch.uint8, torch.float32), device)
-
-
-def _check_memory(name: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...], device: torch.device) -> None:
-    if tensor.dtype not in dtypes:
-        raise TypeError(f"{name}: got {tensor.dtype}, needs {' or '.join(map(str, dtypes))}")
-    if tensor.device != device:
-        raise ValueError(f"{name}: got device {tensor.device}, needs the operands' {device}")
-    if (tensor.requires_grad and torch.is_grad_enabled()) or (transformed() and differentiated(tensor)):
-        raise ValueError(f"{name}: requires grad, which the selection does not have")
+    check_memory("workspace", workspace, (torch.uint8, torch.float32), device, *WORDS)

@@ -13,6 +13,7 @@ from ..common.checks import (
     check_choice,
     check_flag,
     check_integer,
+    check_memory,
     check_output,
     check_strided,
     check_variant,
@@ -291,10 +292,7 @@ def _check_schedule(name: str, schedule: torch.Tensor, num_workers: int, device:
     check_strided(name, schedule)
     if schedule.shape != (num_workers + 1, 2):
         raise ValueError(f"{name}: got shape {tuple(schedule.shape)}, needs {[num_workers + 1, 2]}")
-    if schedule.dtype != torch.int32:
-        raise TypeError(f"{name}: got {schedule.dtype}, needs torch.int32")
-    if schedule.device != device:
-        raise ValueError(f"{name}: got device {schedule.device}, needs context_lens's {device}")
+    check_memory(name, schedule, (torch.int32,), device, "context_lens's", "schedules do")
     if not schedule.is_contiguous():
         raise ValueError(f"{name}: got strides {tuple(schedule.stride())}, needs it contiguous")
 
