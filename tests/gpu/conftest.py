@@ -14,9 +14,10 @@ import torch
 from capgate.kernels.common.logits import empty_logits
 from capgate.kernels.mqa_logits.api import describe
 from capgate.kernels.mqa_logits.operands import Inputs
-from capgate.kernels.mqa_logits.operation import Problem, operation
+from capgate.kernels.mqa_logits.operation import operation
 from support import judge
 from support.processes import environment
+from support.taking import taken
 
 
 def pytest_runtest_setup() -> None:
@@ -49,15 +50,7 @@ def fp8(gpu: torch.device) -> torch.dtype:
 @pytest.fixture(params=list(operation.variants))
 def variant(request: pytest.FixtureRequest, gpu: torch.device) -> str:
     """Every variant that takes a serving call on this GPU."""
-    return taken(request.param, operation.example(gpu))
-
-
-def taken(variant: str, problem: Problem) -> str:
-    """``variant``, if it takes the problem; otherwise the test skips with its reason."""
-    trace = operation.explain(problem, variant=variant)
-    if trace.variant is None:
-        pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == variant))
-    return variant
+    return taken(operation, operation.example(gpu), request.param)
 
 
 @pytest.fixture
@@ -66,7 +59,7 @@ def take(variant: str) -> Callable[[Any], None]:
 
     def take_call(call: Any) -> None:
         out = empty_logits((call.q.shape[0], call.k.shape[0]), call.q.device)
-        taken(variant, describe(Inputs(*call), out, True, False))
+        taken(operation, describe(Inputs(*call), out, True, False), variant)
 
     return take_call
 
@@ -88,7 +81,7 @@ def check(variant: str) -> Callable[..., torch.Tensor]:
         inputs = Inputs(*call)._replace(k_scale=k_scale)
         problem = describe(inputs, out, clean_logits, max_window is not None)
         keywords = {"clean_logits": clean_logits, "max_window": max_window, "out": out}
-        return judge.check(call, taken(variant, problem), **keywords)
+        return judge.check(call, taken(operation, problem, variant), **keywords)
 
     return check_variant
 

@@ -12,6 +12,7 @@ from capgate.kernels.paged_mqa_logits import api as paged_api
 from capgate.kernels.paged_mqa_logits.operands import Inputs as PagedInputs
 from capgate.kernels.paged_mqa_logits.operation import operation as paged_operation
 from support import judge, paged
+from support.taking import taken
 
 pytestmark = pytest.mark.gpu
 
@@ -86,9 +87,7 @@ def test_nan_stays_nan(variant: str, take: Callable[[object], None], fp8: torch.
 
 def check_paged(variant: str, call: Any, columns: int, out: torch.Tensor, clean_logits: bool = True) -> None:
     """paged.check, where the variant takes such a call."""
-    trace = paged_operation.explain(paged_api.describe(PagedInputs(*call), clean_logits, out.dtype), variant=variant)
-    if trace.variant is None:
-        pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == variant))
+    taken(paged_operation, paged_api.describe(PagedInputs(*call), clean_logits, out.dtype), variant)
     paged.check(call, variant, columns, clean_logits=clean_logits, out=out)
 
 

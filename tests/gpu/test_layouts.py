@@ -9,7 +9,7 @@ from capgate.kernels.paged_mqa_logits.api import describe
 from capgate.kernels.paged_mqa_logits.operands import Inputs
 from capgate.kernels.paged_mqa_logits.operation import operation
 from capgate.kernels.quantize import quantize_keys
-from support import paged
+from support import paged, taking
 
 pytestmark = pytest.mark.gpu
 
@@ -20,17 +20,12 @@ LAYOUTS = ("flat", "preshuffled")
 @pytest.fixture(params=list(operation.variants))
 def variant(request: pytest.FixtureRequest, gpu: torch.device) -> str:
     """Every variant that takes a serving call on this GPU."""
-    trace = operation.explain(operation.example(gpu), variant=request.param)
-    if trace.variant is None:
-        pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == request.param))
-    return request.param
+    return taking.taken(operation, operation.example(gpu), request.param)
 
 
 def taken(variant: str, call: paged.PagedCall, layout: str) -> None:
     """Skip the test, with the reason, where the variant does not take such a call."""
-    trace = operation.explain(describe(Inputs(*call), False, layout=layout), variant=variant)
-    if trace.variant is None:
-        pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == variant))
+    taking.taken(operation, describe(Inputs(*call), False, layout=layout), variant)
 
 
 @pytest.mark.parametrize("block", [16, 48, 64, 96, 112, 192, 256])

@@ -13,7 +13,7 @@ from capgate.kernels.paged_mqa_logits.api import describe
 from capgate.kernels.paged_mqa_logits.operands import Inputs
 from capgate.kernels.paged_mqa_logits.operation import operation
 from capgate.kernels.quantize import FP8_MAX
-from support import paged
+from support import paged, taking
 
 pytestmark = pytest.mark.gpu
 
@@ -24,17 +24,12 @@ cleaning = pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", 
 @pytest.fixture(params=list(operation.variants))
 def variant(request: pytest.FixtureRequest, gpu: torch.device) -> str:
     """Every variant that takes a serving call on this GPU."""
-    trace = operation.explain(operation.example(gpu), variant=request.param)
-    if trace.variant is None:
-        pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == request.param))
-    return request.param
+    return taking.taken(operation, operation.example(gpu), request.param)
 
 
 def taken(variant: str, call: Any, clean_logits: bool = True) -> None:
     """Skip the test, with the reason, where the variant does not take such a call."""
-    trace = operation.explain(describe(Inputs(*call), clean_logits), variant=variant)
-    if trace.variant is None:
-        pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == variant))
+    taking.taken(operation, describe(Inputs(*call), clean_logits), variant)
 
 
 def needs(gigabytes: float) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from capgate.kernels import fp8_mqa_logits, fp8_paged_mqa_logits, select_from_logits, select_keys, select_paged_keys
 from capgate.kernels.key_selection.operation import operation
-from support import judge, paged, selection
+from support import judge, paged, selection, taking
 from support.processes import environment
 
 pytestmark = pytest.mark.gpu
@@ -22,10 +22,7 @@ WINDOWS = ["full", "causal", "suffix", "packed", "ragged", "extreme", "empty"]
 @pytest.fixture(params=list(operation.variants))
 def variant(request: pytest.FixtureRequest, gpu: torch.device) -> str:
     """Every variant of the selection that this GPU can run."""
-    trace = operation.explain(operation.example(gpu), variant=request.param)
-    if trace.variant is None:
-        pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == request.param))
-    return request.param
+    return taking.taken(operation, operation.example(gpu), request.param)
 
 
 def needs(gigabytes: float) -> None:

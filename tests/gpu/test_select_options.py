@@ -9,7 +9,7 @@ import torch
 from capgate.kernels import fp8_mqa_logits, select_from_logits, select_keys
 from capgate.kernels.dropin import aiter, flashinfer, sglang, vllm  # noqa: A004 - a library's name
 from capgate.kernels.key_selection.operation import operation
-from support import judge, selection
+from support import judge, selection, taking
 
 pytestmark = pytest.mark.gpu
 
@@ -19,10 +19,7 @@ INT = torch.int32
 @pytest.fixture(params=list(operation.variants))
 def variant(request: pytest.FixtureRequest, gpu: torch.device) -> str:
     """Every variant of the selection that this GPU can run."""
-    trace = operation.explain(operation.example(gpu), variant=request.param)
-    if trace.variant is None:
-        pytest.skip(next(f"{step.variant}: {step.reason}" for step in trace.steps if step.variant == request.param))
-    return request.param
+    return taking.taken(operation, operation.example(gpu), request.param)
 
 
 def page_table(rows: int, pages: int) -> torch.Tensor:
