@@ -4,13 +4,19 @@ Most tests depend on the Triton under test, and run on each; what checks no Trit
 runs ``--only=each-triton`` in every lane and ``--only=any-triton`` in one of its default lanes, with Triton hidden, so that a
 test that is wrongly declared to need none fails there. Without ``--only`` all of them run. A test that needs a Triton, and
 says the same with any, is marked ``one_lane``: the other lanes deselect it.
+
+A grid of cells that run in Triton's interpreter is marked ``dealt``: both gates run all of its cells, and the forward lanes, with
+``--hand=NUMBER/HANDS``, share them out, so that each cell runs on one of those, too. ``dealt("clean_logits")`` names parameters
+of which every lane has all values: whatever chooses another kernel, mode, dtype, layout or variant. Nothing that is compiled is
+dealt: each Triton compiles all.
 """
 
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +69,28 @@ hypothesis.settings.load_profile("capgate")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--only", choices=("each-triton", "any-triton"), help="which half of the tests: see tests/conftest.py")
+    parser.addoption("--hand", type=hand, metavar="NUMBER/HANDS", help="of tests that are dealt: see tests/conftest.py")
+
+
+def hand(text: str) -> tuple[int, int]:
+    """(number, hands) of "1/3": the first of three."""
+    number, hands = map(int, text.split("/"))
+    if not 1 <= number <= hands:
+        raise ValueError(text)
+    return number, hands
+
+
+def in_hand(cells: Sequence[Mapping[str, Any]], kept: Sequence[str], number: int, hands: int) -> list[int]:
+    """Which of a grid's cells, as the values of their parameters, a hand gets: every so manieth, and the first cell of each
+    value of the ``kept`` parameters that it would lack."""
+    mine = set(range(number - 1, len(cells), hands))
+    for name in kept:
+        held = {repr(cells[place][name]) for place in mine}
+        for place, cell in enumerate(cells):
+            if (value := repr(cell[name])) not in held:
+                held.add(value)
+                mine.add(place)
+    return sorted(mine)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -88,9 +116,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("any_triton")
     only = config.getoption("--only")
     if only:
-        chosen = [item for item in items if (item.get_closest_marker("any_triton") is not None) == (only == "any-triton")]
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
-        items[:] = chosen
+        choose(config, items, [(item.get_closest_marker("any_triton") is not None) == (only == "any-triton") for item in items])
+    if config.getoption("--hand"):
+        choose(config, items, dealt(items, *config.getoption("--hand")))
+
+
+def choose(config: pytest.Config, items: list[pytest.Item], chosen: Sequence[bool]) -> None:
+    config.hook.pytest_deselected(items=[item for item, keep in zip(items, chosen, strict=True) if not keep])
+    items[:] = [item for item, keep in zip(items, chosen, strict=True) if keep]
+
+
+def dealt(items: Sequence[pytest.Item], number: int, hands: int) -> list[bool]:
+    """Which of the tests a hand has: all that are not dealt, and its cells of the others."""
+    chosen, grids = [True] * len(items), defaultdict(list)
+    for place, item in enumerate(items):
+        if item.get_closest_marker("dealt"):
+            grids[item.nodeid.partition("[")[0]].append(place)
+    for places in grids.values():
+        cells = [items[place].callspec.params for place in places]
+        kept = items[places[0]].get_closest_marker("dealt").args
+        mine = set(in_hand(cells, kept, number, hands))
+        for cell, place in enumerate(places):
+            chosen[place] = cell in mine
+    return chosen
 
 
 @pytest.hookimpl(wrapper=True)
