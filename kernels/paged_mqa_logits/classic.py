@@ -116,9 +116,10 @@ def paged_mqa_logits_kernel(
         longest = longest_seen(lens, request, first_row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS, ROWS)
         begin, end = keys_of_share(request, longest, first_request, first_chunk, last_request, last_chunk, CHUNK)
         my_first, past_tile = begin // BLOCK_KEYS + turn, tl.cdiv(end, BLOCK_KEYS)
-        # A request that has no tile here is left out. Triton 3.5.1 places no barrier between what two requests in a row do in
-        # shared memory but those of the tiles: without any, a wave could write where another still reads.
         if my_first < past_tile:
+            # What one request reads in shared memory the next one overwrites. Triton leaves out the barrier in between: 3.5.1
+            # where a request has operands there and no tile, 3.8.0 before the copy of its first tile.
+            tl.debug_barrier()
             query_rows = q + request64 * stride_qb + column_row * stride_qn + near_head * stride_qh
             query = tl.load(query_rows[None, :] + (dim.to(INDEX) * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
             weight_rows = weights + request64 * NEXT_N * stride_ws + column_row * stride_ws + near_head * stride_wh
