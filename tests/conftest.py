@@ -5,10 +5,10 @@ runs ``--only=each-triton`` in every lane and ``--only=any-triton`` in one of it
 test that is wrongly declared to need none fails there. Without ``--only`` all of them run. A test that needs a Triton, and
 says the same with any, is marked ``one_lane``: the other lanes deselect it.
 
-A grid of cells that run in Triton's interpreter is marked ``dealt``: both gates run all of its cells, and the forward lanes, with
-``--hand=NUMBER/HANDS``, share them out, so that each cell runs on one of those, too. ``dealt("clean_logits")`` names parameters
-of which every lane has all values: whatever chooses another kernel, mode, dtype, layout or variant. Nothing that is compiled is
-dealt: each Triton compiles all.
+A grid of cells that run in Triton's interpreter is marked ``dealt``: both gates run all of its cells, and the forward
+lanes, with ``--hand=NUMBER/HANDS``, share them out, so that each cell runs on one of those, too. ``dealt("clean_logits")``
+names the parameters of which every lane has all values: what chooses another kernel, mode, dtype, layout or variant. Nothing
+that is compiled is dealt: each Triton compiles all.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ import hypothesis
 import pytest
 from filelock import FileLock
 
-FOLDER = Path(__file__).parent
 pytest.register_assert_rewrite("support")  # its assertions say what they compared, as those of the tests do
+from support import dealing  # noqa: E402
+
+FOLDER = Path(__file__).parent
 
 # Files whose tests all pass without a Triton. Besides these: every test that is marked, as those that get the reference are.
 ANY_TRITON = {
@@ -69,28 +71,7 @@ hypothesis.settings.load_profile("capgate")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--only", choices=("each-triton", "any-triton"), help="which half of the tests: see tests/conftest.py")
-    parser.addoption("--hand", type=hand, metavar="NUMBER/HANDS", help="of tests that are dealt: see tests/conftest.py")
-
-
-def hand(text: str) -> tuple[int, int]:
-    """(number, hands) of "1/3": the first of three."""
-    number, hands = map(int, text.split("/"))
-    if not 1 <= number <= hands:
-        raise ValueError(text)
-    return number, hands
-
-
-def in_hand(cells: Sequence[Mapping[str, Any]], kept: Sequence[str], number: int, hands: int) -> list[int]:
-    """Which of a grid's cells, as the values of their parameters, a hand gets: every so manieth, and the first cell of each
-    value of the ``kept`` parameters that it would lack."""
-    mine = set(range(number - 1, len(cells), hands))
-    for name in kept:
-        held = {repr(cells[place][name]) for place in mine}
-        for place, cell in enumerate(cells):
-            if (value := repr(cell[name])) not in held:
-                held.add(value)
-                mine.add(place)
-    return sorted(mine)
+    parser.addoption("--hand", type=dealing.hand, metavar="NUMBER/HANDS", help="of tests that are dealt: see tests/conftest.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -135,7 +116,7 @@ def dealt(items: Sequence[pytest.Item], number: int, hands: int) -> list[bool]:
     for places in grids.values():
         cells = [items[place].callspec.params for place in places]
         kept = items[places[0]].get_closest_marker("dealt").args
-        mine = set(in_hand(cells, kept, number, hands))
+        mine = set(dealing.in_hand(cells, kept, number, hands))
         for cell, place in enumerate(places):
             chosen[place] = cell in mine
     return chosen
