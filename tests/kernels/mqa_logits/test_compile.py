@@ -26,6 +26,8 @@ KINDS = {
     "64,128,clean-bf16": (64, 128, "clean-bf16"),
 }
 
+KNOWS_GFX1250 = compat.capabilities("hip:gfx1250")["knows_gfx1250"]
+
 # What converts differs from what does not in the loading of keys alone: two kinds will do.
 CONVERTING = ("64,128,clean", "100,64,clean")
 CASES = [(name, kind) for name in TARGETS for kind in (CONVERTING if name == "gfx942-converting" else KINDS)]
@@ -62,6 +64,22 @@ def test_bug_12_every_architecture_gets_its_own_fp8_matrix_instruction(row: dict
 @each
 def test_registers_suffice_without_spills(row: dict[str, Any]) -> None:
     assert (row["spills"], row["scratch_bytes"]) == (0, 0)
+
+
+@each
+def test_no_wait_state_is_missing(row: dict[str, Any], target: str) -> None:
+    assert row.get("hazards", []) == []
+    assert ("hazards" in row) == target.startswith("hip:")
+
+
+@pytest.mark.skipif(not KNOWS_GFX1250, reason=KNOWS_GFX1250.reason)
+def test_gfx1250(compile_once: Callable[..., Any]) -> None:
+    """By its fp8 matrix instruction, in registers. Nothing more is known of it."""
+    (row,) = compile_once("fp8_mqa_logits", "hip:gfx1250", [Job("classic")])
+    assert row["compiled"], row["error"]
+    assert row["spills"] == row["scratch_bytes"] == 0
+    assert set(row["matrix_instructions"]) == {"v_wmma_f32_16x16x128_fp8_fp8"}
+    assert row["hot_loop"]["mfma"] * 16 * 16 == row["hot_loop"]["keys"] * row["heads"]
 
 
 @each
