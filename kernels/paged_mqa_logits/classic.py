@@ -15,7 +15,7 @@ from capgate import compat
 
 from ..common.cache import LAYOUTS, keys_of, readable, scales_of
 from ..common.device.cached_keys import first_byte, further_byte
-from ..common.device.classic import fill, fn_to_fnuz, rounded, score
+from ..common.device.classic import fill, fn_to_fnuz, operands, rounded, score
 from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
 from ..common.rules import padded_heads
 from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
@@ -128,10 +128,7 @@ def paged_mqa_logits_kernel(
             query = tl.load(query_rows[None, :] + (dim.to(INDEX) * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
             weight_rows = weights + request64 * NEXT_N * stride_ws + column_row * stride_ws + near_head * stride_wh
             weight = tl.load(weight_rows, mask=head < HEADS, other=0.0).to(tl.float32)
-            if not MAXIMUM:
-                weight *= 0.5  # relu gives twice the value
-            if TO_FNUZ:
-                query = tl.trans(fn_to_fnuz(tl.trans(query)))
+            query, weight = operands(query, weight, TO_FNUZ, MAXIMUM)
 
             length = seen(lens, request, row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
             row_offset = (request64 * NEXT_N + row) * stride_os
