@@ -45,6 +45,7 @@ def some_keys(count: int, dim: int, dtype: torch.dtype = torch.bfloat16) -> torc
     return values.to(dtype)
 
 
+@pytest.mark.dealt("dtype", "scale_format", "layout")
 @DTYPES
 @pytest.mark.parametrize(("block", "scale_format"), [(1, "ue8m0"), (16, "fp32"), (48, "ue8m0"), (64, "fp32"), (256, "ue8m0")])
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -118,6 +119,7 @@ def test_classic_rounds_every_float32_as_torch_does(dtype: torch.dtype) -> None:
     assert torch.equal(*caches)
 
 
+@pytest.mark.dealt
 @BLOCKS
 @pytest.mark.parametrize("lens", [[70, 0, 129, 1, 64], [0, 0], [300], [-3, 5, -(2**31)]], ids=str)
 @pytest.mark.parametrize("more", [0, 40, -6], ids=["exactly", "room-left", "cut-short"])
