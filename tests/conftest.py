@@ -18,6 +18,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import hypothesis
@@ -36,6 +37,7 @@ ANY_TRITON = {
         "compat/offline/test_disassembly.py",
         "docs/test_measured.py",
         "docs/test_pages.py",
+        "emulator/test_hazards.py",
         "emulator/test_lanes.py",
         "emulator/test_matrix.py",
         "emulator/test_memory.py",
@@ -152,10 +154,19 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Callable[[]
 def compile_once(once: Callable[..., Any]) -> Callable[..., list[dict[str, Any]]]:
     """``compile_once(operation, target, jobs)``: as capgate's compile_jobs, without its limit of time; a row of one worker
     serves the others. Ask for all jobs that tests share: the first to ask has them compiled in one process.
+
+    On gfx942 and gfx950 rows also have the keys of ``support.wait_states``.
     """
     from capgate.compat.offline.jobs import compile_jobs
+    from support.wait_states import with_wait_states
 
     def rows(operation: str, target: str, jobs: Sequence[Any]) -> list[dict[str, Any]]:
-        return once((operation, target, jobs), lambda: compile_jobs(operation, target, jobs, timeout=NO_LIMIT))
+        def compiled() -> list[dict[str, Any]]:
+            if target not in ("hip:gfx942", "hip:gfx950"):
+                return compile_jobs(operation, target, jobs, timeout=NO_LIMIT)
+            with TemporaryDirectory() as folder:
+                return with_wait_states(compile_jobs(operation, target, jobs, timeout=NO_LIMIT, save=folder))
+
+        return once((operation, target, jobs), compiled)
 
     return rows

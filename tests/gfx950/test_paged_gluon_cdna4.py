@@ -25,6 +25,7 @@ from support.emulation import bound, compile_launch
 from support.judge import agree
 from support.paged import formula, make_call
 from support.steady_loop import check_copies_stay_in_flight, check_steady_loop, steady_loop
+from support.wait_states import wait_states
 
 pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
 
@@ -42,6 +43,7 @@ def compiled(compile_once: Callable[..., Any]) -> dict[Job, dict[str, Any]]:
 
 def keeps_its_limits(row: dict[str, Any], heads: int, dim: int) -> None:
     assert row["spills"] == row["scratch_bytes"] == row["agprs"] == 0
+    assert row["hazards"] == []
     assert row["waves_per_simd"] >= 1.5
     assert row["tuning"]["resident"] * row["tuning"]["num_warps"] <= row["waves_per_simd"] * 4, "a CU holds fewer programs"
     assert row["hot_loop"]["keys"] >= 32
@@ -74,7 +76,7 @@ def compiled_for(heads: int, dim: int, next_n: int, block: int, layout: str = "f
 
     (launch,) = gluon_cdna4.prepare(problem, inputs._replace(kv_cache=cache), out, **call.options)
     code, tuning = compile_launch(launch, VARIANTS["gluon_cdna4"].make_source), gluon_cdna4.tuning(problem)._asdict()
-    return {**describe(code, TARGET, call, ""), "heads": heads, "tuning": tuning}
+    return {**describe(code, TARGET, call, ""), **wait_states(code.asm["amdgcn"]), "heads": heads, "tuning": tuning}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What is installed is what the repository holds, and nothing of it stands in the way of another package."""
 
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
@@ -19,11 +20,12 @@ def installed_files() -> set[PurePosixPath]:
 
 def test_every_module_of_the_repository_is_installed_and_nothing_else():
     listing = subprocess.run(
-        ["git", "ls-files", "compat", "kernels"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        ["git", "ls-files", "compat", "kernels", "src/capgate/*.*"], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     if listing.returncode:
         pytest.skip(f"not a git checkout: {listing.stderr.strip()}")
-    assert {str(file) for file in installed_files()} == {f"capgate/{name}" for name in listing.stdout.split()}
+    held = {f"capgate/{name.removeprefix('src/capgate/')}" for name in listing.stdout.split()}
+    assert {str(file) for file in installed_files()} == held
 
 
 def test_the_tests_run_against_the_installed_package():
@@ -32,12 +34,37 @@ def test_the_tests_run_against_the_installed_package():
     assert REPOSITORY not in Path(capgate.compat.__file__).parents or ".nox" in Path(capgate.compat.__file__).parts
 
 
-def test_the_namespace_itself_has_no_file():
-    assert not any(len(file.parts) == 2 for file in installed_files())
+def ask(folder: Path, code: str) -> str:
+    """What Python prints that is started in this folder."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=1200).stdout.strip()
+
+
+def test_the_packages_are_imported_when_they_are_asked_for(tmp_path: Path):
+    code = (
+        "import sys, capgate; assert {'compat', 'kernels', '__version__'} <= set(dir(capgate))\n"
+        "held = lambda: {name for name in ('capgate.compat', 'capgate.kernels', 'torch', 'triton') if name in sys.modules}\n"
+        "assert not held(); capgate.compat.Operation; capgate.kernels\n"
+        "print(capgate.__version__, *sorted(held()), getattr(capgate, 'anything', 'no more'))"
+    )
+    assert ask(tmp_path, code) == f"{metadata.version('capgate')} capgate.compat capgate.kernels no more"
+
+
+def test_a_folder_of_this_name_beside_the_user_hides_nothing(tmp_path: Path):
+    (tmp_path / "capgate" / "compat").mkdir(parents=True)
+    (tmp_path / "capgate" / "compat" / "__init__.py").write_text("raise ImportError('not the installed one')")
+    assert "installed" in ask(tmp_path, "import capgate.compat; print('the installed one', capgate.compat.__file__)")
+
+
+@pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="an archive has the folders, and no links to them")
+def test_links_show_editors_what_an_editable_install_has():
+    for name in ("compat", "kernels"):
+        assert (REPOSITORY / "src" / "capgate" / name).resolve() == REPOSITORY / name
 
 
 def test_types_are_marked_as_shipped():
-    assert {"capgate/compat/py.typed", "capgate/kernels/py.typed"} <= {str(file) for file in installed_files()}
+    marks = {"capgate/py.typed", "capgate/compat/py.typed", "capgate/kernels/py.typed"}
+    assert marks <= {str(file) for file in installed_files()}
 
 
 def test_no_hard_dependency_can_replace_a_vendors_torch_or_triton():
