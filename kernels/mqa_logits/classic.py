@@ -13,7 +13,7 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..common.device.classic import fill, fill_edge, fill_strip, fn_to_fnuz, rounded, score
+from ..common.device.classic import fill, fill_edge, fill_strip, fn_to_fnuz, operands, rounded, score
 from ..common.device.windows import my_tiles, window
 from ..common.hardware import multiprocessors
 from ..common.rules import padded_heads
@@ -75,10 +75,7 @@ def mqa_logits_kernel(
     query = tl.load(query_rows[None, :] + (dim * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
     weight_rows = weights + first_row.to(tl.int64) * stride_ws + column_row * stride_ws + near_head * stride_wh
     weight = tl.load(weight_rows, mask=head < HEADS, other=0.0).to(tl.float32)
-    if not MAXIMUM:
-        weight *= 0.5  # relu gives twice the value
-    if TO_FNUZ:
-        query = tl.trans(fn_to_fnuz(tl.trans(query)))
+    query, weight = operands(query, weight, TO_FNUZ, MAXIMUM)
 
     row = first_row + tl.arange(0, ROWS)
     row_exists = row < num_queries

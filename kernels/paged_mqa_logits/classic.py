@@ -15,7 +15,7 @@ from capgate import compat
 
 from ..common.cache import LAYOUTS, keys_of, readable, scales_of
 from ..common.device.cached_keys import first_byte, further_byte
-from ..common.device.classic import fill, fn_to_fnuz, rounded, score
+from ..common.device.classic import fill, fn_to_fnuz, operands, rounded, score
 from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
 from ..common.rules import padded_heads
 from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
@@ -120,17 +120,15 @@ def paged_mqa_logits_kernel(
         longest = longest_seen(lens, request, first_row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS, ROWS)
         begin, end = keys_of_share(request, longest, first_request, first_chunk, last_request, last_chunk, CHUNK)
         my_first, past_tile = begin // BLOCK_KEYS + turn, tl.cdiv(end, BLOCK_KEYS)
-        # A request that has no tile here is left out. Triton 3.5.1 places no barrier between what two requests in a row do in
-        # shared memory but those of the tiles: without any, a wave could write where another still reads.
         if my_first < past_tile:
+            # What one request reads in shared memory the next one overwrites. Triton leaves out the barrier in between: 3.5.1
+            # where a request has operands there and no tile, 3.8.0 before the copy of its first tile.
+            tl.debug_barrier()
             query_rows = q + request64 * stride_qb + column_row * stride_qn + near_head * stride_qh
             query = tl.load(query_rows[None, :] + (dim.to(INDEX) * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
             weight_rows = weights + request64 * NEXT_N * stride_ws + column_row * stride_ws + near_head * stride_wh
             weight = tl.load(weight_rows, mask=head < HEADS, other=0.0).to(tl.float32)
-            if not MAXIMUM:
-                weight *= 0.5  # relu gives twice the value
-            if TO_FNUZ:
-                query = tl.trans(fn_to_fnuz(tl.trans(query)))
+            query, weight = operands(query, weight, TO_FNUZ, MAXIMUM)
 
             length = seen(lens, request, row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
             row_offset = (request64 * NEXT_N + row) * stride_os

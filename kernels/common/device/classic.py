@@ -42,6 +42,16 @@ def quads(x):
 
 
 @triton.jit
+def operands(query, weight, TO_FNUZ: tl.constexpr, MAXIMUM: tl.constexpr):
+    """A query [DIM, columns] and the weights of its columns as :func:`score` takes them on this target."""
+    if not MAXIMUM:
+        weight *= 0.5  # relu gives twice the value
+    if TO_FNUZ:
+        query = tl.trans(fn_to_fnuz(tl.trans(query)))
+    return query, weight
+
+
+@triton.jit
 def score(query, weight, keys, ROWS: tl.constexpr, PADDED_HEADS: tl.constexpr, MAXIMUM: tl.constexpr):
     """[keys, ROWS] logits, not yet times the keys' scales, from keys [keys, D] and query [D, ROWS * PADDED_HEADS]."""
     positive = relu(tl.dot(keys, query), MAXIMUM) * weight[None, :]

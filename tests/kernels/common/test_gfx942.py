@@ -12,7 +12,7 @@ from capgate.kernels.common.device.classic import fn_to_fnuz, relu
 from capgate.kernels.mqa_logits import classic
 from capgate.kernels.mqa_logits.api import describe
 from capgate.kernels.mqa_logits.operands import Inputs
-from support import judge
+from support import fused_selection, judge, paged, selection
 
 FNUZ = "interpreter_fp8_fnuz"
 pytestmark = [
@@ -53,6 +53,19 @@ def logits(target: str, call: judge.Call) -> torch.Tensor:
 def test_twice_the_relu_times_half_the_weights_has_the_bits_of_a_maximum() -> None:
     call = judge.make_call(3, 140, 16, 32, "full", dtype=torch.float8_e4m3fnuz)
     assert torch.equal(logits("hip:gfx942", call), logits("hip:gfx950", call))
+
+
+def test_so_have_the_scores_of_a_fused_selection() -> None:
+    call = judge.make_call(3, 140, 16, 32, "full", dtype=torch.float8_e4m3fnuz)
+    cached = paged.make_call([90, 0, 141], 2, 16, 32, dtype=torch.float8_e4m3fnuz)
+    with fused_selection.tables(fused_selection.tuned(block_keys=16)):
+        for run in (
+            lambda target: fused_selection.run(call, 9, target),
+            lambda target: fused_selection.run_paged(cached, 9, target, max_context_len=141),
+        ):
+            (indices, scores, _), (others, same_scores, _) = run("hip:gfx942"), run("hip:gfx950")
+            assert torch.equal(indices, others)
+            assert selection.same(scores, same_scores)
 
 
 @triton.jit

@@ -29,6 +29,7 @@ KINDS = {
 
 # Vector instructions for 32 keys of a row of 64 heads: 32 for relu, 32 multiply-adds, and 80 to convert 32 keys of 128 bytes.
 VECTOR_LIMITS = {"gfx942": 104, "gfx942-converting": 200}
+KNOWS_GFX1250 = compat.capabilities("hip:gfx1250")["knows_gfx1250"]
 
 # What converts differs from what does not in the loading of keys alone: two kinds will do.
 CONVERTING = ("64,128,clean", "100,64,clean")
@@ -74,6 +75,22 @@ def test_registers_suffice_without_spills(row: dict[str, Any]) -> None:
 def test_relu_takes_one_instruction_without_a_maximum_and_converting_ten_for_four_bytes(row: dict[str, Any], fp8: str) -> None:
     limit = VECTOR_LIMITS["gfx942-converting" if fp8 == "float8_e4m3fn" else "gfx942"]
     assert vector_per_32_keys(row) <= limit
+
+
+@each
+def test_no_wait_state_is_missing(row: dict[str, Any], target: str) -> None:
+    assert row.get("hazards", []) == []
+    assert ("hazards" in row) == target.startswith("hip:")
+
+
+@pytest.mark.skipif(not KNOWS_GFX1250, reason=KNOWS_GFX1250.reason)
+def test_gfx1250(compile_once: Callable[..., Any]) -> None:
+    """By its fp8 matrix instruction, in registers. Nothing more is known of it."""
+    (row,) = compile_once("fp8_mqa_logits", "hip:gfx1250", [Job("classic")])
+    assert row["compiled"], row["error"]
+    assert row["spills"] == row["scratch_bytes"] == 0
+    assert set(row["matrix_instructions"]) == {"v_wmma_f32_16x16x128_fp8_fp8"}
+    assert row["hot_loop"]["mfma"] * 16 * 16 == row["hot_loop"]["keys"] * row["heads"]
 
 
 @each
