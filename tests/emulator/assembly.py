@@ -68,7 +68,6 @@ class Program:
     """A kernel's code and what a launch has to know about it."""
 
     name: str = ""
-    arch: str = "gfx950"
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
     descriptor: dict[str, int] = field(default_factory=dict)
@@ -98,8 +97,6 @@ def parse(assembly: str) -> Program:
         if in_metadata:
             in_metadata = ".end_amdgpu_metadata" not in line
             _metadata_line(program, line)
-        elif statement.startswith(".amdgcn_target"):
-            program.arch = statement.rpartition("--")[2].split(":")[0].rstrip('"')
         elif statement.startswith(".amdhsa_"):
             key, *value = statement.split()
             if key == ".amdhsa_kernel":

@@ -12,8 +12,11 @@ from capgate.compat.offline.jobs import Job
 from capgate.kernels.common.rules import padded_heads
 from capgate.kernels.mqa_logits.operation import operation
 from capgate.kernels.tools.compile_command import vector_per_32_keys
-from support.emulated_mqa import VARIANTS, WINDOWS, Case, Variant, execute, on_gfx942, prepare, windowed
-from support.steady_loop import check_inline_assembly, steady_loop
+from emulator import EmulationError, parse
+from emulator.hazards import hazards
+from emulator.mutation import mutants_of
+from support.emulated_mqa import VARIANTS, WINDOWS, Case, Disagreement, Variant, execute, on_gfx942, prepare, windowed
+from support.steady_loop import steady_loop
 
 TARGET = "hip:gfx942"
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
@@ -61,15 +64,16 @@ def test_every_tuning_compiles_within_its_limits(compile_once: Callable[..., Any
     [(64, 128, False, FNUZ), (64, 128, True, FN), (32, 64, False, FNUZ), (16, 32, True, FN)],
 )
 def test_steady_loop(heads: int, dim: int, clean_logits: bool, dtype: torch.dtype) -> None:
-    """No bank conflict, one barrier for a tile, keys under way while others are scored, and inline assembly needs no wait."""
+    """No bank conflict, one barrier for a tile, keys under way while others are scored, and no hazard."""
     call = windowed([(0, 640)] * 4, heads, dim, keys=640, dtype=dtype)
-    texts, counters = steady_loop(prepare(gluon_variant(), Case(call, clean_logits)))
+    prepared = prepare(gluon_variant(), Case(call, clean_logits))
+    assert not hazards(parse(prepared.compiled.asm["amdgcn"]))
+    texts, counters = steady_loop(prepared)
     assert counters.lds_cycles == counters.lds_ideal_cycles > 0
     assert sum(text == "s_barrier" for text in texts) == 2  # of two tiles
     waits = [int(left) for text in texts for left in re.findall(r"vmcnt\((\d+)\)", text)]
     assert any(waits), "a wait leaves loads in flight"
     assert not [text for text in texts if text.startswith("scratch_")]
-    check_inline_assembly(texts)
 
 
 @gluon
@@ -110,6 +114,26 @@ def test_bfloat16_and_64_bit_offsets() -> None:
     call = call._replace(weights=call.weights.to(torch.bfloat16))
     case = Case(call, False, dtype=torch.bfloat16)
     execute(prepare(variant._replace(kernel=Kernel(prepare_wide)), case), measure=False)
+
+
+@pytest.mark.one_lane
+@gluon
+@pytest.mark.parametrize("kind", ["barrier dropped", "wait dropped"])
+def test_the_loop_without_one_of_its_barriers_or_waits_is_found_out(kind: str) -> None:
+    """The loads' waits: of LDS reads the compiler waits in twos, so that one of the two orders nothing."""
+    prepared = prepare(gluon_variant(), Case(windowed([(0, 700)] * 4, 64, 64, keys=700, dtype=FNUZ), clean_logits=False))
+    program = parse(prepared.compiled.asm["amdgcn"])
+    executed = execute(prepared, measure=False).executed
+    once = min(times for step, times in zip(program.instructions, executed, strict=True) if step.mnemonic == "s_endpgm")
+    mutants = [
+        mutant
+        for mutant in mutants_of(program, executed)[kind]
+        if executed[mutant.index] > once and (kind == "barrier dropped" or "vmcnt" in program.instructions[mutant.index].text)
+    ]
+    assert len(mutants) >= 2
+    for mutant in mutants:
+        with pytest.raises((EmulationError, Disagreement)):
+            execute(prepared, mutant.applied(program), measure=False)
 
 
 @pytest.mark.parametrize("dtype", [FN, FNUZ], ids=str)
