@@ -209,7 +209,7 @@ def lint(session: nox.Session) -> None:
 def typecheck(session: nox.Session) -> None:
     """Check types with mypy, strictly, in the installed package."""
     session.install(wheel(session), *group("typecheck"))
-    session.run("mypy", "-p", "capgate.compat", "-p", "capgate.kernels")
+    session.run("mypy", "-p", "capgate")
 
 
 @nox.session(default=False)

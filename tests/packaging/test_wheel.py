@@ -1,7 +1,9 @@
 """What is installed is what the repository holds, and nothing of it stands in the way of another package."""
 
+import shutil
 import subprocess
 import sys
+import zipfile
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
@@ -34,9 +36,9 @@ def test_the_tests_run_against_the_installed_package():
     assert REPOSITORY not in Path(capgate.compat.__file__).parents or ".nox" in Path(capgate.compat.__file__).parts
 
 
-def ask(folder: Path, code: str) -> str:
+def ask(folder: Path, code: str, *options: str) -> str:
     """What Python prints that is started in this folder."""
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, *options, "-c", code]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=1200).stdout.strip()
 
 
@@ -60,6 +62,30 @@ def test_a_folder_of_this_name_beside_the_user_hides_nothing(tmp_path: Path):
 def test_links_show_editors_what_an_editable_install_has():
     for name in ("compat", "kernels"):
         assert (REPOSITORY / "src" / "capgate" / name).resolve() == REPOSITORY / name
+
+
+@pytest.mark.parametrize("linked", [True, False], ids=["links", "no-links"])
+def test_an_editable_install(tmp_path: Path, linked: bool):
+    """A folder on Python's path, which editors and type checkers follow; without the links, a hook that finds the packages."""
+    pytest.importorskip("setuptools", minversion="77", reason="building needs it, and no network is asked")
+    tree, found = tmp_path / "tree", tmp_path / "found"
+    (tree / "src" / "capgate").mkdir(parents=True)
+    for name in ("compat", "kernels"):
+        shutil.copytree(REPOSITORY / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        if linked:
+            (tree / "src" / "capgate" / name).symlink_to(f"../../{name}")
+    for name in ("src/capgate/__init__.py", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, tree / name)
+    command = [sys.executable, "-W", "ignore", "setup.py", "-q", "editable_wheel", "--dist-dir", str(found)]
+    subprocess.run(command, cwd=tree, check=True, capture_output=True, text=True)
+    with zipfile.ZipFile(next(found.glob("*.whl"))) as wheel:
+        wheel.extractall(found)
+    (line,) = [line for file in found.glob("*.pth") for line in file.read_text().splitlines()]
+    assert (line == str(tree / "src")) == linked
+    code = (
+        f"import site; site.addsitedir({str(found)!r}); import importlib.util as u; print(u.find_spec('capgate.compat').origin)"
+    )
+    assert ask(tmp_path, code, "-S") == str(tree / ("src/capgate" if linked else "") / "compat" / "__init__.py")
 
 
 def test_types_are_marked_as_shipped():

@@ -84,7 +84,9 @@ def logits_of(numbers: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor
     return (16 * weights[:, None] * (number // 16) + weights[:, None] * (number % 16)) * scales
 
 
-def run(call: judge.Call, top_k: int, target: str | None = None, **options: Any) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+def run(
+    call: judge.Call, top_k: int, target: str | None = None, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """(indices, scores, counts) of the classic kernels, in memory that is full of NaN before.
 
     target : whose kernels are launched, if not this machine's
