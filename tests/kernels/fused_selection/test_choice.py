@@ -60,6 +60,13 @@ def test_shapes_alone_say_why_a_problem_is_not_fused(changed: dict[str, Any], wo
     assert re.fullmatch(words, reason(fusing.example("cuda:90")._replace(**changed)))
 
 
+def test_lists_of_one_row_are_not_asked_for_on_amd() -> None:
+    decode = fusing.example_paged("hip:gfx950")._replace(asked=True)
+    assert tunings.classic(decode).rows == 2
+    trace = fusing.dense.explain(fusing.example("hip:gfx950")._replace(heads=128, asked=True))
+    assert "needs at most 64 heads on AMD" in trace.steps[0].reason
+
+
 def test_a_row_that_many_programs_would_share_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch, "multiprocessors", lambda device: 132)
     one = fusing.example_paged("cuda:90")._replace(rows=1, keys=2**20, top_k=512)
