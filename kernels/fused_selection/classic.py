@@ -18,7 +18,7 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..common.device.classic import fn_to_fnuz, score
+from ..common.device.classic import fn_to_fnuz, operands, score
 from ..common.device.windows import my_tiles, window
 from ..common.rules import padded_heads
 from ..key_selection.operands import Dense
@@ -124,8 +124,7 @@ def select_scored_kernel(
         tl.debug_barrier()  # some warps may still read the lists, or what of the last query lies in shared memory
         query = tl.load(query_rows[None, :] + (dim * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
         weight = tl.load(weight_rows, mask=head < HEADS, other=0.0).to(tl.float32)
-        if TO_FNUZ:
-            query = fn_to_fnuz(query)
+        query, weight = operands(query, weight, TO_FNUZ, MAXIMUM)
 
         _, begin, end = window(
             first_row + row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED

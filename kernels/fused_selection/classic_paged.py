@@ -17,7 +17,7 @@ from capgate import compat
 
 from ..common.cache import LAYOUTS, keys_of, readable, scales_of
 from ..common.device.cached_keys import first_byte, further_byte
-from ..common.device.classic import fn_to_fnuz, score
+from ..common.device.classic import fn_to_fnuz, operands, score
 from ..common.device.windows import keys_of_share, load_share, longest_seen, seen
 from ..common.rules import padded_heads
 from ..common.schedule.classic import new_schedule, workers_that_fit
@@ -132,8 +132,7 @@ def select_cached_kernel(
         tl.debug_barrier()  # some warps may still read the lists, or what of the last query lies in shared memory
         query = tl.load(query_rows[None, :] + (dim.to(INDEX) * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
         weight = tl.load(weight_rows, mask=head < HEADS, other=0.0).to(tl.float32)
-        if TO_FNUZ:
-            query = fn_to_fnuz(query)
+        query, weight = operands(query, weight, TO_FNUZ, MAXIMUM)
         length = seen(lens, request, first_row + row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
         entries = table + request64 * stride_tb
         added = row * 0

@@ -34,6 +34,7 @@ def test_every_tuning_compiles_within_its_limits(compiled: dict[Job, Any], heads
     row = compiled[Job("gluon_cdna4", heads, dim, mode)]
     assert row["compiled"], row["error"]
     assert row["spills"] == row["scratch_bytes"] == row["agprs"] == 0
+    assert row["hazards"] == []
     assert row["waves_per_simd"] >= 2
     assert row["hot_loop"]["keys"] >= 32
     # Multiply-adds of the loop, in the f8f6f4 form wherever its 64 dims fit.

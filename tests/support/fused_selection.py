@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from capgate import compat
+from capgate.kernels.common.logits import FP8
 from capgate.kernels.fused_selection import tunings
 from capgate.kernels.fused_selection.operation import Problem, dense
 from capgate.kernels.fused_selection.operation import paged as cached
@@ -83,22 +84,31 @@ def logits_of(numbers: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor
     return (16 * weights[:, None] * (number // 16) + weights[:, None] * (number % 16)) * scales
 
 
-def run(call: judge.Call, top_k: int, **options: Any) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """(indices, scores, counts) of the classic kernels, in memory that is full of NaN before."""
+def run(
+    call: judge.Call, top_k: int, target: str | None = None, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """(indices, scores, counts) of the classic kernels, in memory that is full of NaN before.
+
+    target : whose kernels are launched, if not this machine's
+    """
     placed = {name: options.pop(name, None) for name in ("offsets", "page_table", "requests")}
     inputs = Dense(*call, *placed.values())
     rows, heads, dim = call.q.shape
-    problem = Problem(call.q.device, heads, dim, "float8_e4m3fn", top_k, rows, len(call.k))
+    device = call.q.device if target is None else compat.capabilities(target).target
+    problem = Problem(device, heads, dim, FP8[call.q.dtype], top_k, rows, len(call.k))
     return _run(dense, problem, inputs, {"max_window": None, "relative": False} | options)
 
 
-def run_paged(call: paged.PagedCall, top_k: int, **options: Any) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+def run_paged(
+    call: paged.PagedCall, top_k: int, target: str | None = None, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """As :func:`run` of a paged call."""
     placed = {name: options.pop(name, None) for name in ("offsets", "page_table", "requests")}
     inputs = Paged(*call, *placed.values())
     requests, next_n, heads, dim = call.q.shape
     rows, keys = requests * next_n, options["max_context_len"]
-    problem = Problem(call.q.device, heads, dim, "float8_e4m3fn", top_k, rows, keys, next_n, call.kv_cache.shape[1])
+    device = call.q.device if target is None else compat.capabilities(target).target
+    problem = Problem(device, heads, dim, FP8[call.q.dtype], top_k, rows, keys, next_n, call.kv_cache.shape[1])
     return _run(cached, problem, inputs, options)
 
 
