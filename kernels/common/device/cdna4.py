@@ -127,10 +127,9 @@ def score(query, weight, keys, first, ROWS: gl.constexpr, PADDED_HEADS: gl.const
             key = async_copy.load_shared_relaxed(keys.index(first + number + 1).permute([1, 0]), operand)
         total = sum_products(later_positive, later_weight, total, False)
         sums += (sum_of_pair(total),)
-    if PRODUCTS == 1:  # noqa: SIM108 - a ternary would compile both
-        total = sums[0]
-    else:
-        total = gl.reshape(gl.permute(gl.join(sums[0], sums[1]), [0, 1, 3, 2]), [ROWS, 2, KEYS])
+    total = sums[0]  # type: ignore[misc]
+    if PRODUCTS == 2:
+        total = gl.reshape(gl.permute(gl.join(total, sums[1]), [0, 1, 3, 2]), [ROWS, 2, KEYS])  # type: ignore[misc]
     # Lanes n and n + 32 have one half each of the head sums of two keys: they swap, and each adds up one key.
     return gl.sum(gl.convert_layout(total, logit_layout(ROWS, KEYS, NUM_WARPS)), 1)
 
