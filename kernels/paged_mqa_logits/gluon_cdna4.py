@@ -104,6 +104,12 @@ def copy_tile(
 
 
 @gluon.jit
+def answered(value):
+    """``value``, a read of LDS, once it has come: no copy that is started behind this overtakes the read."""
+    return gl.inline_asm_elementwise("", "=v,0", [value], dtype=value.dtype, is_pure=False, pack=1)
+
+
+@gluon.jit
 def paged_mqa_logits_kernel(
     q,  # [B, NEXT_N, H, D] fp8
     keys,  # [num_blocks, BLOCK, D] fp8, in tiles of TILE keys
@@ -252,6 +258,8 @@ def paged_mqa_logits_kernel(
                     tile_keys.index(stage), tile_scales.index(stage), tile_blocks.index(stage + 1), tile, num_blocks,
                     keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK, gl.SliceLayout(0, logits),
                 )  # fmt: skip
+                if BLOCKS > 1 and stage > 0:  # one wave alone meets no barrier before it copies over what it reads here
+                    block = answered(block)
                 blocks += (block,)
                 tile = gl.minimum(my_first + (stage + AHEAD) * splits, my_last)
                 copy_blocks(tile_blocks.index(stage), entries, tile, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)

@@ -36,6 +36,7 @@ def test_every_tuning_compiles_within_its_limits(compiled: dict[Job, Any], heads
     row = compiled[Job("gluon_cdna4", heads, dim, mode)]
     assert row["compiled"], row["error"]
     assert row["spills"] == row["scratch_bytes"] == row["agprs"] == 0
+    assert row["hazards"] == []
     assert row["waves_per_simd"] == (2 if heads == 128 else 4 if dim <= 64 else 3)
     assert row["tuning"]["resident"] * row["tuning"]["num_warps"] == row["waves_per_simd"] * 4, "a CU holds another number"
     assert row["hot_loop"]["keys"] >= 32
