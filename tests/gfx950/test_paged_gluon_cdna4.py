@@ -44,6 +44,7 @@ def compiled(compile_once: Callable[..., Any]) -> dict[Job, dict[str, Any]]:
 def keeps_its_limits(row: dict[str, Any], heads: int, dim: int) -> None:
     assert row["spills"] == row["scratch_bytes"] == row["agprs"] == 0
     assert row["hazards"] == []
+    assert row["vgprs"] <= (256 if heads > 64 else 168), "no third wave finds registers, where LDS has room for it"
     assert row["waves_per_simd"] >= 1.5
     assert row["tuning"]["resident"] * row["tuning"]["num_warps"] <= row["waves_per_simd"] * 4, "a CU holds fewer programs"
     assert row["hot_loop"]["keys"] >= 32
