@@ -4,7 +4,7 @@ from functools import cache
 
 from capgate import compat
 
-from ..common.rules import padded_heads
+from ..common.rules import E4M3FN, FLOAT32, padded_heads
 from ..common.tuning import ANY, Tuning, row_for
 from .operation import Problem
 
@@ -33,6 +33,34 @@ def classic(problem: Problem) -> Tuning:
     table = CLASSIC_CLEAN if problem.clean_logits else CLASSIC
     row = row_for(table, compat.capabilities(problem.device).target.label)
     padded = padded_heads(problem.heads)
+    return row.with_rows(row.columns // padded, padded)
+
+
+# --- gluon_cdna3, by padded heads; for every D and output mode alike but where said ---------------------------------------
+
+_CDNA3 = Tuning(
+    block_keys=64, columns=128, num_warps=4, num_stages=2, resident=3, options=(("waves_per_eu", 3),)
+)  # tiles of 64 keys: two of 128 dims take 16 of 64 KiB of LDS
+GLUON_CDNA3: dict[int, Tuning] = {
+    # Compiled and emulated, never timed: as many columns of a wave as its MFMA has rows.
+    16: _CDNA3,
+    # Compiled and emulated, never timed: 57 to 60 vector instructions per 32 keys of two rows; with 256 columns 1 to 11 spill.
+    32: _CDNA3,
+    # Compiled and emulated, never timed: 53 to 54 vector instructions per 32 keys of a row, 165 and 166 registers.
+    64: _CDNA3._replace(columns=256),
+    # Compiled and emulated, never timed: 250 registers; with three waves 159 spill.
+    128: _CDNA3._replace(columns=512, resident=2, options=(("waves_per_eu", 2),)),
+}
+
+
+@cache
+def gluon_cdna3(problem: Problem) -> Tuning:
+    """The row for a problem's heads."""
+    padded = padded_heads(problem.heads)
+    row = GLUON_CDNA3[padded]
+    converts = problem.dtype == E4M3FN
+    if padded == 64 and problem.dim == 128 and (problem.clean_logits or converts or problem.logits_dtype != FLOAT32):
+        row = row._replace(resident=2, options=(("waves_per_eu", 2),))  # with three waves 1 to 81 registers spill
     return row.with_rows(row.columns // padded, padded)
 
 
