@@ -1,6 +1,8 @@
 """When select_keys takes the fused way, and why not; and the operation's reference, which is two steps in torch."""
 
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -128,3 +130,16 @@ def test_memory_is_of_programs_and_not_of_rows_or_keys() -> None:
         assert scratch.bytes_needed(decode) == 25_952_256
         tune = tunings.classic(prefill)
         assert (tune.rows, tune.block_entries, tune.segment_tiles) == (2, 6144, 16)
+
+
+@pytest.mark.any_triton
+def test_select_keys_needs_no_import_of_what_scores() -> None:
+    """A process that asks for this function alone has the logits' operators, too."""
+    code = (
+        "import torch\nfrom capgate.kernels import select_keys\n"
+        "q, k = torch.zeros(2, 4, 32).to(torch.float8_e4m3fn), torch.zeros(9, 32).to(torch.float8_e4m3fn)\n"
+        "ends = torch.full((2,), 9, dtype=torch.int32)\n"
+        "select_keys(q, k, torch.ones(9), torch.ones(2, 4), torch.zeros_like(ends), ends, top_k=3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
