@@ -4,8 +4,11 @@ from typing import Any, TypeAlias
 
 import torch
 
+from capgate import compat
+
 from ..common.cache import check_blocks
 from ..common.checks import check_flag, check_integer, check_variant
+from ..fused_selection import operation as fusing
 from ..mqa_logits.operation import operation as dense_operation
 from ..paged_mqa_logits.operation import operation as paged_operation
 from . import operators  # noqa: F401 - it registers them
@@ -41,6 +44,7 @@ def select_keys(
     workspace: torch.Tensor | None = None,
     variant: str | None = None,
     logits_variant: str | None = None,
+    fused: bool | None = None,
 ) -> Selected:
     """Score every query against the keys in its window, as :func:`fp8_mqa_logits`, and return the keys of the largest logits.
 
@@ -92,6 +96,11 @@ def select_keys(
         Take this variant of the selection ("classic", "reference") or raise.
     logits_variant : str, optional
         Take this variant of ``fp8_mqa_logits`` or raise.
+    fused : bool, optional
+        True scores and selects in one kernel, without a buffer of logits: its lists take memory by programs and ``top_k``,
+        whatever S and N, and must fit the budget. ``variant`` is then one of the operation ``fp8_select_keys``. False takes two
+        steps. None leaves it to that operation, which is asked where neither ``variant`` nor ``logits_variant`` is given, and
+        by default takes it nowhere yet: see the page of the design. The result is the same, index for index.
 
     Nothing is read back from the device, so that the call can be captured in a GPU graph. What is written shares no memory with
     what is read.
@@ -122,11 +131,11 @@ def select_keys(
         _check_columns("max_window", max_window)
     check_flag("relative", relative)
     page_size = _check_pages(q.shape[0], page_table, page_size, requests)
-    check_variant("variant", variant, operation)
     check_variant("logits_variant", logits_variant, dense_operation)
+    _check_way(fused, variant, logits_variant, fusing.dense)
     if k_scale.ndim == 2:
         inputs = inputs._replace(k_scale=k_scale[:, 0])
-    options = (logits_budget_bytes, max_window, relative, page_size, variant, logits_variant)
+    options = (logits_budget_bytes, max_window, relative, page_size, variant, logits_variant, fused)
     into = (q.shape[0], top_k, return_scores, q.device, out, out_scores, workspace)
     return _run(torch.ops.capgate.select_keys, torch.ops.capgate.select_keys_out, inputs, into, options)
 
@@ -152,6 +161,7 @@ def select_paged_keys(
     workspace: torch.Tensor | None = None,
     variant: str | None = None,
     logits_variant: str | None = None,
+    fused: bool | None = None,
 ) -> Selected:
     """As :func:`select_keys` for queries and keys of :func:`fp8_paged_mqa_logits`.
 
@@ -184,6 +194,8 @@ def select_paged_keys(
         and ``next_n`` above 1, four bytes a row are allocated all the same.
     logits_variant : str, optional
         Take this variant of ``fp8_paged_mqa_logits`` or raise.
+    fused : bool, optional
+        As in :func:`select_keys`; the operation is ``fp8_select_paged_keys``.
 
     Returns
     -------
@@ -202,9 +214,9 @@ def select_paged_keys(
     max_context_len = check_integer("max_context_len", max_context_len, 0)
     _check_columns("max_context_len", max_context_len)
     page_size = _check_pages(q.shape[0], page_table, page_size, requests)
-    check_variant("variant", variant, operation)
     check_variant("logits_variant", logits_variant, paged_operation)
-    options = (max_context_len, logits_budget_bytes, page_size, variant, logits_variant, layout)
+    _check_way(fused, variant, logits_variant, fusing.paged)
+    options = (max_context_len, logits_budget_bytes, page_size, variant, logits_variant, layout, fused)
     into = (q.shape[0] * q.shape[1], top_k, return_scores, q.device, out, out_scores, workspace)
     return _run(torch.ops.capgate.select_paged_keys, torch.ops.capgate.select_paged_keys_out, inputs, into, options)
 
@@ -298,6 +310,15 @@ def _run(new: Any, written: Any, inputs: Any, into: tuple[Any, ...], options: tu
 
 def _check_sizes(top_k: int, logits_budget_bytes: int) -> tuple[int, int]:
     return check_integer("top_k", top_k, 1), check_integer("logits_budget_bytes", logits_budget_bytes, 0)
+
+
+def _check_way(fused: bool | None, variant: str | None, logits_variant: str | None, fusing: compat.Operation[Any]) -> None:
+    """Raise TypeError or ValueError for what is no way to go, and for variants of the other one."""
+    if fused is not None:
+        check_flag("fused", fused)
+    check_variant("variant", variant, fusing if fused else operation)
+    if fused and logits_variant is not None:
+        raise ValueError(f"logits_variant: got {logits_variant!r} with fused=True, needs None: no logits are computed apart")
 
 
 def _check_columns(name: str, columns: int) -> None:

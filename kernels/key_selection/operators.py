@@ -11,6 +11,7 @@ from capgate import compat
 
 from ..common.logits import ROW_ALIGNMENT
 from ..common.torch_ops import register
+from ..fused_selection import calls as fusing
 from ..mqa_logits import operands as dense
 from ..paged_mqa_logits import operands as paged
 from .operands import DENSE, OPERANDS, PAGED, Dense, Inputs, Paged
@@ -58,6 +59,7 @@ def _keys(
     page_size: int,
     variant: str | None,
     logits_variant: str | None,
+    fused: bool | None = None,
 ) -> None:
     scoring, (offsets, page_table, requests) = dense.Inputs(*inputs[:6]), inputs[6:]
     q, compressed = inputs.q, max_window is not None
@@ -80,6 +82,17 @@ def _keys(
             score(slice(0), _no_logits(0, columns, q.device))  # one that cannot run is an error all the same
         select(slice(None), _no_logits(rows, columns, q.device), None)
         return
+    if _may_fuse(fused, variant, logits_variant) and fusing.select(
+        inputs,
+        results,
+        logits_budget_bytes,
+        fused,
+        variant,
+        max_window=max_window,
+        relative=relative,
+        page_size=page_size,
+    ):
+        return
     buffer, scratch = _memory(results, rows, 1, columns, logits_budget_bytes, q.device)
     for first in range(0, max(rows, 1), max(len(buffer), 1)):
         turn = slice(first, first + len(buffer))
@@ -97,6 +110,7 @@ def _paged_keys(
     variant: str | None,
     logits_variant: str | None,
     layout: str = "flat",
+    fused: bool | None = None,
 ) -> None:
     q, cache, weights, lens, table, offsets, page_table, requests = inputs
     batch, next_n = q.shape[:2]
@@ -118,6 +132,17 @@ def _paged_keys(
             score(slice(0), _no_logits(0, columns, q.device))
         select(slice(0, batch), _no_logits(len(ends), columns, q.device), None)
         return
+    if _may_fuse(fused, variant, logits_variant) and fusing.select_paged(
+        inputs,
+        results,
+        logits_budget_bytes,
+        fused,
+        variant,
+        max_context_len=max_context_len,
+        page_size=page_size,
+        layout=layout,
+    ):
+        return
     buffer, scratch = _memory(results, batch, next_n, columns, logits_budget_bytes, q.device)
     step = len(buffer) // next_n
     for first in range(0, max(batch, 1), max(step, 1)):
@@ -125,6 +150,11 @@ def _paged_keys(
         logits = buffer[: len(ends[_drafts(turn, next_n)]), :columns]
         score(turn, logits)
         select(turn, logits, scratch)
+
+
+def _may_fuse(fused: bool | None, variant: str | None, logits_variant: str | None) -> bool:
+    """Whether a call may be fused: who names a variant of one of two steps takes two."""
+    return fused or (fused is None and variant is None and logits_variant is None)
 
 
 # --- turns ------------------------------------------------------------------------------------------------------------------
@@ -231,19 +261,20 @@ def _pair(results: Results) -> tuple[torch.Tensor, torch.Tensor]:
 
 _INDICES = "bool relative, SymInt page_size"
 _VARIANTS = "str? variant, str? logits_variant"
+_WAY = "bool? fused=None"
 _register(
     "select_keys",
     DENSE,
     lambda inputs: inputs.q.shape[0],
     _keys,
-    f"SymInt logits_budget_bytes, SymInt? max_window, {_INDICES}, {_VARIANTS}",
+    f"SymInt logits_budget_bytes, SymInt? max_window, {_INDICES}, {_VARIANTS}, {_WAY}",
 )
 _register(
     "select_paged_keys",
     PAGED,
     lambda inputs: inputs.q.shape[0] * inputs.q.shape[1],
     _paged_keys,
-    f"SymInt max_context_len, SymInt logits_budget_bytes, SymInt page_size, {_VARIANTS}, str layout='flat'",
+    f"SymInt max_context_len, SymInt logits_budget_bytes, SymInt page_size, {_VARIANTS}, str layout='flat', {_WAY}",
 )
 _register(
     "select_from_logits",

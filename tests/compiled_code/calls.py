@@ -20,7 +20,7 @@ from capgate.kernels.paged_mqa_logits.operands import Inputs as PagedInputs
 
 TARGETS = ("cuda:90", "hip:gfx950", "hip:gfx942")
 HEADS, DIMS = (16, 32, 64, 128), (32, 64)  # and 128 dims, with each head count
-SCORING = ("gluon_cdna4", "gluon_hopper", "classic")
+SCORING = ("gluon_cdna3", "gluon_cdna4", "gluon_hopper", "classic")
 
 
 class Call(NamedTuple):
