@@ -16,6 +16,7 @@ from capgate.kernels.tools.compile_command import vector_per_32_keys
 from support.emulated_mqa import TARGET, VARIANTS, WINDOWS, Case, Variant, execute, prepare, windowed
 from support.emulation import compile_launch
 from support.steady_loop import check_steady_loop, steady_loop
+from support.wait_states import check_wait_states
 
 pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
 
@@ -36,7 +37,6 @@ def test_every_tuning_compiles_within_its_limits(compiled: dict[Job, Any], heads
     row = compiled[Job("gluon_cdna4", heads, dim, mode)]
     assert row["compiled"], row["error"]
     assert row["spills"] == row["scratch_bytes"] == row["agprs"] == 0
-    assert row["hazards"] == []
     assert row["waves_per_simd"] == (2 if heads == 128 else 4 if dim <= 64 else 3)
     assert row["tuning"]["resident"] * row["tuning"]["num_warps"] == row["waves_per_simd"] * 4, "a CU holds another number"
     assert row["hot_loop"]["keys"] >= 32
@@ -45,6 +45,7 @@ def test_every_tuning_compiles_within_its_limits(compiled: dict[Job, Any], heads
     assert set(row["matrix_instructions"]) == {
         "v_mfma_scale_f32_32x32x64_f8f6f4" if dim >= 64 else "v_mfma_f32_32x32x16_fp8_fp8"
     }
+    check_wait_states(row)
 
 
 def test_queries_whose_dims_are_not_adjacent_spill_nothing() -> None:
