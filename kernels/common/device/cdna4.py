@@ -83,9 +83,14 @@ def sum_products(positive, weight, total, FIRST: gl.constexpr):
 
 @gluon.jit
 def sum_of_pair(pair):
-    """The sum of a pair's float32. Inline assembly, because LLVM would gather two such sums for a packed add, with moves."""
+    """The sum of a pair's float32. Inline assembly, because LLVM would gather two such sums for a packed add, with moves.
+
+    Behind it two wait states, which a swap between lanes needs, and which the compiler inserts for none of inline assembly.
+    """
     low, high = as_float32(pair)
-    return gl.inline_asm_elementwise("v_add_f32 $0, $1, $2", "=v,v,v", [low, high], dtype=gl.float32, is_pure=False, pack=1)
+    return gl.inline_asm_elementwise(
+        "v_add_f32 $0, $1, $2\n\ts_nop 1", "=v,v,v", [low, high], dtype=gl.float32, is_pure=False, pack=1
+    )
 
 
 @gluon.jit
