@@ -1,4 +1,4 @@
-"""The fused selections compiled for GPUs that are not here, by this lane's Triton: what they take fits, and none goes to memory."""
+"""The fused selections compiled for GPUs that are not here, by this lane's Triton: they fit, and nothing goes to memory."""
 
 from collections.abc import Callable
 from typing import Any
