@@ -43,6 +43,7 @@ ANY_TRITON = {
         "emulator/test_memory.py",
         "emulator/test_scalar.py",
         "emulator/test_vector.py",
+        "gfx950/test_slot_model.py",
         "kernels/common/test_checks.py",
         "kernels/dropin/test_binding.py",
         "kernels/dropin/test_hook.py",

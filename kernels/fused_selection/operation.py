@@ -149,6 +149,8 @@ def example_paged_call(problem: Problem) -> compat.ExampleCall:
 def _classic_accepts(problem: Problem) -> str | None:
     if problem.top_k > tunings.MAX_TOP_K:
         return f"needs top_k of at most {tunings.MAX_TOP_K}: found {problem.top_k}"
+    if compat.capabilities(problem.device).target.backend == "hip" and tunings.classic(problem).rows == 1:
+        return f"needs at most 64 heads on AMD, where Triton 3.6.0 compiles no lists of one row: found {problem.heads}"
     needed = bytes_needed(problem)
     if needed > problem.budget:
         return f"needs {needed} bytes for lists of programs: found a budget of {problem.budget}"

@@ -12,7 +12,9 @@ from capgate import compat
 from ..common.logits import ROW_ALIGNMENT
 from ..common.torch_ops import register
 from ..fused_selection import calls as fusing
+from ..mqa_logits import api as _dense_api  # noqa: F401 - it registers the operators that score
 from ..mqa_logits import operands as dense
+from ..paged_mqa_logits import api as _paged_api  # noqa: F401
 from ..paged_mqa_logits import operands as paged
 from .operands import DENSE, OPERANDS, PAGED, Dense, Inputs, Paged
 from .operation import Problem, operation

@@ -10,10 +10,13 @@ Sources, read in November 2026:
     [S]  LLVM, llvm/lib/Target/AMDGPU/SISchedule.td, SIDPGFX942FullSpeedModel and SIDPGFX950FullSpeedModel: passes of matrix
          instructions
 
-[H] restates the tables "Manually Inserted Wait States" and "Dependency Resolution: Required Independent Instructions" of AMD's
-CDNA3 and CDNA4 ISA guides. Left out, because no source for them was at hand: a matrix instruction that writes what an earlier
-one is still to write without reading it, branches on VCCZ and EXECZ, and changes of MODE by s_setreg but for reading them back.
-Refused as unknown: matrix instructions on float64, sparse ones, and dot products.
+The tables of AMD's CDNA3 and CDNA4 ISA guides ("Manually Inserted Wait States"), which LLVM follows, were not at hand. LLVM
+looks for matrix instructions up to 19 wait states back, where one of 16 passes needs 20 on gfx950: compiled code may have
+exactly 19 in between (``Dependence.overlooked_by_llvm``).
+
+Left out, because no source for them was at hand: a matrix instruction that writes what an earlier one is still to write without
+reading it, branches on VCCZ and EXECZ, and changes of MODE by s_setreg. Refused as unknown: matrix instructions on float64,
+sparse ones, and dot products.
 """
 
 import re
@@ -50,6 +53,11 @@ class Dependence(NamedTuple):
     @property
     def margin(self) -> int:
         return self.found - self.needed
+
+    @property
+    def overlooked_by_llvm(self) -> bool:
+        """Whether it is a hazard that LLVM makes itself: MaxWaitStates of checkMAIVALUHazards and checkMAIHazards90A."""
+        return (self.needed, self.found, self.inline) == (20, 19, False)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from support.emulation import bound, compile_launch
 from support.judge import agree
 from support.paged import formula, make_call
 from support.steady_loop import check_copies_stay_in_flight, check_steady_loop, steady_loop
-from support.wait_states import wait_states
+from support.wait_states import check_wait_states, wait_states
 
 pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
 
@@ -44,6 +44,7 @@ def compiled(compile_once: Callable[..., Any]) -> dict[Job, dict[str, Any]]:
 def keeps_its_limits(row: dict[str, Any], heads: int, dim: int) -> None:
     assert row["spills"] == row["scratch_bytes"] == row["agprs"] == 0
     assert row["hazards"] == []
+    assert row["vgprs"] <= (256 if heads > 64 else 168), "no third wave finds registers, where LDS has room for it"
     assert row["waves_per_simd"] >= 1.5
     assert row["tuning"]["resident"] * row["tuning"]["num_warps"] <= row["waves_per_simd"] * 4, "a CU holds fewer programs"
     assert row["hot_loop"]["keys"] >= 32
@@ -60,6 +61,7 @@ def test_every_tuning_compiles_within_its_limits(compiled: dict[Job, Any], heads
     assert row["compiled"], row["error"]
     keeps_its_limits(row, heads, dim)
     assert CHUNK_KEYS % row["tuning"]["block_keys"] == 0, "two workers would write one tile"
+    check_wait_states(row)
 
 
 @lru_cache
@@ -94,6 +96,7 @@ def test_rows_and_blocks_compile_within_their_limits(heads: int, dim: int, next_
     row = compiled_for(heads, dim, next_n, block)
     keeps_its_limits(row, heads, dim)
     assert row["tuning"]["resident"] * row["tuning"]["num_warps"] == row["waves_per_simd"] * 4, "a CU holds more programs"
+    check_wait_states(row)
 
 
 @pytest.mark.parametrize(("next_n", "block", "most"), [(1, 64, 56), (2, 64, 56), (4, 128, 56), (1, 32, 68), (1, 16, 72)])

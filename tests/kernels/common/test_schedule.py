@@ -201,6 +201,7 @@ def test_schedules_of_few_workers_fill_the_device(interpreter, monkeypatch, work
         assert max(shares) - min(shares) <= 1
 
 
+@pytest.mark.dealt("chunk_keys")
 @pytest.mark.parametrize("chunk_keys", CHUNKS)
 @pytest.mark.parametrize("workers", [1, 3, 40])
 def test_rows_that_see_more_than_the_last_one_are_scored(variant: str, workers: int, chunk_keys: int) -> None:
