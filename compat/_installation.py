@@ -29,14 +29,21 @@ def python() -> str:
 
 
 def shadows() -> list[str]:
-    """A note for each other folder called capgate that Python's path leads to: its parts are taken for this package's."""
+    """A note for each other capgate on Python's path or in the current folder, where ``python`` looks first."""
     loaded = os.path.realpath(location())
-    others = [os.path.realpath(os.path.join(entry or os.curdir, "capgate")) for entry in sys.path]
-    return [
-        f"another folder called capgate lies at {other} and may hide parts of this one, which is loaded from {loaded}"
-        for other in dict.fromkeys(others)
-        if other != loaded and os.path.isdir(other)
-    ]
+    # A package with a module of its own on the path: what has none is passed over. Otherwise Python takes any folder first.
+    whole = os.path.exists(os.path.join(loaded, "__init__.py")) and os.path.dirname(loaded) in map(os.path.realpath, sys.path)
+    notes = []
+    for place in dict.fromkeys(os.path.realpath(os.path.join(entry, "capgate")) for entry in [os.curdir, *sys.path]):
+        here = f"this one, which is loaded from {loaded}"
+        if place == loaded:
+            continue
+        if modules := [name for name in (os.path.join(place, "__init__.py"), f"{place}.py") if os.path.isfile(name)]:
+            notes.append(f"another module called capgate lies at {modules[0]}: where Python comes to it first, it hides {here}")
+        elif os.path.isdir(place):
+            harm = "be what is meant, but Python takes" if whole else "hide parts of"
+            notes.append(f"another folder called capgate lies at {place} and may {harm} {here}")
+    return notes
 
 
 def drivers() -> dict[str, str | None]:

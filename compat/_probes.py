@@ -249,6 +249,17 @@ def gluon() -> Finding:
     return _finding(True)
 
 
+def gluon_cdna3_mfma() -> Finding:
+    """Build the layout of CDNA3's fp8 products; cdna3.mfma takes it."""
+    if resolve(f"{GL}.amd.cdna3:mfma") is None:
+        return _finding(False, ", without cdna3.mfma")
+    try:
+        import_module(f"{GL}.amd").AMDMFMALayout(version=3, instr_shape=[32, 32, 16], transposed=False, warps_per_cta=[1, 1])
+    except (TypeError, AssertionError, ValueError):
+        return _finding(False, ", whose AMDMFMALayout takes no [32, 32, 16] of version 3")
+    return _finding(True)
+
+
 def gluon_linear_async_copy() -> Finding:
     """Offer the direct-to-LDS copy a pointer tensor in a linear layout, and see whether it gets past the layout check."""
     copy = resolve(f"{GL}.amd.cdna4.async_copy:global_load_to_shared")

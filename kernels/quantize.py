@@ -54,7 +54,7 @@ def quantize_keys(
     KEYS.check((k,))
     check_choice("dtype", dtype, tuple(FP8_MAX))
     check_choice("scale_format", scale_format, SCALE_FORMATS)
-    return _quantize(k, dtype, power_of_two=scale_format == "ue8m0")
+    return quantize_rows(k, dtype, power_of_two=scale_format == "ue8m0")
 
 
 def quantize_queries(
@@ -71,12 +71,15 @@ def quantize_queries(
     (DECODE if isinstance(q, torch.Tensor) and q.ndim == 4 else PREFILL).check((q, weights))
     check_choice("dtype", dtype, tuple(FP8_MAX))
     heads, dim = q.shape[-2:]
-    quantized, scale = _quantize(q, dtype, power_of_two=False)
+    quantized, scale = quantize_rows(q, dtype, power_of_two=False)
     return quantized, weights.float() * scale * (dim**-0.5 * heads**-0.5)
 
 
-def _quantize(values: torch.Tensor, dtype: torch.dtype, *, power_of_two: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    values, limit = values.float(), FP8_MAX[dtype]
+def quantize_rows(
+    values: torch.Tensor, dtype: torch.dtype, *, power_of_two: bool, largest: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values [..., D] in ``dtype``, of which a row's largest magnitude is ``largest`` (None: that of ``dtype``), and scales."""
+    values, limit = values.float(), FP8_MAX[dtype] if largest is None else largest
     amax = values.abs().amax(-1)
     whole = amax.isfinite()
     # By a number, CUDA multiplies with its inverse: another rounding.

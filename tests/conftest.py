@@ -4,22 +4,31 @@ Most tests depend on the Triton under test, and run on each; what checks no Trit
 runs ``--only=each-triton`` in every lane and ``--only=any-triton`` in one of its default lanes, with Triton hidden, so that a
 test that is wrongly declared to need none fails there. Without ``--only`` all of them run. A test that needs a Triton, and
 says the same with any, is marked ``one_lane``: the other lanes deselect it.
+
+A grid of cells that run in Triton's interpreter is marked ``dealt``: both gates run all of its cells, and the forward
+lanes, with ``--hand=NUMBER/HANDS``, share them out, so that each cell runs on one of those, too. ``dealt("clean_logits")``
+names the parameters of which every lane has all values: what chooses another kernel, mode, dtype, layout or variant. Nothing
+that is compiled is dealt: each Triton compiles all.
 """
 
 import hashlib
 import json
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import hypothesis
 import pytest
 from filelock import FileLock
 
-FOLDER = Path(__file__).parent
 pytest.register_assert_rewrite("support")  # its assertions say what they compared, as those of the tests do
+from support import dealing  # noqa: E402
+
+FOLDER = Path(__file__).parent
 
 # Files whose tests all pass without a Triton. Besides these: every test that is marked, as those that get the reference are.
 ANY_TRITON = {
@@ -28,11 +37,13 @@ ANY_TRITON = {
         "compat/offline/test_disassembly.py",
         "docs/test_measured.py",
         "docs/test_pages.py",
+        "emulator/test_hazards.py",
         "emulator/test_lanes.py",
         "emulator/test_matrix.py",
         "emulator/test_memory.py",
         "emulator/test_scalar.py",
         "emulator/test_vector.py",
+        "gfx950/test_slot_model.py",
         "kernels/common/test_checks.py",
         "kernels/dropin/test_binding.py",
         "kernels/dropin/test_hook.py",
@@ -63,6 +74,7 @@ hypothesis.settings.load_profile("capgate")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--only", choices=("each-triton", "any-triton"), help="which half of the tests: see tests/conftest.py")
+    parser.addoption("--hand", type=dealing.hand, metavar="NUMBER/HANDS", help="of tests that are dealt: see tests/conftest.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -88,9 +100,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("any_triton")
     only = config.getoption("--only")
     if only:
-        chosen = [item for item in items if (item.get_closest_marker("any_triton") is not None) == (only == "any-triton")]
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
-        items[:] = chosen
+        choose(config, items, [(item.get_closest_marker("any_triton") is not None) == (only == "any-triton") for item in items])
+    if config.getoption("--hand"):
+        choose(config, items, dealt(items, *config.getoption("--hand")))
+
+
+def choose(config: pytest.Config, items: list[pytest.Item], chosen: Sequence[bool]) -> None:
+    config.hook.pytest_deselected(items=[item for item, keep in zip(items, chosen, strict=True) if not keep])
+    items[:] = [item for item, keep in zip(items, chosen, strict=True) if keep]
+
+
+def dealt(items: Sequence[pytest.Item], number: int, hands: int) -> list[bool]:
+    """Which of the tests a hand has: all that are not dealt, and its cells of the others."""
+    chosen, grids = [True] * len(items), defaultdict(list)
+    for place, item in enumerate(items):
+        if item.get_closest_marker("dealt"):
+            grids[item.nodeid.partition("[")[0]].append(place)
+    for places in grids.values():
+        cells = [items[place].callspec.params for place in places]
+        kept = items[places[0]].get_closest_marker("dealt").args
+        mine = set(dealing.in_hand(cells, kept, number, hands))
+        for cell, place in enumerate(places):
+            chosen[place] = cell in mine
+    return chosen
 
 
 @pytest.hookimpl(wrapper=True)
@@ -123,10 +155,19 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Callable[[]
 def compile_once(once: Callable[..., Any]) -> Callable[..., list[dict[str, Any]]]:
     """``compile_once(operation, target, jobs)``: as capgate's compile_jobs, without its limit of time; a row of one worker
     serves the others. Ask for all jobs that tests share: the first to ask has them compiled in one process.
+
+    On gfx942 and gfx950 rows also have the keys of ``support.wait_states``.
     """
     from capgate.compat.offline.jobs import compile_jobs
+    from support.wait_states import with_wait_states
 
     def rows(operation: str, target: str, jobs: Sequence[Any]) -> list[dict[str, Any]]:
-        return once((operation, target, jobs), lambda: compile_jobs(operation, target, jobs, timeout=NO_LIMIT))
+        def compiled() -> list[dict[str, Any]]:
+            if target not in ("hip:gfx942", "hip:gfx950"):
+                return compile_jobs(operation, target, jobs, timeout=NO_LIMIT)
+            with TemporaryDirectory() as folder:
+                return with_wait_states(compile_jobs(operation, target, jobs, timeout=NO_LIMIT, save=folder))
+
+        return once((operation, target, jobs), compiled)
 
     return rows

@@ -1,4 +1,5 @@
-"""Every test runs in at least one of the lanes that plain ``nox`` runs, and what no Triton changes in one alone."""
+"""Every test runs in at least one of the lanes that plain ``nox`` runs, and what no Triton changes in one alone; the forward
+lanes share out what is dealt."""
 
 import os
 import runpy
@@ -9,6 +10,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
+
+from support.dealing import in_hand
 
 REPOSITORY = Path(__file__).parents[1]
 ENGINES = "tests/engines"
@@ -68,7 +71,47 @@ def test_what_needs_no_triton_and_what_says_the_same_with_any_runs_in_one_lane(
     assert noxfile["WHOLE"] in noxfile["GATES"]
     whole = with_triton.pop(noxfile["WHOLE"])
     for lane, lines in with_triton.items():
-        assert lines == [(*options, "-m", ONE_LANE) for options in whole], lane
+        assert [without_hand(options) for options in lines] == [(*options, "-m", ONE_LANE) for options in whole], lane
+
+
+def without_hand(options: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(option for option in options if not option.startswith("--hand="))
+
+
+def test_the_gates_run_every_cell_and_each_forward_lane_has_a_hand_in_the_interpreter(
+    noxfile: dict[str, Any], runs: dict[str, list[tuple[str, ...]]]
+) -> None:
+    hands = {lane: [[option for option in options if "--hand" in option] for options in lines] for lane, lines in runs.items()}
+    forward = noxfile["FORWARD"]
+    assert (*noxfile["GATES"], *forward) == tuple(runs)
+    assert all(not any(hands[gate]) for gate in noxfile["GATES"])
+    for number, lane in enumerate(forward, 1):
+        assert hands[lane] == [[], [f"--hand={number}/{len(forward)}"]], lane
+
+
+def test_hands_have_every_cell_together_and_every_value_of_what_is_kept_each() -> None:
+    grid = [{"size": size, "mode": mode, "kind": kind} for size in range(5) for kind in "ab" for mode in (True, False, None)]
+    found = [in_hand(grid, ("mode", "kind"), number, 3) for number in (1, 2, 3)]
+    assert sorted({cell for cells in found for cell in cells}) == list(range(len(grid)))
+    for cells in found:
+        assert {grid[cell]["mode"] for cell in cells} == {True, False, None}
+        assert {grid[cell]["kind"] for cell in cells} == {"a", "b"}
+        assert len(cells) <= len(grid) / 3 + 2, "the others' modes are all that a hand has besides its third"
+    assert in_hand(grid[:1], ("mode",), 3, 3) == [0], "a value that one cell alone has is in every hand"
+    assert in_hand(grid, (), 2, 3) == list(range(1, len(grid), 3))
+
+
+def test_a_hand_has_all_that_is_not_dealt_and_its_cells_of_what_is() -> None:
+    file = "tests/kernels/key_cache/test_key_cache.py"
+    grids = {"test_each_key_lands_in_its_slot_and_nowhere_else", "test_gathered_keys_lie_side_by_side"}
+    every, mine = (collected(file, "--only=each-triton", *options) for options in ((), ("--hand=2/3",)))
+    assert mine < every
+    assert {name_of(test) for test in every - mine} == grids
+    assert {name_of(test) for test in mine} == {name_of(test) for test in every} > grids
+
+
+def name_of(test: str) -> str:
+    return test.partition("[")[0].partition("::")[2]
 
 
 def test_the_parts_of_a_lane_have_each_test_once(runs: dict[str, list[tuple[str, ...]]]) -> None:

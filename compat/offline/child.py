@@ -72,7 +72,7 @@ def answer(
     row = {"error": None, **describe(compiled, target, call, log.getvalue())}
     if save:
         try:
-            row["files"] = write(Path(save), f"{job['variant']}.{job['mode']}", compiled, launch)
+            row["files"] = write(Path(save), job["stem"], compiled, launch)
         except OSError as error:
             row["error"] = f"compiled, and not saved: {summary(error)}"
     yield {**row, "compiled": True}

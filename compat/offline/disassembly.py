@@ -128,20 +128,26 @@ def hot_loop(listing: Listing, waves: int | None) -> HotLoop | None:
 
     waves : of a workgroup, which share what one instruction computes for all of them; None if unknown
     """
-    kinds = [_kind(listing, step) for step in listing.instructions]
-    loops = [loop for loop in natural_loops(flow_of(listing)) if any(kinds[index] == "mfma" for index in loop)]
-    innermost = [loop for loop in loops if not any(other < loop for other in loops)]
-    if not innermost:
+    body = hot_loop_body(listing)
+    if not body:
         return None
-    counted = [(Counter(kinds[index] for index in loop), loop) for loop in innermost]
-    count, body = max(counted, key=lambda pair: (pair[0]["mfma"], -len(pair[1])))
-    shares = [_products(listing, index, waves) for index in sorted(body) if kinds[index] == "mfma"]
+    kinds = [_kind(listing, step) for step in listing.instructions]
+    count = Counter(kinds[index] for index in body)
+    shares = [_products(listing, index, waves) for index in body if kinds[index] == "mfma"]
     known = [share for share in shares if share is not None]
     return HotLoop(
         total=len(body),
         products=sum(known) if len(known) == len(shares) else None,
         **{kind: count[kind] for kind in ("valu", "salu", "mfma", "lds", "vmem")},
     )
+
+
+def hot_loop_body(listing: Listing) -> list[int]:
+    """The instructions of the loop that :func:`hot_loop` counts, in the order of the code; none where it finds none."""
+    matrix = {index for index, step in enumerate(listing.instructions) if _kind(listing, step) == "mfma"}
+    loops = [loop for loop in natural_loops(flow_of(listing)) if matrix & loop]
+    innermost = [loop for loop in loops if not any(other < loop for other in loops)]
+    return sorted(max(innermost, key=lambda loop: (len(matrix & loop), -len(loop)), default=()))
 
 
 # --- where control goes ---------------------------------------------------------------------------------------------------

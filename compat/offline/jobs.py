@@ -70,7 +70,7 @@ def compile_variants(
     modes : output modes, None for those that the operation's examples name: of logits "unclean" (cells outside the windows
         untouched), "clean" (set to -inf), "compressed"
     timeout : seconds for one compile
-    save : folder for each compile's assembly (on NVIDIA PTX and SASS), TTGIR and argument order
+    save : folder for each compile's assembly (on NVIDIA PTX and SASS), TTGIR and argument order, as ``VARIANT.MODE.*``
     started : called with each compile before it begins
 
     Returns JSON types: ``triton``, ``torch`` (versions), ``operation``, ``target``, and ``variants``: a row for each variant
@@ -115,7 +115,7 @@ def compile_jobs(
 ) -> list[dict[str, Any]]:
     """A row for each job, in their order; parameters and rows as in :func:`compile_variants`.
 
-    A row of a variant that has no kernel has the key ``kernel``, False.
+    A row of a variant that has no kernel has the key ``kernel``, False. Names of files have the sizes in which jobs differ.
     """
     aim, examples = target_of(target), examples_of(operation)
     if not aim.is_gpu:
@@ -133,7 +133,8 @@ def compile_jobs(
     }
     rows: list[dict[str, Any]] = []
     while len(rows) < len(jobs):  # a child that dies or hangs takes one job with it
-        with _Child({**request, "jobs": [job._asdict() for job in jobs[len(rows) :]]}) as child:
+        left = [{**job._asdict(), "stem": _stem(job, jobs)} for job in jobs[len(rows) :]]
+        with _Child({**request, "jobs": left}) as child:
             for job in jobs[len(rows) :]:
                 started(job)
                 problem = problems[len(rows)]
@@ -145,6 +146,13 @@ def compile_jobs(
                 if child.gone:
                     break
     return rows
+
+
+def _stem(job: Job, jobs: Sequence[Job]) -> str:
+    """Of the names of a job's files: with what makes it another one than the rest of the jobs."""
+    several = len({(other.heads, other.dim, other.dtype) for other in jobs}) > 1
+    sizes = [f"{job.heads}x{job.dim}", *([job.dtype] if job.dtype else [])] if several else []
+    return ".".join([job.variant, job.mode, *sizes])
 
 
 def operation_of(name: str) -> compat.Operation[Any]:

@@ -23,6 +23,12 @@ def padded_heads(heads: int) -> int:
     return max(16, 1 << (heads - 1).bit_length())
 
 
+def in_packets(queries: Any) -> bool:
+    """Whether 16 adjacent dims of each head, of one byte each, can be loaded at a time."""
+    *steps, step = queries.stride()
+    return step == 1 and not any(number % 16 for number in (*steps, queries.data_ptr()))
+
+
 def native_fp8(device: Any) -> str:
     """The e4m3 format that the device's matrix instructions read: "float8_e4m3fnuz" on gfx942, else "float8_e4m3fn"."""
     return E4M3FNUZ if compat.capabilities(device).fp8_e4m3fnuz else E4M3FN

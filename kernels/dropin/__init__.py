@@ -16,7 +16,8 @@ flashinfer top_k_page_table_transform, top_k_ragged_transform
 sglang     topk_transform_paged, topk_transform_paged_v2, topk_transform_ragged_v2, and sgl_kernel's fast_topk_v2,
            fast_topk_transform_fused, fast_topk_transform_ragged_fused
 vllm       torch.ops._C_cache_ops.indexer_k_quant_and_cache, torch.ops._C_cache_ops.cp_gather_indexer_k_quant_cache,
-           torch.ops._C.top_k_per_row_prefill, torch.ops._C.top_k_per_row_decode
+           torch.ops._C.top_k_per_row_prefill, torch.ops._C.top_k_per_row_decode, torch.ops._C.persistent_topk,
+           torch.ops._C.cooperative_topk
 vllm_rocm  rocm_fp8_mqa_logits, rocm_fp8_paged_mqa_logits, indexer_k_quant_and_cache_triton,
            cp_gather_indexer_k_quant_cache_triton
 ========== ===============================================================================================================

@@ -14,6 +14,7 @@ from .caches import cache_of
 from .families import NotServed
 
 ONE_SCALE = "keys with several scales"
+VLLM_FNUZ_MAX = 224.0  # of its writers on gfx942: kFp8ScaleDivisor of csrc/cache_kernels.cu, and rocm_aiter_mla_sparse.py
 
 
 def write(
@@ -23,6 +24,7 @@ def write(
     quant_block_size: int,
     scale_fmt: str,
     layout: str,
+    fnuz_max: float | None = None,
 ) -> None:
     """Quantise keys into their slots: the first of ``k`` and ``slot_mapping``, as many as both have.
 
@@ -32,6 +34,7 @@ def write(
     quant_block_size : D
     scale_fmt : "ue8m0" rounds scales up to powers of two; others, but for "mxfp8", do not
     layout : of :func:`capgate.kernels.quantize_keys_to_cache`
+    fnuz_max : its ``largest`` where the keys are float8_e4m3fnuz
 
     Raises NotServed for keys of other sizes, with several scales, or with a byte for a scale, and TypeError or ValueError as
     that function.
@@ -44,13 +47,15 @@ def write(
         raise NotServed("scales of the format mxfp8")
     cache = cache_of("kv_cache", kv_cache, dim)
     count = min(len(k), len(slot_mapping)) if slot_mapping.ndim == 1 else len(k)
+    dtype = kv_cache.dtype if kv_cache.dtype in FP8_MAX else getattr(torch, native_fp8(cache.device))
     quantize_keys_to_cache(
         k[:count],
         cache,
         slot_mapping[:count],
-        dtype=kv_cache.dtype if kv_cache.dtype in FP8_MAX else getattr(torch, native_fp8(cache.device)),
+        dtype=dtype,
         scale_format="ue8m0" if scale_fmt == "ue8m0" else "fp32",
         layout=layout,
+        largest=fnuz_max if dtype == torch.float8_e4m3fnuz else None,
     )
 
 

@@ -8,6 +8,8 @@ from ..common.cache import with_scale
 from ..common.checks import check_strided
 from ..common.operands import Operands
 
+MASKED = 64  # cells of a request that are masked at a time: all of them up to next_n = 9, and of any other a row or some
+
 
 def cache_of(name: str, kv_cache: torch.Tensor, dim: int) -> torch.Tensor:
     """An engine's cache [num_blocks, block, W] or [num_blocks, block, 1, W] of one-byte elements, as our functions take it.
@@ -49,16 +51,23 @@ def of_queries(operands: Operands[Any], q: torch.Tensor, kv_cache: torch.Tensor)
 def mask_drafts(out: torch.Tensor, context_lens: torch.Tensor, next_n: int) -> None:
     """Set the cells of draft rows to -inf whose keys only later rows of the request see. Nothing is read from the device.
 
+    Some 25 bytes are allocated for each of :data:`MASKED` cells of a request, or of next_n - 1 if those are more.
+
     out : [B * next_n, columns], float32
     context_lens : [B], int32, row t of next_n seeing ``context_lens[b] - next_n + t + 1`` keys
     """
-    if next_n == 1 or out.numel() == 0:
+    if out.numel() == 0:
         return
-    drafts = torch.arange(next_n - 1, device=out.device)  # the last row sees all
-    cell = out.view(len(context_lens), next_n, out.shape[1])[:, :-1]  # splitting rows needs no copy, whatever their strides
-    seen = context_lens.long()[:, None, None] + (drafts - next_n + 1)[:, None]  # [B, next_n - 1, 1]
-    last = context_lens.long()[:, None, None].clamp(max=out.shape[1]) - 1
-    # A row has up to next_n - 1 such cells. Places past the last one, and before the first, write to it what it gets anyway.
-    place = torch.minimum(seen + drafts, last).clamp(min=0)
-    masked = (place >= seen) & (last >= 0)
-    cell.scatter_(2, place, torch.where(masked, float("-inf"), cell.gather(2, place)))
+    columns, lens = out.shape[1], context_lens.long()[:, None, None]
+    cell = out.view(len(context_lens), next_n, columns)  # splitting rows needs no copy, whatever their strides
+    last = lens.clamp(max=columns) - 1
+    first, rows = 0, next_n - 1  # the last row sees all
+    while first < rows:
+        width = min(rows - first, columns)  # of the strip's first row, which has the most such cells
+        end = min(first + max(1, MASKED // width), rows)
+        seen = (lens + torch.arange(first - rows, end - rows, device=out.device)[:, None]).clamp(min=0)  # [B, strip, 1]
+        # Places past the last one write to it what it gets anyway.
+        place = torch.minimum(seen + torch.arange(width, device=out.device), last).clamp(min=0)
+        strip, masked = cell[:, first:end], (place >= seen) & (last >= 0)
+        strip.scatter_(2, place, torch.where(masked, float("-inf"), strip.gather(2, place)))
+        first = end

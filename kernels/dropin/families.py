@@ -138,6 +138,12 @@ DROPINS: dict[str, tuple[Family, ...]] = {
     "vllm": (
         Family(("indexer_k_quant_and_cache",), _VLLM_CACHE),
         Family(("cp_gather_indexer_k_quant_cache",), _VLLM_CACHE),
-        *_alone("top_k_per_row_prefill", "top_k_per_row_decode", sites=(Site("vllm._custom_ops", "torch.ops._C.{}"),)),
+        *_alone(
+            "top_k_per_row_prefill",
+            "top_k_per_row_decode",
+            "persistent_topk",
+            "cooperative_topk",
+            sites=(Site("vllm._custom_ops", "torch.ops._C.{}"),),
+        ),
     ),
 }

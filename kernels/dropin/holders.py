@@ -35,6 +35,16 @@ def holders(value: Any) -> Iterator[tuple[ModuleType, str]]:
                     yield module, attribute
 
 
+def named_holders(values: Collection[Any]) -> Iterator[tuple[str, Any]]:
+    """Which globals of the callers' modules have one of these values, by the names that a person writes, and which value."""
+    wanted = {id(value) for value in values}
+    for module_name, module in modules():
+        if wanted and package(module_name) in CALLERS:
+            for attribute, held in list(vars(module).items()):
+                if id(held) in wanted:
+                    yield f"{module.__name__}.{attribute}", held
+
+
 def forget_results(values: Collection[Any]) -> None:
     """Clear the ``functools`` caches among the callers' globals that hold one of these values as a result."""
     wanted = {id(value) for value in values}

@@ -9,11 +9,11 @@ from capgate import compat
 from capgate.compat.spelling import nearest
 
 from .families import DROPINS, Family
-from .holders import forget_results, holders
+from .holders import forget_results, holders, named_holders
 from .plans import Place, Plan, plan_of
 from .readers import without_their_readers
 from .reports import Left, Report, Taken
-from .sites import Key, Target, imported, incomplete, is_unfilled, loaded, slots_of
+from .sites import Key, Target, imported, incomplete, is_unfilled, is_whole, loaded, slots_of
 
 LOG = logging.getLogger("capgate")
 
@@ -34,21 +34,42 @@ class _State:
         self.refused: dict[Key, str] = {}
         self.absent: dict[Key, str] = {}
 
+    def standing(self, family: Family) -> list[Place]:
+        """Where the family is in force, besides who has imported it since: not in what a failed import has left."""
+        found = [places for key, places in self.places.items() if key.family == family and is_whole(key.module)]
+        return [place for places in found for place in places.values()]
+
     def report(self, name: str) -> Report:
         taken, left = [], []
+        since: dict[int, list[str]] = {}  # where ours stands that was imported from one of its places, or copied
+        for where, ours in named_holders([place.ours for places in self.places.values() for place in places.values()]):
+            since.setdefault(id(ours), []).append(where)
         for family in DROPINS[name]:
-            standing = [place for key, places in self.places.items() if key.family == family for place in places.values()]
+            standing = self.standing(family)
             names = [place.name for place in standing]
-            names += [f"{place.name} has run" for key, place in self.waiting.items() if key.family == family]
+            names += [where for place in standing for where in since.get(id(place.ours), ())]
+            names += self._awaited(family, names)
             if names:
                 replaced = {place.ours.__name__ for place in standing} or set(family.names)
                 functions = tuple(function for function in family.names if function in replaced)
                 taken.append(Taken(functions, tuple(dict.fromkeys(names))))
             reasons = [reason for key, reason in self.refused.items() if key.family == family]
+            reasons += self._halves(family)
             if not names and not reasons:
                 reasons = [reason for key, reason in self.absent.items() if key.family == family] or [_nowhere(family)]
             left += [Left(family.names, reason) for reason in dict.fromkeys(reasons)]
         return Report(name, tuple(taken), tuple(left))
+
+    def _awaited(self, family: Family, names: Sequence[str]) -> list[str]:
+        """What will put ours where it is not yet."""
+        waiting = [(key.module, place) for key, place in self.waiting.items() if key.family == family]
+        filled = {module for module, _ in waiting if any(name.startswith(f"{module}.") for name in names)}
+        return [f"{place.name} has run" for module, place in waiting if module not in filled]
+
+    def _halves(self, family: Family) -> list[str]:
+        """Why it is not in force where it was put."""
+        keys = [key for key, places in self.places.items() if key.family == family and places]
+        return [f"{key.module} is what a failed import has left" for key in keys if not is_whole(key.module)]
 
 
 _states: dict[str, _State] = {}
@@ -65,7 +86,7 @@ def unknown(name: str) -> str | None:
 
 def is_installed(name: str) -> bool:
     """Whether functions of ours stand in the place of the library's in this process."""
-    return name in _states and any(_states[name].places.values())
+    return name in _states and any(map(_states[name].standing, DROPINS[name]))
 
 
 def report(name: str) -> Report:

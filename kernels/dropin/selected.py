@@ -4,9 +4,13 @@ from typing import Any, cast
 
 import torch
 
+from capgate import compat
+
 from ..common.checks import check_integer, check_strided
 from ..key_selection import select_from_logits
 from ..key_selection.reference import slots_of
+from ..key_selection.results import bytes_of
+from ..key_selection.scratch import scratch_bytes
 
 
 def rows_at(logits: torch.Tensor, num_rows: int, stride0: int, stride1: int) -> torch.Tensor:
@@ -49,6 +53,17 @@ def ends_of(lens: torch.Tensor, next_n: int, rows: int) -> torch.Tensor:
         return first_of(lens, rows)
     back = torch.arange(1 - next_n, 1, dtype=lens.dtype, device=lens.device)
     return (lens[:, None] + back).flatten()[:rows]
+
+
+def room_in(workspace: torch.Tensor, logits: torch.Tensor, top_k: int) -> torch.Tensor | None:
+    """The workspace, where a selection takes one and this has room for it; otherwise the selection allocates what it takes."""
+    check_strided("workspace", workspace)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or not workspace.is_contiguous():
+        return None
+    rows, columns = logits.shape
+    needed = rows * scratch_bytes(compat.capabilities(logits.device).target, columns, check_integer("k", top_k, 1))
+    memory = bytes_of(workspace)
+    return workspace if memory is not None and 0 < needed <= len(memory) else None
 
 
 def window(lengths: torch.Tensor, starts: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor]:

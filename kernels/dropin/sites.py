@@ -50,10 +50,20 @@ def _findable(name: str) -> bool:
         return False
 
 
+def is_whole(module: str) -> bool:
+    """Whether the packages round a loaded module are loaded as well: an import that fails in a package leaves modules of it."""
+    parts = module.split(".")
+    return all(".".join(parts[:count]) in sys.modules for count in range(1, len(parts) + 1))
+
+
 def loaded(name: str) -> list[Target]:
-    """The drop-in's targets whose modules are loaded."""
+    """The drop-in's targets whose modules are loaded, and not what a failed import has left of them."""
     found = [(family, site, sys.modules.get(site.module)) for family in DROPINS[name] for site in family.sites]
-    return [Target(family, site, module) for family, site, module in found if isinstance(module, ModuleType)]
+    return [
+        Target(family, site, module)
+        for family, site, module in found
+        if isinstance(module, ModuleType) and is_whole(site.module)
+    ]
 
 
 def imported(name: str) -> dict[Key, Exception]:
@@ -65,9 +75,10 @@ def imported(name: str) -> dict[Key, Exception]:
         for one in dict.fromkeys(map(package, sites)):
             own = [module for module in sites if package(module) == one]
             for module in own:
-                if module not in tried:
-                    tried[module] = _import(module)
-                if error := tried[module]:
+                for imported_now in (one, module):  # once a package has failed, a second attempt finds what the first has left
+                    if imported_now not in tried:
+                        tried[imported_now] = _import(imported_now)
+                if error := tried[one] or tried[module]:
                     failed[Key(family, module)] = error
             if any(module in sys.modules for module in own):
                 break

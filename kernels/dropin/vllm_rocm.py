@@ -16,7 +16,7 @@ from ..common.cache import CACHE
 from ..common.checks import check_choice, check_integer, check_strided, pair_of
 from ..common.operands import Operands
 from ..paged_mqa_logits.operands import QUERIES
-from .cached_keys import gather, write
+from .cached_keys import VLLM_FNUZ_MAX, gather, write
 from .caches import mask_drafts, of_queries
 from .families import NotServed
 
@@ -115,12 +115,12 @@ def indexer_k_quant_and_cache_triton(
 ) -> None:
     """Quantise keys into their slots of a paged cache; see :func:`.cached_keys.write`.
 
-    kv_cache : [num_blocks, block, W], uint8, in tiles where a block has more than one key. Where keys are e4m3fnuz the largest
-        value of each becomes 240, and not 224 as in vLLM's own: whoever reads a key reads its scale too.
+    kv_cache : [num_blocks, block, W], uint8, in tiles where a block has more than one key. The largest magnitude of a key in
+        e4m3fnuz becomes 224, as in vLLM.
     block_tile_size, head_tile_size : keys of a tile, and bytes of each in a packet. NotServed for other than 16.
     """
     _check_tiles(block_tile_size, head_tile_size)
-    write(k, kv_cache, slot_mapping, quant_block_size, scale_fmt, _layout(kv_cache, None))
+    write(k, kv_cache, slot_mapping, quant_block_size, scale_fmt, _layout(kv_cache, None), VLLM_FNUZ_MAX)
 
 
 def cp_gather_indexer_k_quant_cache_triton(

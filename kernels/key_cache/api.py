@@ -1,6 +1,6 @@
 """The public functions: checks, allocation, and dispatch through operators that torch.compile and GPU graphs understand."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,6 +20,7 @@ def quantize_keys_to_cache(
     dtype: torch.dtype = torch.float8_e4m3fn,
     scale_format: str = "fp32",
     layout: str = "flat",
+    largest: float | None = None,
 ) -> None:
     """Quantise keys as :func:`capgate.kernels.quantize.quantize_keys` does, straight into their slots of a paged cache.
 
@@ -39,6 +40,8 @@ def quantize_keys_to_cache(
         "fp32", or "ue8m0" to round each scale up to a power of two.
     layout : str
         Of the keys in a block, "flat" or "preshuffled", as in :func:`capgate.kernels.fp8_paged_mqa_logits`.
+    largest : float, optional
+        What the largest magnitude of a key becomes, in place of the dtype's own 448 or 240: vLLM's caches in e4m3fnuz have 224.
 
     A key with a NaN or an infinity becomes NaN altogether, as there. Nothing is read back from the device, so that the call
     can be captured in a GPU graph.
@@ -53,7 +56,9 @@ def quantize_keys_to_cache(
     check_blocks(kv_cache, layout)
     check_choice("dtype", dtype, tuple(FP8_MAX))
     check_choice("scale_format", scale_format, SCALE_FORMATS)
-    torch.ops.capgate.quantize_keys_to_cache(*inputs, dtype, scale_format, layout)
+    if largest is not None:
+        largest = _check_largest(largest, dtype)
+    torch.ops.capgate.quantize_keys_to_cache(*inputs, dtype, scale_format, layout, largest)
 
 
 def gather_keys(
@@ -161,12 +166,21 @@ def _check_results(keys: torch.Tensor, scales: torch.Tensor, total: int, kv_cach
         )
 
 
-def _write(inputs: Written, dtype: torch.dtype, scale_format: str, layout: str = "flat") -> None:
+def _check_largest(largest: float, dtype: torch.dtype) -> float:
+    if isinstance(largest, bool) or not isinstance(largest, (int, float)):
+        raise TypeError(f"largest: got {type(largest).__name__}, needs a float")
+    if not 0 < largest <= FP8_MAX[dtype]:
+        raise ValueError(f"largest: got {largest}, needs more than 0 and at most the {FP8_MAX[dtype]:g} of {dtype}")
+    return float(largest)
+
+
+def _write(inputs: Written, dtype: torch.dtype, scale_format: str, layout: str = "flat", largest: float | None = None) -> None:
     """Operator ``capgate::quantize_keys_to_cache``."""
     check_address(inputs.kv_cache)
     check_apart("kv_cache", inputs.kv_cache, inputs)
     if inputs.k.shape[0] and inputs.kv_cache.shape[0]:
-        writing(Problem(inputs.k.device), inputs, dtype=dtype, scale_format=scale_format, layout=layout)
+        options: dict[str, Any] = {"dtype": dtype, "scale_format": scale_format, "layout": layout, "largest": largest}
+        writing(Problem(inputs.k.device), inputs, **options)
 
 
 def _gather(inputs: Gathered, total: int, layout: str = "flat") -> tuple[torch.Tensor, torch.Tensor]:
@@ -200,7 +214,8 @@ def _empty(inputs: Gathered, total: int, layout: str = "flat") -> tuple[torch.Te
 
 
 _INTO = "Tensor(a!) keys, Tensor(b!) scales, str layout='flat'"
-register("quantize_keys_to_cache", WRITTEN, "ScalarType dtype, str scale_format, str layout='flat'", "()", _write)
+_HOW = "ScalarType dtype, str scale_format, str layout='flat', float? largest=None"
+register("quantize_keys_to_cache", WRITTEN, _HOW, "()", _write)
 register("gather_keys", GATHERED, "SymInt total, str layout='flat'", "(Tensor, Tensor)", _gather, _empty)
 register("gather_keys_out", GATHERED, _INTO, "()", _gather_into)
 register("gather_keys_between", BETWEEN, _INTO, "()", _gather_into)

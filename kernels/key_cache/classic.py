@@ -135,7 +135,13 @@ def gather_kernel(
 
 
 def prepare_write(
-    problem: Problem, inputs: Written, *, dtype: torch.dtype, scale_format: str, layout: str = "flat"
+    problem: Problem,
+    inputs: Written,
+    *,
+    dtype: torch.dtype,
+    scale_format: str,
+    layout: str = "flat",
+    largest: float | None = None,
 ) -> compat.Launch:
     """The launch that quantises the keys of one call into their slots."""
     k, kv_cache, slots = inputs
@@ -151,7 +157,7 @@ def prepare_write(
         "KEYS": tune.block_keys,
         "BIAS": 8 if fnuz else 7,
         "FNUZ": fnuz,
-        "LARGEST": FP8_MAX[dtype],
+        "LARGEST": FP8_MAX[dtype] if largest is None else largest,
         "FLOOR": AMAX_FLOOR,
         "POWER_OF_TWO": POWER_OF_TWO[scale_format],
         "num_warps": tune.num_warps,

@@ -4,17 +4,19 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 
 from ..common.cache import LAYOUTS, PACKET, packets_of, scale_bytes_of
-from ..quantize import quantize_keys
+from ..quantize import quantize_rows
 from .operands import Between, Gathered, Written
 
 
-def write(inputs: Written, *, dtype: torch.dtype, scale_format: str, layout: str = "flat") -> None:
+def write(
+    inputs: Written, *, dtype: torch.dtype, scale_format: str, layout: str = "flat", largest: float | None = None
+) -> None:
     """Quantise the keys of :func:`capgate.kernels.quantize_keys_to_cache` into their slots; arguments have been checked."""
     k, kv_cache, slots = inputs
     blocks, block = kv_cache.shape[:2]
     if k.shape[0] == 0 or blocks == 0:
         return
-    quantized, scales = quantize_keys(k, dtype, scale_format=scale_format)
+    quantized, scales = quantize_rows(k, dtype, power_of_two=scale_format == "ue8m0", largest=largest)
     slots = slots.long()
     kept = (slots >= 0) & (slots < blocks * block)
     # A skipped row writes what the first kept row writes, where that writes it: no shape depends on the slots. With none

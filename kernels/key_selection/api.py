@@ -9,11 +9,13 @@ from capgate import compat
 
 from ..common.cache import check_blocks
 from ..common.checks import check_flag, check_integer, check_variant
+from ..fused_selection import operation as fusing
 from ..mqa_logits.operation import operation as dense_operation
 from ..paged_mqa_logits.operation import operation as paged_operation
-from . import operators
+from . import keeping
 from .operands import DENSE, OPERANDS, PAGED, Dense, Inputs, Paged
 from .operation import operation
+from .operators import row_ends
 from .repeats import Kept
 from .results import Results, Selected, check_results, results_or_new
 
@@ -45,6 +47,7 @@ def select_keys(
     workspace: torch.Tensor | None = None,
     variant: str | None = None,
     logits_variant: str | None = None,
+    fused: bool | None = None,
 ) -> Selected:
     """Score every query against the keys in its window, as :func:`fp8_mqa_logits`, and return the keys of the largest logits.
 
@@ -96,6 +99,11 @@ def select_keys(
         Take this variant of the selection ("classic", "reference") or raise.
     logits_variant : str, optional
         Take this variant of ``fp8_mqa_logits`` or raise.
+    fused : bool, optional
+        True scores and selects in one kernel, without a buffer of logits: its lists take memory by programs and ``top_k``,
+        whatever S and N, and must fit the budget. ``variant`` is then one of the operation ``fp8_select_keys``. False takes two
+        steps. None leaves it to that operation, which is asked where neither ``variant`` nor ``logits_variant`` is given, and
+        by default takes it nowhere yet: see the page of the design. The result is the same, index for index.
 
     Nothing is read back from the device, so that the call can be captured in a GPU graph. What is written shares no memory with
     what is read.
@@ -117,7 +125,7 @@ def select_keys(
         The variant that ``variant``, ``logits_variant`` or CAPGATE_VARIANT names cannot run here.
     """
     inputs = Dense(q, k, k_scale, weights, starts, ends, offsets, page_table, requests)
-    arguments = (top_k, logits_budget_bytes, max_window, relative, page_size, return_scores, variant, logits_variant)
+    arguments = (top_k, logits_budget_bytes, max_window, relative, page_size, return_scores, variant, logits_variant, fused)
     call = REPEATS.call((*inputs, out, out_scores, workspace), *arguments)
     if call is not None and (kept := REPEATS.find(call)) is not None:
         wanted = (q.shape[0], top_k, return_scores, q.device, out, out_scores, workspace)
@@ -132,15 +140,15 @@ def select_keys(
         _check_columns("max_window", max_window)
     check_flag("relative", relative)
     page_size = _check_pages(q.shape[0], page_table, page_size, requests)
-    check_variant("variant", variant, operation)
     check_variant("logits_variant", logits_variant, dense_operation)
+    _check_way(fused, variant, logits_variant, fusing.dense)
     if k_scale.ndim == 2:
         inputs = inputs._replace(k_scale=k_scale[:, 0])
-    options = (logits_budget_bytes, max_window, relative, page_size, variant, logits_variant)
+    options = (logits_budget_bytes, max_window, relative, page_size, variant, logits_variant, fused)
     into = (q.shape[0], top_k, return_scores, q.device, out, out_scores, workspace)
     found = _run(torch.ops.capgate.select_keys, torch.ops.capgate.select_keys_out, inputs, into, options)
     if call is not None:
-        REPEATS.remember(call, partial(operators.kept_keys, inputs, Results(out, out_scores, workspace), found, *options))
+        REPEATS.remember(call, partial(keeping.kept_keys, inputs, Results(out, out_scores, workspace), found, *options))
     return found.selected
 
 
@@ -165,6 +173,7 @@ def select_paged_keys(
     workspace: torch.Tensor | None = None,
     variant: str | None = None,
     logits_variant: str | None = None,
+    fused: bool | None = None,
 ) -> Selected:
     """As :func:`select_keys` for queries and keys of :func:`fp8_paged_mqa_logits`.
 
@@ -197,6 +206,8 @@ def select_paged_keys(
         and ``next_n`` above 1, four bytes a row are allocated all the same.
     logits_variant : str, optional
         Take this variant of ``fp8_paged_mqa_logits`` or raise.
+    fused : bool, optional
+        As in :func:`select_keys`; the operation is ``fp8_select_paged_keys``.
 
     Returns
     -------
@@ -209,11 +220,11 @@ def select_paged_keys(
         As :func:`select_keys`.
     """
     inputs = Paged(q, kv_cache, weights, context_lens, block_table, offsets, page_table, requests)
-    arguments = (max_context_len, top_k, logits_budget_bytes, page_size, return_scores, variant, logits_variant, layout)
+    arguments = (max_context_len, top_k, logits_budget_bytes, page_size, return_scores, layout, variant, logits_variant, fused)
     call = PAGED_REPEATS.call((*inputs, out, out_scores, workspace), *arguments)
     if call is not None and (kept := PAGED_REPEATS.find(call)) is not None:
         wanted = (q.shape[0] * q.shape[1], top_k, return_scores, q.device, out, out_scores, workspace)
-        if (done := kept.launch(call.addresses, wanted, operators.row_ends(context_lens, q.shape[1]))) is not None:
+        if (done := kept.launch(call.addresses, wanted, row_ends(context_lens, q.shape[1]))) is not None:
             return done
     PAGED.check(inputs, "the selection")
     check_blocks(kv_cache, layout)
@@ -221,14 +232,14 @@ def select_paged_keys(
     max_context_len = check_integer("max_context_len", max_context_len, 0)
     _check_columns("max_context_len", max_context_len)
     page_size = _check_pages(q.shape[0], page_table, page_size, requests)
-    check_variant("variant", variant, operation)
     check_variant("logits_variant", logits_variant, paged_operation)
-    options = (max_context_len, logits_budget_bytes, page_size, variant, logits_variant, layout)
+    _check_way(fused, variant, logits_variant, fusing.paged)
+    options = (max_context_len, logits_budget_bytes, page_size, variant, logits_variant, layout, fused)
     into = (q.shape[0] * q.shape[1], top_k, return_scores, q.device, out, out_scores, workspace)
     found = _run(torch.ops.capgate.select_paged_keys, torch.ops.capgate.select_paged_keys_out, inputs, into, options)
     if call is not None:
         given = Results(out, out_scores, workspace)
-        PAGED_REPEATS.remember(call, partial(operators.kept_paged_keys, inputs, given, found, *options))
+        PAGED_REPEATS.remember(call, partial(keeping.kept_paged_keys, inputs, given, found, *options))
     return found.selected
 
 
@@ -309,7 +320,7 @@ def select_from_logits(
     found = _run(torch.ops.capgate.select_from_logits, torch.ops.capgate.select_from_logits_out, inputs, into, options)
     if call is not None:
         given = Results(out, out_scores, workspace)
-        LOGITS_REPEATS.remember(call, partial(operators.kept_from_logits, inputs, given, found, *options))
+        LOGITS_REPEATS.remember(call, partial(keeping.kept_from_logits, inputs, given, found, *options))
     return found.selected
 
 
@@ -331,6 +342,15 @@ def _run(new: Any, written: Any, inputs: Any, into: tuple[Any, ...], options: tu
 
 def _check_sizes(top_k: int, logits_budget_bytes: int) -> tuple[int, int]:
     return check_integer("top_k", top_k, 1), check_integer("logits_budget_bytes", logits_budget_bytes, 0)
+
+
+def _check_way(fused: bool | None, variant: str | None, logits_variant: str | None, fusing: compat.Operation[Any]) -> None:
+    """Raise TypeError or ValueError for what is no way to go, and for variants of the other one."""
+    if fused is not None:
+        check_flag("fused", fused)
+    check_variant("variant", variant, fusing if fused else operation)
+    if fused and logits_variant is not None:
+        raise ValueError(f"logits_variant: got {logits_variant!r} with fused=True, needs None: no logits are computed apart")
 
 
 def _check_columns(name: str, columns: int) -> None:

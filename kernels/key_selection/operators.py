@@ -11,18 +11,18 @@ from capgate import compat
 
 from ..common.logits import ROW_ALIGNMENT
 from ..common.torch_ops import register
-from ..mqa_logits import api as dense_api
+from ..fused_selection import calls as fusing
+from ..mqa_logits import api as _dense_api  # noqa: F401 - it registers the operators that score
 from ..mqa_logits import operands as dense
-from ..paged_mqa_logits import api as paged_api
+from ..paged_mqa_logits import api as _paged_api  # noqa: F401
 from ..paged_mqa_logits import operands as paged
 from .operands import DENSE, OPERANDS, PAGED, Dense, Inputs, Paged
 from .operation import Problem, operation
-from .repeats import Kept, Memory, Step, given_of
 from .results import Results, bytes_of, check_results_apart, new_results
 from .scratch import rows_within, scratch_bytes
 
 
-def _problem(inputs: Inputs, out: torch.Tensor) -> Problem:
+def problem_of(inputs: Inputs, out: torch.Tensor) -> Problem:
     return Problem(inputs.logits.device, out.shape[1], dtype=str(inputs.logits.dtype).removeprefix("torch."))
 
 
@@ -35,21 +35,11 @@ def _select_into(
     **options: Any,
 ) -> None:
     """Run the chosen variant, unless there is no row."""
-    problem = _problem(inputs, out)
+    problem = problem_of(inputs, out)
     if len(out) == 0:
         operation.select(problem, variant)  # a variant that cannot run is an error for empty calls too
         return
     operation(problem, inputs, out, out_scores, variant=variant, scratch=scratch, **options)
-
-
-def _select_kept(
-    inputs: Inputs, results: Results, scratch: torch.Tensor | None, variant: str | None, options: dict[str, Any], **names: str
-) -> Step | None:
-    """The kept launches of :func:`_select_into`; ``names`` are of operands that are called otherwise here."""
-    given = {**inputs._asdict(), "out": results.out, "out_scores": results.out_scores, "scratch": scratch}
-    bound = operation.kept(_problem(inputs, results.out), inputs, *results[:2], variant=variant, scratch=scratch, **options)
-    named = [names.get(name, name) for name, tensor in given.items() if tensor is not None]
-    return None if bound is None else Step(bound, named)
 
 
 def _from_logits(
@@ -66,27 +56,18 @@ def _from_logits(
     )
 
 
-def kept_from_logits(
-    inputs: Inputs, given: Results, results: Results, num_keys: int | None, relative: bool, page_size: int, variant: str | None
-) -> Kept | None:
-    """What is kept of calls of select_from_logits; ``given`` are those of the ``results`` that are the caller's."""
-    options = {"num_keys": num_keys, "relative": relative, "page_size": page_size}
-    step = _select_kept(inputs, results, bytes_of(results.workspace), variant, options)
-    return step and Kept(*given_of(inputs, given), [step], Memory(None, None if results.workspace is None else 0))
-
-
-def _columns(inputs: Dense, max_window: int | None) -> int:
+def dense_columns(inputs: Dense, max_window: int | None) -> int:
     return inputs.k.shape[0] if max_window is None else max_window
 
 
-def _dense_turn(inputs: Dense, turn: slice, logits: torch.Tensor) -> tuple[dense.Inputs, Inputs]:
+def dense_turn(inputs: Dense, turn: slice, logits: torch.Tensor) -> tuple[dense.Inputs, Inputs]:
     """What some rows' logits are made of, and what is selected from."""
     q, k, k_scale, weights, starts, ends, offsets, page_table, requests = inputs
     scored = dense.Inputs(q[turn], k, k_scale, weights[turn], starts[turn], ends[turn])
     return scored, Inputs(logits, scored.starts, scored.ends, *_of_rows(turn, offsets, page_table, requests, 1))
 
 
-def _dense_options(inputs: Dense, max_window: int | None, relative: bool, page_size: int) -> dict[str, Any]:
+def dense_options(inputs: Dense, max_window: int | None, relative: bool, page_size: int) -> dict[str, Any]:
     num_keys = None if max_window is None else inputs.k.shape[0]
     return {"num_keys": num_keys, "relative": relative, "page_size": page_size}
 
@@ -100,59 +81,42 @@ def _keys(
     page_size: int,
     variant: str | None,
     logits_variant: str | None,
+    fused: bool | None = None,
 ) -> None:
-    rows, columns, device = inputs.q.shape[0], _columns(inputs, max_window), inputs.q.device
-    options = _dense_options(inputs, max_window, relative, page_size)
+    rows, columns, device = inputs.q.shape[0], dense_columns(inputs, max_window), inputs.q.device
+    options = dense_options(inputs, max_window, relative, page_size)
 
     def score(scored: dense.Inputs, logits: torch.Tensor) -> None:
         torch.ops.capgate.fp8_mqa_logits_out(*scored, logits, False, max_window is not None, logits_variant)
 
-    if _is_listed(columns, results):
+    if is_listed(columns, results):
         if logits_variant is not None:
-            none = _no_logits(0, columns, device)
-            score(_dense_turn(inputs, slice(0), none)[0], none)  # one that cannot run is an error all the same
-        _, selected = _dense_turn(inputs, slice(None), _no_logits(rows, columns, device))
+            none = no_logits(0, columns, device)
+            score(dense_turn(inputs, slice(0), none)[0], none)  # one that cannot run is an error all the same
+        _, selected = dense_turn(inputs, slice(None), no_logits(rows, columns, device))
         _select_into(selected, *results[:2], None, variant, **options)
         return
-    buffer, scratch = _memory(results, rows, 1, columns, logits_budget_bytes, device)
+    if may_fuse(fused, variant, logits_variant) and fusing.select(
+        inputs,
+        results,
+        logits_budget_bytes,
+        fused,
+        variant,
+        max_window=max_window,
+        relative=relative,
+        page_size=page_size,
+    ):
+        return
+    buffer, scratch = memory_of(results, rows, 1, columns, logits_budget_bytes, device)
     for first in range(0, max(rows, 1), max(len(buffer), 1)):
         turn = slice(first, first + len(buffer))
         logits = buffer[: len(inputs.q[turn]), :columns]
-        scored, selected = _dense_turn(inputs, turn, logits)
+        scored, selected = dense_turn(inputs, turn, logits)
         score(scored, logits)
         _select_into(selected, *_turn_of(results, turn), scratch, variant, **options)
 
 
-def kept_keys(
-    inputs: Dense,
-    given: Results,
-    results: Results,
-    logits_budget_bytes: int,
-    max_window: int | None,
-    relative: bool,
-    page_size: int,
-    variant: str | None,
-    logits_variant: str | None,
-) -> Kept | None:
-    """What is kept of calls of select_keys; ``given`` are those of the ``results`` that are the caller's."""
-    rows, columns, device = inputs.q.shape[0], _columns(inputs, max_window), inputs.q.device
-    options = _dense_options(inputs, max_window, relative, page_size)
-    steps: list[Step | None] = []
-    if _is_listed(columns, results):
-        logits, scratch, memory = _no_logits(rows, columns, device), None, _ONE_CELL
-    else:
-        buffer, scratch = _memory(results, rows, 1, columns, logits_budget_bytes, device)
-        if len(buffer) < rows:  # more than one turn
-            return None
-        logits, memory = buffer[:, :columns], _kept_memory(results, buffer)
-        scored, _ = _dense_turn(inputs, slice(None), logits)
-        steps.append(_scored(dense_api.kept(scored, logits, False, max_window is not None, logits_variant), scored))
-    _, selected = _dense_turn(inputs, slice(None), logits)
-    steps.append(_select_kept(selected, results, scratch, variant, options, logits="buffer"))
-    return _all_kept(inputs, given, steps, memory)
-
-
-def _paged_turn(inputs: Paged, turn: slice, logits: torch.Tensor, ends: torch.Tensor) -> tuple[paged.Inputs, Inputs]:
+def paged_turn(inputs: Paged, turn: slice, logits: torch.Tensor, ends: torch.Tensor) -> tuple[paged.Inputs, Inputs]:
     """What some requests' logits are made of, and what is selected from; ``ends`` are of all rows."""
     q, cache, weights, lens, table, offsets, page_table, requests = inputs
     next_n = q.shape[1]
@@ -161,12 +125,12 @@ def _paged_turn(inputs: Paged, turn: slice, logits: torch.Tensor, ends: torch.Te
     return scored, Inputs(logits, None, ends[rows], *_of_rows(rows, offsets, page_table, requests, next_n))
 
 
-def _paged_columns(inputs: Paged, max_context_len: int) -> int:
+def paged_columns(inputs: Paged, max_context_len: int) -> int:
     cache, table = inputs.kv_cache, inputs.block_table
     return min(max_context_len, table.shape[1] * cache.shape[1] if len(cache) else 0)
 
 
-def _paged_options(inputs: Paged, page_size: int) -> dict[str, Any]:
+def paged_options(inputs: Paged, page_size: int) -> dict[str, Any]:
     return {"num_keys": None, "relative": False, "page_size": page_size, "rows_per_request": inputs.q.shape[1]}
 
 
@@ -179,79 +143,47 @@ def _paged_keys(
     variant: str | None,
     logits_variant: str | None,
     layout: str = "flat",
+    fused: bool | None = None,
 ) -> None:
     (batch, next_n), device = inputs.q.shape[:2], inputs.q.device
-    columns, options = _paged_columns(inputs, max_context_len), _paged_options(inputs, page_size)
+    columns, options = paged_columns(inputs, max_context_len), paged_options(inputs, page_size)
     ends = row_ends(inputs.context_lens, next_n)
 
     def score(scored: paged.Inputs, logits: torch.Tensor) -> None:
         torch.ops.capgate.fp8_paged_mqa_logits_out(*scored, logits, False, logits_variant, layout=layout)
 
-    if _is_listed(columns, results):
+    if is_listed(columns, results):
         if logits_variant is not None:
-            none = _no_logits(0, columns, device)
-            score(_paged_turn(inputs, slice(0), none, ends)[0], none)
-        _, selected = _paged_turn(inputs, slice(0, batch), _no_logits(len(ends), columns, device), ends)
+            none = no_logits(0, columns, device)
+            score(paged_turn(inputs, slice(0), none, ends)[0], none)
+        _, selected = paged_turn(inputs, slice(0, batch), no_logits(len(ends), columns, device), ends)
         _select_into(selected, *results[:2], None, variant, **options)
         return
-    buffer, scratch = _memory(results, batch, next_n, columns, logits_budget_bytes, device)
+    if may_fuse(fused, variant, logits_variant) and fusing.select_paged(
+        inputs,
+        results,
+        logits_budget_bytes,
+        fused,
+        variant,
+        max_context_len=max_context_len,
+        page_size=page_size,
+        layout=layout,
+    ):
+        return
+    buffer, scratch = memory_of(results, batch, next_n, columns, logits_budget_bytes, device)
     step = len(buffer) // next_n
     for first in range(0, max(batch, 1), max(step, 1)):
         turn = slice(first, first + step)
         rows = _drafts(turn, next_n)
         logits = buffer[: len(ends[rows]), :columns]
-        scored, selected = _paged_turn(inputs, turn, logits, ends)
+        scored, selected = paged_turn(inputs, turn, logits, ends)
         score(scored, logits)
         _select_into(selected, *_turn_of(results, rows), scratch, variant, **options)
 
 
-def kept_paged_keys(
-    inputs: Paged,
-    given: Results,
-    results: Results,
-    max_context_len: int,
-    logits_budget_bytes: int,
-    page_size: int,
-    variant: str | None,
-    logits_variant: str | None,
-    layout: str,
-) -> Kept | None:
-    """What is kept of calls of select_paged_keys; ``given`` are those of the ``results`` that are the caller's."""
-    (batch, next_n), device = inputs.q.shape[:2], inputs.q.device
-    columns, options = _paged_columns(inputs, max_context_len), _paged_options(inputs, page_size)
-    ends, whole = row_ends(inputs.context_lens, next_n), slice(0, batch)
-    steps: list[Step | None] = []
-    if _is_listed(columns, results):
-        logits, scratch, memory = _no_logits(len(ends), columns, device), None, _ONE_CELL
-    else:
-        buffer, scratch = _memory(results, batch, next_n, columns, logits_budget_bytes, device)
-        if len(buffer) < len(ends):
-            return None
-        logits, memory = buffer[:, :columns], _kept_memory(results, buffer)
-        scored, _ = _paged_turn(inputs, whole, logits, ends)
-        steps.append(_scored(paged_api.kept(scored, logits, False, logits_variant, layout=layout), scored))
-    _, selected = _paged_turn(inputs, whole, logits, ends)
-    steps.append(_select_kept(selected, results, scratch, variant, options, logits="buffer", ends="row_ends"))
-    return _all_kept(inputs, given, steps, memory)
-
-
-# --- what is kept -----------------------------------------------------------------------------------------------------------
-
-_ONE_CELL = Memory((1, 1))  # of _no_logits
-
-
-def _scored(bound: compat.Bound | None, inputs: Any) -> Step | None:
-    names = [name for name, tensor in inputs._asdict().items() if tensor is not None]
-    return None if bound is None else Step(bound, [*names, "buffer"])
-
-
-def _kept_memory(results: Results, buffer: torch.Tensor) -> Memory:
-    return Memory(tuple(buffer.shape)) if results.workspace is None else Memory(None, buffer.nbytes)
-
-
-def _all_kept(inputs: Any, given: Results, steps: list[Step | None], memory: Memory) -> Kept | None:
-    kept = [step for step in steps if step is not None]
-    return Kept(*given_of(inputs, given), kept, memory) if len(kept) == len(steps) else None
+def may_fuse(fused: bool | None, variant: str | None, logits_variant: str | None) -> bool:
+    """Whether a call may be fused: who names a variant of one of two steps takes two."""
+    return fused or (fused is None and variant is None and logits_variant is None)
 
 
 # --- turns ------------------------------------------------------------------------------------------------------------------
@@ -290,17 +222,17 @@ def row_ends(context_lens: torch.Tensor, next_n: int) -> torch.Tensor:
 # --- memory -----------------------------------------------------------------------------------------------------------------
 
 
-def _is_listed(columns: int, results: Results) -> bool:
+def is_listed(columns: int, results: Results) -> bool:
     """Whether shapes alone say that every key of every row is selected, so that nobody asks for a logit."""
     return columns <= results.out.shape[1] and results.out_scores is None
 
 
-def _no_logits(rows: int, columns: int, device: torch.device) -> torch.Tensor:
+def no_logits(rows: int, columns: int, device: torch.device) -> torch.Tensor:
     """Logits that are not looked at."""
     return torch.empty((1, 1), dtype=torch.float32, device=device).expand(rows, columns)
 
 
-def _memory(
+def memory_of(
     results: Results, groups: int, rows: int, columns: int, budget: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """A buffer for the logits of as many groups of ``rows`` rows as the budget has room for, of ``groups``; rows are padded.
@@ -358,19 +290,20 @@ def _pair(results: Results) -> tuple[torch.Tensor, torch.Tensor]:
 
 _INDICES = "bool relative, SymInt page_size"
 _VARIANTS = "str? variant, str? logits_variant"
+_WAY = "bool? fused=None"
 _register(
     "select_keys",
     DENSE,
     lambda inputs: inputs.q.shape[0],
     _keys,
-    f"SymInt logits_budget_bytes, SymInt? max_window, {_INDICES}, {_VARIANTS}",
+    f"SymInt logits_budget_bytes, SymInt? max_window, {_INDICES}, {_VARIANTS}, {_WAY}",
 )
 _register(
     "select_paged_keys",
     PAGED,
     lambda inputs: inputs.q.shape[0] * inputs.q.shape[1],
     _paged_keys,
-    f"SymInt max_context_len, SymInt logits_budget_bytes, SymInt page_size, {_VARIANTS}, str layout='flat'",
+    f"SymInt max_context_len, SymInt logits_budget_bytes, SymInt page_size, {_VARIANTS}, str layout='flat', {_WAY}",
 )
 _register(
     "select_from_logits",

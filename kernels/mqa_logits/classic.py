@@ -13,7 +13,7 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..common.device.classic import fill, fill_edge, fill_strip, fn_to_fnuz, rounded, score
+from ..common.device.classic import fill, fill_edge, fill_strip, fn_to_fnuz, operands, rounded, score
 from ..common.device.windows import my_tiles, window
 from ..common.hardware import multiprocessors
 from ..common.rules import padded_heads
@@ -55,6 +55,7 @@ def mqa_logits_kernel(
     CLEAN: tl.constexpr,
     COMPRESSED: tl.constexpr,
     TO_FNUZ: tl.constexpr,
+    WORDS: tl.constexpr,
     MAXIMUM: tl.constexpr,
     CUTS: tl.constexpr,
     INDEX: tl.constexpr,
@@ -74,8 +75,7 @@ def mqa_logits_kernel(
     query = tl.load(query_rows[None, :] + (dim * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
     weight_rows = weights + first_row.to(tl.int64) * stride_ws + column_row * stride_ws + near_head * stride_wh
     weight = tl.load(weight_rows, mask=head < HEADS, other=0.0).to(tl.float32)
-    if TO_FNUZ:
-        query = fn_to_fnuz(query)
+    query, weight = operands(query, weight, TO_FNUZ, MAXIMUM)
 
     row = first_row + tl.arange(0, ROWS)
     row_exists = row < num_queries
@@ -129,7 +129,12 @@ def mqa_logits_kernel(
         base = tile * BLOCK_KEYS
         base64 = base.to(tl.int64)  # k and out may pass 2 GiB; inside a tile INDEX is wide enough
         near = tl.minimum(place, num_keys - 1 - base).to(INDEX)
-        key = tl.load(k + base64 * stride_kn + (near * stride_kn)[:, None] + (dim * stride_kd)[None, :])
+        keys = k + base64 * stride_kn
+        if WORDS:
+            keys = keys.to(tl.pointer_type(tl.uint32))
+            key = tl.load(keys + (near * (stride_kn // 4))[:, None] + tl.arange(0, DIM // 4)[None, :])
+        else:
+            key = tl.load(keys + (near * stride_kn)[:, None] + (dim * stride_kd)[None, :])
         scale = tl.load(k_scale + base64 * stride_scale + near * stride_scale)
         if TO_FNUZ:
             key = fn_to_fnuz(key)
@@ -166,6 +171,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         max(strip, tune.block_keys) * on,
     )
     gfx942 = target.label == "gfx942"
+    to_fnuz = gfx942 and k.dtype == torch.float8_e4m3fn
     arguments = (q, k, k_scale, weights, starts, ends, out, num_queries, num_keys, out.shape[1], *strides)
     keywords = {
         "HEADS": heads,
@@ -176,7 +182,8 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "STRIP": strip,
         "CLEAN": clean_logits,
         "COMPRESSED": compressed,
-        "TO_FNUZ": gfx942 and k.dtype == torch.float8_e4m3fn,  # its MFMA reads e4m3fnuz
+        "TO_FNUZ": to_fnuz,  # its MFMA reads e4m3fnuz
+        "WORDS": to_fnuz and problem.direct_keys,  # keys lie so that four bytes are loaded as one word
         "MAXIMUM": not gfx942,
         "CUTS": compat.capabilities(problem.device).interpreter,
         "INDEX": tl.int32 if farthest < 2**31 else tl.int64,

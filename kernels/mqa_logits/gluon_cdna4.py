@@ -22,9 +22,10 @@ from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, gl, gluon, reint
 from ..common.device.cdna4 import fill, fill_edge, fill_strip, load, logit_layout, score, store
 from ..common.device.windows import my_tiles, window
 from ..common.hardware import multiprocessors
-from ..common.rules import padded_heads
+from ..common.rules import in_packets, padded_heads
 from .operands import Inputs
 from .operation import Problem
+from .tunings import TWO_WAVES
 from .tunings import gluon_cdna4 as tuning
 
 
@@ -177,7 +178,7 @@ def mqa_logits_kernel(
         packet = gl.minimum(key, num_keys - 1)[:, None] * stride_kn + packet * 16 + (byte % 16)[None, :]
 
         keys = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, BLOCK_KEYS, DIM], plain)
-        keys_read = reinterpret(keys, gl.float8e4nv, [STAGES, BLOCK_KEYS, DIM], swizzled)
+        keys_read = reinterpret(keys, gl.float8e4nv, [STAGES * BLOCK_KEYS // 32, 32, DIM], swizzled)
         scales = gl.allocate_shared_memory(gl.float32, [STAGES, 64 * NUM_WARPS], line)
         for stage in gl.static_range(STAGES - 1):
             copy_tile(
@@ -191,7 +192,7 @@ def mqa_logits_kernel(
             async_copy.wait_group(STAGES - 1)
             base = gl.minimum(tile * BLOCK_KEYS, gl.maximum(num_keys - BLOCK_KEYS, 0))
             for part in gl.static_range(0, BLOCK_KEYS, PART_KEYS):
-                logit = score(query, weight, keys_read.index(slot).slice(part, PART_KEYS, 0), ROWS, PADDED_HEADS)
+                logit = score(query, weight, keys_read, (slot * BLOCK_KEYS + part) // 32, ROWS, PADDED_HEADS, PART_KEYS)
                 scale = async_copy.load_shared_relaxed(scales.index(slot).slice(part, PART_KEYS, 0), gl.SliceLayout(0, logits))
                 logit *= scale[None, :]
                 inside = (base + part >= begin) & (base + part < end)
@@ -241,7 +242,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "num_warps": tune.num_warps,
         "enable_fp_fusion": True,
         **VGPRS_ONLY,
-        **dict(tune.options),
+        **dict(tune.options if in_packets(q) else TWO_WAVES),  # each byte is loaded to a register of its own
     }
     return compat.Launch(mqa_logits_kernel, (groups, splits), arguments, keywords)
 

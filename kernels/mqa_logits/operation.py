@@ -87,6 +87,10 @@ def _gluon_cdna4_accepts(problem: Problem) -> str | None:
     return None
 
 
+def _gluon_cdna3_accepts(problem: Problem) -> str | None:
+    return None if problem.direct_keys else "needs k in 16-byte aligned rows of adjacent elements, less than 8 MiB apart"
+
+
 def _gluon_hopper_accepts(problem: Problem) -> str | None:
     if reason := needs_e4m3fn(problem.device, problem.dtype):
         return reason
@@ -114,6 +118,11 @@ operation = compat.Operation(
 operation.add(
     compat.Variant(
         "gluon_cdna4", f"{__package__}.gluon_cdna4:kernel", requires=("gluon_cdna4", "torch"), accepts=_gluon_cdna4_accepts
+    )
+)
+operation.add(
+    compat.Variant(
+        "gluon_cdna3", f"{__package__}.gluon_cdna3:kernel", requires=("gluon_cdna3", "torch"), accepts=_gluon_cdna3_accepts
     )
 )
 operation.add(

@@ -4,7 +4,7 @@ from functools import cache
 
 from capgate import compat
 
-from ..common.rules import padded_heads
+from ..common.rules import E4M3FN, FLOAT32, padded_heads
 from ..common.tuning import ANY, Tuning, row_for
 from .operation import Problem
 
@@ -36,27 +36,61 @@ def classic(problem: Problem) -> Tuning:
     return row.with_rows(row.columns // padded, padded)
 
 
-# --- gluon_cdna4, by padded heads; for every D and output mode alike ------------------------------------------------------
+# --- gluon_cdna3, by padded heads; for every D and output mode alike but where said ---------------------------------------
 
-# Compiled, never timed: left to itself Triton 3.6.0 moves accumulators through AGPRs; with 3 waves 3.7.1 to 3.9.0 spill.
-TWO_WAVES = (("waves_per_eu", 2),)
-GLUON_CDNA4: dict[int, Tuning] = {
-    # Compiled and emulated, never timed: with 256 columns the masks of four rows of a wave spill scalar registers.
-    16: Tuning(block_keys=128, columns=128, num_warps=4, num_stages=3, resident=2, options=TWO_WAVES, part_keys=64),
-    # Compiled and emulated, never timed: two rows of a wave share each LDS read, 1 vector instruction less than 128 columns.
-    32: Tuning(block_keys=128, columns=256, num_warps=4, num_stages=3, resident=2, options=TWO_WAVES, part_keys=64),
-    # Compiled and emulated, never timed: 53-54 vector instructions per 32 keys of a row; 512 columns spill 145 registers.
-    64: Tuning(block_keys=128, columns=256, num_warps=4, num_stages=3, resident=2, options=TWO_WAVES, part_keys=64),
-    # Compiled and emulated, never timed: tiles of 128 keys spill, and parts of 64 have no room.
-    128: Tuning(block_keys=64, columns=512, num_warps=4, num_stages=3, resident=2, options=TWO_WAVES, part_keys=32),
+_CDNA3 = Tuning(
+    block_keys=64, columns=128, num_warps=4, num_stages=2, resident=3, options=(("waves_per_eu", 3),)
+)  # tiles of 64 keys: two of 128 dims take 16 of 64 KiB of LDS
+GLUON_CDNA3: dict[int, Tuning] = {
+    # Compiled and emulated, never timed: as many columns of a wave as its MFMA has rows.
+    16: _CDNA3,
+    # Compiled and emulated, never timed: 57 to 60 vector instructions per 32 keys of two rows; with 256 columns 1 to 11 spill.
+    32: _CDNA3,
+    # Compiled and emulated, never timed: 53 to 54 vector instructions per 32 keys of a row, 165 and 166 registers.
+    64: _CDNA3._replace(columns=256),
+    # Compiled and emulated, never timed: 250 registers; with three waves 159 spill.
+    128: _CDNA3._replace(columns=512, resident=2, options=(("waves_per_eu", 2),)),
 }
 
 
 @cache
-def gluon_cdna4(problem: Problem) -> Tuning:
+def gluon_cdna3(problem: Problem) -> Tuning:
     """The row for a problem's heads."""
     padded = padded_heads(problem.heads)
-    row = GLUON_CDNA4[padded]
+    row = GLUON_CDNA3[padded]
+    converts = problem.dtype == E4M3FN
+    if padded == 64 and problem.dim == 128 and (problem.clean_logits or converts or problem.logits_dtype != FLOAT32):
+        row = row._replace(resident=2, options=(("waves_per_eu", 2),))  # with three waves 1 to 81 registers spill
+    return row.with_rows(row.columns // padded, padded)
+
+
+# --- gluon_cdna4, by padded heads; for every output mode alike ------------------------------------------------------------
+
+# Waves of a SIMD, as many as `resident` programs of 4 waves are, each with its part of 512 registers. Compiled, never timed:
+# left to itself Triton 3.6.0 keeps accumulators in AGPRs, and asked for fewer waves each Triton pads to fewer.
+TWO_WAVES, THREE_WAVES, FOUR_WAVES = ((("waves_per_eu", waves),) for waves in (2, 3, 4))
+GLUON_CDNA4: dict[int, Tuning] = {
+    # Compiled and emulated, never timed: with 256 columns the masks of four rows of a wave spill scalar registers.
+    16: Tuning(block_keys=128, columns=128, num_warps=4, num_stages=3, resident=3, options=THREE_WAVES, part_keys=64),
+    # Compiled and emulated, never timed: two rows of a wave share each LDS read, 1 vector instruction less than 128 columns.
+    32: Tuning(block_keys=128, columns=256, num_warps=4, num_stages=3, resident=3, options=THREE_WAVES, part_keys=64),
+    # Compiled and emulated, never timed: 53-54 vector instructions per 32 keys of a row; 512 columns spill 145 registers.
+    64: Tuning(block_keys=128, columns=256, num_warps=4, num_stages=3, resident=3, options=THREE_WAVES, part_keys=64),
+    # Compiled and emulated, never timed: tiles of 128 keys spill, parts of 64 have no room, and neither has a third wave.
+    128: Tuning(block_keys=64, columns=512, num_warps=4, num_stages=3, resident=2, options=TWO_WAVES, part_keys=32),
+}
+# Compiled and emulated, never timed: queries of up to 64 dims leave the registers, and their keys the LDS, for a fourth wave.
+GLUON_CDNA4_SHORT: dict[int, Tuning] = {
+    padded: GLUON_CDNA4[padded]._replace(resident=4, options=FOUR_WAVES) for padded in (16, 32, 64)
+}
+GLUON_CDNA4_SHORT[128] = GLUON_CDNA4[128]
+
+
+@cache
+def gluon_cdna4(problem: Problem) -> Tuning:
+    """The row for a problem's heads and dims."""
+    padded = padded_heads(problem.heads)
+    row = (GLUON_CDNA4_SHORT if problem.dim <= 64 else GLUON_CDNA4)[padded]
     return row.with_rows(row.columns // padded, padded)
 
 

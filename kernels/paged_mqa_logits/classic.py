@@ -15,7 +15,7 @@ from capgate import compat
 
 from ..common.cache import LAYOUTS, keys_of, readable, scales_of
 from ..common.device.cached_keys import first_byte, further_byte
-from ..common.device.classic import fill, fn_to_fnuz, rounded, score
+from ..common.device.classic import fill, fn_to_fnuz, operands, rounded, score
 from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
 from ..common.rules import padded_heads
 from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
@@ -75,10 +75,13 @@ def paged_mqa_logits_kernel(
     CLEAN: tl.constexpr,
     ROW_LENS: tl.constexpr,
     TO_FNUZ: tl.constexpr,
+    WORD: tl.constexpr,
     MAXIMUM: tl.constexpr,
     CUTS: tl.constexpr,
     INDEX: tl.constexpr,
 ):
+    words = keys.to(tl.pointer_type(tl.uint32)) if WORD == 4 else keys
+
     worker = tl.program_id(0) // splits
     split = tl.program_id(0) % splits
     first_row = tl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
@@ -104,6 +107,7 @@ def paged_mqa_logits_kernel(
     head = column % PADDED_HEADS
     near_head = tl.minimum(head, HEADS - 1).to(INDEX)
     dim = tl.arange(0, DIM)
+    word = tl.arange(0, DIM // WORD)
     place = tl.arange(0, BLOCK_KEYS)
     num_blocks = tl.full((), num_blocks, tl.uint32)
     row = first_row + tl.arange(0, ROWS)
@@ -116,15 +120,15 @@ def paged_mqa_logits_kernel(
         longest = longest_seen(lens, request, first_row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS, ROWS)
         begin, end = keys_of_share(request, longest, first_request, first_chunk, last_request, last_chunk, CHUNK)
         my_first, past_tile = begin // BLOCK_KEYS + turn, tl.cdiv(end, BLOCK_KEYS)
-        # A request that has no tile here is left out. Triton 3.5.1 places no barrier between what two requests in a row do in
-        # shared memory but those of the tiles: without any, a wave could write where another still reads.
         if my_first < past_tile:
+            # What one request reads in shared memory the next one overwrites. Triton leaves out the barrier in between: 3.5.1
+            # where a request has operands there and no tile, 3.8.0 before the copy of its first tile.
+            tl.debug_barrier()
             query_rows = q + request64 * stride_qb + column_row * stride_qn + near_head * stride_qh
             query = tl.load(query_rows[None, :] + (dim.to(INDEX) * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
             weight_rows = weights + request64 * NEXT_N * stride_ws + column_row * stride_ws + near_head * stride_wh
             weight = tl.load(weight_rows, mask=head < HEADS, other=0.0).to(tl.float32)
-            if TO_FNUZ:
-                query = fn_to_fnuz(query)
+            query, weight = operands(query, weight, TO_FNUZ, MAXIMUM)
 
             length = seen(lens, request, row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
             row_offset = (request64 * NEXT_N + row) * stride_os
@@ -136,16 +140,16 @@ def paged_mqa_logits_kernel(
                 if BLOCK % BLOCK_KEYS == 0:  # in one block, whose end lies past the tile's: nothing to clamp
                     block, held = load_blocks(entries + base64 // BLOCK * stride_tk, num_blocks)
                     inside = base % BLOCK + place
-                    lines = keys + block * stride_keys + first_byte(inside, DIM, TILE)[:, None]
-                    key = tl.load(lines + further_byte(dim, TILE)[None, :])
+                    lines = words + block * (stride_keys // WORD) + first_byte(inside, DIM, TILE, WORD)[:, None]
+                    key = tl.load(lines + further_byte(word, TILE, WORD)[None, :])
                     scale = tl.load(scales + block * stride_scales + inside)
                 else:
                     position = tl.minimum(base + place, longest - 1)
                     block, key_held = load_blocks(entries + (position // BLOCK).to(tl.int64) * stride_tk, num_blocks)
                     held = key_held[:, None]
                     inside = position % BLOCK
-                    lines = keys + (block * stride_keys + first_byte(inside, DIM, TILE))[:, None]
-                    key = tl.load(lines + further_byte(dim, TILE)[None, :])
+                    lines = words + (block * (stride_keys // WORD) + first_byte(inside, DIM, TILE, WORD))[:, None]
+                    key = tl.load(lines + further_byte(word, TILE, WORD)[None, :])
                     scale = tl.load(scales + block * stride_scales + inside)
                 if TO_FNUZ:
                     key = fn_to_fnuz(key)
@@ -196,6 +200,7 @@ def prepare(
         max(strip, tune.block_keys) * out.stride(1),
     )
     gfx942 = target.label == "gfx942"
+    to_fnuz = gfx942 and q.dtype == torch.float8_e4m3fn
     groups = -(-next_n // tune.rows)
     splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
     counts = (requests, blocks, limit, width, requests * next_n * -(-width // strip), splits)
@@ -213,7 +218,8 @@ def prepare(
         "STRIP": strip,
         "CLEAN": clean_logits,
         "ROW_LENS": row_lens,
-        "TO_FNUZ": gfx942 and q.dtype == torch.float8_e4m3fn,  # its MFMA reads e4m3fnuz
+        "TO_FNUZ": to_fnuz,  # its MFMA reads e4m3fnuz
+        "WORD": 4 if to_fnuz else 1,  # bytes of a key that are loaded at a time
         "MAXIMUM": not gfx942,
         "CUTS": compat.capabilities(problem.device).interpreter,
         "INDEX": tl.int32 if farthest < 2**31 else tl.int64,

@@ -28,11 +28,12 @@ from ..common.device.cached_keys import first_byte
 from ..common.device.cdna4 import fill, load, logit_layout, score, store
 from ..common.device.pieces import piece_keys
 from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
-from ..common.rules import padded_heads
+from ..common.rules import in_packets, padded_heads
 from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .operands import Inputs
 from .operation import Problem
+from .tunings import TWO_WAVES
 from .tunings import gluon_cdna4 as tuning
 
 
@@ -100,6 +101,12 @@ def copy_tile(
     async_copy.buffer_load_to_shared(tile_keys, keys, key_at)
     async_copy.buffer_load_to_shared(tile_scales, scales, scale_at)
     return block
+
+
+@gluon.jit
+def answered(value):
+    """``value``, a read of LDS, once it has come: no copy that is started behind this overtakes the read."""
+    return gl.inline_asm_elementwise("", "=v,0", [value], dtype=value.dtype, is_pure=False, pack=1)
 
 
 @gluon.jit
@@ -214,7 +221,7 @@ def paged_mqa_logits_kernel(
     scale_at += gl.full([REPEATS, BLOCKS, PIECE_KEYS], 0, gl.int32, scales_copied)
 
     tile_keys = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, BLOCKS, PIECE_KEYS, DIM], plain)
-    keys_read = reinterpret(tile_keys, gl.float8e4nv, [STAGES, BLOCK_KEYS, DIM], swizzled)
+    keys_read = reinterpret(tile_keys, gl.float8e4nv, [STAGES * BLOCK_KEYS // 32, 32, DIM], swizzled)
     tile_scales = gl.allocate_shared_memory(gl.float32, [STAGES, REPEATS, BLOCKS, PIECE_KEYS], plain)
     scales_read = reinterpret(tile_scales, gl.float32, [STAGES, 64 * NUM_WARPS], line)
     tile_blocks = gl.allocate_shared_memory(gl.int32, [STAGES, 64 * NUM_WARPS], line)
@@ -251,6 +258,8 @@ def paged_mqa_logits_kernel(
                     tile_keys.index(stage), tile_scales.index(stage), tile_blocks.index(stage + 1), tile, num_blocks,
                     keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK, gl.SliceLayout(0, logits),
                 )  # fmt: skip
+                if BLOCKS > 1 and stage > 0:  # one wave alone meets no barrier before it copies over what it reads here
+                    block = answered(block)
                 blocks += (block,)
                 tile = gl.minimum(my_first + (stage + AHEAD) * splits, my_last)
                 copy_blocks(tile_blocks.index(stage), entries, tile, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
@@ -282,7 +291,8 @@ def paged_mqa_logits_kernel(
                 scale = async_copy.load_shared_relaxed(
                     scales_read.index(slot).slice(0, BLOCK_KEYS, 0), gl.SliceLayout(0, logits)
                 )
-                logit = score(query, weight, keys_read.index(slot), ROWS, PADDED_HEADS) * scale[None, :]
+                logit = score(query, weight, keys_read, slot * (BLOCK_KEYS // 32), ROWS, PADDED_HEADS, BLOCK_KEYS)
+                logit *= scale[None, :]
                 held = blocks[0].to(gl.uint32) < num_blocks  # type: ignore[misc]
                 if BLOCKS > 1:
                     held = held[None, :]
@@ -352,7 +362,7 @@ def prepare(
         "num_warps": tune.num_warps,
         "enable_fp_fusion": True,
         **VGPRS_ONLY,
-        **dict(tune.options),
+        **dict(tune.options if in_packets(q) else TWO_WAVES),  # each byte is loaded to a register of its own
     }
     grid = ((schedule.shape[0] - 1) * splits, groups)
     return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))

@@ -64,6 +64,7 @@ HOLDS = {
     "gluon_async_groups": _since("3.6.0"),
     "gluon_linear_async_copy": _since("3.8.0"),
     "gluon_efficient_padding": _since("3.8.0"),
+    "gluon_cdna3_mfma": _since("3.6.0"),
     "gluon_mfma_scaled": _since("3.5.1"),
     "gluon_mfma_regclass": _since("3.9.0"),
     "gluon_warp_pipeline": _since("3.7.1"),
@@ -171,6 +172,7 @@ def test_of_both(lane: str, target: str) -> None:
     expected = {
         "known_target": known,
         "triton_gpu": known,
+        "gluon_cdna3": target == "hip:gfx942" and lane != "3.5.1",
         "gluon_cdna4": target == "hip:gfx950" and lane != "3.5.1",
         "gluon_hopper": target == "cuda:90" and lane != "3.5.1",
     }
@@ -299,7 +301,7 @@ def test_a_flag_is_a_bool_and_a_verdict_is_true_or_false() -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("gluon_cdna", "gluon_cdna4"), ("hopper", "gluon_hopper"), ("tritn", "triton"), ("zzzz", "known are ")],
+    [("gluon_cdna", "gluon_cdna3"), ("hopper", "gluon_hopper"), ("tritn", "triton"), ("zzzz", "known are ")],
 )
 def test_a_name_that_does_not_exist_lists_the_nearest(name: str, words: str) -> None:
     caps = _caps("cpu")

@@ -125,12 +125,20 @@ def test_it_says_what_it_is_and_where_it_was_loaded_from(python) -> None:
 
 
 @pytest.mark.one_lane
-def test_another_folder_called_capgate_is_said(python, tmp_path) -> None:
-    other = tmp_path / "elsewhere" / "capgate"
-    other.mkdir(parents=True)
-    path = os.pathsep.join(filter(None, [str(other.parent), os.environ.get("PYTHONPATH", "")]))
-    notes = json.loads(python(*MODULE, "--target", "cpu", "--json", PYTHONPATH=path).stdout)["notes"]
-    assert any(note.startswith(f"another folder called capgate lies at {os.path.realpath(other)} and may") for note in notes)
+@pytest.mark.parametrize("file", ["capgate/anything.txt", "capgate/__init__.py", "capgate.py"])
+def test_another_capgate_is_said(python, tmp_path, file) -> None:
+    """One behind this on Python's path, and one in the current folder, where a command does not look and ``python -c`` does."""
+    for folder in ("elsewhere", "cwd"):
+        (tmp_path / folder / file).parent.mkdir(parents=True)
+        (tmp_path / folder / file).touch()
+    command = tmp_path / "command.py"
+    command.write_text("from capgate.compat import _installation; print(*_installation.shadows(), sep='\\n')")
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(tmp_path / "elsewhere")]))
+    notes = python(str(command), PYTHONPATH=path).stdout.splitlines()
+    what, place = ("module", file) if file.endswith(".py") else ("folder", "capgate")
+    for folder in ("elsewhere", "cwd"):
+        beginning = f"another {what} called capgate lies at {os.path.realpath(tmp_path / folder / place)}"
+        assert [note.startswith(beginning) for note in notes].count(True) == 1
 
 
 @pytest.mark.one_lane
@@ -138,7 +146,7 @@ def test_a_script_called_capgate_is_no_package(python, tmp_path) -> None:
     (tmp_path / "capgate").touch()
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(tmp_path)]))
     notes = json.loads(python(*MODULE, "--target", "cpu", "--json", PYTHONPATH=path).stdout)["notes"]
-    assert str(tmp_path) not in str(notes)
+    assert str(tmp_path / "capgate") not in str(notes)
 
 
 def test_the_drivers_have_versions(machine, monkeypatch, tmp_path, capsys) -> None:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
+import capgate.kernels
+
 ROOT = Path(__file__).parents[2]
 FILE = re.compile(r"# (?P<file>[\w./-]+\.\w+)\n")
 EDIT = re.compile(r"# in (?P<file>[\w./-]+), (?P<where>above|below|in place of): (?P<text>.*)\n")
@@ -78,7 +80,9 @@ class Newcomer:
         if "compat" in paths:
             package = self.folder.parent / "packages" / "capgate"
             package.mkdir(parents=True)
-            (package / "compat").symlink_to(self.folder / "compat")
+            kernels = Path(capgate.kernels.__file__).parent
+            for place in (self.folder / "compat", kernels, ROOT / "src" / "capgate" / "__init__.py"):
+                (package / place.name).symlink_to(place)
             self._path.insert(0, package.parent)
 
     def follow(self, page: str, only: Callable[[str], bool] = lambda text: True) -> str:

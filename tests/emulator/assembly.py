@@ -74,6 +74,8 @@ class Program:
     arguments: list[Argument] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
     alignments: list[int] = field(default_factory=list)  # instructions that start at a multiple of 256 bytes
+    inline: set[int] = field(default_factory=set)  # instructions of inline assembly, which the compiler did not look into
+    arch: str = ""  # such as gfx950
 
     @property
     def waves(self) -> int:
@@ -85,8 +87,10 @@ class Program:
 def parse(assembly: str) -> Program:
     """The one kernel in a text; nobody may change it."""
     program = Program()
-    in_text, in_metadata = False, False
+    in_text, in_metadata, in_inline = False, False, False
     for line in assembly.splitlines():
+        if line.lstrip().startswith(";;#ASM"):
+            in_inline = "START" in line
         statement = line.split(";")[0].strip() if not in_metadata else line
         if not statement.strip():
             continue
@@ -102,6 +106,8 @@ def parse(assembly: str) -> Program:
                 program.descriptor[key.removeprefix(".amdhsa_")] = int(number) if number.lstrip("-").isdigit() else 0
         elif statement == ".amdgpu_metadata":
             in_metadata = True
+        elif statement.startswith(".amdgcn_target"):
+            program.arch = statement.strip('"').rpartition("-")[2].partition(":")[0]
         elif statement.endswith(":"):
             program.labels[statement[:-1]] = len(program.instructions)
         elif statement == ".text" or statement.startswith(".section"):
@@ -110,6 +116,8 @@ def parse(assembly: str) -> Program:
             if in_text and statement.replace("\t", " ").startswith(".p2align 8") and program.instructions:
                 program.alignments.append(len(program.instructions))
         elif in_text:
+            if in_inline:
+                program.inline.add(len(program.instructions))
             program.instructions.append(parse_instruction(statement))
     return program
 
@@ -127,7 +135,9 @@ def _metadata_line(program: Program, line: str) -> None:
         program.metadata[key[1:]] = value
 
 
+@lru_cache(maxsize=50_000)
 def parse_instruction(statement: str) -> Instruction:
+    """Kernels have many instructions in common; nobody may change one."""
     text = " ".join(statement.split())
     name, _, rest = text.partition(" ")
     encoding = next((suffix for suffix in ENCODINGS if name.endswith(suffix)), "")

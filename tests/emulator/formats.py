@@ -1,4 +1,7 @@
-"""Small floating-point formats: OCP fp8, fp6, fp4, and the e8m0 scale ("OCP Microscaling Formats", version 1.0)."""
+"""Small floating-point formats: OCP fp8, fp6, fp4, and the e8m0 scale ("OCP Microscaling Formats", version 1.0); and fnuz fp8.
+
+Fnuz: "8-bit Numerical Formats for Deep Neural Networks", arXiv 2206.02915, as gfx942's matrix instructions read them.
+"""
 
 from functools import cache
 from typing import NamedTuple
@@ -9,7 +12,7 @@ import numpy as np
 class Format(NamedTuple):
     """A sign, then an exponent, then a mantissa.
 
-    special : "nan" (one NaN of either sign, no infinity), "ieee" (infinities and NaNs), "none"
+    special : "nan" (one NaN of either sign, no infinity), "ieee" (infinities and NaNs), "fnuz" (-0 is the one NaN), "none"
     """
 
     exponent_bits: int
@@ -24,6 +27,8 @@ class Format(NamedTuple):
 
 E4M3 = Format(4, 3, 7, "nan")
 E5M2 = Format(5, 2, 15, "ieee")
+E4M3_FNUZ = Format(4, 3, 8, "fnuz")
+E5M2_FNUZ = Format(5, 2, 16, "fnuz")
 E2M3 = Format(2, 3, 1, "none")
 E3M2 = Format(3, 2, 3, "none")
 E2M1 = Format(2, 1, 1, "none")
@@ -44,6 +49,8 @@ def table(number_format: Format) -> np.ndarray:
     elif special == "nan":
         value = np.where((exponent == last) & (mantissa == (1 << mantissa_bits) - 1), np.nan, value)
     value = np.where(code >> (number_format.bits - 1), -value, value)
+    if special == "fnuz":
+        value[1 << (number_format.bits - 1)] = np.nan
     value.flags.writeable = False
     return value
 

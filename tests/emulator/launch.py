@@ -19,7 +19,7 @@ from .registers import Waves, joined
 from .step import Step
 
 Action = Callable[[Waves], Any]
-LDS_SIZE = 160 * 1024
+LDS_SIZE = {"gfx942": 64 * 1024, "gfx950": 160 * 1024}
 USER_SCALARS = (  # in the order of the initial state, with the registers that they take
     ("private_segment_buffer", 4),
     ("dispatch_ptr", 2),
@@ -101,7 +101,7 @@ class Machine:
             return
         spread = np.zeros(g.active.shape, np.int64)
         spread[g.active] = addresses
-        taken, ideal = cycles(spread, g.active, size, direction)
+        taken, ideal = cycles(spread, g.active, size, direction, self.program.arch)
         self.counters.lds_cycles += taken
         self.counters.lds_ideal_cycles += ideal
 
@@ -162,8 +162,9 @@ def _program_of(kernel: Any, lds_bytes: int | None) -> tuple[Program, int]:
             lds_bytes = int(program.metadata.get("lds_bytes", program.descriptor["group_segment_fixed_size"]))
     else:
         program, lds_bytes = parse(kernel.asm["amdgcn"]), kernel.metadata.shared if lds_bytes is None else lds_bytes
-    if lds_bytes > LDS_SIZE:
-        raise EmulationError(f"{lds_bytes} bytes of LDS: a workgroup has {LDS_SIZE}")
+    most = LDS_SIZE.get(program.arch, LDS_SIZE["gfx950"])
+    if lds_bytes > most:
+        raise EmulationError(f"{lds_bytes} bytes of LDS: a workgroup has {most}")
     return program, lds_bytes
 
 

@@ -21,6 +21,7 @@ SMALL_FORMATS = {
     0: (formats.E4M3, 8), 1: (formats.E5M2, 8), 2: (formats.E2M3, 6), 3: (formats.E3M2, 6), 4: (formats.E2M1, 4),
 }  # fmt: skip
 EIGHT_BITS = {"fp8": formats.E4M3, "bf8": formats.E5M2}
+EIGHT_BITS_CDNA3 = {"fp8": formats.E4M3_FNUZ, "bf8": formats.E5M2_FNUZ}
 
 
 def decode(instruction: Instruction, accum_offset: int) -> Step | None:
@@ -100,7 +101,8 @@ def _wide(instruction: Instruction, operand: Operand, kind: str, m: int, depth: 
     def load(g: Waves) -> Array:
         dwords = _registers(g, start, operand.count)
         if kind in EIGHT_BITS:
-            values = formats.decode_dwords(dwords, EIGHT_BITS[kind], each)
+            cdna3 = g.machine.program.arch == "gfx942"
+            values = formats.decode_dwords(dwords, (EIGHT_BITS_CDNA3 if cdna3 else EIGHT_BITS)[kind], each)
         elif kind == "i8":
             values = dwords.view(np.int8).astype(np.float64)
         elif kind == "f16":

@@ -128,6 +128,14 @@ def test_fp8_tables_and_rounding(number_format, dtype):
     np.testing.assert_array_equal(formats.encode(values, number_format, saturate=False), expected)
 
 
+@pytest.mark.parametrize(
+    ("number_format", "dtype"), [(formats.E4M3_FNUZ, torch.float8_e4m3fnuz), (formats.E5M2_FNUZ, torch.float8_e5m2fnuz)]
+)
+def test_fnuz_tables(number_format, dtype):
+    every = torch.arange(256, dtype=torch.uint8).view(dtype).double().numpy()
+    np.testing.assert_array_equal(formats.table(number_format), every)
+
+
 def test_fp8_overflow():
     large = np.array([1e6, -1e6, np.inf, np.nan], np.float32)
     assert formats.encode(large, formats.E4M3, saturate=False).tolist() == [0x7F, 0xFF, 0x7F, 0x7F]

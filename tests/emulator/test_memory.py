@@ -361,3 +361,15 @@ def test_measured_phases_of_wide_reads():
     for other, ideal in ((12, 1), (27, 1), (4, 2), (32, 2)):
         active = np.isin(LANES, [0, other])
         assert cycles(np.where(other == LANES, 1024, 0), active, 16, "read") == (2, ideal)
+
+
+@pytest.mark.parametrize("per_phase", [1, 2, 4])
+def test_banks_of_gfx942(per_phase):
+    """128 bytes a cycle: rows of packets swizzled by their number are free of conflicts, and as they come they are not."""
+    packets = 8 // per_phase  # of a row
+    for swizzled in (True, False):
+        packet = LANES // 32 ^ (LANES % 32 // per_phase % packets if swizzled else 0)
+        taken, ideal = cycles((LANES % 32 * packets + packet) * 16, EVERY, 16, "read", "gfx942")
+        assert ideal == 8
+        assert taken == (8 if swizzled else 8 * packets)
+    assert cycles(LANES * 16, EVERY, 16, "write", "gfx942") == (8, 8)

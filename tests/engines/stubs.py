@@ -176,6 +176,14 @@ def for_sglang() -> None:
     for_deep_gemm()
 
 
+@functools.cache
+def for_sgl_kernel() -> None:
+    """sgl_kernel, which is compiled and half a gigabyte: three of its names, where SGLang imports them from."""
+    names = ("fast_topk_v2", "fast_topk_transform_fused", "fast_topk_transform_ragged_fused")
+    functions = {name: _Compiled(f"sgl_kernel.{name}") for name in names}
+    module("sgl_kernel", top_k=module("sgl_kernel.top_k", **functions), **functions)
+
+
 @contextmanager
 def aiter_arch(arch: str) -> Iterator[None]:
     """An AMD driver with a GPU of this architecture, which aiter asks for when it is imported."""

@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-import triton
 
 from capgate.compat import capabilities
-from emulator.errors import MissingWait
 from support import emulated_mqa, emulated_paged_mqa
 from support.emulated_mqa import TARGET, WINDOWS, Case, execute, prepare, windowed
 from support.emulated_paged_mqa import PagedCase
@@ -15,10 +13,6 @@ from support.steady_loop import check_copies_stay_in_flight, check_steady_loop, 
 BF16 = torch.bfloat16
 gluon = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
 variants = pytest.mark.parametrize("variant", ["classic", pytest.param("gluon_cdna4", marks=gluon)])
-
-
-# The start of a copy to LDS is not held back until a read of the same bytes has been answered. docs/design/paged_mqa_logits.md
-unordered = pytest.mark.xfail(triton.__version__ == "3.8.0", reason="Triton 3.8.0 leaves out a wait", raises=MissingWait)
 
 
 def check_rounding(variant: emulated_mqa.Variant, case: Case | PagedCase) -> None:
@@ -48,8 +42,9 @@ def test_paged_logits(variant: str, heads: int, next_n: int, block: int, clean_l
     check_paged(variant, heads, next_n, block, clean_logits)
 
 
-@pytest.mark.parametrize("variant", ["classic", pytest.param("gluon_cdna4", marks=[gluon, unordered])])
+@variants
 def test_paged_logits_of_small_blocks(variant: str) -> None:
+    """One wave alone, whose first copies lie behind reads of the same bytes and no barrier."""
     check_paged(variant, 100, 3, 16, True)
 
 

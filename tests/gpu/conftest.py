@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,13 +20,34 @@ from support import judge
 from support.processes import environment
 from support.taking import taken
 
+FOLDER = Path(__file__).parent
+
+
+def why_not() -> str:
+    """Why no test of the folder can run here, or ""."""
+    if not torch.cuda.is_available():
+        return "needs a GPU: torch.cuda.is_available() is False"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "needs a GPU: TRITON_INTERPRET=1 runs Triton's kernels in the interpreter"
+    return ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where none can run, one test of each function says so: thousands of reports would take longer than many a test."""
+    if not why_not():
+        return
+    first: dict[str, pytest.Item] = {}
+    for item in items:
+        first.setdefault(item.nodeid.partition("[")[0] if FOLDER in item.path.parents else item.nodeid, item)
+    kept = set(first.values())
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = first.values()
+
 
 def pytest_runtest_setup() -> None:
     """Every test of the folder skips for one reason; a hook, so that the summary shows one line."""
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU: torch.cuda.is_available() is False")
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("needs a GPU: TRITON_INTERPRET=1 runs Triton's kernels in the interpreter")
+    if reason := why_not():
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

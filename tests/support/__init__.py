@@ -9,5 +9,6 @@ sample_kernels, sample_gluon_kernel, pitfalls    kernels that are not capgate's
 twin_gluon_kernel                  a Gluon kernel round the device functions that classic Triton has, too
 code_reading, mbarriers, llvm_ir   what is looked for in compiled code
 compile_hopper, compile_pitfalls, sharing    what runs in a process of its own: python -m support.compile_pitfalls
+dealing                            which cells of a grid a lane runs
 processes                          the environment of such a process
 """

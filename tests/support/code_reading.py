@@ -1,4 +1,6 @@
-"""What the tests look for in compiled kernels: loads in loops of the TTGIR, registers of wgmma's descriptors in the SASS."""
+"""What the tests look for in compiled kernels: in the TTGIR loads in loops and what becomes of a schedule's words, in the SASS
+registers of wgmma's descriptors.
+"""
 
 import re
 
@@ -16,6 +18,23 @@ def loads_in_loops(ttgir: str) -> int:
         elif opened < 0:
             regions.pop()
     return loads
+
+
+def uses_of_the_schedule(ttgir: str) -> list[tuple[str, bool]]:
+    """What is done with the words that are loaded from %schedule: each operation, and whether 0 is an operand of it, too."""
+    pointers, loaded, uses = {"%schedule"}, [], []
+    for line in ttgir.splitlines():
+        found = re.match(r"\s*(%\w+) = ([\w.]+) (.*)", line)
+        name, operation, operands = found.groups() if found else ("", "", line)
+        read = re.findall(r"%\w+", operands)
+        uses += [(operation, "%c0_i32" in read) for operand in read if operand in loaded]
+        if operation in ("tt.addptr", "tt.load") and read[0] in pointers:
+            (loaded.append if operation == "tt.load" else pointers.add)(name)
+    return uses
+
+
+# Of the two words where a worker begins, and the two where the next one does: each is cut to 0 or more, whatever it holds.
+EVERY_WORD_IS_CUT = [("arith.maxsi", True)] * 4
 
 
 def undefined_descriptors(code: Listing) -> list[str]:

@@ -13,6 +13,7 @@ import re
 import sys
 from collections import Counter
 from contextlib import redirect_stdout
+from functools import lru_cache
 from importlib import import_module
 from io import StringIO
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import triton
 
 from capgate import compat
-from capgate.compat.offline.child import describe, disassembled, set_absent_gpu
+from capgate.compat.offline import child
 from capgate.compat.offline.disassembly import read_sass
 
 from . import code_reading, mbarriers
@@ -29,7 +30,8 @@ from . import code_reading, mbarriers
 def main(operation: str, *kinds: str) -> None:
     triton.knobs.compilation.always_compile = True  # a cached result comes without ptxas's log
     triton.knobs.nvidia.dump_ptxas_log = True
-    set_absent_gpu(compat.capabilities("cuda:90").target)
+    child.disassembled = lru_cache(maxsize=1)(child.disassembled)  # of each cubin once, for its figures and its descriptors
+    child.set_absent_gpu(compat.capabilities("cuda:90").target)
     for kind in kinds:
         print(json.dumps(compile_kind(operation, kind)), flush=True)
 
@@ -55,7 +57,7 @@ def compile_kind(operation: str, kind: str) -> dict[str, Any]:
     kernel, grid, arguments, keywords = launch
     with redirect_stdout(StringIO()) as log:
         compiled = kernel.warmup(*arguments, grid=grid, **keywords)
-    taken = describe(compiled, target, call, log.getvalue())
+    taken = child.describe(compiled, target, call, log.getvalue())
     return {
         "shared": taken["lds_bytes"],
         "spills": taken["spills"],
@@ -65,9 +67,10 @@ def compile_kind(operation: str, kind: str) -> dict[str, Any]:
         "threads": int(re.search(r"\.reqntid (\d+)", compiled.asm["ptx"])[1]),
         "wgmma": Counter(re.findall(r"wgmma\.mma_async\S*", compiled.asm["ptx"])),
         "serialized": "C7514" in log.getvalue(),
+        "uses": code_reading.uses_of_the_schedule(compiled.asm["ttgir"]),
         "loads": code_reading.loads_in_loops(compiled.asm["ttgir"]),
         "faults": mbarriers.faults(compiled.asm["llir"], mbarriers.boxes_of(list(compiled.src.signature.values()))),
-        "undefined": code_reading.undefined_descriptors(read_sass(disassembled(compiled.asm["cubin"]))),
+        "undefined": code_reading.undefined_descriptors(read_sass(child.disassembled(compiled.asm["cubin"]))),
     }
 
 

@@ -13,7 +13,7 @@ from capgate.kernels.mqa_logits.api import describe
 from capgate.kernels.mqa_logits.operands import Inputs
 from emulator import Program, Result, parse, run
 
-from .emulation import bound, compile_launch
+from .emulation import GFX942, GFX950, bound, compile_launch
 from .judge import BF16_ROUNDING, WORDS, Call, formula, make_call, sentinels, storage_of
 
 TARGET = Target("hip", "gfx950", 64)
@@ -21,10 +21,20 @@ LIMIT = 1e-6  # of a cell's error, as a part of the sum of magnitudes
 
 
 class Variant(NamedTuple):
-    """A variant's kernel, and the kind of source that it is."""
+    """A variant's kernel, the kind of source that it is, and what it is compiled for."""
 
     kernel: Kernel[Any]
     make_source: Callable[..., Any] = ASTSource
+    target: Any = GFX950
+
+
+def on_gfx942(variant: Variant) -> Variant:
+    """The variant as a call on gfx942 would launch it."""
+
+    def prepare_there(problem: Any, *operands: Any, **options: Any) -> Any:
+        return variant.kernel.prepare(problem._replace(device=Target("hip", "gfx942", 64)), *operands, **options)
+
+    return variant._replace(kernel=Kernel(prepare_there), target=GFX942)
 
 
 VARIANTS = {"classic": Variant(classic.kernel)}
@@ -74,10 +84,17 @@ WINDOWS: dict[str, Sequence[tuple[int, int]]] = {
 }
 
 
-def windowed(rows: Sequence[tuple[int, int]], heads: int, dim: int, keys: int = 300, seed: int = 0) -> Call:
+def windowed(
+    rows: Sequence[tuple[int, int]],
+    heads: int,
+    dim: int,
+    keys: int = 300,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+) -> Call:
     """Random operands under the given windows."""
     starts, ends = (torch.tensor(column, dtype=torch.int32) for column in zip(*rows, strict=True))
-    return make_call(len(rows), keys, heads, dim, "full", seed=seed)._replace(starts=starts, ends=ends)
+    return make_call(len(rows), keys, heads, dim, "full", seed=seed, dtype=dtype)._replace(starts=starts, ends=ends)
 
 
 class Prepared(NamedTuple):
@@ -94,7 +111,9 @@ class Prepared(NamedTuple):
 def prepare(variant: Variant, case: Any) -> Prepared:
     out = case.output()
     launch = case.launch(variant.kernel, out)
-    return Prepared(case, compile_launch(launch, variant.make_source), launch.grid, launch.arguments, out, case.answer())
+    return Prepared(
+        case, compile_launch(launch, variant.make_source, variant.target), launch.grid, launch.arguments, out, case.answer()
+    )
 
 
 class Disagreement(AssertionError):  # noqa: N818

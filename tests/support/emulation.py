@@ -1,4 +1,4 @@
-"""Triton kernels compiled for gfx950 with no GPU, and launched in the emulator on CPU tensors."""
+"""Triton kernels compiled for gfx950, or gfx942, with no GPU, and launched in the emulator on CPU tensors."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,9 +11,9 @@ from triton.compiler import ASTSource
 from capgate.compat import Launch
 from emulator import Pointer, Result, parse, run
 
-GFX950 = GPUTarget("hip", "gfx950", 64)
+GFX950, GFX942 = GPUTarget("hip", "gfx950", 64), GPUTarget("hip", "gfx942", 64)
 POINTERS = {
-    torch.float8_e4m3fn: "*fp8e4nv", torch.float8_e5m2: "*fp8e5",
+    torch.float8_e4m3fn: "*fp8e4nv", torch.float8_e4m3fnuz: "*fp8e4b8", torch.float8_e5m2: "*fp8e5",
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32",
     torch.int8: "*i8", torch.uint8: "*u8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
@@ -25,6 +25,8 @@ def compile_kernel(
     arguments: Sequence[Any],
     constants: dict[str, Any],
     make_source: Callable[..., Any] = ASTSource,
+    *,
+    target: GPUTarget = GFX950,
     **options: Any,
 ) -> Any:
     """Compile as the JIT would: that an argument is aligned, small, divisible by 16 or equal to 1 is known to the compiler.
@@ -52,19 +54,19 @@ def compile_kernel(
         if attribute:
             attributes[(position,)] = attribute
     signature = {name: signature.get(name, "constexpr") for name in names}
-    key = (kernel, repr(signature), repr(known), repr(attributes), repr(options))
+    key = (kernel, repr(target), repr(signature), repr(known), repr(attributes), repr(options))
     if key not in _compiled:
         source = make_source(kernel, signature, known, attributes)
-        _compiled[key] = triton.compile(source, target=GFX950, options={"enable_fp_fusion": True, **options})
+        _compiled[key] = triton.compile(source, target=target, options={"enable_fp_fusion": True, **options})
     return _compiled[key]
 
 
-def compile_launch(launch: Any, make_source: Callable[..., Any] = ASTSource) -> Any:
+def compile_launch(launch: Any, make_source: Callable[..., Any] = ASTSource, target: GPUTarget = GFX950) -> Any:
     """Compile what a variant's ``prepare`` returns."""
     names = {parameter.name for parameter in launch.kernel.params}
     constants = {name: value for name, value in launch.keywords.items() if name in names}
     options = {name: value for name, value in launch.keywords.items() if name not in names}
-    return compile_kernel(launch.kernel, launch.arguments, constants, make_source, **options)
+    return compile_kernel(launch.kernel, launch.arguments, constants, make_source, target=target, **options)
 
 
 def _is_constant(argument: Any) -> bool:

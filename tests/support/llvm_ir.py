@@ -57,16 +57,20 @@ def read(text: str) -> Function:
     return Function(tuple(instructions), tuple(following), tuple(maps), int(threads[1]) if threads else 1024)
 
 
+_MARK = re.compile(r"[,()\[\]{}<>]")
+
+
 def split(text: str) -> list[str]:
     """At the commas outside of brackets of any kind."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character in "([{<") - (character in ")]}>")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts if part.strip()]
+    parts, depth, begin = [], 0, 0
+    for mark in _MARK.finditer(text):  # instructions of warp-specialised kernels have thousands of letters between them
+        character = mark[0]
+        if character != ",":
+            depth += 1 if character in "([{<" else -1
+        elif depth == 0:
+            parts.append(text[begin : mark.start()])
+            begin = mark.end()
+    return [part.strip() for part in (*parts, text[begin:]) if part.strip()]
 
 
 def size_of(kind: str) -> int:

@@ -78,7 +78,7 @@ FILES = {
 }
 # vLLM's operators by their namespaces in torch.ops, which vllm/_custom_ops.py looks them up in.
 OPERATORS = {
-    "_C": ("top_k_per_row_prefill", "top_k_per_row_decode"),
+    "_C": ("top_k_per_row_prefill", "top_k_per_row_decode", "persistent_topk", "cooperative_topk"),
     "_C_cache_ops": ("indexer_k_quant_and_cache", "cp_gather_indexer_k_quant_cache"),
 }
 PACKAGES = ("aiter", "atom", "deep_gemm", "flashinfer", "sgl_deep_gemm", "sgl_kernel", "sglang", "vllm")

@@ -46,11 +46,20 @@ def as_float32(pair):
 
 
 @gluon.jit
+def halves(x):
+    """The first and the second half of axis 2, of four."""
+    shape: gl.constexpr = [x.shape[0], x.shape[1], 2, x.shape[2] // 2, x.shape[3]]
+    return gl.split(gl.permute(gl.reshape(x, shape), [0, 1, 3, 4, 2]))
+
+
+@gluon.jit
 def sum_products(positive, weight, total, FIRST: gl.constexpr):
     """total (unless this is the first) plus the sum over axis 2 of positive * weight, on pairs of float32.
 
     Inline assembly, because not every LLVM finds the packed forms, and because Triton 3.8 and 3.9 keep multiplies and adds of a
-    sum apart. The compiler inserts no wait between an MFMA and inline assembly: relu must stand between the two.
+    sum apart. It counts as impure, so that reads of LDS keep their place among the products: LLVM would start all reads of a
+    part at once, and no third wave would find registers. The compiler inserts no wait between an MFMA and inline assembly:
+    relu must stand between the two.
     """
     if positive.shape[2] == 1:
         shape: gl.constexpr = [positive.shape[0], positive.shape[1], positive.shape[3]]
@@ -58,19 +67,30 @@ def sum_products(positive, weight, total, FIRST: gl.constexpr):
         weight = gl.reshape(weight, shape)
         if FIRST:
             total = gl.inline_asm_elementwise(
-                "v_pk_mul_f32 $0, $1, $2", "=v,v,v", [positive, weight], dtype=gl.int64, is_pure=True, pack=1
+                "v_pk_mul_f32 $0, $1, $2", "=v,v,v", [positive, weight], dtype=gl.int64, is_pure=False, pack=1
             )
         else:
             total = gl.inline_asm_elementwise(
-                "v_pk_fma_f32 $0, $1, $2, $3", "=v,v,v,v", [positive, weight, total], dtype=gl.int64, is_pure=True, pack=1
+                "v_pk_fma_f32 $0, $1, $2, $3", "=v,v,v,v", [positive, weight, total], dtype=gl.int64, is_pure=False, pack=1
             )
     else:
-        half: gl.constexpr = [positive.shape[0], positive.shape[1], 2, positive.shape[2] // 2, positive.shape[3]]
-        positive0, positive1 = gl.split(gl.permute(gl.reshape(positive, half), [0, 1, 3, 4, 2]))
-        weight0, weight1 = gl.split(gl.permute(gl.reshape(weight, half), [0, 1, 3, 4, 2]))
-        total = sum_products(positive0, weight0, total, FIRST)
-        total = sum_products(positive1, weight1, total, False)
+        positive, later_positive = halves(positive)
+        weight, later_weight = halves(weight)
+        total = sum_products(positive, weight, total, FIRST)
+        total = sum_products(later_positive, later_weight, total, False)
     return total
+
+
+@gluon.jit
+def sum_of_pair(pair):
+    """The sum of a pair's float32. Inline assembly, because LLVM would gather two such sums for a packed add, with moves.
+
+    Behind it two wait states, which a swap between lanes needs, and which the compiler inserts for none of inline assembly.
+    """
+    low, high = as_float32(pair)
+    return gl.inline_asm_elementwise(
+        "v_add_f32 $0, $1, $2\n\ts_nop 1", "=v,v,v", [low, high], dtype=gl.float32, is_pure=False, pack=1
+    )
 
 
 @gluon.jit
@@ -86,24 +106,37 @@ def pairs_of_heads(x, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr):
 
 
 @gluon.jit
-def score(query, weight, keys, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr):
-    """[ROWS, keys] logits, not yet times the keys' scales, from keys [keys, D] in LDS and query [ROWS * PADDED_HEADS, D]."""
+def score(query, weight, keys, first, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr, KEYS: gl.constexpr):
+    """[ROWS, KEYS] logits, not yet times the keys' scales, from keys in LDS and query [ROWS * PADDED_HEADS, D].
+
+    keys : [any, 32, D], of which products begin at number ``first``; KEYS is 32 or 64
+    """
     NUM_WARPS: gl.constexpr = gl.num_warps()
-    KEYS: gl.constexpr = keys.shape[0]
+    PRODUCT_KEYS: gl.constexpr = keys.shape[1]
+    PRODUCTS: gl.constexpr = KEYS // PRODUCT_KEYS
     mfma: gl.constexpr = query.type.layout.parent
     operand: gl.constexpr = gl.DotOperandLayout(1, mfma, 16)
-    key = async_copy.load_shared_relaxed(keys.permute([1, 0]), operand)
-    product = gl.zeros([ROWS * PADDED_HEADS, KEYS], gl.float32, mfma)
-    if query.shape[1] >= 64:
-        product = cdna4.mfma_scaled(query, None, "e4m3", key, None, "e4m3", product)
-    else:
-        product = cdna4.mfma(query, key, product)
-    weight, positive = gl.broadcast(weight[:, None], relu(product))
-    weight = pairs_of_heads(weight, ROWS, PADDED_HEADS)
-    positive = pairs_of_heads(positive, ROWS, PADDED_HEADS)
-    low, high = as_float32(sum_products(positive, weight, positive, True))
+    zeros = gl.zeros([ROWS * PADDED_HEADS, PRODUCT_KEYS], gl.float32, mfma)
+    weight, zeros = gl.broadcast(weight[:, None], zeros)
+    weight, later_weight = halves(pairs_of_heads(weight, ROWS, PADDED_HEADS))
+    key = async_copy.load_shared_relaxed(keys.index(first).permute([1, 0]), operand)
+    sums = ()
+    for number in gl.static_range(PRODUCTS):
+        if query.shape[1] >= 64:
+            product = cdna4.mfma_scaled(query, None, "e4m3", key, None, "e4m3", zeros)
+        else:
+            product = cdna4.mfma(query, key, zeros)
+        positive, later_positive = halves(pairs_of_heads(relu(product), ROWS, PADDED_HEADS))
+        total = sum_products(positive, weight, positive, True)
+        if number + 1 < PRODUCTS:  # once half of this product's registers are free
+            key = async_copy.load_shared_relaxed(keys.index(first + number + 1).permute([1, 0]), operand)
+        total = sum_products(later_positive, later_weight, total, False)
+        sums += (sum_of_pair(total),)
+    total = sums[0]  # type: ignore[misc]
+    if PRODUCTS == 2:
+        total = gl.reshape(gl.permute(gl.join(total, sums[1]), [0, 1, 3, 2]), [ROWS, 2, KEYS])  # type: ignore[misc]
     # Lanes n and n + 32 have one half each of the head sums of two keys: they swap, and each adds up one key.
-    return gl.sum(gl.convert_layout(low + high, logit_layout(ROWS, KEYS, NUM_WARPS)), 1)
+    return gl.sum(gl.convert_layout(total, logit_layout(ROWS, KEYS, NUM_WARPS)), 1)
 
 
 @gluon.jit

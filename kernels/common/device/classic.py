@@ -11,17 +11,44 @@ from .windows import strip_base
 
 @triton.jit
 def relu(x, MAXIMUM: tl.constexpr):
-    """max(x, 0) that keeps NaN: one instruction where the target has maximum, otherwise compare and select."""
-    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) if MAXIMUM else tl.where(x < 0.0, 0.0, x)
+    """max(x, 0) that keeps NaN, in one instruction: where the target has no maximum, x + |x|, which is twice that."""
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) if MAXIMUM else x + tl.abs(x)
 
 
 @triton.jit
 def fn_to_fnuz(x):
-    """e4m3fn -> e4m3fnuz of half the value, byte by byte: -0 (fnuz's NaN) becomes 0, either NaN becomes fnuz's."""
-    byte = x.to(tl.uint8, bitcast=True)
-    byte = tl.where(byte == 0x80, 0, byte).to(tl.uint8)
-    byte = tl.where((byte & 0x7F) == 0x7F, 0x80, byte).to(tl.uint8)
-    return byte.to(tl.float8e4b8, bitcast=True)
+    """e4m3fn [n, m], or four of them in a uint32 -> e4m3fnuz of half the value: -0 (fnuz's NaN) becomes 0, either NaN fnuz's.
+
+    Four bytes are converted at a time. Where they come in one register it stays one; those of a byte each are put together.
+    """
+    quad = x if x.dtype == tl.uint32 else quads(x)
+    size = quad & 0x7F7F7F7F
+    quad &= (size + 0x7F7F7F7F) | 0x7F7F7F7F  # of a byte's sign and size: no carry leaves it
+    nan = (size + 0x01010101) & 0x80808080
+    size = nan - (nan >> 7)
+    quad = (quad | nan | size) ^ size
+    half = tl.join(quad & 0xFFFF, quad >> 16)
+    byte = tl.join(half & 0xFF, half >> 8).to(tl.uint8)
+    return tl.reshape(byte, (x.shape[0], 4 * quad.shape[1])).to(tl.float8e4b8, bitcast=True)
+
+
+@triton.jit
+def quads(x):
+    """Adjacent elements of one byte [n, m], four to a uint32, the first lowest."""
+    byte = tl.reshape(x.to(tl.uint8, bitcast=True).to(tl.uint32), (x.shape[0], x.shape[1] // 4, 2, 2))
+    even, odd = tl.split(byte)
+    low, high = tl.split(even | odd << 8)
+    return low | high << 16
+
+
+@triton.jit
+def operands(query, weight, TO_FNUZ: tl.constexpr, MAXIMUM: tl.constexpr):
+    """A query [DIM, columns] and the weights of its columns as :func:`score` takes them on this target."""
+    if not MAXIMUM:
+        weight *= 0.5  # relu gives twice the value
+    if TO_FNUZ:
+        query = tl.trans(fn_to_fnuz(tl.trans(query)))
+    return query, weight
 
 
 @triton.jit

@@ -79,12 +79,14 @@ def load_share(schedule, worker, num_requests, ROW_LENS: tl.constexpr):
 def longest_seen(
     lens, request, first_row, most, stride_lb, stride_ln, NEXT_N: tl.constexpr, ROW_LENS: tl.constexpr, ROWS: tl.constexpr
 ):
-    """How many keys the longest of ROWS rows of a request sees.
+    """How many keys the longest of ROWS rows of a request sees, of which the request has the first at least.
 
-    Read row by row into a scalar: AMD's compiler would not know a reduction to agree in all lanes.
+    Lengths of rows are read row by row into a scalar: AMD's compiler would not know a reduction to agree in all lanes.
     """
     longest = 0
-    for row in tl.static_range(ROWS):
+    if not ROW_LENS:  # the later a row, the more keys it sees
+        first_row = tl.minimum(first_row + (ROWS - 1), NEXT_N - 1)
+    for row in tl.static_range(ROWS if ROW_LENS else 1):
         row_seen = seen(lens, request, first_row + row, most, stride_lb, stride_ln, NEXT_N, ROW_LENS)
         longest = tl.maximum(longest, row_seen)
     return longest

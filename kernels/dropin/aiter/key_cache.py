@@ -15,7 +15,8 @@ def indexer_k_quant_and_cache(
 ) -> None:
     """Quantise keys into their slots of a paged cache; see :func:`..cached_keys.write`.
 
-    kv_cache : [num_blocks, block, W], its dtype the keys'
+    kv_cache : [num_blocks, block, W], its dtype the keys'. The largest magnitude of a key becomes the dtype's, as in aiter:
+        240 in e4m3fnuz, where vLLM's writers have 224.
     preshuffle : whether the keys of a block are in tiles of 16 keys by 16 bytes
     """
     write(k, kv_cache, slot_mapping, quant_block_size, scale_fmt, _layout(preshuffle))

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..cached_keys import gather, write
+from ..cached_keys import VLLM_FNUZ_MAX, gather, write
 
 
 def indexer_k_quant_and_cache(
@@ -10,9 +10,10 @@ def indexer_k_quant_and_cache(
 ) -> None:
     """Quantise keys into their slots of a paged cache, which is flat; see :func:`..cached_keys.write`.
 
-    kv_cache : [num_blocks, block, W], uint8; blocks may lie further apart than they are long
+    kv_cache : [num_blocks, block, W], uint8; blocks may lie further apart than they are long. The largest magnitude of a key in
+        e4m3fnuz becomes 224, as in vLLM.
     """
-    write(k, kv_cache, slot_mapping, quant_block_size, scale_fmt, "flat")
+    write(k, kv_cache, slot_mapping, quant_block_size, scale_fmt, "flat", VLLM_FNUZ_MAX)
 
 
 def cp_gather_indexer_k_quant_cache(

@@ -17,7 +17,7 @@ from .working import working
 OPERATION, DECODE = "fp8_mqa_logits", "fp8_paged_mqa_logits"
 
 # Which Gluon capability a reader looks for on each target of the table of stacks; the last one is a machine without a GPU.
-TARGETS = {"hip:gfx942": "gluon_cdna4", "hip:gfx950": "gluon_cdna4", "cuda:90": "gluon_hopper", "cpu": "gluon"}
+TARGETS = {"hip:gfx942": "gluon_cdna3", "hip:gfx950": "gluon_cdna4", "cuda:90": "gluon_hopper", "cpu": "gluon"}
 
 
 def collect(folders: list[str]) -> list[dict[str, Any]]:

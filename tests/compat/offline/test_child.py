@@ -373,6 +373,15 @@ def test_a_compile_that_nvdisasm_cannot_read_is_a_compile(toy: Path, monkeypatch
     assert [Path(file).suffix for file in row["files"]] == [".ptx", ".ttgir", ".json"]
 
 
+def test_sizes_of_one_mode_are_saved_side_by_side(toy: Path) -> None:
+    """And a compile that no other differs from in its sizes keeps its short name."""
+    jobs = [Job("fits", heads=64), Job("fits", heads=128)]
+    rows = compile_jobs("toy", "hip:gfx950", jobs, save="saved", timeout=1200)
+    names = [Path(row["files"][0]).name for row in rows]
+    assert names == ["fits.unclean.64x128.amdgcn", "fits.unclean.128x128.amdgcn"]
+    assert all((toy / "saved" / name).exists() for name in names)
+
+
 def test_what_was_compiled_can_be_saved(toy: Path) -> None:
     """What the disk refuses is said, and does not take the compile with it."""
     (toy / "saved" / "fits.clean.ttgir").mkdir(parents=True)

@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +16,6 @@ for needed in ("torch", "triton"):
     pytest.importorskip(needed)
 
 
-@lru_cache
 def compile_all() -> dict[str, Any]:
     command = [sys.executable, "-m", "support.compile_pitfalls"]
     child = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment())
@@ -24,28 +23,33 @@ def compile_all() -> dict[str, Any]:
     return json.loads(child.stdout)
 
 
+@pytest.fixture
+def compiled(once: Callable[..., Any]) -> dict[str, Any]:
+    return once("pitfalls", compile_all)
+
+
 @pytest.mark.parametrize("kernel", ["carried_bounds", "gluon_carried_bounds"])
-def test_the_bounds_that_a_loop_carries_stay_in_it_where_the_capability_holds(kernel: str) -> None:
+def test_the_bounds_that_a_loop_carries_stay_in_it_where_the_capability_holds(compiled: dict[str, Any], kernel: str) -> None:
     caps = compat.capabilities("cuda:90")
     if kernel.startswith("gluon") and not caps.gluon:
         pytest.skip(caps.why("gluon"))
     # Both loads of the next row's bounds, or none: the inner loop then has the first row's in every row.
-    assert compile_all()["loads"][kernel] == (2 if caps.carried_loop_bounds else 0), caps.why("carried_loop_bounds")
+    assert compiled["loads"][kernel] == (2 if caps.carried_loop_bounds else 0), caps.why("carried_loop_bounds")
 
 
-def test_a_wgmma_behind_a_loop_has_its_descriptor_on_every_way_where_the_capability_holds() -> None:
+def test_a_wgmma_behind_a_loop_has_its_descriptor_on_every_way_where_the_capability_holds(compiled: dict[str, Any]) -> None:
     caps = compat.capabilities("cuda:90")
     if not caps.gluon:
         pytest.skip(caps.why("gluon"))
-    assert (compile_all()["undefined"] == []) == caps.wgmma_after_zero_trip_loop, caps.why("wgmma_after_zero_trip_loop")
+    assert (compiled["undefined"] == []) == caps.wgmma_after_zero_trip_loop, caps.why("wgmma_after_zero_trip_loop")
 
 
-def test_an_mbarrier_that_nobody_uses_shares_its_memory_and_is_found_out() -> None:
+def test_an_mbarrier_that_nobody_uses_shares_its_memory_and_is_found_out(compiled: dict[str, Any]) -> None:
     """Every Triton's allocator gives it to the tile behind it; what invalidates the barrier first is in order."""
     caps = compat.capabilities("cuda:90")
     if not caps.gluon:
         pytest.skip(caps.why("gluon"))
-    unused, invalidated = compile_all()["faults"]
+    unused, invalidated = compiled["faults"]
     assert len(unused) == 1
     assert re.fullmatch(r"the mbarrier at \d+ is valid while .* writes \d+ to \d+", unused[0])
     assert invalidated == []

@@ -1,4 +1,4 @@
-"""SGLang's own choice of a top-k (``DSATopKBackend``), through its JIT kernels' wrappers, sgl_kernel's names and FlashInfer."""
+"""SGLang's own choice of a top-k (``DSATopKBackend``), through its JIT kernels' wrappers, sgl_kernel's and FlashInfer's."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -12,9 +12,12 @@ stubs.only_in_the_session_of("sglang")
 stubs.for_sglang()
 
 import flashinfer  # noqa: E402 - after the stubs
+from sglang.srt.environ import envs  # noqa: E402
 from sglang.srt.layers.attention.dsa.dsa_topk_backend import DSATopKBackend, TopkTransformMethod  # noqa: E402
 
 from capgate.kernels import dropin  # noqa: E402
+
+stubs.for_sgl_kernel()  # once SGLang has seen that there is none
 
 ROWS, COLUMNS, PAGE, TOP_K = 5, 96, 32, 16
 LENGTHS = torch.tensor([96, 16, 5, 0, 40], dtype=torch.int32)
@@ -45,7 +48,23 @@ def sets(indices: torch.Tensor) -> list[set[int]]:
     return [{index for index in row if index >= 0} for row in indices.tolist()]
 
 
-@pytest.mark.parametrize("backend", ["sgl-kernel", "flashinfer"])
+@pytest.fixture(params=["sgl-kernel v2", "sgl-kernel", "flashinfer"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """SGLang's default, its JIT kernels; sgl_kernel, which an environment variable of SGLang's goes back to; FlashInfer."""
+    name, _, second = request.param.partition(" ")
+    with envs.SGLANG_OPT_USE_TOPK_V2.override(bool(second)):
+        yield name
+
+
+def test_indices() -> None:
+    """As SGLang's pools are selected: columns counted from a row's first."""
+    scores = logits()
+    starts = STARTS.clamp(max=COLUMNS - LENGTHS).int()
+    found = DSATopKBackend("sgl-kernel").topk_func(scores, LENGTHS, TOP_K, row_starts=starts)
+    assert sets(found) == best(scores, starts)
+    assert sets(DSATopKBackend("sgl-kernel").topk_func(scores, LENGTHS, TOP_K)) == best(scores, torch.zeros(ROWS).int())
+
+
 def test_paged(backend: str) -> None:
     """Decode: slots of the pool through the page table."""
     scores, pages = logits(), torch.randperm(20, generator=torch.Generator().manual_seed(1))[: ROWS * 3].view(ROWS, 3).int()
@@ -67,7 +86,6 @@ def test_paged(backend: str) -> None:
     assert sets(found) == expected
 
 
-@pytest.mark.parametrize("backend", ["sgl-kernel", "flashinfer"])
 def test_ragged(backend: str) -> None:
     """Prefill: columns of the keys of all requests; the scores stay as they are."""
     scores = logits()

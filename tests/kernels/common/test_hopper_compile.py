@@ -10,6 +10,7 @@ import pytest
 
 from capgate import compat
 from capgate.compat.offline.occupancy import MULTIPROCESSORS, RESERVED_SHARED_BYTES
+from support.code_reading import EVERY_WORD_IS_CUT
 from support.processes import environment
 
 # Kinds of call as support.compile_hopper takes them: heads, dims, output; then query rows, where they are so few that the
@@ -115,6 +116,12 @@ def test_no_load_left_the_producers_loops(result: dict[str, Any], operation: str
         assert result["loads"] == 1 + 2 * clean
     else:  # a request's lengths; the block of each piece of a tile of 64 keys; the fill's lengths
         assert result["loads"] == 1 + max(1, 64 // int(sizes[0])) + clean
+
+
+@pytest.mark.parametrize(("operation", "kind"), [each for each in KINDS if each[0] == "paged_mqa_logits"])
+def test_every_word_of_a_schedule_is_cut_before_anything_else(result: dict[str, Any]) -> None:
+    """As in the other variants: tests/gfx950/test_paged_mqa_logits.py."""
+    assert list(map(tuple, result["uses"])) == EVERY_WORD_IS_CUT
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,12 @@
 """How a batch's keys are shared out among workers."""
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from capgate import compat
-from capgate.compat.offline.jobs import Job, compile_jobs
 from capgate.kernels import fp8_paged_mqa_logits, paged_mqa_schedule, paged_mqa_workers
 from support import paged, schedules
 
@@ -41,7 +37,7 @@ def make_classic(lens: torch.Tensor, workers: int, chunk_keys: int) -> torch.Ten
     return schedule
 
 
-@pytest.fixture(params=["public", "classic"])
+@pytest.fixture(params=[pytest.param("public", marks=pytest.mark.any_triton), "classic"])
 def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "public":
         return make_publicly
@@ -134,6 +130,7 @@ def written_by(kernel_call: Callable[[torch.Tensor, torch.Tensor], None], schedu
     return cells
 
 
+@pytest.mark.dealt("chunk_keys", "next_n")
 @pytest.mark.parametrize("chunk_keys", CHUNKS)
 @pytest.mark.parametrize("kind", ["even", "front", "shifted", "half"])
 @pytest.mark.parametrize("next_n", [1, 2])
@@ -169,7 +166,7 @@ def test_every_worker_of_a_foreign_schedule_scores_its_share(kind: str, chunk_ke
     assert (out[~answer.inside] == 7.0).all()
 
 
-@pytest.mark.parametrize(("workers", "processors"), [(2, 8), (5, 8), (16, 8), (1, 3)])
+@pytest.mark.parametrize(("workers", "processors"), [(2, 3), (3, 4), (4, 2), (1, 3)])
 def test_schedules_of_few_workers_fill_the_device(interpreter, monkeypatch, workers: int, processors: int) -> None:
     """Programs take turns at a worker's tiles: none has more than its part of them, and each tile has one."""
     from capgate.kernels.common.schedule import classic as schedules_made
@@ -204,6 +201,7 @@ def test_schedules_of_few_workers_fill_the_device(interpreter, monkeypatch, work
         assert max(shares) - min(shares) <= 1
 
 
+@pytest.mark.dealt("chunk_keys")
 @pytest.mark.parametrize("chunk_keys", CHUNKS)
 @pytest.mark.parametrize("workers", [1, 3, 40])
 def test_rows_that_see_more_than_the_last_one_are_scored(variant: str, workers: int, chunk_keys: int) -> None:
@@ -258,26 +256,6 @@ def test_any_schedule_writes_logits_or_nothing(schedule: list, clean_logits: boo
     assert (cells[~answer.inside] == (float("-inf") if clean_logits else 7.0)).all()
     cells.fill_(7.0)
     assert (out == 7.0).all()
-
-
-@pytest.mark.parametrize(
-    ("target", "variant"), [("cuda:90", "gluon_hopper"), ("hip:gfx950", "gluon_cdna4"), ("cuda:90", "classic")]
-)
-def test_compiled_kernels_cut_every_word_before_anything_else(target: str, variant: str, tmp_path: Path) -> None:
-    caps = compat.capabilities(target)
-    if variant != "classic" and not caps[variant]:
-        pytest.skip(caps.why(variant))
-    (row,) = compile_jobs("fp8_paged_mqa_logits", target, [Job(variant)], save=tmp_path)
-    assert row["compiled"], row["error"]
-    pointers, loaded, uses = {"%schedule"}, [], []
-    for line in (tmp_path / f"{variant}.unclean.ttgir").read_text().splitlines():
-        found = re.match(r"\s*(%\w+) = ([\w.]+) (.*)", line)
-        name, operation, operands = found.groups() if found else ("", "", line)
-        read = re.findall(r"%\w+", operands)
-        uses += [(operation, "%c0_i32" in read) for operand in read if operand in loaded]
-        if operation in ("tt.addptr", "tt.load") and read[0] in pointers:
-            (loaded.append if operation == "tt.load" else pointers.add)(name)
-    assert uses == [("arith.maxsi", True)] * 4
 
 
 @pytest.mark.parametrize(

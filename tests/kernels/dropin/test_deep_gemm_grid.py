@@ -17,6 +17,7 @@ def _repeated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deep_gemm_grid, "REPEATS", 2)
 
 
+@pytest.mark.dealt("parallel", "dtype")
 @dtypes
 @pytest.mark.parametrize("parallel", [True, False], ids=["one-rank-of-several", "alone"])
 def test_prefill(variant: str, parallel: bool, dtype: torch.dtype) -> None:
@@ -25,6 +26,7 @@ def test_prefill(variant: str, parallel: bool, dtype: torch.dtype) -> None:
         deep_gemm_grid.prefill(call, dtype, most=16)
 
 
+@pytest.mark.dealt("two_d", "dtype")
 @pytest.mark.parametrize(
     ("two_d", "dtype"),
     [(True, torch.float32), (True, torch.bfloat16), (False, torch.float32)],

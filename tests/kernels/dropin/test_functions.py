@@ -52,6 +52,8 @@ SIGNATURES = {
     sglang.fast_topk_v2: "(score, lengths, topk, row_starts=None)",
     sglang.fast_topk_transform_fused: "(score, lengths, page_table_size_1, cu_seqlens_q, topk, row_starts=None)",
     sglang.fast_topk_transform_ragged_fused: "(score, lengths, topk_indices_offset, topk, row_starts=None)",
+    vllm.persistent_topk: "(logits, lengths, output, workspace, k, max_seq_len)",
+    vllm.cooperative_topk: "(logits, lengths, output, workspace, k, max_seq_len)",
     vllm.top_k_per_row_prefill: "(logits, rowStarts, rowEnds, indices, numRows, stride0, stride1, topK)",
     vllm.top_k_per_row_decode: "(logits, next_n, seq_lens, indices, numRows, stride0, stride1, topK)",
     aiter.indexer_k_quant_and_cache: "(k, kv_cache, slot_mapping, quant_block_size, scale_fmt, preshuffle=False)",

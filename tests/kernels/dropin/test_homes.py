@@ -99,6 +99,20 @@ def test_vllm_s_globals_that_are_not_filled_yet(vllm: Path) -> None:
     assert not any(map(is_ours, filled()))
 
 
+def test_vllm_s_globals_that_got_ours_by_themselves(vllm: Path) -> None:
+    """Somebody who held the function that fills them has called it: what they were filled from was ours already."""
+    initialise = wrappers()._lazy_init
+    dropin.install("deep_gemm")
+    initialise()
+    assert all(map(is_ours, filled()))
+    places = {place for one in dropin.states()["deep_gemm"]["taken"] for place in one["places"]}
+    assert places >= {f"vllm.utils.deep_gemm.{name}" for name in engine_sources.VLLM_GLOBALS}
+    assert "vllm.utils.deep_gemm once _lazy_init has run" not in places
+    dropin.uninstall("deep_gemm")
+    assert not any(map(is_ours, filled()))
+    assert wrappers()._lazy_init is initialise
+
+
 def test_vllm_passes_what_its_wrapper_says(vllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It hands the longest window on in the sixth place, also to a DeepGEMM that has clean_logits there."""
     upstream.write_packages(vllm, {"deep_gemm/__init__.py": upstream.INTERMEDIATE})

@@ -11,7 +11,7 @@ import pytest
 
 from capgate.kernels import dropin
 from support import upstream
-from support.dropins import functions, held, homes, is_ours, ours
+from support.dropins import activate, functions, held, homes, is_ours, ours
 
 DENSE = "aiter.ops.triton.attention.fp8_mqa_logits"
 PAGED = "aiter.ops.triton.attention.pa_mqa_logits"
@@ -79,6 +79,8 @@ def test_engines_that_hold_the_function_already(engines: Path) -> None:
     assert early[0].scores is early[1].scores is late.scores
     assert stands(late.scores, "aiter", "fp8_mqa_logits")
     assert early[2].scores is original
+    places = {place for one in dropin.states()["aiter"]["taken"] for place in one["places"]}
+    assert places >= {"atom.models.deepseek.scores", "sglang.indexer.scores"}
     dropin.uninstall("aiter")
     assert all(module.scores is original for module in (*early, late))
     del sys.modules["my_benchmark"]
@@ -174,6 +176,45 @@ def test_a_library_with_nothing_of_it(site: Path, said: Callable[[], list[str]])
         dropin.install("deep_gemm")
     assert not dropin.states()["deep_gemm"]["installed"]
     assert said() == [], "the error says it"
+
+
+HALF = """
+import aiter.ops.topk, aiter.ops.cache, sys
+if not hasattr(sys, "rocm"): raise RuntimeError("no ROCm")
+"""
+
+
+def test_what_a_failed_import_has_left_is_not_taken(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its modules stay loaded without the package, and a next attempt would find them."""
+    (engines / "aiter/__init__.py").write_text(HALF)
+    with pytest.raises(RuntimeError, match="no ROCm"):
+        importlib.import_module("aiter")
+    half = sys.modules["aiter.ops.topk"]
+    words = "top_k_per_row_prefill: aiter.ops.topk does not import: RuntimeError: no ROCm"
+    with pytest.raises(dropin.DropinError, match=words):
+        dropin.install("aiter")
+    assert not is_ours(half.top_k_per_row_prefill)
+    assert not dropin.states()["aiter"]["installed"]
+    monkeypatch.setattr(sys, "rocm", "7.0", raising=False)
+    dropin.install("aiter")
+    assert is_ours(half.top_k_per_row_prefill)
+
+
+def test_an_import_that_fails_behind_ours(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the variable, ours is in a package's modules before the package has failed; nothing is in force then."""
+    (engines / "aiter/__init__.py").write_text(HALF)
+    activate(monkeypatch, "aiter")
+    with pytest.raises(RuntimeError, match="no ROCm"):
+        importlib.import_module("aiter")
+    state = dropin.states()["aiter"]
+    assert not state["installed"]
+    assert state["taken"] == []
+    assert "aiter.ops.topk is what a failed import has left" in {one["reason"] for one in state["left"]}
+    monkeypatch.setattr(sys, "rocm", "7.0", raising=False)
+    importlib.import_module("aiter")
+    state = dropin.states()["aiter"]
+    assert state["installed"]
+    assert "aiter.ops.topk.top_k_per_row_prefill" in {place for one in state["taken"] for place in one["places"]}
 
 
 @pytest.mark.parametrize("function", [dropin.install, dropin.uninstall])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from capgate.kernels.dropin import aiter, vllm  # noqa: A004 - a library's name
+from capgate.kernels.dropin import aiter, selected, vllm  # noqa: A004 - a library's name
 from support import selection
 
 pytestmark = pytest.mark.any_triton
@@ -97,6 +97,62 @@ def test_bfloat16_logits_need_no_copy() -> None:
     indices = torch.zeros(3, 9, dtype=INT)
     vllm.top_k_per_row_prefill(logits, torch.zeros_like(ends), ends, indices, 3, 80, 1, 9)
     assert torch.equal(indices, top_columns(logits, None, ends, 9))
+
+
+BY_LENGTH = {"persistent": vllm.persistent_topk, "cooperative": vllm.cooperative_topk}
+
+
+@pytest.mark.parametrize("select", BY_LENGTH.values(), ids=BY_LENGTH)
+@pytest.mark.parametrize("kind", ["random", "10-bits"])
+def test_by_length(select: Callable[..., Any], kind: str) -> None:
+    """Rows of fewer keys, of none, and past the logits; lengths of any shape; a bound that is no power of two."""
+    logits, lens = make_logits(6, 1000, kind), torch.tensor([700, 512, 511, 1, 0, -3], dtype=INT)
+    right = top_columns(logits, None, lens, 512)
+    for lengths in (lens, lens.view(3, 2), lens.view(6, 1), lens.repeat_interleave(2)[::2]):
+        output = torch.full((6, 512), -7, dtype=INT)
+        assert select(logits, lengths, output, torch.empty(1 << 20, dtype=torch.uint8), 512, 700) is None
+        assert torch.equal(output, right)
+    select(logits[:1], torch.tensor([2000], dtype=INT), output[:1], torch.empty(0, dtype=torch.uint8), 512, 2000)
+    assert torch.equal(output[:1], top_columns(logits[:1], None, torch.tensor([1000], dtype=INT), 512))
+    select(logits[:0], lens[:0], output[:0], torch.empty(0, dtype=torch.uint8), 512, 700)
+
+
+def test_only_the_persistent_one_trusts_its_bound() -> None:
+    """vLLM's cooperative one does not look at it, and callers may pass anything; columns behind it may hold anything."""
+    logits, lens = make_logits(1, 4096, "random"), torch.tensor([3000], dtype=INT)
+    whole, short = torch.zeros(1, 512, dtype=INT), torch.zeros(1, 512, dtype=INT)
+    vllm.cooperative_topk(logits, lens, whole, torch.empty(9, dtype=torch.uint8), 512, 1)
+    vllm.persistent_topk(logits, lens, short, torch.empty(9, dtype=torch.uint8), 512, 1025)
+    assert torch.equal(whole, top_columns(logits, None, lens, 512))
+    assert torch.equal(short, top_columns(logits, None, torch.tensor([2048], dtype=INT), 512))
+
+
+def test_a_workspace_is_used_where_it_has_room() -> None:
+    """A row of 40000 logits leaves candidates: two times 512 of 16384, and as many of the rest."""
+    logits = torch.zeros(2, 40000)
+    needed = 2 * 1536 * 8 + 255
+    for size, taken in ((needed, True), (needed - 256, False)):
+        workspace = torch.zeros(size, dtype=torch.uint8)
+        assert (selected.room_in(workspace, logits, 512) is workspace) is taken
+    assert selected.room_in(workspace, logits[:, :16384], 512) is None
+
+
+@pytest.mark.parametrize("select", BY_LENGTH.values(), ids=BY_LENGTH)
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    {
+        "lengths": ({"lengths": torch.full((2,), 9, dtype=INT)}, r"ends: got shape \(2,\)"),
+        "output": ({"output": torch.zeros(3, 5, dtype=INT)}, r"out: got shape \(3, 5\)"),
+        "k": ({"k": 0}, "k: got 0, needs 1 or more"),
+        "logits": ({"logits": torch.zeros(60)}, r"logits: got shape \(60,\)"),
+    }.values(),
+)
+def test_what_has_no_length_is_refused_by_name(select: Callable[..., Any], bad: dict[str, Any], words: str) -> None:
+    good = {"logits": torch.zeros(3, 20), "lengths": torch.full((3,), 9, dtype=INT), "output": torch.zeros(3, 4, dtype=INT)}
+    good |= {"workspace": torch.zeros(8, dtype=torch.uint8), "k": 4, "max_seq_len": 9}
+    select(**good)
+    with pytest.raises(ValueError, match=f"^{words}"):
+        select(**good | bad)
 
 
 GOOD: dict[str, Any] = {"logits": torch.zeros(3, 20), "next_n": 1, "lens": torch.full((3,), 9, dtype=INT), "rows": 3, "k": 4}

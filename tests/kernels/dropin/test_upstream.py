@@ -26,6 +26,7 @@ def prefill(rows: int, keys: int, heads: int = 64, dim: int = 128, parallel: boo
     return upstream.Prefill("cpu", rows, keys, heads, dim, parallel=parallel, dtype=FN)
 
 
+@pytest.mark.dealt("clean_logits")
 @SIZES
 @pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "unclean"])
 def test_aiter_prefill(rows: int, keys: int, clean_logits: bool) -> None:
@@ -42,6 +43,7 @@ def test_deep_gemm_prefill_compressed(rows: int, keys: int, generation: str) -> 
     upstream.deep_gemm_mqa_logits(prefill(rows, keys, heads=32), compressed=True, generation=generation)
 
 
+@pytest.mark.dealt
 @SIZES
 def test_vllm_prefill(rows: int, keys: int) -> None:
     upstream.vllm_mqa_logits(prefill(rows, keys, heads=32, dim=64))
@@ -65,6 +67,7 @@ def decode(next_n: int, block: int, two_d: bool = False, mean: int = 150) -> "up
     return upstream.Decode("cpu", 5, next_n, 32, 64, mean, block, two_d=two_d, dtype=FN)
 
 
+@pytest.mark.dealt("two_d", "generation")
 @pytest.mark.parametrize(
     ("next_n", "block", "two_d", "generation"),
     [
@@ -80,6 +83,7 @@ def test_deep_gemm_decode(next_n: int, block: int, two_d: bool, generation: str)
     upstream.deep_gemm_paged_mqa_logits(decode(next_n, block, two_d), 300, generation)
 
 
+@pytest.mark.dealt("next_n", "preshuffle")
 @pytest.mark.parametrize(("block", "preshuffle"), [(1, False), (64, False), (16, True), (32, True), (64, True), (256, True)])
 @pytest.mark.parametrize("next_n", [1, 3])
 def test_aiter_decode(next_n: int, block: int, preshuffle: bool) -> None:
@@ -92,6 +96,7 @@ def test_aiter_decode_from_a_cache_with_padded_rows(preshuffle: bool) -> None:
     upstream.aiter_paged_mqa_logits(decode(2, 16), 256, preshuffle=preshuffle, width=80)
 
 
+@pytest.mark.dealt("compress_ratio", "two_d")
 @pytest.mark.parametrize("two_d", [True, False], ids=["row-lengths", "lengths"])
 @pytest.mark.parametrize("compress_ratio", [1, 4])
 @pytest.mark.parametrize(("next_n", "block"), [(1, 1), (1, 64), (2, 64)])

@@ -2,13 +2,14 @@
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from capgate.kernels import dropin
-from capgate.kernels.dropin import vllm
+from capgate.kernels.dropin import aiter, vllm, vllm_rocm  # noqa: A004 - a library's name
 from capgate.kernels.dropin.families import NotServed
 from support import engine_keys, upstream
 
@@ -28,6 +29,31 @@ def test_keys_are_written_flat(block: int, gap: int, scale_fmt: str) -> None:
 def test_keys_are_gathered_and_rows_behind_them_stay(block: int, gap: int, scale_dtype: torch.dtype) -> None:
     gather = vllm.cp_gather_indexer_k_quant_cache
     engine_keys.check_gathered(gather, layout="flat", block=block, gap=gap, scale_dtype=scale_dtype)
+
+
+WRITERS = {
+    "vllm": (vllm.indexer_k_quant_and_cache, 224),
+    "vllm_rocm": (vllm_rocm.indexer_k_quant_and_cache_triton, 224),
+    "aiter": (aiter.indexer_k_quant_and_cache, 240),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fnuz, FN, torch.uint8], ids=str)
+@pytest.mark.parametrize("scale_fmt", ["ue8m0", "fp32"])
+@pytest.mark.parametrize(("write", "largest"), WRITERS.values(), ids=WRITERS)
+def test_the_largest_value_is_each_library_s_own(
+    write: Callable[..., None], largest: int, scale_fmt: str, dtype: torch.dtype
+) -> None:
+    """On gfx942 vLLM leaves 240 out; elsewhere it is 448 for both. The caches of the two differ, byte by byte."""
+    k = torch.randn(9, 128, generator=torch.Generator().manual_seed(0)).bfloat16() * 3
+    cache = torch.zeros(9, 1, 132, dtype=torch.uint8)
+    write(k, cache.view(dtype), torch.arange(9), 128, scale_fmt)
+    scale = k.float().abs().amax(-1).clamp(min=1e-4) / (largest if dtype == torch.float8_e4m3fnuz else 448)
+    if scale_fmt == "ue8m0":
+        scale = scale.log2().ceil().exp2()
+    kind = FN if dtype == torch.uint8 else dtype  # what this machine reads
+    assert torch.equal(cache[:, 0, :128], (k.float() / scale[:, None]).to(kind).view(torch.uint8))
+    assert torch.equal(cache[:, 0, 128:].contiguous().view(torch.float32)[:, 0], scale)
 
 
 def test_what_is_left_to_vllm() -> None:

@@ -45,6 +45,7 @@ def some_keys(count: int, dim: int, dtype: torch.dtype = torch.bfloat16) -> torc
     return values.to(dtype)
 
 
+@pytest.mark.dealt("dtype", "scale_format", "layout")
 @DTYPES
 @pytest.mark.parametrize(("block", "scale_format"), [(1, "ue8m0"), (16, "fp32"), (48, "ue8m0"), (64, "fp32"), (256, "ue8m0")])
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -118,6 +119,7 @@ def test_classic_rounds_every_float32_as_torch_does(dtype: torch.dtype) -> None:
     assert torch.equal(*caches)
 
 
+@pytest.mark.dealt
 @BLOCKS
 @pytest.mark.parametrize("lens", [[70, 0, 129, 1, 64], [0, 0], [300], [-3, 5, -(2**31)]], ids=str)
 @pytest.mark.parametrize("more", [0, 40, -6], ids=["exactly", "room-left", "cut-short"])
@@ -244,6 +246,21 @@ def test_every_scale_is_torch_s(cache_variant: Any, dtype: torch.dtype, scale_fo
     assert torch.equal(*caches)
 
 
+@pytest.mark.parametrize("scale_format", ["fp32", "ue8m0"])
+def test_another_largest_value(cache_variant: Any, scale_format: str) -> None:
+    """As vLLM writes e4m3fnuz; the definition, in torch's own words."""
+    fnuz, k = torch.float8_e4m3fnuz, some_keys(20, 32) * torch.logspace(-6, 3, 20)[:, None].bfloat16()
+    scale = k.float().abs().amax(-1).clamp(min=1e-4) / 224
+    if scale_format == "ue8m0":
+        scale = scale.log2().ceil().exp2()
+    cache = empty_cache(20, 1, 32)
+    slots = torch.arange(20)
+    quantize_keys_to_cache(k, cache, slots, dtype=fnuz, scale_format=scale_format, largest=224)
+    rows = cache.view(20, 36)
+    assert torch.equal(rows[:, :32], (k.float() / scale[:, None]).to(fnuz).view(torch.uint8))
+    assert torch.equal(rows[:, 32:].contiguous().view(torch.float32)[:, 0], scale)
+
+
 def test_the_cache_shares_no_memory_with_its_keys() -> None:
     memory = torch.zeros(2 * 16 * 36 + 4 * 96 + 8, dtype=torch.uint8)
     cache = memory[: 2 * 16 * 36].view(2, 16, 1, 36)
@@ -284,6 +301,9 @@ BAD_WRITES = {
         ValueError,
         "kv_cache",
     ),
+    "largest-text": ({"largest": lambda: "224"}, TypeError, "largest"),
+    "largest-none-such": ({"largest": lambda: 449}, ValueError, "largest"),
+    "largest-nan": ({"largest": lambda: float("nan")}, ValueError, "largest"),
     "dtype-e5m2": ({"dtype": lambda: torch.float8_e5m2}, ValueError, "dtype"),
     "scale_format-fp16": ({"scale_format": lambda: "fp16"}, ValueError, "scale_format"),
 }

@@ -28,6 +28,7 @@ def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tunings.CLASSIC, "", Tuning(block_logits=512, num_warps=1, planes=16))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("kind", "columns", "top_k"),
     [
@@ -42,6 +43,7 @@ def test_windows(variant: str, kind: str, columns: int, top_k: int) -> None:
     selection.check(logits, starts, ends, top_k, variant)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("kind", "top_k"),
     [
@@ -58,6 +60,7 @@ def test_equal_unordered_and_distant_logits(variant: str, kind: str, top_k: int)
     selection.check(logits, starts, ends, top_k, variant, alone=False)
 
 
+@pytest.mark.dealt("layout")
 @pytest.mark.parametrize(
     ("kind", "top_k", "layout"),
     [
@@ -77,6 +80,7 @@ def test_rows_that_are_cut(variant: str, kind: str, top_k: int, layout: dict[str
     selection.check(logits, starts, ends, top_k, variant, alone=False)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("columns", [511, 512, 513, 516, 1027])
 @pytest.mark.usefixtures("short_blocks")
 def test_rows_about_as_long_as_a_block(variant: str, columns: int) -> None:
@@ -116,6 +120,7 @@ def test_without_starts_every_row_begins_at_its_first_key(variant: str) -> None:
     assert torch.equal(indices, selection.check(logits, torch.zeros_like(ends), ends, 10, variant))
 
 
+@pytest.mark.dealt("relative")
 @pytest.mark.parametrize(
     ("kind", "relative"), [("full", False), ("packed", True), ("ragged", False), ("ragged", True), ("extreme", True)]
 )

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide b
 STARTS, ENDS = torch.tensor([0, 3, 150], dtype=torch.int32), torch.tensor([300, 299, 290], dtype=torch.int32)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("kind", ["normal", "few-values", "zeros", "nans", "infinities", "wide"])
 def test_equal_logits_go_to_the_lower_index(variant: str, kind: str) -> None:
     logits = selection.make_logits(kind, 3, 300).bfloat16()

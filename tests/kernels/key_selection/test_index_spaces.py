@@ -23,6 +23,7 @@ def page_table(rows: int, pages: int, seed: int = 0) -> torch.Tensor:
     return torch.where(torch.rand(rows, pages, generator=generator) < 0.1, -1, table)
 
 
+@pytest.mark.dealt("relative", "shift")
 @pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
 @pytest.mark.parametrize(
     ("page_size", "shift"), [(None, True), (1, False), (4, False), (16, True), (7, True)], ids=lambda value: str(value)

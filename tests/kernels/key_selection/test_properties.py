@@ -49,6 +49,7 @@ def holds(drawn: dict[str, Any], variant: str) -> None:
     selection.check(logits, starts, ends, drawn["top_k"], variant, alone=variant == "reference", **drawn["options"])
 
 
+@pytest.mark.any_triton
 @settings(max_examples=200, **common)
 @given(drawn=problems(8, 60))
 def test_reference_holds_for_any_logits(drawn: dict[str, Any]) -> None:

@@ -190,3 +190,15 @@ def test_what_cannot_be_kept_goes_the_long_way(
         found = [function(**operands, **options) for _ in range(5)]
     assert all(torch.equal(one, found[0]) for one in found)
     assert len(asked) == launches, "asked about once"
+
+
+@pytest.mark.parametrize("name", ["dense", "paged"])
+def test_a_fused_call_is_not_kept_as_two_steps(played: type[Played], name: str) -> None:
+    function, make, options, _ = CALLS[name]
+    for turn in range(4):
+        operands = make(turn)
+        right = function(**operands, **options, fused=False)
+        before = played.runs
+        assert torch.equal(function(**operands, **options, fused=True), right)
+        assert played.runs == before
+    assert played.runs, "the others are"

@@ -34,6 +34,7 @@ class Buffers:
         patch.setattr(torch, "empty", record)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("windows", "budget"),
     [("ragged", 1024), ("packed", 5 * 1024), ("extreme", 5 * 1024), ("full", 2**31), ("causal", 2**31), ("empty", 2**31)],
@@ -68,6 +69,7 @@ def test_a_scale_may_be_a_column(variant: str) -> None:
     assert torch.equal(*(select_keys(*one, top_k=9, variant=variant, logits_variant=variant) for one in (call, column)))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("lens", "next_n", "budget"),
     [

@@ -27,6 +27,7 @@ def bytewise_allclose(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "allclose", compare)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("return_scores", [False, True], ids=["indices", "scores"])
 @pytest.mark.usefixtures("bytewise_allclose")
 def test_opcheck(variant: str, return_scores: bool) -> None:

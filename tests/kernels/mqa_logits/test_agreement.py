@@ -40,6 +40,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return getattr(torch, request.param)
 
 
+@pytest.mark.dealt("clean_logits", "max_window")
 @modes
 @small_grid
 def test_logits_agree_on_the_small_grid(
@@ -55,6 +56,7 @@ def test_logits_agree_in_both_fp8_formats(variant: str, dtype: torch.dtype, clea
     judge.check(call, variant, clean_logits=clean_logits, max_window=max_window)
 
 
+@pytest.mark.any_triton
 @pytest.mark.parametrize(
     ("rows", "keys", "heads", "dim"),
     [(61, 1024, 100, 64), (128, 1024, 64, 128), (1024, 1560, 3, 32)],
@@ -143,6 +145,7 @@ class LargestResult(TorchDispatchMode):
         return result
 
 
+@pytest.mark.any_triton
 @modes
 def test_reference_bounds_its_memory_and_agrees_in_small_chunks(
     monkeypatch: pytest.MonkeyPatch, clean_logits: bool, max_window: int | None
@@ -158,6 +161,7 @@ def test_reference_bounds_its_memory_and_agrees_in_small_chunks(
     assert largest.nbytes <= max(operands, 2**15)
 
 
+@pytest.mark.any_triton
 @pytest.mark.parametrize("windows", ["packed", "ragged"])
 def test_reference_in_float64_is_the_formula_rounded_once(windows: str) -> None:
     call = judge.make_call(17, 76, 64, 128, windows)

@@ -23,6 +23,7 @@ def make_call(windows: str, weights: torch.dtype = BF16, heads: int = 16) -> jud
     return call._replace(weights=call.weights.to(weights))
 
 
+@pytest.mark.dealt("clean_logits", "max_window", "layout")
 @modes
 @pytest.mark.parametrize("windows", ["packed", "ragged"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -38,6 +39,7 @@ def test_weights_and_logits_need_not_be_alike(variant: str, weights: torch.dtype
     judge.check(make_call("ragged", weights, 12), variant, out=judge.sentinels(9, 150, dtype=logits))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("keys", [1, 7, 255, 512, 513])
 def test_clean_logits_fill_both_sides_of_a_narrow_window(variant: str, keys: int) -> None:
     call = judge.make_call(5, keys, 16, 32)

@@ -8,6 +8,8 @@ import pytest
 from capgate import compat
 from capgate.compat.offline.jobs import Job, compile_jobs, compile_variants
 from capgate.kernels.mqa_logits.operation import operation
+from capgate.kernels.tools.compile_command import vector_per_32_keys
+from support.wait_states import check_wait_states
 
 SHARED_MEMORY = {"cuda:90": 227 * 1024, "hip:gfx950": 160 * 1024, "hip:gfx942": 64 * 1024}
 MATRIX_INSTRUCTION = {"cuda:90": "QGMMA", "hip:gfx950": "f8f6f4", "hip:gfx942": "fp8_fp8"}
@@ -25,6 +27,10 @@ KINDS = {
     "100,64,clean": (100, 64, "clean"),
     "64,128,clean-bf16": (64, 128, "clean-bf16"),
 }
+
+# Vector instructions for 32 keys of a row of 64 heads: 32 for relu, 32 multiply-adds, and 80 to convert 32 keys of 128 bytes.
+VECTOR_LIMITS = {"gfx942": 104, "gfx942-converting": 200}
+KNOWS_GFX1250 = compat.capabilities("hip:gfx1250")["knows_gfx1250"]
 
 # What converts differs from what does not in the loading of keys alone: two kinds will do.
 CONVERTING = ("64,128,clean", "100,64,clean")
@@ -62,6 +68,32 @@ def test_bug_12_every_architecture_gets_its_own_fp8_matrix_instruction(row: dict
 @each
 def test_registers_suffice_without_spills(row: dict[str, Any]) -> None:
     assert (row["spills"], row["scratch_bytes"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("target", "fp8", "kind"), [(*TARGETS[name], "64,128,clean") for name in VECTOR_LIMITS], ids=VECTOR_LIMITS
+)
+def test_relu_takes_one_instruction_without_a_maximum_and_converting_ten_for_four_bytes(row: dict[str, Any], fp8: str) -> None:
+    limit = VECTOR_LIMITS["gfx942-converting" if fp8 == "float8_e4m3fn" else "gfx942"]
+    assert vector_per_32_keys(row) <= limit
+
+
+@each
+def test_no_wait_state_is_missing(row: dict[str, Any], target: str) -> None:
+    if target.startswith("hip:"):
+        check_wait_states(row)
+    else:
+        assert "hazards" not in row
+
+
+@pytest.mark.skipif(not KNOWS_GFX1250, reason=KNOWS_GFX1250.reason)
+def test_gfx1250(compile_once: Callable[..., Any]) -> None:
+    """By its fp8 matrix instruction, in registers. Nothing more is known of it."""
+    (row,) = compile_once("fp8_mqa_logits", "hip:gfx1250", [Job("classic")])
+    assert row["compiled"], row["error"]
+    assert row["spills"] == row["scratch_bytes"] == 0
+    assert set(row["matrix_instructions"]) == {"v_wmma_f32_16x16x128_fp8_fp8"}
+    assert row["hot_loop"]["mfma"] * 16 * 16 == row["hot_loop"]["keys"] * row["heads"]
 
 
 @each

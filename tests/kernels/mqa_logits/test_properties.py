@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,6 +59,7 @@ def holds(drawn: dict[str, Any], variant: str, dtype: torch.dtype = torch.float8
     judge.check(call, variant, clean_logits=drawn["clean_logits"], max_window=drawn["max_window"], out=out)
 
 
+@pytest.mark.any_triton
 @settings(max_examples=200, **common)
 @given(drawn=calls(12, 60), dtype=st.sampled_from([torch.float8_e4m3fn, torch.float8_e4m3fnuz]))
 def test_reference_holds_for_any_call(drawn: dict[str, Any], dtype: torch.dtype) -> None:

@@ -26,6 +26,7 @@ def bytewise_allclose(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "allclose", compare)
 
 
+@pytest.mark.dealt
 @modes
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.usefixtures("bytewise_allclose")
@@ -35,6 +36,7 @@ def test_opcheck_passes_for_a_new_tensor(variant: str, clean_logits: bool, max_w
     torch.library.opcheck(torch.ops.capgate.fp8_mqa_logits, (*call, clean_logits, max_window, dtype, variant))
 
 
+@pytest.mark.dealt
 @modes
 @pytest.mark.usefixtures("bytewise_allclose")
 def test_opcheck_passes_for_a_given_out(variant: str, clean_logits: bool, max_window: int | None) -> None:

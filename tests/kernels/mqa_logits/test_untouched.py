@@ -13,6 +13,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.dealt("max_window", "layout")
 @pytest.mark.parametrize("windows", ["full", "causal", "packed", "ragged", "extreme", "empty"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("max_window", [None, 31], ids=["logits", "compressed"])
@@ -24,6 +25,7 @@ def test_unclean_logits_change_no_cell_outside_the_windows(
     judge.check(call, variant, clean_logits=False, max_window=max_window, out=out)
 
 
+@pytest.mark.dealt("layout")
 @pytest.mark.parametrize("windows", ["full", "causal", "packed", "ragged", "extreme", "empty"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_clean_logits_write_every_cell_and_no_padding(variant: str, windows: str, layout: dict[str, object]) -> None:
@@ -31,6 +33,7 @@ def test_clean_logits_write_every_cell_and_no_padding(variant: str, windows: str
     judge.check(judge.make_call(9, 150, 64, 32, windows), variant, out=out)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("keys", [1, 255, 256, 257, 1100])
 def test_clean_logits_fill_both_sides_of_a_narrow_window(variant: str, keys: int) -> None:
     call = judge.make_call(5, keys, 16, 32)

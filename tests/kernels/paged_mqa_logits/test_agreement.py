@@ -13,12 +13,14 @@ LENS = [150, 0, 64, 1, 129, 260]  # of requests; the longest spans three chunks 
 cleaning = pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "unclean"])
 
 
+@pytest.mark.dealt("clean_logits")
 @cleaning
 @pytest.mark.parametrize("block", [1, 16, 32, 64, 128, 256])
 def test_every_block_size(variant: str, block: int, clean_logits: bool) -> None:
     paged.check(paged.make_call(LENS, block=block), variant, 300, clean_logits=clean_logits)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("block", [48, 96, 112, 192, 208])
 def test_block_sizes_that_are_no_powers_of_two(variant: str, block: int) -> None:
     """Tiles of 64 keys begin anywhere in such a block and reach into the next one."""
@@ -26,6 +28,7 @@ def test_block_sizes_that_are_no_powers_of_two(variant: str, block: int) -> None
     paged.check(paged.without_blocks(paged.make_call([450], block=block)), variant, 440)
 
 
+@pytest.mark.dealt("clean_logits")
 @cleaning
 @pytest.mark.parametrize(("block", "dim", "gap"), [(16, 32, 4), (48, 64, 0), (64, 128, 48), (128, 32, 0), (256, 64, 16)])
 def test_preshuffled_caches(variant: str, block: int, dim: int, gap: int, clean_logits: bool) -> None:
@@ -36,6 +39,7 @@ def test_preshuffled_caches(variant: str, block: int, dim: int, gap: int, clean_
     paged.check(paged.without_blocks(call), variant, 310, clean_logits=clean_logits, layout="preshuffled")
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("next_n", [*range(1, 10), 16, 33])
 def test_every_next_n(variant: str, next_n: int) -> None:
     """Draft rows see one key less each, so that the first rows of a short request are empty; rows fill several programs."""
@@ -43,6 +47,7 @@ def test_every_next_n(variant: str, next_n: int) -> None:
     paged.check(paged.make_call(lens, next_n, heads=3), variant, 75, clean_logits=next_n % 2 == 0)
 
 
+@pytest.mark.dealt("clean_logits")
 @cleaning
 @pytest.mark.parametrize("next_n", [1, 3, 4])
 def test_lengths_of_each_row(variant: str, next_n: int, clean_logits: bool) -> None:
@@ -51,6 +56,7 @@ def test_lengths_of_each_row(variant: str, next_n: int, clean_logits: bool) -> N
     paged.check(paged.make_call(lens, next_n, heads=3, block=16), variant, 160, clean_logits=clean_logits)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("heads", "dim", "next_n"),
     [(1, 32, 1), (3, 128, 2), (16, 64, 8), (32, 128, 2), (64, 128, 1), (64, 64, 3), (100, 32, 2), (128, 128, 1)],
@@ -68,12 +74,14 @@ def test_both_fp8_formats(variant: str, name: str) -> None:
     paged.check(paged.make_call([70, 0, 130], 2, 32, 64, dtype=getattr(torch, name)), variant, 140)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("gap", [4, 48, 1000])
 @pytest.mark.parametrize("block", [1, 64])
 def test_blocks_may_lie_further_apart_than_they_are_long(variant: str, block: int, gap: int) -> None:
     paged.check(paged.make_call([150, 7, 64], block=block, gap=gap), variant, 160)
 
 
+@pytest.mark.dealt("clean_logits")
 @pytest.mark.parametrize("workers", [1, 3, 30])
 @cleaning
 def test_any_number_of_workers_gives_the_same_bits(variant: str, workers: int, clean_logits: bool) -> None:
@@ -84,6 +92,7 @@ def test_any_number_of_workers_gives_the_same_bits(variant: str, workers: int, c
     assert torch.equal(out.view(torch.int32), own.view(torch.int32))
 
 
+@pytest.mark.dealt("clean_logits", "layout")
 @cleaning
 @pytest.mark.parametrize(
     "layout",
@@ -107,6 +116,7 @@ def test_operands_of_any_strides(variant: str) -> None:
     paged.check(call, variant, 150)
 
 
+@pytest.mark.dealt("clean_logits")
 @cleaning
 @pytest.mark.parametrize("block", [1, 16, 32, 64, 128])
 def test_keys_that_the_cache_lacks_score_as_minus_infinity(variant: str, block: int, clean_logits: bool) -> None:
@@ -173,6 +183,7 @@ def test_the_default_on_cpu_tensors_is_the_reference() -> None:
     assert torch.equal(fp8_paged_mqa_logits(*call, **keywords), expected)
 
 
+@pytest.mark.any_triton
 @cleaning
 def test_reference_agrees_in_small_parts(monkeypatch: pytest.MonkeyPatch, clean_logits: bool) -> None:
     monkeypatch.setattr(reference, "SCORE_BYTES", 2**15)
@@ -180,6 +191,7 @@ def test_reference_agrees_in_small_parts(monkeypatch: pytest.MonkeyPatch, clean_
     paged.check(paged.make_call(LENS, 3), "reference", 300, clean_logits=clean_logits)
 
 
+@pytest.mark.any_triton
 def test_reference_in_float64_is_the_formula_rounded_once() -> None:
     call, out = paged.make_call(LENS, 2, 64, 128), torch.empty(12, 260)
     reference.launch(Inputs(*call), out, clean_logits=False, accumulate=torch.float64)

@@ -16,6 +16,7 @@ def make_call(next_n: int = 2, weights: torch.dtype = BF16, heads: int = 16, blo
     return call._replace(weights=call.weights.to(weights))
 
 
+@pytest.mark.dealt("clean_logits", "layout")
 @pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "unclean"])
 @pytest.mark.parametrize("next_n", [1, 2])
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,6 +53,7 @@ def holds(drawn: dict[str, Any], variant: str) -> None:
     paged.check(call, variant, columns, clean_logits=drawn["clean_logits"], schedule=schedule, out=out)
 
 
+@pytest.mark.any_triton
 @settings(max_examples=80, **common)
 @given(drawn=calls(6, 150))
 def test_reference_holds_for_any_call(drawn: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ def bytewise_allclose(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "allclose", compare)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("scheduled", [True, False], ids=["scheduled", "unscheduled"])
 @pytest.mark.usefixtures("bytewise_allclose")
 def test_opcheck_passes_for_the_logits(variant: str, scheduled: bool) -> None:

@@ -34,7 +34,7 @@ def test_the_demo_agrees_and_explains_every_target(tmp_path, monkeypatch, capsys
     assert all(0 < end < 1e-3 for end in ends), "quantised logits are near those of the activations, and not the same"
     assert [row["target"] for row in said["stacks"]] == list(stacks.TARGETS)
     assert {row["target"]: row["variant"] for row in said["stacks"]} == {
-        "hip:gfx942": "classic",
+        "hip:gfx942": "gluon_cdna3" if compat.capabilities("hip:gfx942").gluon_cdna3 else "classic",
         "hip:gfx950": "gluon_cdna4" if compat.capabilities("hip:gfx950").gluon_cdna4 else "classic",
         "cuda:90": "gluon_hopper" if compat.capabilities("cuda:90").gluon_hopper else "classic",
         "cpu": "reference",

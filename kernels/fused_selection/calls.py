@@ -1,0 +1,117 @@
+"""How select_keys and select_paged_keys take the fused way: each function says whether it has done the call."""
+
+from typing import Any
+
+import torch
+
+from capgate import compat
+
+from ..common.logits import FLOATS, FP8
+from ..key_selection.operands import Dense, Paged
+from ..key_selection.results import Results, bytes_of
+from .operation import Problem, dense, paged, size_class
+
+
+def select(
+    inputs: Dense,
+    results: Results,
+    budget: int,
+    fused: bool | None,
+    variant: str | None,
+    *,
+    max_window: int | None,
+    relative: bool,
+    page_size: int,
+) -> bool:
+    """Select in the fused way where the call asks for it, or says nothing and the operation takes it.
+
+    budget : bytes that the lists may take
+    fused : whether the call asks for it; None for what the operation chooses
+    variant : of the operation, by name, if ``fused`` is True
+    """
+    problem = _dense_problem(inputs, results, budget, fused, max_window)
+    options = {"max_window": max_window, "relative": relative, "page_size": page_size}
+    return _select(dense, problem, inputs, results, variant, options)
+
+
+def select_paged(
+    inputs: Paged,
+    results: Results,
+    budget: int,
+    fused: bool | None,
+    variant: str | None,
+    *,
+    max_context_len: int,
+    page_size: int,
+    layout: str,
+) -> bool:
+    """As :func:`select` for a paged cache."""
+    problem = _paged_problem(inputs, results, budget, fused, max_context_len, layout)
+    options = {"max_context_len": max_context_len, "page_size": page_size, "layout": layout}
+    return _select(paged, problem, inputs, results, variant, options)
+
+
+def takes(inputs: Dense, results: Results, budget: int, fused: bool | None, *, max_window: int | None) -> bool:
+    """Whether :func:`select` does the call."""
+    return _taken(dense, _dense_problem(inputs, results, budget, fused, max_window))
+
+
+def takes_paged(inputs: Paged, results: Results, budget: int, fused: bool | None, *, max_context_len: int, layout: str) -> bool:
+    """Whether :func:`select_paged` does the call."""
+    return _taken(paged, _paged_problem(inputs, results, budget, fused, max_context_len, layout))
+
+
+def _taken(operation: "compat.Operation[Problem]", problem: Problem) -> bool:
+    """The reference is the same two steps in torch, for which select_keys has variants of its own."""
+    return problem.asked or operation.select(problem).name != "reference"
+
+
+def _dense_problem(inputs: Dense, results: Results, budget: int, fused: bool | None, max_window: int | None) -> Problem:
+    rows, heads, dim = inputs.q.shape
+    keys = inputs.k.shape[0] if max_window is None else max_window
+    return _problem(inputs, results, (heads, dim), rows, keys, budget, fused)
+
+
+def _paged_problem(
+    inputs: Paged, results: Results, budget: int, fused: bool | None, max_context_len: int, layout: str
+) -> Problem:
+    batch, next_n, heads, dim = inputs.q.shape
+    block = inputs.kv_cache.shape[1]
+    keys = min(max_context_len, inputs.block_table.shape[1] * block)
+    problem = _problem(inputs, results, (heads, dim), batch * next_n, keys, budget, fused)
+    return problem._replace(next_n=next_n, block_size=block, layout=layout)
+
+
+def _problem(
+    inputs: Any, results: Results, sizes: tuple[int, int], rows: int, keys: int, budget: int, fused: bool | None
+) -> Problem:
+    memory = bytes_of(results.workspace)
+    return Problem(
+        inputs.q.device,
+        *sizes,
+        FP8[inputs.q.dtype],
+        results.out.shape[1],
+        size_class(rows),
+        size_class(keys),
+        weights_dtype=FLOATS[inputs.weights.dtype],
+        budget=budget if memory is None else min(budget, len(memory)),
+        asked=fused is True,
+    )
+
+
+def _select(
+    operation: "compat.Operation[Problem]",
+    problem: Problem,
+    inputs: Any,
+    results: Results,
+    variant: str | None,
+    options: dict[str, Any],
+) -> bool:
+    if not _taken(operation, problem):
+        return False
+    if len(results.out) == 0:
+        operation.select(problem, variant)  # a variant that cannot run is an error for empty calls too
+        return True
+    memory: torch.Tensor | None = bytes_of(results.workspace)
+    operation(problem, inputs, results.out, results.out_scores, variant=variant, memory=memory, **options)
+    return True

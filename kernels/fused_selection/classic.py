@@ -1,0 +1,367 @@
+"""fp8_select_keys in classic Triton, one source for 3.5.1 to 3.9.0 on CUDA and HIP: scan, filter, refresh.
+
+As many programs as the GPU holds take groups of query rows in turn. A program scores the key tiles of a group as
+fp8_mqa_logits does, and appends the logits that are above their row's threshold to the row's list, in memory of its own. Every
+few tiles a list that has become long is selected from: exactly top_k entries stay, and the least of them is the new threshold.
+After a group's last tile its lists become its results.
+
+Where groups do not come out even the last ones are shared: each program leaves what a share of a group's tiles has of each row,
+at most top_k entries, in slots, and a second launch merges them. A row's slots are filled without gaps and in the order of its
+keys: how many entries earlier shares leave follows from the windows.
+
+Nothing is added up across programs, and which entries are kept is no matter of time, so results repeat bit for bit.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from capgate import compat
+
+from ..common.device.classic import fn_to_fnuz, operands, score
+from ..common.device.windows import my_tiles, window
+from ..common.rules import padded_heads
+from ..key_selection.operands import Dense
+from .device.lists import COUNTS, append, copy_list, keep_list, merge_slots, refresh, write_result
+from .device.shares import joint_span, kept_before
+from .operation import Problem
+from .scratch import list_entries, lists, programs, slot_entries
+from .tunings import classic as tuning
+from .tunings import slots_of
+
+UNSPECIALISED = ["num_queries", "num_keys", "width", "groups", "whole", "shared", "splits", "num_requests", "num_pages"]
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def select_scored_kernel(
+    q,  # [S, H, D] fp8
+    k,  # [N, D] fp8
+    k_scale,  # [N] float32
+    weights,  # [S, H] float32 or bfloat16
+    starts,  # [S] int32
+    ends,  # [S] int32
+    offsets,  # [S] int32, or None: 0
+    page_table,  # [num_requests, num_pages] int32, or None
+    requests,  # [S] int32, or None: the row
+    results,  # [S, top_k] int32
+    scores,  # as results, float32, or None
+    list_values,  # [programs, ROWS, STRIDE] float32
+    list_indices,  # as list_values, int32
+    slot_values,  # [shared * ROWS, splits * top_k, padded] float32, or None where no group is shared
+    slot_indices,  # as slot_values, int32
+    counters,  # [programs, COUNTS] int32, or None
+    num_queries,
+    num_keys,
+    width,
+    top_k,
+    groups,  # of rows
+    whole,  # groups, the last ones, that a program takes alone: as many for each
+    shared,  # groups, the first ones, that are left
+    splits,  # programs that share each of them
+    num_requests,
+    num_pages,
+    stride_qs,
+    stride_qh,
+    stride_qd,
+    stride_kn,
+    stride_kd,
+    stride_scale,
+    stride_ws,
+    stride_wh,
+    stride_starts,
+    stride_ends,
+    stride_offsets,
+    stride_table,
+    stride_pages,
+    stride_requests,
+    stride_results,
+    stride_scores,
+    stride_slots,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    SEGMENT: tl.constexpr,  # tiles after which lists are looked at
+    ENTRIES: tl.constexpr,  # that a list has room for
+    STRIDE: tl.constexpr,  # entries from one list to the next: behind its own a list has room for SLOTS that are kept
+    RUNS: tl.constexpr,
+    PLANES: tl.constexpr,
+    SLOTS: tl.constexpr,
+    COMPRESSED: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    PAGE: tl.constexpr,
+    TO_FNUZ: tl.constexpr,
+    MAXIMUM: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    program = tl.program_id(0)
+    list_values += program.to(tl.int64) * (ROWS * STRIDE)
+    list_indices += program.to(tl.int64) * (ROWS * STRIDE)
+    if counters is not None:
+        counters += program * COUNTS
+    written = (results, stride_results, scores, stride_scores)
+    pages = (page_table, num_requests, num_pages, stride_table, stride_pages, requests, stride_requests, PAGE, 1)
+    column = tl.arange(0, ROWS * PADDED_HEADS)
+    head = column % PADDED_HEADS
+    near_head = tl.minimum(head, HEADS - 1).to(INDEX)
+    dim = tl.arange(0, DIM).to(INDEX)
+    place = tl.arange(0, BLOCK_KEYS)
+    row = tl.arange(0, ROWS)
+
+    for item in range(program, whole + shared * splits, tl.num_programs(0)):
+        # Under a causal window the last rows see the most keys: longest work first.
+        sharing = item - whole
+        split = tl.where(sharing < 0, 0, sharing % splits)
+        parts = tl.where(sharing < 0, 1, splits)
+        group = tl.where(sharing < 0, groups - 1 - item, shared - 1 - sharing // splits)
+        first_row = group * ROWS
+
+        # Addresses past an edge are clamped, not masked: what they load is never appended or has weight 0.
+        column_row = tl.minimum(column // PADDED_HEADS, num_queries - 1 - first_row).to(INDEX)
+        query_rows = q + first_row.to(tl.int64) * stride_qs + column_row * stride_qs + near_head * stride_qh
+        weight_rows = weights + first_row.to(tl.int64) * stride_ws + column_row * stride_ws + near_head * stride_wh
+        tl.debug_barrier()  # some warps may still read the lists, or what of the last query lies in shared memory
+        query = tl.load(query_rows[None, :] + (dim * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
+        weight = tl.load(weight_rows, mask=head < HEADS, other=0.0).to(tl.float32)
+        query, weight = operands(query, weight, TO_FNUZ, MAXIMUM)
+
+        _, begin, end = window(
+            first_row + row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED
+        )
+        added = -begin if RELATIVE else begin * 0
+        if offsets is not None:
+            near_row = tl.minimum(first_row + row, num_queries - 1).to(tl.int64)
+            added += tl.load(offsets + near_row * stride_offsets)
+        first, last = joint_span(
+            first_row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, ROWS, COMPRESSED
+        )
+        _, _, my_first, my_last = my_tiles(first, last, split, parts, BLOCK_KEYS)
+
+        fill = tl.zeros((ROWS,), tl.int32)
+        threshold = tl.full((ROWS,), float("nan"), tl.float32)  # nothing compares with it, so that everything passes
+        open_end = end
+        for segment in range(my_first, my_last, SEGMENT):
+            for tile in range(segment, tl.minimum(segment + SEGMENT, my_last)):
+                base = tile * BLOCK_KEYS
+                base64 = base.to(tl.int64)  # k may pass 2 GiB; inside a tile INDEX is wide enough
+                near = tl.minimum(place, num_keys - 1 - base).to(INDEX)
+                key = tl.load(k + base64 * stride_kn + (near * stride_kn)[:, None] + (dim * stride_kd)[None, :])
+                scale = tl.load(k_scale + base64 * stride_scale + near * stride_scale)
+                if TO_FNUZ:
+                    key = fn_to_fnuz(key)
+                    scale *= 4.0  # both operands were halved
+                logit = score(query, weight, key, ROWS, PADDED_HEADS, MAXIMUM) * scale[:, None]
+
+                position = (base + place)[:, None]
+                inside = (position >= begin[None, :]) & (position < open_end[None, :])
+                passes = inside & ~(logit <= threshold[None, :])
+                fill = append(logit, position + added[None, :], passes, fill, row * STRIDE, list_values, list_indices)
+            # Out of the loop of tiles, which Triton pipelines only without barriers. This one is for the lists, and for the
+            # next segment's first copies, before which Triton 3.8.0 places none. A list has room for one more segment.
+            tl.debug_barrier()
+            if tl.max(fill, 0) > ENTRIES - SEGMENT * BLOCK_KEYS:
+                fill, threshold, open_end = refresh(
+                    fill,
+                    threshold,
+                    open_end,
+                    list_values,
+                    list_indices,
+                    top_k,
+                    counters,
+                    ROWS,
+                    SEGMENT * BLOCK_KEYS,
+                    ENTRIES,
+                    STRIDE,
+                    RUNS,
+                    PLANES,
+                    SLOTS,
+                )
+
+        earlier = begin * 0
+        if slot_values is not None:
+            earlier = kept_before(begin, end, first, last, split, parts, top_k, BLOCK_KEYS)
+        tl.debug_barrier()
+        for number in range(ROWS):
+            if first_row + number < num_queries:
+                mine = row == number
+                size = tl.sum(tl.where(mine, fill, 0), 0)
+                values = list_values + number * STRIDE
+                indices = list_indices + number * STRIDE
+                kept, size = keep_list(values, indices, size, top_k, counters, ENTRIES, RUNS, PLANES, SLOTS)
+                result_row = (first_row + number).to(tl.int64)
+                if parts == 1:
+                    write_result(values + kept, indices + kept, size, result_row, top_k, written, pages, RUNS)
+                elif slot_values is not None:
+                    slot = result_row * stride_slots + tl.sum(tl.where(mine, earlier, 0), 0)
+                    copy_list(values + kept, indices + kept, size, slot_values + slot, slot_indices + slot, RUNS)
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def merge_shared_kernel(
+    starts,  # [S] int32
+    ends,  # [S] int32
+    page_table,
+    requests,
+    results,
+    scores,
+    list_values,
+    list_indices,
+    slot_values,
+    slot_indices,
+    counters,  # [rows, COUNTS] int32, or None
+    num_queries,
+    num_keys,
+    width,
+    top_k,
+    splits,
+    num_requests,
+    num_pages,
+    stride_starts,
+    stride_ends,
+    stride_table,
+    stride_pages,
+    stride_requests,
+    stride_results,
+    stride_scores,
+    stride_slots,
+    ROWS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    STRIDE: tl.constexpr,
+    RUNS: tl.constexpr,
+    PLANES: tl.constexpr,
+    SLOTS: tl.constexpr,
+    COMPRESSED: tl.constexpr,
+    PAGE: tl.constexpr,
+):
+    """One program for each row that programs shared. Parameters as of :func:`select_scored_kernel`, whose lists are free."""
+    row = tl.program_id(0)
+    first_row = row // ROWS * ROWS
+    first, last = joint_span(
+        first_row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, ROWS, COMPRESSED
+    )
+    _, begin, end = window(row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED)
+    size = kept_before(begin, end, first, last, splits, splits, top_k, BLOCK_KEYS)
+    slot = row.to(tl.int64) * stride_slots
+    own = row.to(tl.int64) * STRIDE
+    if counters is not None:
+        counters += row * COUNTS
+    written = (results, stride_results, scores, stride_scores)
+    pages = (page_table, num_requests, num_pages, stride_table, stride_pages, requests, stride_requests, PAGE, 1)
+    merge_slots(
+        slot_values + slot,
+        slot_indices + slot,
+        size,
+        row.to(tl.int64),
+        top_k,
+        list_values + own,
+        list_indices + own,
+        counters,
+        written,
+        pages,
+        ENTRIES,
+        RUNS,
+        PLANES,
+        SLOTS,
+    )
+
+
+def prepare(
+    problem: Problem,
+    inputs: Dense,
+    indices: torch.Tensor,
+    scores: torch.Tensor | None,
+    *,
+    max_window: int | None,
+    relative: bool,
+    page_size: int = 1,
+    memory: torch.Tensor | None = None,
+    counters: torch.Tensor | None = None,
+) -> tuple[compat.Launch, ...]:
+    """The launches of one call: what scores and selects, and where programs share rows what merges those.
+
+    memory : aligned bytes for the lists, enough of them (see :func:`.scratch.bytes_needed`); allocated otherwise
+    counters : [programs of both launches, COUNTS], int32, to which each adds what it counts; for tests
+    """
+    q, k, k_scale, weights, starts, ends, offsets, page_table, requests = inputs
+    (num_queries, heads, dim), (num_keys, _), top_k = q.shape, k.shape, indices.shape[1]
+    tune, target = tuning(problem), compat.capabilities(problem.device).target
+    compressed, columns = max_window is not None, num_keys if max_window is None else max_window
+    groups, tiles = -(-num_queries // tune.rows), -(-columns // tune.block_keys)
+    running = max(1, min(programs(problem), groups * max(tiles, 1)))
+    whole = groups // running * running
+    shared = groups - whole
+    splits = max(1, min(running // shared, tiles)) if shared else 1
+    entries, room = list_entries(tune, top_k), slot_entries(top_k)
+    slot_row = splits * room if splits > 1 else 0
+    held = lists(running * tune.rows * entries, shared * tune.rows * slot_row, memory, q.device)
+    slot_values, slot_indices = (held.slot_values, held.slot_indices) if splits > 1 else (None, None)
+
+    def strides(*tensors: torch.Tensor | None) -> tuple[int | None, ...]:
+        return tuple(step for tensor in tensors for step in ((None,) if tensor is None else tensor.stride()))
+
+    table = (None, None) if page_table is None else page_table.shape
+    table_strides = (None, None) if page_table is None else page_table.stride()
+    results_strides = (indices.stride(0), None if scores is None else scores.stride(0), slot_row)
+    (qs, qh, qd), (kn, kd), (ws, wh) = q.stride(), k.stride(), weights.stride()
+    farthest = max(  # element that a program reaches from its base pointers
+        tune.rows * qs + heads * qh + dim * qd,
+        tune.rows * ws + heads * wh,
+        tune.block_keys * max(kn, k_scale.stride(0)) + dim * kd,
+    )
+    gfx942 = target.label == "gfx942"
+    cut = {
+        "ROWS": tune.rows,
+        "BLOCK_KEYS": tune.block_keys,
+        "ENTRIES": tune.block_entries,
+        "STRIDE": entries,
+        "RUNS": tune.block_entries // tune.planes,
+        "PLANES": tune.planes,
+        "SLOTS": slots_of(top_k),
+        "COMPRESSED": compressed,
+        "PAGE": page_size,
+        "num_warps": tune.num_warps,
+    }
+    scan = compat.Launch(
+        select_scored_kernel,
+        (running,),
+        (
+            *(q, k, k_scale, weights, starts, ends, offsets, page_table, requests, indices, scores),
+            *(held.values, held.indices, slot_values, slot_indices, counters),
+            *(num_queries, num_keys, columns, top_k, groups, whole, shared, splits, *table),
+            *strides(q, k, k_scale, weights, starts, ends, offsets),
+            *(*table_strides, *strides(requests), *results_strides),
+        ),
+        {
+            "HEADS": heads,
+            "DIM": dim,
+            "PADDED_HEADS": padded_heads(heads),
+            "SEGMENT": tune.segment_tiles,
+            "RELATIVE": relative,
+            "TO_FNUZ": gfx942 and k.dtype == torch.float8_e4m3fn,  # its MFMA reads e4m3fnuz
+            "MAXIMUM": not gfx942,
+            "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
+            "num_stages": tune.num_stages,
+            "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
+            **cut,
+            **dict(tune.options),
+        },
+    )
+    if splits == 1:
+        return (scan,)
+    merge = compat.Launch(
+        merge_shared_kernel,
+        (min(shared * tune.rows, num_queries),),
+        (
+            *(starts, ends, page_table, requests, indices, scores),
+            *(held.values, held.indices, slot_values, slot_indices, None if counters is None else counters[running:]),
+            *(num_queries, num_keys, columns, top_k, splits, *table),
+            *(*strides(starts, ends), *table_strides, *strides(requests), *results_strides),
+        ),
+        cut,
+    )
+    return scan, merge
+
+
+kernel = compat.Kernel(prepare, tuning=tuning)

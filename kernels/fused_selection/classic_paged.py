@@ -1,0 +1,389 @@
+"""fp8_select_paged_keys in classic Triton, one source for 3.5.1 to 3.9.0 on CUDA and HIP: scan, filter, refresh.
+
+The keys of all requests are shared out among workers by a schedule, as in fp8_paged_mqa_logits; what a worker does with the
+keys of a request is what :mod:`.classic` does with those of a group. A request that lies in one worker's share becomes its
+results there. Of one that lies in several, each worker leaves what its share has of each row, at most top_k entries, in slots,
+and a second launch merges them. A worker shares no more than its first request and its last: two slots for each row.
+
+Where a row's entries begin follows from the schedule and the lengths: nothing is counted in memory, so that a replay with other
+lengths finds nothing that an earlier one has left.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from capgate import compat
+
+from ..common.cache import LAYOUTS, keys_of, readable, scales_of
+from ..common.device.cached_keys import first_byte, further_byte
+from ..common.device.classic import fn_to_fnuz, operands, score
+from ..common.device.windows import keys_of_share, load_share, longest_seen, seen
+from ..common.rules import padded_heads
+from ..common.schedule.classic import new_schedule, workers_that_fit
+from ..common.schedule.operation import CHUNK_KEYS
+from ..key_selection.operands import Paged
+from ..paged_mqa_logits.classic import load_blocks
+from .device.lists import COUNTS, append, copy_list, keep_list, merge_slots, refresh, write_result
+from .device.shares import continued, first_worker, kept_between
+from .operation import Problem
+from .scratch import SLOTS_PAGED, list_entries, lists, slot_entries
+from .tunings import classic as tuning
+from .tunings import slots_of
+
+UNSPECIALISED = ["num_requests", "num_blocks", "limit", "num_rows", "num_pages"]
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def select_cached_kernel(
+    q,  # [B, NEXT_N, H, D] fp8
+    keys,  # [num_blocks, BLOCK, D] fp8, in tiles of TILE keys
+    scales,  # [num_blocks, BLOCK] float32
+    weights,  # [B * NEXT_N, H] float32 or bfloat16
+    lens,  # [B] int32, or [B, NEXT_N] if ROW_LENS
+    table,  # [B, max_blocks] int32
+    schedule,  # [num_workers + 1, 2] int32
+    offsets,  # [B * NEXT_N] int32, or None: 0
+    page_table,  # [num_rows, num_pages] int32, or None
+    requests,  # [B * NEXT_N] int32, or None: the request
+    results,  # [B * NEXT_N, top_k] int32
+    scores,  # as results, float32, or None
+    list_values,  # [groups, workers, ROWS, STRIDE] float32
+    list_indices,  # as list_values, int32
+    slot_values,  # [groups * ROWS, 2 * workers * stride_slots] float32
+    slot_indices,  # as slot_values, int32
+    counters,  # [groups * workers, COUNTS] int32, or None
+    num_requests,
+    num_blocks,  # of the cache; keys of others score as -inf
+    limit,  # keys that a row can see
+    top_k,
+    num_rows,  # of the page table
+    num_pages,
+    stride_qb,
+    stride_qn,
+    stride_qh,
+    stride_qd,
+    stride_keys,
+    stride_scales,
+    stride_ws,
+    stride_wh,
+    stride_lb,
+    stride_ln,
+    stride_tb,
+    stride_tk,
+    stride_offsets,
+    stride_table,
+    stride_pages,
+    stride_requests,
+    stride_results,
+    stride_scores,
+    stride_slots,
+    NEXT_N: tl.constexpr,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    SEGMENT: tl.constexpr,  # tiles after which lists are looked at
+    CHUNK: tl.constexpr,
+    ENTRIES: tl.constexpr,  # that a list has room for
+    STRIDE: tl.constexpr,  # entries from one list to the next: behind its own a list has room for SLOTS that are kept
+    RUNS: tl.constexpr,
+    PLANES: tl.constexpr,
+    SLOTS: tl.constexpr,
+    ROW_LENS: tl.constexpr,
+    PAGE: tl.constexpr,
+    TO_FNUZ: tl.constexpr,
+    MAXIMUM: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    worker = tl.program_id(0)
+    program = tl.program_id(1) * tl.num_programs(0) + worker
+    first_row = tl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
+    # The first worker begins at the first request, keys or no keys: every row has a result.
+    first_request, first_chunk, last_request, last_chunk = load_share(schedule, worker, num_requests, True)
+    list_values += program.to(tl.int64) * (ROWS * STRIDE)
+    list_indices += program.to(tl.int64) * (ROWS * STRIDE)
+    if counters is not None:
+        counters += program * COUNTS
+    written = (results, stride_results, scores, stride_scores)
+    pages = (page_table, num_rows, num_pages, stride_table, stride_pages, requests, stride_requests, PAGE, NEXT_N)
+
+    # Addresses past an edge are clamped, not masked: what they load is never appended or has weight 0.
+    column = tl.arange(0, ROWS * PADDED_HEADS)
+    column_row = tl.minimum(first_row + column // PADDED_HEADS, NEXT_N - 1).to(INDEX)
+    head = column % PADDED_HEADS
+    near_head = tl.minimum(head, HEADS - 1).to(INDEX)
+    dim = tl.arange(0, DIM)
+    place = tl.arange(0, BLOCK_KEYS)
+    num_blocks = tl.full((), num_blocks, tl.uint32)
+    row = tl.arange(0, ROWS)
+
+    past_request = tl.minimum(tl.where(last_chunk > 0, last_request + 1, last_request), num_requests)
+    for number in range(past_request - first_request):
+        request = first_request + number
+        request64 = request.to(tl.int64)
+        longest = longest_seen(lens, request, first_row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS, ROWS)
+        my_begin, my_end = keys_of_share(request, longest, first_request, first_chunk, last_request, last_chunk, CHUNK)
+        query_rows = q + request64 * stride_qb + column_row * stride_qn + near_head * stride_qh
+        weight_rows = weights + request64 * NEXT_N * stride_ws + column_row * stride_ws + near_head * stride_wh
+        tl.debug_barrier()  # some warps may still read the lists, or what of the last query lies in shared memory
+        query = tl.load(query_rows[None, :] + (dim.to(INDEX) * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
+        weight = tl.load(weight_rows, mask=head < HEADS, other=0.0).to(tl.float32)
+        query, weight = operands(query, weight, TO_FNUZ, MAXIMUM)
+        length = seen(lens, request, first_row + row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
+        entries = table + request64 * stride_tb
+        added = row * 0
+        if offsets is not None:
+            near_row = tl.minimum(first_row + row, NEXT_N - 1)
+            added += tl.load(offsets + (request64 * NEXT_N + near_row) * stride_offsets)
+
+        fill = tl.zeros((ROWS,), tl.int32)
+        threshold = tl.full((ROWS,), float("nan"), tl.float32)  # nothing compares with it, so that everything passes
+        open_end = tl.minimum(length, my_end)
+        my_last = tl.cdiv(my_end, BLOCK_KEYS)
+        for segment in range(my_begin // BLOCK_KEYS, my_last, SEGMENT):
+            for tile in range(segment, tl.minimum(segment + SEGMENT, my_last)):
+                base = tile * BLOCK_KEYS
+                base64 = base.to(tl.int64)
+                if BLOCK % BLOCK_KEYS == 0:  # in one block, whose end lies past the tile's: nothing to clamp
+                    block, held = load_blocks(entries + base64 // BLOCK * stride_tk, num_blocks)
+                    inside = base % BLOCK + place
+                    lines = keys + block * stride_keys + first_byte(inside, DIM, TILE)[:, None]
+                    key = tl.load(lines + further_byte(dim, TILE)[None, :])
+                    scale = tl.load(scales + block * stride_scales + inside)
+                else:
+                    position = tl.minimum(base + place, longest - 1)
+                    block, key_held = load_blocks(entries + (position // BLOCK).to(tl.int64) * stride_tk, num_blocks)
+                    held = key_held[:, None]
+                    inside = position % BLOCK
+                    lines = keys + (block * stride_keys + first_byte(inside, DIM, TILE))[:, None]
+                    key = tl.load(lines + further_byte(dim, TILE)[None, :])
+                    scale = tl.load(scales + block * stride_scales + inside)
+                if TO_FNUZ:
+                    key = fn_to_fnuz(key)
+                    scale *= 4.0  # both operands were halved
+                logit = score(query, weight, key, ROWS, PADDED_HEADS, MAXIMUM) * scale[:, None]
+                logit = tl.where(held, logit, float("-inf"))
+
+                found = (base + place)[:, None]
+                passes = (found < open_end[None, :]) & ~(logit <= threshold[None, :])
+                fill = append(logit, found + added[None, :], passes, fill, row * STRIDE, list_values, list_indices)
+            # Out of the loop of tiles, which Triton pipelines only without barriers. This one is for the lists, and for the
+            # next segment's first copies, before which Triton 3.8.0 places none. A list has room for one more segment.
+            tl.debug_barrier()
+            if tl.max(fill, 0) > ENTRIES - SEGMENT * BLOCK_KEYS:
+                fill, threshold, open_end = refresh(
+                    fill,
+                    threshold,
+                    open_end,
+                    list_values,
+                    list_indices,
+                    top_k,
+                    counters,
+                    ROWS,
+                    SEGMENT * BLOCK_KEYS,
+                    ENTRIES,
+                    STRIDE,
+                    RUNS,
+                    PLANES,
+                    SLOTS,
+                )
+
+        begun = (request == first_request) & (first_chunk > 0)  # by the workers before
+        shared = begun | ((request == last_request) & (last_chunk > 0))
+        earlier = row * 0
+        slot = tl.full((), 0, tl.int64)
+        if shared:
+            owner = first_worker(schedule, worker, request)
+            earlier = kept_between(schedule, owner, worker, request, length, top_k, CHUNK)
+            slot = (2 * owner + 1).to(tl.int64) * stride_slots
+        tl.debug_barrier()
+        for nth in range(ROWS):
+            if first_row + nth < NEXT_N:
+                mine = row == nth
+                size = tl.sum(tl.where(mine, fill, 0), 0)
+                values = list_values + nth * STRIDE
+                indices = list_indices + nth * STRIDE
+                kept, size = keep_list(values, indices, size, top_k, counters, ENTRIES, RUNS, PLANES, SLOTS)
+                if shared:
+                    slots = slot + (first_row + nth).to(tl.int64) * (2 * tl.num_programs(0) * stride_slots)
+                    slots += tl.sum(tl.where(mine, earlier, 0), 0)
+                    copy_list(values + kept, indices + kept, size, slot_values + slots, slot_indices + slots, RUNS)
+                else:
+                    write_result(
+                        values + kept, indices + kept, size, request64 * NEXT_N + first_row + nth, top_k, written, pages, RUNS
+                    )
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def merge_cached_kernel(
+    lens,
+    schedule,
+    page_table,
+    requests,
+    results,
+    scores,
+    list_values,
+    list_indices,
+    slot_values,
+    slot_indices,
+    counters,  # [NEXT_N * workers, COUNTS] int32, or None
+    limit,
+    top_k,
+    num_rows,
+    num_pages,
+    stride_lb,
+    stride_ln,
+    stride_table,
+    stride_pages,
+    stride_requests,
+    stride_results,
+    stride_scores,
+    stride_slots,
+    NEXT_N: tl.constexpr,
+    CHUNK: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    STRIDE: tl.constexpr,
+    RUNS: tl.constexpr,
+    PLANES: tl.constexpr,
+    SLOTS: tl.constexpr,
+    ROW_LENS: tl.constexpr,
+    PAGE: tl.constexpr,
+):
+    """One program for each worker and row of a request: it merges the request that others go on with, if the worker began it.
+    Parameters as those of :func:`select_cached_kernel`, whose lists are free."""
+    worker = tl.program_id(0)
+    row = tl.program_id(1)
+    program = row * tl.num_programs(0) + worker
+    request = tl.load(schedule + 2 * worker + 2)
+    if continued(schedule, worker + 1, request) & (first_worker(schedule, worker, request) == worker):
+        past = worker + 1
+        while continued(schedule, past, request):
+            past += 1
+        length = seen(lens, request, row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
+        size = kept_between(schedule, worker, past, request, length, top_k, CHUNK)
+        slot = (row.to(tl.int64) * (2 * tl.num_programs(0)) + 2 * worker + 1) * stride_slots
+        own = program.to(tl.int64) * STRIDE
+        written = (results, stride_results, scores, stride_scores)
+        pages = (page_table, num_rows, num_pages, stride_table, stride_pages, requests, stride_requests, PAGE, NEXT_N)
+        if counters is not None:
+            counters += program * COUNTS
+        merge_slots(
+            slot_values + slot,
+            slot_indices + slot,
+            size,
+            request.to(tl.int64) * NEXT_N + row,
+            top_k,
+            list_values + own,
+            list_indices + own,
+            counters,
+            written,
+            pages,
+            ENTRIES,
+            RUNS,
+            PLANES,
+            SLOTS,
+        )
+
+
+def prepare(
+    problem: Problem,
+    inputs: Paged,
+    indices: torch.Tensor,
+    scores: torch.Tensor | None,
+    *,
+    max_context_len: int,
+    page_size: int = 1,
+    layout: str = "flat",
+    memory: torch.Tensor | None = None,
+    counters: torch.Tensor | None = None,
+) -> tuple[compat.Launch, ...]:
+    """The launches of one call: what makes the schedule, what scores and selects, and what merges rows that workers share.
+
+    memory : aligned bytes for the lists, enough of them (see :func:`.scratch.bytes_needed`); allocated otherwise
+    counters : [programs of the last two launches, COUNTS], int32, to which each adds what it counts; for tests
+    """
+    q, kv_cache, weights, context_lens, block_table, offsets, page_table, requests = inputs
+    (batch, next_n, heads, dim), (blocks, block), top_k = q.shape, kv_cache.shape[:2], indices.shape[1]
+    limit = min(max_context_len, block_table.shape[1] * block if blocks else 0)
+    kv_cache = readable(kv_cache)
+    tune, target = tuning(problem), compat.capabilities(problem.device).target
+    keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
+    groups = -(-next_n // tune.rows)
+    workers = workers_that_fit(problem.device, tune.resident, groups)
+    schedule, before = new_schedule(context_lens, workers, CHUNK_KEYS)
+    entries, room = list_entries(tune, top_k), slot_entries(top_k)
+    rows = groups * tune.rows
+    held = lists(workers * rows * entries, SLOTS_PAGED * workers * rows * room, memory, q.device)
+
+    def strides(*tensors: torch.Tensor | None, axes: int = 1) -> tuple[int | None, ...]:
+        return tuple(step for tensor in tensors for step in ((None,) * axes if tensor is None else tensor.stride()))
+
+    row_lens = context_lens.ndim == 2
+    lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
+    table = (None, None) if page_table is None else page_table.shape
+    results_strides = (indices.stride(0), None if scores is None else scores.stride(0), room)
+    _, qn, qh, qd = q.stride()
+    ws, wh = weights.stride()
+    farthest = max(
+        next_n * qn + heads * qh + dim * qd, next_n * ws + heads * wh
+    )  # that a program reaches from its base pointers
+    gfx942 = target.label == "gfx942"
+    cut = {
+        "NEXT_N": next_n,
+        "CHUNK": CHUNK_KEYS,
+        "ENTRIES": tune.block_entries,
+        "STRIDE": entries,
+        "RUNS": tune.block_entries // tune.planes,
+        "PLANES": tune.planes,
+        "SLOTS": slots_of(top_k),
+        "ROW_LENS": row_lens,
+        "PAGE": page_size,
+        "num_warps": tune.num_warps,
+    }
+    scan = compat.Launch(
+        select_cached_kernel,
+        (workers, groups),
+        (
+            *(q, keys, scales, weights, context_lens, block_table, schedule, offsets, page_table, requests, indices, scores),
+            *(*held, counters),
+            *(batch, blocks, limit, top_k, *table),
+            *(*q.stride(), keys.stride(0), scales.stride(0), ws, wh, *lens_strides, *block_table.stride()),
+            *(*strides(offsets), *strides(page_table, axes=2), *strides(requests), *results_strides),
+        ),
+        {
+            "HEADS": heads,
+            "DIM": dim,
+            "PADDED_HEADS": padded_heads(heads),
+            "ROWS": tune.rows,
+            "BLOCK": block,
+            "TILE": LAYOUTS[layout],
+            "BLOCK_KEYS": tune.block_keys,
+            "SEGMENT": tune.segment_tiles,
+            "TO_FNUZ": gfx942 and q.dtype == torch.float8_e4m3fn,  # its MFMA reads e4m3fnuz
+            "MAXIMUM": not gfx942,
+            "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
+            "num_stages": tune.num_stages,
+            "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
+            **cut,
+            **dict(tune.options),
+        },
+    )
+    merge = compat.Launch(
+        merge_cached_kernel,
+        (workers, next_n),
+        (
+            *(context_lens, schedule, page_table, requests, indices, scores),
+            *(*held, None if counters is None else counters[workers * groups :]),
+            *(limit, top_k, *table, *lens_strides),
+            *(*strides(page_table, axes=2), *strides(requests), *results_strides),
+        ),
+        cut,
+    )
+    return (*before, scan, merge)
+
+
+kernel = compat.Kernel(prepare, tuning=tuning)

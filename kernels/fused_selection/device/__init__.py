@@ -1,0 +1,1 @@
+"""Device functions of the fused selections' kernels."""

@@ -1,0 +1,214 @@
+"""The variants of the fused selections, in the order in which they are tried, and the problems each of them takes: a rule says
+from shapes alone where fusing is worth it."""
+
+from typing import Any, NamedTuple
+
+from capgate import compat
+
+from ..common.rules import (
+    FLOAT32,
+    check_sizes,
+    classic_scores,
+    interpreted_when_named,
+    native_fp8,
+    padded_heads,
+)
+from . import tunings
+from .scratch import bytes_needed, programs
+
+# Whether scores are returned, and which of the launches is meant: the scan, or what merges rows that programs shared.
+MODES = {"indices": (False, "scan"), "scores": (True, "scan"), "merge": (False, "merge")}
+
+LEAST_KEYS = 8  # times top_k: in shorter rows most keys are candidates anyway. Estimated, as the other two
+LEAST_SHARE = 4  # times top_k: a program that sees fewer keys of a row would keep half of them or more
+MOST_PARTS = 16  # of a row: they are merged by one program, which takes about two of them at a time
+MEASURED: frozenset[str] = frozenset()  # labels of targets on which a fused variant was timed against two steps, and won
+
+
+class Problem(NamedTuple):
+    """One class of calls.
+
+    device : a ``torch.device``, or a target to ask about (``"hip:gfx950"``)
+    dtype : of query and key, "float8_e4m3fn" or "float8_e4m3fnuz"
+    rows, keys : query rows, and keys that a row can see: see :func:`size_class`
+    next_n : rows of a request whose keys are in a paged cache; None for packed keys
+    budget : bytes that the lists may take
+    asked : whether the caller wants it fused, so that neither the rule nor what was measured matters
+    mode : what an offline compile takes of it, a key of MODES; no matter to a call
+    """
+
+    device: Any
+    heads: int
+    dim: int
+    dtype: str
+    top_k: int
+    rows: int
+    keys: int
+    next_n: int | None = None
+    block_size: int = 64
+    layout: str = "flat"
+    weights_dtype: str = FLOAT32
+    budget: int = 2**31
+    asked: bool = False
+    mode: str = "indices"
+
+
+def size_class(size: int) -> int:
+    """A size rounded down to a power of two: sizes change from call to call, and the choice is remembered for each problem."""
+    return 1 << size.bit_length() >> 1
+
+
+def why_two_steps(problem: Problem) -> str | None:
+    """None where fusing pays by the cost model of docs/design/fused_selection.md, or the reason why not: of shapes alone."""
+    keys, top_k = problem.keys, problem.top_k
+    if keys < LEAST_KEYS * top_k:
+        return f"rows of about {keys} keys are two steps: top_k {top_k} is fused from {LEAST_KEYS * top_k} keys on"
+    groups = -(-problem.rows // tunings.classic(problem).rows)
+    share = min(keys, groups * keys // programs(problem))
+    if share < LEAST_SHARE * top_k:
+        return f"each program would see about {share} keys of a row: top_k {top_k} is fused from {LEAST_SHARE * top_k} on"
+    if keys > MOST_PARTS * share:
+        return f"rows would be shared by about {-(-keys // share)} programs: fused are up to {MOST_PARTS}, which one merges"
+    return None
+
+
+def example(device: Any) -> Problem:
+    """DeepSeek-V3.2's prefill at 131,072 tokens: 64 heads of 128 dims, 2048 keys of every query."""
+    return Problem(device, 64, 128, native_fp8(device), 2048, 8192, 131072)
+
+
+def example_paged(device: Any) -> Problem:
+    """DeepSeek-V3.2's decode of 64 requests of 131,072 tokens."""
+    return example(device)._replace(rows=64, next_n=1)
+
+
+def example_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | None = None) -> Problem:
+    """As :func:`example` with these sizes, and what a mode (a key of MODES) names; ValueError for what does not exist."""
+    check_sizes(heads, dim)
+    if mode not in MODES:
+        raise ValueError(f"mode: got {mode!r}, needs one of {', '.join(MODES)}")
+    return example(device)._replace(heads=heads, dim=dim, dtype=dtype or native_fp8(device), asked=True, mode=mode)
+
+
+def example_paged_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | None = None) -> Problem:
+    """As :func:`example_problem` for :func:`example_paged`."""
+    return example_problem(device, heads, dim, mode, dtype)._replace(rows=64, next_n=1)
+
+
+def example_call(problem: Problem) -> compat.ExampleCall:
+    """A call with about 4096 rows and as many keys, whose last group of rows programs share, for an offline compile."""
+    import torch
+
+    from ..key_selection.operands import Dense
+
+    def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    tune, keys, fp8 = tunings.classic(problem), 4096, getattr(torch, problem.dtype)
+    rows = tune.rows * (4096 // tune.rows // programs(problem) * programs(problem) + 1)
+    window = meta(rows, dtype=torch.int32)
+    inputs = Dense(
+        q=meta(rows, problem.heads, problem.dim, dtype=fp8),
+        k=meta(keys, problem.dim, dtype=fp8),
+        k_scale=meta(keys),
+        weights=meta(rows, problem.heads, dtype=getattr(torch, problem.weights_dtype)),
+        starts=window,
+        ends=window,
+    )
+    scores, launch = MODES[problem.mode]
+    selected = (meta(rows, problem.top_k, dtype=torch.int32), meta(rows, problem.top_k) if scores else None)
+    options = {"max_window": None, "relative": False}
+    return compat.ExampleCall((inputs, *selected), options, padded_heads(problem.heads) * problem.dim, launch == "merge")
+
+
+def example_paged_call(problem: Problem) -> compat.ExampleCall:
+    """A call with 256 requests of up to 65536 keys, for an offline compile."""
+    import torch
+
+    from ..key_selection.operands import Paged
+
+    def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    requests, keys, block, next_n = 256, 65536, problem.block_size, problem.next_n or 1
+    rows, blocks = requests * next_n, keys // block
+    inputs = Paged(
+        q=meta(requests, next_n, problem.heads, problem.dim, dtype=getattr(torch, problem.dtype)),
+        kv_cache=meta(blocks, block, 1, problem.dim + 4, dtype=torch.uint8),
+        weights=meta(rows, problem.heads, dtype=getattr(torch, problem.weights_dtype)),
+        context_lens=meta(requests, dtype=torch.int32),
+        block_table=meta(requests, blocks, dtype=torch.int32),
+    )
+    scores, launch = MODES[problem.mode]
+    selected = (meta(rows, problem.top_k, dtype=torch.int32), meta(rows, problem.top_k) if scores else None)
+    options = {"max_context_len": keys, "layout": problem.layout}
+    number = 1 + (launch == "merge")  # the first one makes the schedule
+    return compat.ExampleCall((inputs, *selected), options, padded_heads(problem.heads) * problem.dim, number)
+
+
+def _classic_accepts(problem: Problem) -> str | None:
+    if problem.top_k > tunings.MAX_TOP_K:
+        return f"needs top_k of at most {tunings.MAX_TOP_K}: found {problem.top_k}"
+    if compat.capabilities(problem.device).target.backend == "hip" and tunings.classic(problem).rows == 1:
+        return f"needs at most 64 heads on AMD, where Triton 3.6.0 compiles no lists of one row: found {problem.heads}"
+    needed = bytes_needed(problem)
+    if needed > problem.budget:
+        return f"needs {needed} bytes for lists of programs: found a budget of {problem.budget}"
+    return classic_scores(problem.device, problem.dtype)
+
+
+def _classic_unless_named(problem: Problem) -> str | None:
+    reason = interpreted_when_named(problem.device)
+    if reason is not None or problem.asked:
+        return reason
+    label = compat.capabilities(problem.device).target.label
+    return why_two_steps(problem) or (
+        None if label in MEASURED else f"never timed against two steps on {label}: fused=True takes it, and CAPGATE_VARIANT"
+    )
+
+
+def _reference_unless_named(problem: Problem) -> str | None:
+    # No last resort, of which a GPU is warned: select_keys takes two steps of its own in its place.
+    if problem.asked and compat.capabilities(problem.device).gpu:
+        return "would take two steps in torch; name it to use it"
+    return None
+
+
+def _with_variants(operation: "compat.Operation[Problem]", classic: str, reference: str) -> "compat.Operation[Problem]":
+    operation.add(
+        compat.Variant(
+            "classic",
+            f"{__package__}.{classic}:kernel",
+            requires=("triton", "torch"),
+            accepts=_classic_accepts,
+            unless_named=_classic_unless_named,
+        )
+    )
+    operation.add(
+        compat.Variant(
+            "reference", f"{__package__}.reference:{reference}", requires=("torch",), unless_named=_reference_unless_named
+        )
+    )
+    return operation
+
+
+dense = _with_variants(
+    compat.Operation(
+        "fp8_select_keys",
+        example=example,
+        examples=compat.Examples(example_problem, example_call, tuple(MODES)),
+        offers=("tuning",),
+    ),
+    "classic",
+    "launch",
+)
+paged = _with_variants(
+    compat.Operation(
+        "fp8_select_paged_keys",
+        example=example_paged,
+        examples=compat.Examples(example_paged_problem, example_paged_call, tuple(MODES)),
+        offers=("tuning",),
+    ),
+    "classic_paged",
+    "launch_paged",
+)

@@ -1,0 +1,86 @@
+"""The tuning tables of the fused selections. What was tried for them: docs/design/fused_selection.md."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from capgate import compat
+
+from ..common.rules import padded_heads
+from ..common.tuning import ANY, Options, row_for
+
+if TYPE_CHECKING:
+    from .operation import Problem
+
+MAX_TOP_K = 2048  # what models select at most; the list of 4096 keys would take a thread's registers twice over
+
+
+class Tuning(NamedTuple):
+    """How the keys of a problem are scored and its lists are cut; names as in :mod:`..common.tuning`.
+
+    block_entries : entries that a row's list has room for, ``planes`` times a power of two; in a table the least
+    planes : entries of the list that a thread takes side by side when it selects: as in :mod:`..key_selection.tunings`
+    """
+
+    block_keys: int
+    columns: int
+    num_warps: int
+    num_stages: int
+    resident: int
+    block_entries: int = 1536
+    planes: int = 12
+    options: Options = ()
+    rows: int = 0
+
+    def for_problem(self, heads: int, most_rows: int, top_k: int) -> "Tuning":
+        """The row for a problem: with so many query rows, or as many as its columns have room for, and lists of three times
+        ``top_k`` (as a power of two), so that a selection from one lets as many keys in as it drops."""
+        padded = padded_heads(heads)
+        rows = min(most_rows, self.columns // padded)
+        entries = max(self.block_entries, self.planes * slots_of(top_k) // 4)
+        return self._replace(rows=rows, columns=rows * padded, block_entries=entries)
+
+    @property
+    def segment_tiles(self) -> int:
+        """Tiles after which the lists are looked at: of a sixth of a list. More would be fewer beginnings of a pipeline, fewer
+        a list that is fuller when it is selected from."""
+        return max(1, self.block_entries // (6 * self.block_keys))
+
+
+def slots_of(top_k: int) -> int:
+    """The selected keys of a row, and places up to a power of two, four at least."""
+    return max(4, 1 << (top_k - 1).bit_length())
+
+
+# --- classic, by target; for every H, D and top_k alike -------------------------------------------------------------------
+
+CLASSIC: dict[str, Tuning] = {
+    # Compiled, never timed: scored as in fp8_mqa_logits; with the 238 registers of a thread two programs fit an SM.
+    "sm90": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=2),
+    # Compiled, never timed: scored as in fp8_mqa_logits; with 186 vector registers one program of eight waves fits a CU.
+    "gfx950": Tuning(block_keys=128, columns=128, num_warps=8, num_stages=2, resident=1),
+    # Compiled, never run: as gfx950.
+    "gfx942": Tuning(block_keys=128, columns=128, num_warps=8, num_stages=2, resident=1),
+    # Compiled for sm90, never run on other GPUs: as there.
+    ANY: Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=2),
+}
+CLASSIC_PAGED: dict[str, Tuning] = {
+    # Compiled, never timed: scored as in fp8_paged_mqa_logits, by as many programs of an SM as of packed keys.
+    "sm90": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=2),
+    # Compiled, never timed: as in fp8_paged_mqa_logits.
+    "gfx950": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=2, resident=2),
+    # Compiled, never run: as gfx950.
+    "gfx942": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=2, resident=2),
+    # Compiled for sm90, never run on other GPUs: as there.
+    ANY: Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=2),
+}
+
+
+def classic(problem: "Problem") -> Tuning:
+    """The row for a problem's target, cut to its heads, to the rows of a request and to what it selects."""
+    target = compat.capabilities(problem.device).target
+    label = target.label
+    if problem.next_n is None:
+        return row_for(CLASSIC, label).for_problem(problem.heads, 128, problem.top_k)
+    most_rows = 1 << (problem.next_n - 1).bit_length()
+    if target.backend == "hip":  # Triton 3.6.0 does not compile lists of one row for gfx950; one that is added sees no key
+        most_rows = max(2, most_rows)
+    return row_for(CLASSIC_PAGED, label).for_problem(problem.heads, most_rows, problem.top_k)

@@ -1,0 +1,145 @@
+"""When select_keys takes the fused way, and why not; and the operation's reference, which is two steps in torch."""
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from capgate import compat
+from capgate.kernels import select_keys, select_paged_keys
+from capgate.kernels.fused_selection import operation as fusing
+from capgate.kernels.fused_selection import reference, scratch, tunings
+from support import judge, paged
+
+
+@pytest.mark.any_triton
+@pytest.mark.parametrize(
+    ("rows", "keys", "next_n"), [(5, 80, None), (0, 80, None), (3, 0, None), (4, 70, 2), (0, 0, 1)], ids=str
+)
+def test_the_reference_is_two_steps(rows: int, keys: int, next_n: int | None) -> None:
+    options: dict[str, Any] = {"top_k": 9, "return_scores": True, "variant": "reference"}
+    if next_n is None:
+        call: Any = judge.make_call(rows, keys, 4, 32, "ragged")
+        function, more = select_keys, {"offsets": torch.arange(rows, dtype=torch.int32)}
+    else:
+        call, function = paged.make_call([keys] * (rows // next_n), next_n, 4, 32), select_paged_keys
+        table = torch.arange(100, dtype=torch.int32).flip(0).expand(max(rows // next_n, 1), 100)
+        more = {"max_context_len": keys, "page_table": table}
+    two = function(*call, **options, **more, logits_variant="reference")
+    one = function(*call, **options, **more, fused=True)
+    assert torch.equal(one[0], two[0])
+    assert torch.equal(one[1], two[1])
+
+
+# --- the choice -----------------------------------------------------------------------------------------------------------
+
+
+def reason(problem: fusing.Problem, operation: Any = fusing.dense) -> str:
+    """Why the classic variant does not take a problem on a GPU where only the rule is asked; "" if it does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fusing, "MEASURED", frozenset({"sm90"}))
+        step = operation.explain(problem).steps[0]
+    return "" if step.accepted else str(step.reason)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, ""),
+        ({"keys": 8192}, "rows of about 8192 keys are two steps: top_k 2048 is fused from 16384 keys on"),
+        ({"keys": 8192, "top_k": 512}, ""),
+        ({"rows": 2, "keys": 2**20, "top_k": 1}, ""),
+        ({"budget": 2**10}, "needs .* bytes for lists of programs: found a budget of 1024"),
+        ({"top_k": 4096}, "needs top_k of at most 2048: found 4096"),
+        ({"asked": True, "keys": 64}, ""),
+    ],
+    ids=str,
+)
+def test_shapes_alone_say_why_a_problem_is_not_fused(changed: dict[str, Any], words: str) -> None:
+    assert re.fullmatch(words, reason(fusing.example("cuda:90")._replace(**changed)))
+
+
+def test_lists_of_one_row_are_not_asked_for_on_amd() -> None:
+    decode = fusing.example_paged("hip:gfx950")._replace(asked=True)
+    assert tunings.classic(decode).rows == 2
+    trace = fusing.dense.explain(fusing.example("hip:gfx950")._replace(heads=128, asked=True))
+    assert "needs at most 64 heads on AMD" in trace.steps[0].reason
+
+
+def test_a_row_that_many_programs_would_share_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scratch, "multiprocessors", lambda device: 132)
+    one = fusing.example_paged("cuda:90")._replace(rows=1, keys=2**20, top_k=512)
+    assert "rows would be shared by about 265 programs" in reason(one, fusing.paged)
+    assert reason(one._replace(rows=64, keys=131072), fusing.paged) == ""
+    few = fusing.example("cuda:90")._replace(rows=64, keys=16384)
+    assert reason(few) == "each program would see about 1985 keys of a row: top_k 2048 is fused from 8192 on"
+
+
+@pytest.mark.parametrize("operation", [fusing.dense, fusing.paged], ids=lambda operation: operation.name)
+@pytest.mark.parametrize("target", ["cuda:90", "hip:gfx950"])
+def test_nothing_is_fused_by_default_before_it_was_measured(operation: Any, target: str) -> None:
+    problem = operation.example(target)
+    assert fusing.why_two_steps(problem) is None
+    trace = operation.explain(problem)
+    assert trace.variant == "reference"
+    assert "never timed against two steps" in trace.steps[0].reason
+    assert operation.explain(problem, "classic").variant == "classic"
+    assert operation.explain(problem._replace(asked=True)).variant == "classic"
+
+
+@pytest.mark.any_triton
+def test_by_default_and_where_a_variant_is_named_two_steps_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference of the fused operation is no choice of theirs, nor where it is named in the switch."""
+    monkeypatch.setattr(reference, "launch", lambda *arguments, **options: pytest.fail("fused"))
+    call = judge.make_call(5, 80, 4, 32, "full")
+    with compat.override(variant="select_keys=reference,fp8_mqa_logits=reference"):
+        default = select_keys(*call, top_k=9)
+        assert torch.equal(select_keys(*call, top_k=9, fused=False), default)
+        with compat.override(variant="fp8_select_keys=reference"):
+            assert torch.equal(select_keys(*call, top_k=9), default)
+    assert torch.equal(select_keys(*call, top_k=9, variant="reference", logits_variant="reference"), default)
+
+
+@pytest.mark.any_triton
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"fused": 1}, TypeError, "fused: got int, needs a bool"),
+        ({"fused": True, "logits_variant": "reference"}, ValueError, "logits_variant: got 'reference' with fused=True, needs"),
+        ({"fused": True, "variant": "gluon"}, ValueError, "variant: fp8_select_keys has no variant 'gluon'"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together_is_named(options: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        select_keys(*judge.make_call(2, 80, 4, 32, "full"), top_k=9, **options)
+
+
+@pytest.mark.any_triton
+def test_memory_is_of_programs_and_not_of_rows_or_keys() -> None:
+    """What the page of the design promises for an H200, and for its decode."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scratch, "multiprocessors", lambda device: 132)
+        prefill, decode = fusing.example("cuda:90"), fusing.example_paged("cuda:90")
+        assert scratch.bytes_needed(prefill) == 43_253_760
+        assert scratch.bytes_needed(prefill._replace(rows=1, keys=1)) == 43_253_760
+        assert scratch.bytes_needed(prefill._replace(top_k=512)) == 10_813_440
+        assert scratch.bytes_needed(decode) == 25_952_256
+        tune = tunings.classic(prefill)
+        assert (tune.rows, tune.block_entries, tune.segment_tiles) == (2, 6144, 16)
+
+
+@pytest.mark.any_triton
+def test_select_keys_needs_no_import_of_what_scores() -> None:
+    """A process that asks for this function alone has the logits' operators, too."""
+    code = (
+        "import torch\nfrom capgate.kernels import select_keys\n"
+        "q, k = torch.zeros(2, 4, 32).to(torch.float8_e4m3fn), torch.zeros(9, 32).to(torch.float8_e4m3fn)\n"
+        "ends = torch.full((2,), 9, dtype=torch.int32)\n"
+        "select_keys(q, k, torch.ones(9), torch.ones(2, 4), torch.zeros_like(ends), ends, top_k=3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

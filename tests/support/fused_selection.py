@@ -1,0 +1,169 @@
+"""Calls of the fused selections whose logits are chosen, to the bit, and a model of what the kernels do with them.
+
+A row looks at two dims of its own of the keys, in which these have a digit each: ``scale * weight * (16 * high + low)``, of
+integers up to 255 that every product and sum has exactly.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from capgate import compat
+from capgate.kernels.common.logits import FP8
+from capgate.kernels.fused_selection import tunings
+from capgate.kernels.fused_selection.operation import Problem, dense
+from capgate.kernels.fused_selection.operation import paged as cached
+from capgate.kernels.fused_selection.tunings import Tuning
+from capgate.kernels.key_selection.operands import Dense, Paged
+
+from . import judge, paged, selection
+
+HEADS, DIM = 2, 32
+COUNTS = 3  # of a program: selections that made room, equals that were told apart, rows that were closed
+MOST_ROWS = DIM // 2
+
+
+def tuned(resident: int = 1, *, block_entries: int = 64, block_keys: int = 16, rows: int = 8, planes: int = 4) -> Tuning:
+    """Lists as short as tests want them: of 64 entries with tiles of 16 keys, which are looked at after every tile."""
+    columns = 16 * rows
+    return Tuning(block_keys, columns, 1, 1, resident, block_entries=block_entries, planes=planes)
+
+
+@contextmanager
+def tables(row: Tuning) -> Iterator[None]:
+    """The row in the place of those for any target."""
+    with pytest.MonkeyPatch.context() as patch:
+        for table in (tunings.CLASSIC, tunings.CLASSIC_PAGED):
+            patch.setitem(table, "", row)
+        yield
+
+
+def make_call(numbers: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor, windows: Any = None) -> judge.Call:
+    """A call of S rows and N keys with ``logits[i, j] = scales[j] * weights[i] * numbers[i, j]``.
+
+    numbers : [S, N], integers from 0 to 255; at most MOST_ROWS rows
+    windows : starts and ends; all keys otherwise
+    """
+    rows, keys = numbers.shape
+    q, k = torch.zeros(rows, HEADS, DIM), torch.zeros(keys, DIM)
+    for row in range(rows):
+        q[row, 0, 2 * row] = q[row, 1, 2 * row + 1] = 1.0
+        k[:, 2 * row], k[:, 2 * row + 1] = numbers[row] // 16, numbers[row] % 16
+    starts, ends = windows or judge.make_windows("full", rows, keys)
+    fp8 = torch.float8_e4m3fn
+    both = torch.stack([16 * weights, weights], 1)
+    return judge.Call(q.to(fp8), k.to(fp8), scales, both, starts, ends)
+
+
+def make_paged_call(numbers: Sequence[torch.Tensor], lens: Any, next_n: int, block: int = 64) -> paged.PagedCall:
+    """A paged call whose rows of request b have the logits ``numbers[b]``, integers from 0 to 255."""
+    call = paged.make_call(lens, next_n, HEADS, DIM, block)
+    requests = len(lens)
+    q, memory = torch.zeros(requests, next_n, HEADS, DIM), judge.storage_of(call.kv_cache, torch.uint8)
+    q[:, :, 0, 0] = q[:, :, 1, 1] = 1.0
+    for request, number in enumerate(numbers):
+        k = torch.zeros(len(number), DIM)
+        k[:, 0], k[:, 1] = number // 16, number % 16
+        octets = k.to(torch.float8_e4m3fn).view(torch.uint8)
+        context = int(torch.tensor(lens[request]).max())
+        for first in range(0, context, block):
+            count = min(block, context - first)
+            flat = memory[int(call.block_table[request, first // block]) * call.kv_cache.stride(0) :]
+            flat[: count * DIM] = octets[first : first + count].flatten()
+            flat[block * DIM : block * DIM + 4 * count] = torch.ones(count).view(torch.uint8)
+    weights = torch.tensor([16.0, 1.0]).repeat(requests * next_n, 1)
+    return call._replace(q=q.to(torch.float8_e4m3fn), weights=weights)
+
+
+def logits_of(numbers: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """What a call made of the same scores: heads are added up in any order, of which none rounds."""
+    number = numbers.float()
+    return (16 * weights[:, None] * (number // 16) + weights[:, None] * (number % 16)) * scales
+
+
+def run(
+    call: judge.Call, top_k: int, target: str | None = None, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """(indices, scores, counts) of the classic kernels, in memory that is full of NaN before.
+
+    target : whose kernels are launched, if not this machine's
+    """
+    placed = {name: options.pop(name, None) for name in ("offsets", "page_table", "requests")}
+    inputs = Dense(*call, *placed.values())
+    rows, heads, dim = call.q.shape
+    device = call.q.device if target is None else compat.capabilities(target).target
+    problem = Problem(device, heads, dim, FP8[call.q.dtype], top_k, rows, len(call.k))
+    return _run(dense, problem, inputs, {"max_window": None, "relative": False} | options)
+
+
+def run_paged(
+    call: paged.PagedCall, top_k: int, target: str | None = None, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """As :func:`run` of a paged call."""
+    placed = {name: options.pop(name, None) for name in ("offsets", "page_table", "requests")}
+    inputs = Paged(*call, *placed.values())
+    requests, next_n, heads, dim = call.q.shape
+    rows, keys = requests * next_n, options["max_context_len"]
+    device = call.q.device if target is None else compat.capabilities(target).target
+    problem = Problem(device, heads, dim, FP8[call.q.dtype], top_k, rows, keys, next_n, call.kv_cache.shape[1])
+    return _run(cached, problem, inputs, options)
+
+
+def _run(
+    operation: compat.Operation[Problem], problem: Problem, inputs: Any, options: Any
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    indices = torch.full((problem.rows, problem.top_k), -7, dtype=torch.int32)
+    scores = torch.full((problem.rows, problem.top_k), float("nan"))
+    memory = torch.full((2**20,), 0xFF, dtype=torch.uint8)
+    counters = torch.zeros((64, COUNTS), dtype=torch.int32)
+    kernel = operation.load(operation.variants["classic"])
+    for launch in kernel.prepare(problem, inputs, indices, scores, memory=memory, counters=counters, **options):
+        launch()
+    return indices, scores, counters.sum(0).tolist()
+
+
+# --- the model --------------------------------------------------------------------------------------------------------------
+
+
+def select(entries: list[tuple[float, int]], top_k: int) -> list[tuple[float, int]]:
+    """Exactly top_k entries, the largest, of equal ones the first, in the order of their keys."""
+    logits = torch.tensor([[value for value, _ in entries]])
+    chosen, _ = selection.expected(logits, None, torch.tensor([len(entries)]), top_k)
+    return [entries[place] for place in chosen[0].tolist()]
+
+
+def is_tied(entries: Sequence[tuple[float, int]], top_k: int) -> bool:
+    """Whether the least that is kept has an equal that is dropped; NaN and inf are told apart late, too."""
+    ordered = sorted((float("inf") if value != value else value for value, _ in entries), reverse=True)
+    return ordered[top_k - 1] == ordered[top_k]
+
+
+def scan(logits: torch.Tensor, begin: int, end: int, top_k: int, tune: Tuning) -> tuple[list[tuple[float, int]], list[int]]:
+    """(entries, counts): what a program leaves of the keys [begin, end) of a row, whose tiles begin at multiples, and how many
+    selections made room, met equals, and closed the row."""
+    segment = tune.block_keys * tune.segment_tiles
+    entries: list[tuple[float, int]] = []
+    threshold, counts = float("nan"), [0, 0, 0]
+
+    def selected() -> list[tuple[float, int]]:
+        counts[1] += is_tied(entries, top_k)
+        return select(entries, top_k)
+
+    for first in range(begin // tune.block_keys * tune.block_keys, end, segment):
+        for key in range(max(begin, first), min(end, first + segment)):
+            value = float(logits[key])
+            if not value <= threshold:
+                entries.append((value, key))
+        assert len(entries) <= tune.block_entries, "a list overflows"
+        if len(entries) > tune.block_entries - segment:
+            entries = selected()
+            counts[0] += 1
+            kept = [value for value, _ in entries if value == value]
+            threshold = min(kept, default=float("inf"))
+            if not kept:
+                counts[2] += 1
+                break
+    return (selected() if len(entries) > top_k else entries), counts
