@@ -21,8 +21,7 @@ MODES = {"clean": (True, None), "unclean": (False, None), "compressed": (False, 
 modes = pytest.mark.parametrize(("clean_logits", "max_window"), MODES.values(), ids=MODES)
 cleaning = pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "unclean"])
 LENS = [1500, 0, 64, 1, 129, 260, 7000, 0, 33]
-# Of both operations: one has the variants of the other.
-assert list(operation.variants) == list(paged_operation.variants)
+assert set(operation.variants) >= set(paged_operation.variants)  # the fixture has those of one
 
 Check = Callable[..., torch.Tensor]
 

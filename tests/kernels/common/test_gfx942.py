@@ -1,15 +1,9 @@
 """What classic kernels do for gfx942, in Triton's interpreter: conversion to e4m3fnuz, and relu without a maximum."""
 
-# ruff: noqa: N803 - Triton's constants are written in capitals
-
 import pytest
 import torch
-import triton
-import triton.language as tl
 
 from capgate import compat
-from capgate.kernels.common.device.classic import fn_to_fnuz, relu
-from capgate.kernels.mqa_logits import classic
 from capgate.kernels.mqa_logits.api import describe
 from capgate.kernels.mqa_logits.operands import Inputs
 from support import fused_selection, judge, paged, selection
@@ -21,19 +15,11 @@ pytestmark = [
 ]
 
 
-@triton.jit
-def convert(bytes_in, bytes_out, WORDS: tl.constexpr):
-    row, byte = tl.arange(0, 4)[:, None], tl.arange(0, 64)[None, :]
-    if WORDS:
-        fn = tl.load(bytes_in.to(tl.pointer_type(tl.uint32)) + row * 16 + tl.arange(0, 16)[None, :])
-    else:
-        fn = tl.load(bytes_in + row * 64 + byte)
-    tl.store(bytes_out + row * 64 + byte, fn_to_fnuz(fn).to(tl.uint8, bitcast=True))
-
-
 @pytest.mark.parametrize("words", [False, True], ids=["bytes", "words"])
 def test_every_byte_becomes_half_its_value(words: bool) -> None:
     """Each beside every kind of neighbour: what a sum carries out of a byte would change the next."""
+    from support.gfx942_kernels import convert
+
     for order in (torch.arange(256), torch.arange(256).flip(0), torch.arange(256) * 127 % 256):
         fn, fnuz = order.to(torch.uint8), torch.empty(256, dtype=torch.uint8)
         convert[(1,)](fn, fnuz, words)
@@ -44,6 +30,8 @@ def test_every_byte_becomes_half_its_value(words: bool) -> None:
 
 def logits(target: str, call: judge.Call) -> torch.Tensor:
     """Of the kernel that a call on the target would launch."""
+    from capgate.kernels.mqa_logits import classic
+
     out = torch.empty(call.q.shape[0], call.k.shape[0])
     problem = describe(Inputs(*call), out, True, False)._replace(device=compat.capabilities(target).target)
     classic.kernel.launch(problem, Inputs(*call), out, clean_logits=True, compressed=False)
@@ -68,14 +56,10 @@ def test_so_have_the_scores_of_a_fused_selection() -> None:
             assert selection.same(scores, same_scores)
 
 
-@triton.jit
-def relu_of(x, out):
-    place = tl.arange(0, 4)
-    tl.store(out + place, relu(tl.load(x + place), False))
-
-
 def test_nan_stays_where_there_is_no_maximum() -> None:
     """In float32: Triton's interpreter reads fp8's NaNs as numbers."""
+    from support.gfx942_kernels import relu_of
+
     x, out = torch.tensor([float("nan"), -1.5, 2.5, -0.0]), torch.empty(4)
     relu_of[(1,)](x, out)
     assert out[0].isnan()
