@@ -23,17 +23,21 @@ command       how a command ends; ``outputs``: the files that it writes; ``termi
 ============  =========================================================================================================
 """
 
+from ._bound import Bound
 from ._capabilities import Capabilities, CapabilityError, Verdict
 from ._kernel import ExampleCall, Examples, Kernel, Launch
 from ._lookup import capabilities, require
 from ._operation import Operation, Step, Trace, Variant
 from ._registry import operations
-from ._repeats import Repeats
+from ._repeats import Call, Calls, Repeats, extent
 from ._switches import SwitchError, override, strict
 from .table import Capability
 from .targets import Target
 
 __all__ = [
+    "Bound",
+    "Call",
+    "Calls",
     "Capabilities",
     "Capability",
     "CapabilityError",
@@ -50,6 +54,7 @@ __all__ = [
     "Variant",
     "Verdict",
     "capabilities",
+    "extent",
     "operations",
     "override",
     "require",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ._bound import Bound, Launcher, Slot, launcher_of, parts_of
+from ._bound import Bound, Launcher, Slot, launcher_of, tensors_of
 from ._errors import of_the_machine
 
 
@@ -28,7 +28,8 @@ def bind(
     """
     import torch
 
-    if not _plain(launches, compiled):
+    given = tensors_of((*operands, *options.values()))
+    if not given or not _plain(launches, compiled):
         return None
     tensors: list[Any] = []
     again = [_meta(operand, tensors) for operand in operands]
@@ -68,8 +69,7 @@ def bind(
         for place, *_ in slots:
             values[place] = None  # what it was is not kept alive
         launchers.append(Launcher(kernel, grid, tuple(values), tuple(slots), *parts))
-    device = next(part.device for part in parts_of(operands) if isinstance(part, torch.Tensor))
-    return Bound(launchers, [_maker(storage, device) for storage in scratch])
+    return Bound(launchers, [_maker(storage, given[0].device) for storage in scratch])
 
 
 def _plain(launches: Sequence[Any], compiled: Sequence[Any]) -> bool:

@@ -111,14 +111,20 @@ class _Address:
 
 def look(operands: Iterable[Any]) -> Look | None:
     """Look at a call's operands, and into tuples among them; None where one could mean anything, as a subclass of tensors."""
+    addresses: list[int] = []
+    facts = look_into(operands, addresses)
+    return None if facts is None else Look(facts, addresses)
+
+
+def look_into(operands: Iterable[Any], addresses: list[int]) -> tuple[Any, ...] | None:
+    """The facts of :func:`look`; the addresses are added to ``addresses``."""
     torch = sys.modules.get("torch")
     if torch is None:
         return None
-    plain, hip = torch.Tensor, torch.version.hip
-    facts: list[Any] = []
-    addresses: list[int] = []
+    plain, dtype, hip = torch.Tensor, torch.dtype, torch.version.hip
+    facts: list[Any] = []  # of a tensor five or six, of anything else its type and itself: no two calls give the same line
     try:
-        for part in parts_of(operands):
+        for part in operands:
             kind = type(part)
             if kind is plain:
                 if part.requires_grad:
@@ -126,20 +132,18 @@ def look(operands: Iterable[Any]) -> Look | None:
                 address = part.data_ptr()
                 addresses.append(address)
                 # Triton makes its own of addresses that are multiples of 16, and on AMD of storages that 31 bits can count.
-                near = hip and part.untyped_storage().nbytes() < 2**31
-                facts.append((part.shape, part.stride(), part.dtype, part.device, address % 16, near))
-            elif part is None or kind in (bool, int, float, str) or kind is torch.dtype:
-                facts.append((kind, part))
+                facts += (part.shape, part.stride(), part.dtype, part.device, address % 16)
+                if hip:
+                    facts.append(part.untyped_storage().nbytes() < 2**31)
+            elif part is None or kind in (bool, int, float, str, dtype):
+                facts += (kind, part)
+            elif isinstance(part, tuple) and (inside := look_into(part, addresses)) is not None:
+                facts += inside
             else:
                 return None
     except RuntimeError:  # a sparse or nested tensor, which has no strides, or no address
         return None
-    return Look(tuple(facts), addresses)
-
-
-def is_tensors(facts: tuple[Any, ...]) -> bool:
-    """Whether they are a tensor's, and so have an address."""
-    return len(facts) > 2
+    return tuple(facts)
 
 
 def limit(kept: dict[Any, Any], most: int = MOST) -> None:
@@ -148,32 +152,60 @@ def limit(kept: dict[Any, Any], most: int = MOST) -> None:
         kept.pop(next(iter(kept), None), None)
 
 
-def parts_of(operands: Iterable[Any]) -> list[Any]:
-    return [part for operand in operands for part in (operand if isinstance(operand, tuple) else (operand,))]
+def tensors_of(operands: Iterable[Any]) -> list[Any]:
+    """The tensors among operands that could be looked at, in the order of their addresses."""
+    found: list[Any] = []
+    for operand in operands:
+        if isinstance(operand, tuple):
+            found += tensors_of(operand)
+        elif hasattr(operand, "data_ptr"):
+            found.append(operand)
+    return found
 
 
 class Bound:
-    """A call whose launches are kept."""
+    """A call whose launches are kept.
 
-    def __init__(self, launchers: Sequence[Launcher], scratch: Sequence[Callable[[], Any]]) -> None:
+    extents : of each operand bytes from its first element to the end of its last one, where the last operand is written and
+        may share memory with no other; none where that is nobody's question here
+    """
+
+    def __init__(
+        self, launchers: Sequence[Launcher], scratch: Sequence[Callable[[], Any]], extents: Sequence[int] = ()
+    ) -> None:
         driver = sys.modules["triton"].runtime.driver.active
         self._current_device, self._current_stream = driver.get_current_device, driver.get_current_stream
         self._index = self._current_device()
         self._launchers = launchers
         self._scratch = scratch
+        self._extents = extents
         self._encoded: dict[Any, list[tuple[Callable[..., Any], tuple[Any, ...]]]] = {}
+
+    def apart(self, extents: Sequence[int]) -> "Bound":
+        """The same launches, for operands of which the last one is to be apart from the others."""
+        twin = copy.copy(self)
+        twin._extents, twin._encoded = extents, {}
+        return twin
 
     def __call__(self, addresses: Sequence[int]) -> bool:
         """Launch with these addresses, on the current device's stream; False, and nothing is launched, where that cannot be.
 
         Hooks of Triton's, such as a profiler's, may look at arguments; and the kernel is loaded on one device.
         """
-        if _hooked(sys.modules["triton"]) or self._current_device() != self._index:
+        index, runtime = self._index, sys.modules["triton"].knobs.runtime
+        for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook):
+            if hook is not None and getattr(hook, "calls", True):
+                return False
+        if self._current_device() != index:
             return False
-        made = [make() for make in self._scratch]  # kept until all is launched
-        key = (self._current_stream(self._index), *addresses, *(tensor.data_ptr() for tensor in made))
+        key = (self._current_stream(index), *addresses)
+        if self._scratch:
+            made = [make() for make in self._scratch]  # kept until all is launched
+            key += tuple([tensor.data_ptr() for tensor in made])
         encoded = self._encoded.get(key)
         if encoded is None:
+            if self._extents and _overlaps(addresses, self._extents):
+                return False
             limit(self._encoded, MOST_ADDRESSES)
             encoded = self._encoded[key] = [launcher.encode(key[0], key[1:]) for launcher in self._launchers]
         for launch, arguments in encoded:
@@ -181,12 +213,10 @@ class Bound:
         return True
 
 
-def _hooked(triton: Any) -> bool:
-    runtime = triton.knobs.runtime
-    for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook):
-        if hook is not None and getattr(hook, "calls", True):
-            return True
-    return False
+def _overlaps(addresses: Sequence[int], extents: Sequence[int]) -> bool:
+    """Whether the last operand's bytes may be another one's, too."""
+    *others, (start, size) = zip(addresses, extents, strict=True)
+    return any(address < start + size and start < address + extent for address, extent in others)
 
 
 def _with_base(descriptor: Any, address: int) -> Any:

@@ -25,6 +25,7 @@ from importlib import import_module
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from . import _probes, _registry, _switches
+from ._bound import Bound
 from ._capabilities import CapabilityError
 from ._errors import of_the_machine, summary
 from ._kernel import OFFERS, Examples, Kernel
@@ -249,6 +250,11 @@ class Operation(_registry.Registered, Generic[P]):
             if lacking:
                 raise TypeError(f"{self.name}: the kernel of variant {variant.name!r} offers no {' and no '.join(lacking)}")
         return implementation
+
+    def kept(self, problem: P, *arguments: Any, variant: str | None = None, **keywords: Any) -> Bound | None:
+        """The kept launches of calls like this one, which has run; None where there are none."""
+        kernel = self.load(self.select(problem, variant))
+        return kernel.kept(problem, *arguments, **keywords) if isinstance(kernel, Kernel) else None
 
     def select(self, problem: P, variant: str | None = None) -> Variant[P]:
         """The variant that a call with ``problem`` runs.

@@ -69,22 +69,26 @@ def _answer(probe: Callable[..., Finding], arguments: tuple[Any, ...], build: ve
 
 
 # What programs change while they run: variables, and the knobs of Triton that stand for them when they are set in its place.
-_SETTINGS = {
-    "TRITON_INTERPRET": ("runtime", "interpret"),
-    "TRITON_PTXAS_PATH": ("nvidia", "ptxas"),
-    "TRITON_PTXAS_BLACKWELL_PATH": ("nvidia", "ptxas_blackwell"),
-}
+_SETTINGS = tuple(
+    (variable, os.fsencode(variable) if os.supports_bytes_environ else variable, group, name)  # as os.environ keeps it
+    for variable, group, name in (
+        ("TRITON_INTERPRET", "runtime", "interpret"),
+        ("TRITON_PTXAS_PATH", "nvidia", "ptxas"),
+        ("TRITON_PTXAS_BLACKWELL_PATH", "nvidia", "ptxas_blackwell"),
+    )
+)
+_NONE: dict[Any, Any] = {}
 
 
 def settings() -> str:
     """What findings depend on beside the build: which Triton is loaded, and its settings. Equal texts mean equal findings."""
     module = sys.modules.get("triton")
-    groups = getattr(module, "__dict__", {}).get("knobs")
+    groups = getattr(module, "__dict__", _NONE).get("knobs")
     state: list[Any] = [id(module)]
-    for variable, (group, name) in _SETTINGS.items():  # this runs at every call of an operation
-        state.append(os.environ.get(variable))
-        knobs = getattr(groups, group, None)
-        state.append(knobs.__dict__.get(name) if hasattr(knobs, "__dict__") else None)
+    variables = getattr(os.environ, "_data", None)  # this runs at every call, and os.environ.get takes a microsecond or two
+    for variable, kept, group, name in _SETTINGS:
+        state.append(os.environ.get(variable) if variables is None else variables.get(kept))
+        state.append(getattr(getattr(groups, group, None), "__dict__", _NONE).get(name))
     try:
         return _texts[tuple(state)]
     except (KeyError, TypeError):  # a state that is new, or in which somebody has set a knob to what cannot be a key

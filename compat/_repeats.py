@@ -2,15 +2,14 @@
 
 import sys
 from collections.abc import Callable, Hashable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
-from . import _switches
-from ._bound import Bound, is_tensors, limit, look
-from ._kernel import Kernel
-from ._lookup import capabilities
+from . import _probes, _switches
+from ._bound import Bound, limit, look_into, tensors_of
 from ._operation import Operation
 
 P = TypeVar("P", bound=Hashable)
+K = TypeVar("K")
 
 
 class Call(NamedTuple):
@@ -21,24 +20,71 @@ class Call(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """What holds of calls that are alike: the device's capabilities, under which the variant was chosen, and their launches.
+    """What is kept of calls that are alike, and the settings of Triton under which it was found.
 
-    bound : None where the variant's launches cannot be kept
-    extents : bytes of each operand, from its first element to the end of its last one
+    A device on which something was launched stays what it is, so that under equal switches the settings alone can change its
+    capabilities.
     """
 
-    device: Any
-    caps: Any
-    bound: Bound | None
-    extents: tuple[int, ...]
-
-    @property
-    def holds(self) -> bool:
-        """Whether the capabilities are what they were."""
-        return capabilities(self.device) is self.caps
+    what: Any
+    settings: str
 
 
-class Repeats(Generic[P]):
+class Calls(Generic[K]):
+    """The calls of a function that come again, and what the function keeps of each, from its second time on.
+
+    It is found again under the same switches and settings of Triton, for operands that differ in addresses alone.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[Any, None] = {}
+
+    def call(self, operands: tuple[Any, ...], *options: Any) -> Call | None:
+        """The call with these operands, of which tuples are gone through; None where it cannot be told from others, and while
+        torch traces or transforms it."""
+        torch = sys.modules.get("torch")
+        if torch is None or torch.compiler.is_compiling() or not _alone(torch):
+            return None
+        addresses: list[int] = []
+        facts = look_into(operands, addresses)
+        if facts is None or not addresses:
+            return None
+        return Call((facts, options, *map(type, options)), addresses)
+
+    def find(self, call: Call) -> K | None:
+        """What is kept of calls like this one."""
+        try:
+            kept = self._kept().get(call.key)
+        except TypeError:  # an option that cannot be a key: no valid one
+            return None
+        return cast(K, kept.what) if kept is not None and kept.settings == _probes.settings() else None
+
+    def remember(self, call: Call, make: Callable[[], K | None]) -> None:
+        """Note a call that went the long way; the second time, and under new settings, ``make`` says what to keep."""
+        if call.key not in self._seen:
+            limit(self._seen)
+            self._seen[call.key] = None
+            return
+        kept, settings = self._kept(), _probes.settings()
+        known = kept.get(call.key)
+        if known is not None and known.settings == settings:  # it went the long way for another reason, or always does
+            return
+        made = _Kept(make(), settings)
+        limit(kept)
+        kept[call.key] = made
+
+    def __len__(self) -> int:
+        """How many calls are kept under the switches in force."""
+        return len(self._kept())
+
+    def _kept(self) -> dict[Any, _Kept]:
+        """Of the switches in force: under others another variant may be chosen."""
+        memo: dict[Any, dict[Any, _Kept]] = _switches.current().memo
+        kept = memo.get(self)
+        return memo.setdefault(self, {}) if kept is None else kept
+
+
+class Repeats(Calls[Bound], Generic[P]):
     """The repeating calls of a function that checks its arguments itself and then runs an operation::
 
         REPEATS = compat.Repeats(operation)
@@ -52,46 +98,28 @@ class Repeats(Generic[P]):
                 REPEATS.keep(call, lambda: problem_of(x), (x, factor, out), None)
             return out
 
-    A call is launched at once where two like it have gone the long way under the same switches and capabilities, and a
+    A call is launched at once where two like it have gone the long way under the same switches and settings of Triton, and a
     :class:`.Kernel` took them. It goes the long way all the same while torch traces or transforms it, while a hook of Triton's
     is set, and where the last operand, which is the one that is written, may share memory with another.
     """
 
     def __init__(self, operation: Operation[P]) -> None:
+        super().__init__()
         self._operation = operation
-        self._seen: dict[Any, None] = {}
-
-    def call(self, operands: tuple[Any, ...], *options: Any) -> Call | None:
-        """The call with these operands, of which tuples are gone through, on a GPU; None where it cannot repeat."""
-        torch = sys.modules.get("torch")
-        if torch is None or torch.compiler.is_compiling() or not _alone(torch):
-            return None
-        looked = look(operands)
-        if looked is None or not looked.addresses:
-            return None
-        return Call((self._operation, looked.facts, options, *map(type, options)), looked.addresses)
 
     def launched(self, call: Call, out: Any, make: Callable[[], Any] | None = None) -> Any:
         """What the call has written, where it was launched; None where it must go the long way.
 
         out : the last operand; None for a call that writes a new tensor, which ``make`` makes
         """
-        try:
-            kept = self._kept().get(call.key)
-        except TypeError:  # an option that cannot be a key: no valid one
-            return None
-        if kept is None or kept.bound is None or not kept.holds:
+        bound = self.find(call)
+        if bound is None:
             return None
         addresses = call.addresses
         if out is None and make is not None:
             out = make()
             addresses = [*addresses, out.data_ptr()]
-        target, extent = addresses[-1], kept.extents[-1]
-        end = target + extent
-        for address, size in zip(addresses[:-1], kept.extents, strict=False):
-            if address < end and target < address + size:
-                return None
-        return out if kept.bound(addresses) else None
+        return out if bound(addresses) else None
 
     def keep(
         self, call: Call, problem: Callable[[], P], operands: tuple[Any, ...], variant: str | None, **options: Any
@@ -100,35 +128,20 @@ class Repeats(Generic[P]):
 
         operands, options : as the operation's variants got them
         """
-        if call.key not in self._seen:
-            limit(self._seen)
-            self._seen[call.key] = None
-            return
-        kept = self._kept()
-        known = kept.get(call.key)
-        if known is not None and known.holds:  # it went the long way for another reason, or always does
-            return
-        looked = look(operands)
-        if looked is None:
-            return
-        asked = problem()
-        kernel = self._operation.load(self._operation.select(asked, variant))
-        bound = kernel.kept(asked, *operands, **options) if isinstance(kernel, Kernel) else None
-        tensors = [facts for facts in looked.facts if is_tensors(facts)]
-        device = tensors[0][3]
-        limit(kept)
-        kept[call.key] = _Kept(device, capabilities(device), bound, tuple(_extent(*facts[:3]) for facts in tensors))
 
-    def _kept(self) -> dict[Any, _Kept]:
-        """Of the switches in force: under others another variant may be chosen."""
-        memo: dict[Any, dict[Any, _Kept]] = _switches.current().memo
-        return memo.get(self) or memo.setdefault(self, {})
+        def bound() -> Bound | None:
+            kept = self._operation.kept(problem(), *operands, variant=variant, **options)
+            return kept and kept.apart([extent(tensor) for tensor in tensors_of(operands)])
+
+        self.remember(call, bound)
 
 
-def _extent(shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any) -> int:
-    if 0 in shape:
+def extent(tensor: Any) -> int:
+    """Bytes from the first element to the end of the last one."""
+    if 0 in tensor.shape:
         return 0
-    return int(dtype.itemsize * (1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))))
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return int(tensor.itemsize * (1 + sum((size - 1) * step for size, step in steps)))
 
 
 def _alone(torch: Any) -> bool:

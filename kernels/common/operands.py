@@ -14,7 +14,7 @@ torch.compile can follow the check.
 
 from collections.abc import Callable, Collection, Sequence
 from itertools import chain, combinations, product
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar, get_args, get_type_hints
 
 import torch
@@ -24,6 +24,9 @@ from .checks import check_strided, differentiated, either, transformed
 Dim: TypeAlias = str | int
 Tensors: TypeAlias = Sequence[torch.Tensor]
 I = TypeVar("I", bound=tuple[Any, ...])  # noqa: E741 - the inputs of an operation, a NamedTuple
+
+MOST = 1024  # looks of calls that are remembered for a function, of some hundred bytes each
+_LOOK = attrgetter("shape", "dtype", "device", "layout", "requires_grad")
 
 
 class Limit(NamedTuple):
@@ -97,8 +100,9 @@ class Operands(Generic[I]):
         operand that may be left out
     first : the operand that the others are held against, and so checked before them; the first field otherwise
 
-    A call is first held against what was worked out of the table, in the time that asking each tensor for its attributes takes.
-    Only when that says no, and under torch.compile, the tensors are gone through one by one for the words.
+    A call is first looked up among those that were well, in the time that asking each tensor for its attributes takes, and then
+    held against what was worked out of the table. Only when that says no, and under torch.compile, the tensors are gone through
+    one by one for the words.
     """
 
     def __init__(self, inputs: type[I], *, first: str | None = None) -> None:
@@ -118,7 +122,7 @@ class Operands(Generic[I]):
         self._optional = tuple(place for place, name in enumerate(names) if name in self.optional)
         left_out = chain.from_iterable(combinations(self._optional, count) for count in range(len(self._optional) + 1))
         self._given = {missing: self._work_out(missing) for missing in left_out}
-        self._whole = self._given[()]
+        self._well: dict[Any, bool] = {}  # looks of calls that were as declared: whether one requires grad
 
     def schema(self, left_out: Collection[str] = ()) -> str:
         """The operands as arguments of a torch operator, "Tensor q, Tensor? schedule"; without some that may be left out."""
@@ -136,21 +140,35 @@ class Operands(Generic[I]):
 
     def _fit(self, tensors: Tensors, constant: bool) -> bool:
         """Whether all is well, which :meth:`_go_through` would find too."""
-        dtypes, lines = self._whole
-        if self._optional and (left_out := tuple([place for place in self._optional if tensors[place] is None])):
+        left_out: tuple[int, ...] = ()
+        for place in self._optional:
+            if tensors[place] is None:
+                left_out += (place,)
+        if left_out:
             tensors = [tensor for place, tensor in enumerate(tensors) if place not in left_out]
-            dtypes, lines = self._given[left_out]
         try:
-            shapes = [tensor.shape for tensor in tensors]
-            if (line := lines.get(tuple(map(len, shapes)))) is None:
-                return False
-            if tuple([tensor.dtype for tensor in tensors]) not in dtypes:
-                return False
-        except (AttributeError, RuntimeError):  # of what is no tensor, or a nested one
+            looks = tuple(map(_LOOK, tensors))
+            requires_grad = self._well.get((left_out, looks))
+        except (AttributeError, RuntimeError, TypeError):  # of what is no tensor, or a nested one, or has symbolic sizes
             return False
-        device, grad = tensors[0].device, constant and torch.is_grad_enabled()
-        for tensor in tensors:
-            if tensor.layout is not torch.strided or tensor.device != device or (grad and tensor.requires_grad):
+        if requires_grad is None:
+            if not self._declared(left_out, looks):
+                return False
+            if len(self._well) >= MOST:
+                self._well.clear()
+            requires_grad = self._well[left_out, looks] = any(look[-1] for look in looks)
+        return not constant or not ((requires_grad and torch.is_grad_enabled()) or transformed())
+
+    def _declared(self, left_out: tuple[int, ...], looks: Sequence[tuple[Any, ...]]) -> bool:
+        """Whether tensors that look so are as declared, gradients aside."""
+        dtypes, lines = self._given[left_out]
+        shapes = [look[0] for look in looks]
+        line = lines.get(tuple(map(len, shapes)))
+        if line is None or tuple([look[1] for look in looks]) not in dtypes:
+            return False
+        device = looks[0][2]
+        for _, _, other, layout, _ in looks:
+            if layout is not torch.strided or other != device:
                 return False
         sizes = (*chain.from_iterable(shapes), 1, 2)
         if line.derived:
@@ -158,7 +176,7 @@ class Operands(Generic[I]):
         for place, (_, low, high, some, _) in line.limits:  # Limit.allows, without a call
             if not low <= sizes[place] <= high or (some and sizes[place] not in some):
                 return False
-        return line.same(sizes) == sizes and not (constant and transformed())
+        return line.same(sizes) == sizes
 
     def _work_out(self, left_out: tuple[int, ...]) -> _Given:
         given = [(row, place == self._first) for place, row in enumerate(self.rows.values()) if place not in left_out]

@@ -29,9 +29,7 @@ def select(
     fused : whether the call asks for it; None for what the operation chooses
     variant : of the operation, by name, if ``fused`` is True
     """
-    rows, heads, dim = inputs.q.shape
-    keys = inputs.k.shape[0] if max_window is None else max_window
-    problem = _problem(inputs, results, (heads, dim), rows, keys, budget, fused)
+    problem = _dense_problem(inputs, results, budget, fused, max_window)
     options = {"max_window": max_window, "relative": relative, "page_size": page_size}
     return _select(dense, problem, inputs, results, variant, options)
 
@@ -48,13 +46,40 @@ def select_paged(
     layout: str,
 ) -> bool:
     """As :func:`select` for a paged cache."""
+    problem = _paged_problem(inputs, results, budget, fused, max_context_len, layout)
+    options = {"max_context_len": max_context_len, "page_size": page_size, "layout": layout}
+    return _select(paged, problem, inputs, results, variant, options)
+
+
+def takes(inputs: Dense, results: Results, budget: int, fused: bool | None, *, max_window: int | None) -> bool:
+    """Whether :func:`select` does the call."""
+    return _taken(dense, _dense_problem(inputs, results, budget, fused, max_window))
+
+
+def takes_paged(inputs: Paged, results: Results, budget: int, fused: bool | None, *, max_context_len: int, layout: str) -> bool:
+    """Whether :func:`select_paged` does the call."""
+    return _taken(paged, _paged_problem(inputs, results, budget, fused, max_context_len, layout))
+
+
+def _taken(operation: "compat.Operation[Problem]", problem: Problem) -> bool:
+    """The reference is the same two steps in torch, for which select_keys has variants of its own."""
+    return problem.asked or operation.select(problem).name != "reference"
+
+
+def _dense_problem(inputs: Dense, results: Results, budget: int, fused: bool | None, max_window: int | None) -> Problem:
+    rows, heads, dim = inputs.q.shape
+    keys = inputs.k.shape[0] if max_window is None else max_window
+    return _problem(inputs, results, (heads, dim), rows, keys, budget, fused)
+
+
+def _paged_problem(
+    inputs: Paged, results: Results, budget: int, fused: bool | None, max_context_len: int, layout: str
+) -> Problem:
     batch, next_n, heads, dim = inputs.q.shape
     block = inputs.kv_cache.shape[1]
     keys = min(max_context_len, inputs.block_table.shape[1] * block)
     problem = _problem(inputs, results, (heads, dim), batch * next_n, keys, budget, fused)
-    problem = problem._replace(next_n=next_n, block_size=block, layout=layout)
-    options = {"max_context_len": max_context_len, "page_size": page_size, "layout": layout}
-    return _select(paged, problem, inputs, results, variant, options)
+    return problem._replace(next_n=next_n, block_size=block, layout=layout)
 
 
 def _problem(
@@ -82,8 +107,8 @@ def _select(
     variant: str | None,
     options: dict[str, Any],
 ) -> bool:
-    if not problem.asked and operation.select(problem).name == "reference":
-        return False  # the same two steps in torch, for which select_keys has variants of its own
+    if not _taken(operation, problem):
+        return False
     if len(results.out) == 0:
         operation.select(problem, variant)  # a variant that cannot run is an error for empty calls too
         return True

@@ -22,6 +22,10 @@ from .results import Results, bytes_of, check_results_apart, new_results
 from .scratch import rows_within, scratch_bytes
 
 
+def problem_of(inputs: Inputs, out: torch.Tensor) -> Problem:
+    return Problem(inputs.logits.device, out.shape[1], dtype=str(inputs.logits.dtype).removeprefix("torch."))
+
+
 def _select_into(
     inputs: Inputs,
     out: torch.Tensor,
@@ -31,7 +35,7 @@ def _select_into(
     **options: Any,
 ) -> None:
     """Run the chosen variant, unless there is no row."""
-    problem = Problem(inputs.logits.device, out.shape[1], dtype=str(inputs.logits.dtype).removeprefix("torch."))
+    problem = problem_of(inputs, out)
     if len(out) == 0:
         operation.select(problem, variant)  # a variant that cannot run is an error for empty calls too
         return
@@ -52,6 +56,22 @@ def _from_logits(
     )
 
 
+def dense_columns(inputs: Dense, max_window: int | None) -> int:
+    return inputs.k.shape[0] if max_window is None else max_window
+
+
+def dense_turn(inputs: Dense, turn: slice, logits: torch.Tensor) -> tuple[dense.Inputs, Inputs]:
+    """What some rows' logits are made of, and what is selected from."""
+    q, k, k_scale, weights, starts, ends, offsets, page_table, requests = inputs
+    scored = dense.Inputs(q[turn], k, k_scale, weights[turn], starts[turn], ends[turn])
+    return scored, Inputs(logits, scored.starts, scored.ends, *_of_rows(turn, offsets, page_table, requests, 1))
+
+
+def dense_options(inputs: Dense, max_window: int | None, relative: bool, page_size: int) -> dict[str, Any]:
+    num_keys = None if max_window is None else inputs.k.shape[0]
+    return {"num_keys": num_keys, "relative": relative, "page_size": page_size}
+
+
 def _keys(
     inputs: Dense,
     results: Results,
@@ -63,28 +83,20 @@ def _keys(
     logits_variant: str | None,
     fused: bool | None = None,
 ) -> None:
-    scoring, (offsets, page_table, requests) = dense.Inputs(*inputs[:6]), inputs[6:]
-    q, compressed = inputs.q, max_window is not None
-    rows, keys = q.shape[0], inputs.k.shape[0]
-    columns = keys if max_window is None else max_window
-    options = {"num_keys": keys if compressed else None, "relative": relative, "page_size": page_size}
+    rows, columns, device = inputs.q.shape[0], dense_columns(inputs, max_window), inputs.q.device
+    options = dense_options(inputs, max_window, relative, page_size)
 
-    def score(turn: slice, logits: torch.Tensor) -> None:
-        of_rows = {"q": q, "weights": inputs.weights, "starts": inputs.starts, "ends": inputs.ends}
-        scored = scoring._replace(**{name: tensor[turn] for name, tensor in of_rows.items()})
-        torch.ops.capgate.fp8_mqa_logits_out(*scored, logits, False, compressed, logits_variant)
+    def score(scored: dense.Inputs, logits: torch.Tensor) -> None:
+        torch.ops.capgate.fp8_mqa_logits_out(*scored, logits, False, max_window is not None, logits_variant)
 
-    def select(turn: slice, logits: torch.Tensor, scratch: torch.Tensor | None) -> None:
-        placed = _of_rows(turn, offsets, page_table, requests, 1)
-        selected = Inputs(logits, inputs.starts[turn], inputs.ends[turn], *placed)
-        _select_into(selected, *_turn_of(results, turn), scratch, variant, **options)
-
-    if _is_listed(columns, results):
+    if is_listed(columns, results):
         if logits_variant is not None:
-            score(slice(0), _no_logits(0, columns, q.device))  # one that cannot run is an error all the same
-        select(slice(None), _no_logits(rows, columns, q.device), None)
+            none = no_logits(0, columns, device)
+            score(dense_turn(inputs, slice(0), none)[0], none)  # one that cannot run is an error all the same
+        _, selected = dense_turn(inputs, slice(None), no_logits(rows, columns, device))
+        _select_into(selected, *results[:2], None, variant, **options)
         return
-    if _may_fuse(fused, variant, logits_variant) and fusing.select(
+    if may_fuse(fused, variant, logits_variant) and fusing.select(
         inputs,
         results,
         logits_budget_bytes,
@@ -95,12 +107,31 @@ def _keys(
         page_size=page_size,
     ):
         return
-    buffer, scratch = _memory(results, rows, 1, columns, logits_budget_bytes, q.device)
+    buffer, scratch = memory_of(results, rows, 1, columns, logits_budget_bytes, device)
     for first in range(0, max(rows, 1), max(len(buffer), 1)):
         turn = slice(first, first + len(buffer))
-        logits = buffer[: len(q[turn]), :columns]
-        score(turn, logits)
-        select(turn, logits, scratch)
+        logits = buffer[: len(inputs.q[turn]), :columns]
+        scored, selected = dense_turn(inputs, turn, logits)
+        score(scored, logits)
+        _select_into(selected, *_turn_of(results, turn), scratch, variant, **options)
+
+
+def paged_turn(inputs: Paged, turn: slice, logits: torch.Tensor, ends: torch.Tensor) -> tuple[paged.Inputs, Inputs]:
+    """What some requests' logits are made of, and what is selected from; ``ends`` are of all rows."""
+    q, cache, weights, lens, table, offsets, page_table, requests = inputs
+    next_n = q.shape[1]
+    rows = _drafts(turn, next_n)
+    scored = paged.Inputs(q[turn], cache, weights[rows], lens[turn], table[turn])
+    return scored, Inputs(logits, None, ends[rows], *_of_rows(rows, offsets, page_table, requests, next_n))
+
+
+def paged_columns(inputs: Paged, max_context_len: int) -> int:
+    cache, table = inputs.kv_cache, inputs.block_table
+    return min(max_context_len, table.shape[1] * cache.shape[1] if len(cache) else 0)
+
+
+def paged_options(inputs: Paged, page_size: int) -> dict[str, Any]:
+    return {"num_keys": None, "relative": False, "page_size": page_size, "rows_per_request": inputs.q.shape[1]}
 
 
 def _paged_keys(
@@ -114,27 +145,21 @@ def _paged_keys(
     layout: str = "flat",
     fused: bool | None = None,
 ) -> None:
-    q, cache, weights, lens, table, offsets, page_table, requests = inputs
-    batch, next_n = q.shape[:2]
-    columns = min(max_context_len, table.shape[1] * cache.shape[1] if len(cache) else 0)
-    ends = _row_ends(lens, next_n)
-    options = {"num_keys": None, "relative": False, "page_size": page_size, "rows_per_request": next_n}
+    (batch, next_n), device = inputs.q.shape[:2], inputs.q.device
+    columns, options = paged_columns(inputs, max_context_len), paged_options(inputs, page_size)
+    ends = row_ends(inputs.context_lens, next_n)
 
-    def score(turn: slice, logits: torch.Tensor) -> None:
-        scored = paged.Inputs(q[turn], cache, weights[_drafts(turn, next_n)], lens[turn], table[turn])
+    def score(scored: paged.Inputs, logits: torch.Tensor) -> None:
         torch.ops.capgate.fp8_paged_mqa_logits_out(*scored, logits, False, logits_variant, layout=layout)
 
-    def select(turn: slice, logits: torch.Tensor, scratch: torch.Tensor | None) -> None:
-        rows = _drafts(turn, next_n)
-        selected = Inputs(logits, None, ends[rows], *_of_rows(rows, offsets, page_table, requests, next_n))
-        _select_into(selected, *_turn_of(results, rows), scratch, variant, **options)
-
-    if _is_listed(columns, results):
+    if is_listed(columns, results):
         if logits_variant is not None:
-            score(slice(0), _no_logits(0, columns, q.device))
-        select(slice(0, batch), _no_logits(len(ends), columns, q.device), None)
+            none = no_logits(0, columns, device)
+            score(paged_turn(inputs, slice(0), none, ends)[0], none)
+        _, selected = paged_turn(inputs, slice(0, batch), no_logits(len(ends), columns, device), ends)
+        _select_into(selected, *results[:2], None, variant, **options)
         return
-    if _may_fuse(fused, variant, logits_variant) and fusing.select_paged(
+    if may_fuse(fused, variant, logits_variant) and fusing.select_paged(
         inputs,
         results,
         logits_budget_bytes,
@@ -145,16 +170,18 @@ def _paged_keys(
         layout=layout,
     ):
         return
-    buffer, scratch = _memory(results, batch, next_n, columns, logits_budget_bytes, q.device)
+    buffer, scratch = memory_of(results, batch, next_n, columns, logits_budget_bytes, device)
     step = len(buffer) // next_n
     for first in range(0, max(batch, 1), max(step, 1)):
         turn = slice(first, first + step)
-        logits = buffer[: len(ends[_drafts(turn, next_n)]), :columns]
-        score(turn, logits)
-        select(turn, logits, scratch)
+        rows = _drafts(turn, next_n)
+        logits = buffer[: len(ends[rows]), :columns]
+        scored, selected = paged_turn(inputs, turn, logits, ends)
+        score(scored, logits)
+        _select_into(selected, *_turn_of(results, rows), scratch, variant, **options)
 
 
-def _may_fuse(fused: bool | None, variant: str | None, logits_variant: str | None) -> bool:
+def may_fuse(fused: bool | None, variant: str | None, logits_variant: str | None) -> bool:
     """Whether a call may be fused: who names a variant of one of two steps takes two."""
     return fused or (fused is None and variant is None and logits_variant is None)
 
@@ -184,7 +211,7 @@ def _of_rows(
     return None if offsets is None else offsets[turn], page_table, None if requests is None else requests[turn]
 
 
-def _row_ends(context_lens: torch.Tensor, next_n: int) -> torch.Tensor:
+def row_ends(context_lens: torch.Tensor, next_n: int) -> torch.Tensor:
     """How many keys each row sees, int32 [B * next_n]; 0 or less for none."""
     if context_lens.ndim == 2 or next_n == 1:
         return context_lens.reshape(-1)
@@ -195,17 +222,17 @@ def _row_ends(context_lens: torch.Tensor, next_n: int) -> torch.Tensor:
 # --- memory -----------------------------------------------------------------------------------------------------------------
 
 
-def _is_listed(columns: int, results: Results) -> bool:
+def is_listed(columns: int, results: Results) -> bool:
     """Whether shapes alone say that every key of every row is selected, so that nobody asks for a logit."""
     return columns <= results.out.shape[1] and results.out_scores is None
 
 
-def _no_logits(rows: int, columns: int, device: torch.device) -> torch.Tensor:
+def no_logits(rows: int, columns: int, device: torch.device) -> torch.Tensor:
     """Logits that are not looked at."""
     return torch.empty((1, 1), dtype=torch.float32, device=device).expand(rows, columns)
 
 
-def _memory(
+def memory_of(
     results: Results, groups: int, rows: int, columns: int, budget: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """A buffer for the logits of as many groups of ``rows`` rows as the budget has room for, of ``groups``; rows are padded.

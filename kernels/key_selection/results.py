@@ -1,10 +1,12 @@
 """Where a selection writes: new tensors, or the caller's and the memory that he lends."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 
 from ..common.checks import Inputs, check_apart, check_memory, check_strided
+
+Selected: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 WORDS = ("the operands'", "the selection does")
 ALIGNMENT = 16  # bytes: what is read and written in whole vectors begins so
@@ -22,14 +24,18 @@ class Results(NamedTuple):
     out_scores: torch.Tensor | None
     workspace: torch.Tensor | None = None
 
+    @property
+    def selected(self) -> Selected:
+        """As the functions return them."""
+        return self.out if self.out_scores is None else (self.out, self.out_scores)
+
 
 def new_results(rows: int, top_k: int, return_scores: bool, device: torch.device) -> Results:
     """New tensors, and no workspace."""
-    out = torch.empty((rows, top_k), dtype=torch.int32, device=device)
-    return Results(out, torch.empty((rows, top_k), dtype=torch.float32, device=device) if return_scores else None)
+    return results_or_new(rows, top_k, return_scores, device, None, None, None)
 
 
-def given_results(
+def check_results(
     rows: int,
     top_k: int,
     return_scores: bool,
@@ -37,10 +43,8 @@ def given_results(
     out: torch.Tensor | None,
     out_scores: torch.Tensor | None,
     workspace: torch.Tensor | None,
-) -> Results | None:
-    """What the caller gives, checked, and new tensors for the rest; None where he gives nothing."""
-    if out is None and out_scores is None and workspace is None:
-        return None
+) -> None:
+    """Raise TypeError or ValueError for memory of the caller's that cannot take the results, or be worked in."""
     if out is not None:
         _check("out", out, (rows, top_k), torch.int32, device)
     if out_scores is not None:
@@ -49,6 +53,18 @@ def given_results(
         _check("out_scores", out_scores, (rows, top_k), torch.float32, device)
     if workspace is not None:
         _check_workspace(workspace, device)
+
+
+def results_or_new(
+    rows: int,
+    top_k: int,
+    return_scores: bool,
+    device: torch.device,
+    out: torch.Tensor | None,
+    out_scores: torch.Tensor | None,
+    workspace: torch.Tensor | None,
+) -> Results:
+    """What the caller gives, and new tensors for the rest."""
     if out is None:
         out = torch.empty((rows, top_k), dtype=torch.int32, device=device)
     if out_scores is None and return_scores:

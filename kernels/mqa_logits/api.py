@@ -1,7 +1,6 @@
 """The public function: checks, allocation, and dispatch through an operator that torch.compile and CUDA graphs understand."""
 
 from functools import partial
-from typing import cast
 
 import torch
 
@@ -78,10 +77,11 @@ def fp8_mqa_logits(
         The variant that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
     inputs = Inputs(q, k, k_scale, weights, starts, ends)
-    call = REPEATS.call((inputs, out), clean_logits, max_window, logits_dtype, variant)
-    new = partial(_new, inputs, max_window, logits_dtype)
-    if call is not None and (done := REPEATS.launched(call, out, new)) is not None:
-        return cast(torch.Tensor, done)
+    call = REPEATS.call((*inputs, out), clean_logits, max_window, logits_dtype, variant)
+    if call is not None:
+        done: torch.Tensor | None = REPEATS.launched(call, out, partial(_new, inputs, max_window, logits_dtype))
+        if done is not None:
+            return done
     OPERANDS.check(inputs, "the logits")
     check_flag("clean_logits", clean_logits)
     if max_window is not None:
@@ -104,6 +104,12 @@ def fp8_mqa_logits(
         problem = partial(describe, inputs, logits, clean_logits, compressed)
         REPEATS.keep(call, problem, (inputs, logits), variant, clean_logits=clean_logits, compressed=compressed)
     return logits
+
+
+def kept(inputs: Inputs, out: torch.Tensor, clean_logits: bool, compressed: bool, variant: str | None) -> compat.Bound | None:
+    """The kept launches of calls like this one, which has run; None where there are none."""
+    problem = describe(inputs, out, clean_logits, compressed)
+    return operation.kept(problem, inputs, out, variant=variant, clean_logits=clean_logits, compressed=compressed)
 
 
 def copies_directly(k: torch.Tensor, k_scale: torch.Tensor) -> bool:

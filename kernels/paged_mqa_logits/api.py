@@ -1,7 +1,6 @@
 """The public functions: checks, allocation, and dispatch through operators that torch.compile and GPU graphs understand."""
 
 from functools import partial
-from typing import cast
 
 import torch
 
@@ -110,10 +109,11 @@ def fp8_paged_mqa_logits(
         The variant that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
     inputs = Inputs(q, kv_cache, weights, context_lens, block_table, schedule)
-    call = REPEATS.call((inputs, out), max_context_len, clean_logits, layout, schedule_chunk_keys, logits_dtype, variant)
-    new = partial(_empty, inputs, max_context_len, logits_dtype)
-    if call is not None and (done := REPEATS.launched(call, out, new)) is not None:
-        return cast(torch.Tensor, done)
+    call = REPEATS.call((*inputs, out), max_context_len, clean_logits, layout, schedule_chunk_keys, logits_dtype, variant)
+    if call is not None:
+        done: torch.Tensor | None = REPEATS.launched(call, out, partial(_empty, inputs, max_context_len, logits_dtype))
+        if done is not None:
+            return done
     OPERANDS.check(inputs, "the logits")
     check_blocks(kv_cache, layout)
     if schedule is not None and not schedule.is_contiguous():
@@ -177,13 +177,12 @@ def paged_mqa_schedule(
     TypeError, ValueError
         An argument is not as above.
     """
+    call = SCHEDULE_REPEATS.call((context_lens, out), block_size, num_workers, chunk_keys)
+    if call is not None:
+        done: torch.Tensor | None = SCHEDULE_REPEATS.launched(call, out, partial(_empty_schedule, context_lens, num_workers))
+        if done is not None:
+            return done
     inputs = scheduled.Inputs(context_lens)
-    call = SCHEDULE_REPEATS.call((inputs, out), block_size, num_workers, chunk_keys)
-    if (
-        call is not None
-        and (done := SCHEDULE_REPEATS.launched(call, out, partial(_empty_schedule, inputs, num_workers))) is not None
-    ):
-        return cast(torch.Tensor, done)
     scheduled.OPERANDS.check(inputs, "the schedule")
     if check_integer("block_size", block_size, 1) not in BLOCK_SIZES:
         raise ValueError(f"block_size: got {block_size}, needs {BLOCK_WORDS}")
@@ -251,6 +250,20 @@ def _ordinary(shaped: Shaped) -> Inputs:
     weights = torch.empty((requests * next_n, heads), device="meta")
     table = torch.empty((requests, 1), dtype=torch.int32, device="meta")
     return Inputs(*shaped, weights, table[:, 0], table)
+
+
+def kept(
+    inputs: Inputs,
+    out: torch.Tensor,
+    clean_logits: bool,
+    variant: str | None,
+    chunk_keys: int = CHUNK_KEYS,
+    layout: str = "flat",
+) -> compat.Bound | None:
+    """The kept launches of calls like this one, which has run; None where there are none."""
+    problem = describe(inputs, clean_logits, out.dtype, layout)
+    options = {"clean_logits": clean_logits, "chunk_keys": chunk_keys, "layout": layout}
+    return operation.kept(problem, inputs, out, variant=variant, **options)
 
 
 def copies_directly(kv_cache: torch.Tensor, weights: torch.Tensor, block_table: torch.Tensor) -> bool:
@@ -346,13 +359,17 @@ def _schedule_into(inputs: scheduled.Inputs, out: torch.Tensor, chunk_keys: int 
 
 def _schedule(inputs: scheduled.Inputs, num_workers: int, chunk_keys: int = CHUNK_KEYS) -> torch.Tensor:
     """Operator ``capgate::paged_mqa_schedule``: the same into a new tensor."""
-    schedule = _empty_schedule(inputs, num_workers)
+    schedule = _empty_schedule(inputs.context_lens, num_workers)
     _schedule_into(inputs, schedule, chunk_keys)
     return schedule
 
 
-def _empty_schedule(inputs: scheduled.Inputs, num_workers: int, *options: object) -> torch.Tensor:
-    return inputs.context_lens.new_empty((num_workers + 1, 2))
+def _empty_schedule(context_lens: torch.Tensor, num_workers: int) -> torch.Tensor:
+    return context_lens.new_empty((num_workers + 1, 2))
+
+
+def _fake_schedule(inputs: scheduled.Inputs, num_workers: int, chunk_keys: int) -> torch.Tensor:
+    return _empty_schedule(inputs.context_lens, num_workers)
 
 
 _OPTIONS = f"bool clean_logits, str? variant, int schedule_chunk_keys={CHUNK_KEYS}, str layout='flat'"
@@ -360,5 +377,5 @@ _SCHEDULES = f"int chunk_keys={CHUNK_KEYS}"
 _NEW = f"SymInt max_context_len, ScalarType logits_dtype, {_OPTIONS}"
 register("fp8_paged_mqa_logits", OPERANDS, _NEW, "Tensor", _launch_new, _empty)
 register("fp8_paged_mqa_logits_out", OPERANDS, f"Tensor(a!) out, {_OPTIONS}", "()", _launch_into)
-register("paged_mqa_schedule", scheduled.OPERANDS, f"SymInt num_workers, {_SCHEDULES}", "Tensor", _schedule, _empty_schedule)
+register("paged_mqa_schedule", scheduled.OPERANDS, f"SymInt num_workers, {_SCHEDULES}", "Tensor", _schedule, _fake_schedule)
 register("paged_mqa_schedule_out", scheduled.OPERANDS, f"Tensor(a!) out, {_SCHEDULES}", "()", _schedule_into)

@@ -10,7 +10,9 @@ from capgate.compat.command import asking, prints_to_stderr
 from capgate.compat.outputs import Outputs
 
 from .plot import add_pictures, plot
-from .tables import Results, show
+from .tables import Results, show, show_stack
+
+HOST_REPEATS = 200  # a call takes tens of microseconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,11 +35,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", metavar="FILE", help="write the results and the whole stack's description, - for standard output"
     )
+    parser.add_argument(
+        "--host",
+        action="store_true",
+        help="in place of workloads: what calls cost the host, us, and what many of them leave behind; on the CPU checks alone",
+    )
+    parser.add_argument(
+        "--calls", type=int, default=10_000, help="with --host: calls between two looks at memory, up to 1000000 say (10000)"
+    )
+    parser.add_argument(
+        "--first",
+        action="store_true",
+        help="in place of workloads: seconds from a process's start to its first result, Triton's cache empty and filled",
+    )
     parser.add_argument("--plot", metavar="FILE", help="draw rates against the ceiling: .png, .svg, or both without a suffix")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Time what the parsed ``arguments`` ask for and print it; returns 1 when a call of ours could not be timed."""
+    if arguments.host or arguments.first:
+        return _run_host(arguments)
     from ..workloads.catalogue import GROUPS, SMALL, WORKLOADS, select
     from .other_libraries import NAMES
     from .timing import this_device
@@ -70,6 +87,45 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             show(results)
     return 1 if any(not remark["measured"] and remark["variant"] not in NAMES for remark in results["remarks"]) else 0
+
+
+def _run_host(arguments: argparse.Namespace) -> int:
+    """Time calls on the host, or a process's first one, or both."""
+    from . import first, host
+    from .environment import describe
+    from .timing import this_device
+
+    outputs: Outputs[Results] = Outputs()
+    device = this_device()
+    with asking():
+        if arguments.json not in (None, "-"):
+            outputs.add("--json", arguments.json, _as_json)
+        for name, given in (
+            ("workload", arguments.workload != "all"),
+            ("variants", arguments.variants),
+            ("plot", arguments.plot),
+        ):
+            if given:
+                raise ValueError(f"--{name}: is of workloads, and goes with neither --host nor --first")
+        for name, least in (("repeats", arguments.repeats), ("calls", arguments.calls)):
+            if least is not None and least < 1:
+                raise ValueError(f"--{name}: got {least}, needs 1 or more")
+    with prints_to_stderr():
+        results: Results = {"stack": describe(device)}
+        if arguments.first:
+            results["first"] = first.measure()
+        if arguments.host:
+            results["host"] = host.measure(device, arguments.repeats or HOST_REPEATS, arguments.calls)
+    with outputs.written(results):
+        if arguments.json == "-":
+            print(_as_json(results))
+            return 0
+        show_stack(results["stack"])
+        if arguments.first:
+            first.show(results["first"])
+        if arguments.host:
+            host.show(results["host"])
+    return 0
 
 
 def _as_json(results: Results) -> str:

@@ -92,12 +92,16 @@ FORMS = {
 }
 
 
+def show_stack(stack: dict[str, Any]) -> None:
+    """Print the line that says where it ran."""
+    builds = f"{stack['device']} ({stack['target']}), Triton {stack['triton']}, torch {stack['torch']}"
+    plain_console().print(plain(builds), soft_wrap=True)
+
+
 def show(results: Results) -> None:
     """Print the stack, a table for each operation, and what the figures mean."""
-    stack = results["stack"]
-    console = plain_console()
-    builds = f"{stack['device']} ({stack['target']}), Triton {stack['triton']}, torch {stack['torch']}"
-    console.print(plain(builds), soft_wrap=True)
+    stack, console = results["stack"], plain_console()
+    show_stack(stack)
     if stack["target"] == "cpu":
         how = "Triton's interpreter" if stack["interpreter"] else "no Triton variant"
         console.print(
@@ -107,7 +111,7 @@ def show(results: Results) -> None:
         rows = [row for row in results["rows"] if row["operation"] == operation]
         missing = [remark for remark in _unmeasured(results) if remark["operation"] == operation]
         if rows or missing:
-            _print(console, _table(operation, form, rows, missing, results))
+            print_whole(console, _table(operation, form, rows, missing, results))
     if results["rows"]:
         _explain(console, results)
     if results["selection"]:
@@ -123,7 +127,11 @@ def _unmeasured(results: Results) -> list[Row]:
     return [remark for remark in results.get("remarks", []) if not remark["measured"]]
 
 
-def _empty(title: str, columns: Iterable[str]) -> Any:
+LEFT = ("shape", "run", "variant", "call", "step")  # columns of words
+
+
+def empty(title: str, columns: Iterable[str]) -> Any:
+    """A table without rows."""
     from rich import box
     from rich.table import Table
 
@@ -131,11 +139,11 @@ def _empty(title: str, columns: Iterable[str]) -> Any:
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
     for column in columns:
-        table.add_column(column, justify="left" if column in ("shape", "run", "variant") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in LEFT else "right", no_wrap=True)
     return table
 
 
-def _print(console: Any, table: Any) -> None:
+def print_whole(console: Any, table: Any) -> None:
     """Whole, wherever it is printed: a narrower console would cut figures short."""
     from rich.measure import Measurement
 
@@ -151,7 +159,7 @@ def _add(table: Any, lines: Sequence[str], rows: Sequence[Sequence[str]]) -> Non
 
 
 def _table(operation: str, form: Form, rows: list[Row], missing: list[Row], results: Results) -> Any:
-    table = _empty(f"{operation} ({form.size})", ("shape", "variant", "clean", "ms", "noise", *form.columns))
+    table = empty(f"{operation} ({form.size})", ("shape", "variant", "clean", "ms", "noise", *form.columns))
     for workload in results["workloads"]:
         lines: list[str] = []
         timed = []
@@ -183,10 +191,11 @@ def _explain(console: Any, results: Results) -> None:
             f"{read:.4g} TB/s (device read); all measured in this run."
         )
     for line in lines:
-        _note(console, line)
+        note(console, line)
 
 
-def _note(console: Any, line: str) -> None:
+def note(console: Any, line: str) -> None:
+    """A line below a table."""
     console.print(line, style="dim", soft_wrap=True)
 
 
@@ -209,7 +218,7 @@ def _range(rounds: list[float]) -> str:
 
 def _show_selection(console: Any, results: Results) -> None:
     columns = ("logits", "selec-\ntion", "x\nread", "topk", "whole", "x\nlogits", "noise", "peak")
-    table = _empty("Selecting the keys: ms", ("shape", "variant", *columns))
+    table = empty("Selecting the keys: ms", ("shape", "variant", *columns))
     for row in results["selection"]:
         logits, selection, topk, whole = (
             statistics.median(row[f"{name}_ms"]) for name in ("logits", "selection", "topk", "whole")
@@ -226,8 +235,8 @@ def _show_selection(console: Any, results: Results) -> None:
             f"{row['peak_bytes'] / row['budget']:.2f}" if row["peak_bytes"] is not None else "",
         )
         _add(table, [row["workload"], row["size"], f"top {row['top_k']}"], [figures])
-    _print(console, table)
-    _note(
+    print_whole(console, table)
+    note(
         console,
         f"{SELECTION_WORDS} Medians of {results['repeats']} calls and {results['rounds']} rounds; noise: of the whole, "
         "between the fastest and the slowest round.",
@@ -236,9 +245,7 @@ def _show_selection(console: Any, results: Results) -> None:
 
 def _show_serving(console: Any, results: Results) -> None:
     names = list(results["serving"][0]["metrics"])
-    table = _empty(
-        "The indexer's share of a serving run", ("run", "variant", "clean", *names, "prefill s", "decode s", "noise")
-    )
+    table = empty("The indexer's share of a serving run", ("run", "variant", "clean", *names, "prefill s", "decode s", "noise"))
     for row in results["serving"]:
         totals = [prefill + decode for prefill, decode in zip(row["prefill_s"], row["decode_s"], strict=True)]
         table.add_row(
@@ -249,23 +256,23 @@ def _show_serving(console: Any, results: Results) -> None:
             *(f"{statistics.median(row[name]):.4g}" for name in ("prefill_s", "decode_s")),
             _range(totals),
         )
-    _print(console, table)
+    print_whole(console, table)
     for name, facts in results["workloads"].items():
         if "share" in facts:
-            _note(
+            note(
                 console,
                 f"{name}: {facts['requests']} requests in flight, {facts['input_tokens']} tokens in and "
                 f"{facts['output_tokens']} out, {facts['layers']} indexer layers, {facts['heads']} heads of {facts['dim']}, "
                 f"one key per {facts['ratio']} tokens, prefill of at most {facts['batch_tokens']} tokens.",
             )
-    _note(console, f"{SERVING_WORDS} noise: between the fastest and the slowest of {results['rounds']} rounds.")
+    note(console, f"{SERVING_WORDS} noise: between the fastest and the slowest of {results['rounds']} rounds.")
 
 
 def _show_accuracy(console: Any, results: Results) -> None:
     names = list(results["accuracy"][0]["metrics"])
-    table = _empty("Top keys, against float32", ("run", "variant", "clean", *names))
+    table = empty("Top keys, against float32", ("run", "variant", "clean", *names))
     for row in results["accuracy"]:
         figures = (f"{statistics.median(row['metrics'][name]):.5f}" for name in names)
         table.add_row(row["workload"], row["variant"], "yes" if row["clean_logits"] else "no", *figures)
-    _print(console, table)
-    _note(console, ACCURACY_WORDS)
+    print_whole(console, table)
+    note(console, ACCURACY_WORDS)
