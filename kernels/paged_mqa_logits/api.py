@@ -368,7 +368,7 @@ def _empty_schedule(context_lens: torch.Tensor, num_workers: int) -> torch.Tenso
     return context_lens.new_empty((num_workers + 1, 2))
 
 
-def _fake_schedule(inputs: scheduled.Inputs, num_workers: int, chunk_keys: int) -> torch.Tensor:
+def _fake_schedule(inputs: scheduled.Inputs, num_workers: int, chunk_keys: int = CHUNK_KEYS) -> torch.Tensor:
     return _empty_schedule(inputs.context_lens, num_workers)
 
 
