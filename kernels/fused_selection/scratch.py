@@ -6,12 +6,12 @@ holds at a time, so that neither the number of rows nor that of keys matters.
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-
 from ..common.hardware import multiprocessors
 from . import tunings
 
 if TYPE_CHECKING:
+    import torch
+
     from .operation import Problem
 
 ENTRY_BYTES = 8  # a logit and the index that it stands for
@@ -22,10 +22,10 @@ SLOTS_DENSE, SLOTS_PAGED = 1, 2  # of top_k entries for each row of a program: a
 class Lists(NamedTuple):
     """Entries of the lists and of the slots, their logits and their indices, each [any]."""
 
-    values: torch.Tensor
-    indices: torch.Tensor
-    slot_values: torch.Tensor
-    slot_indices: torch.Tensor
+    values: "torch.Tensor"
+    indices: "torch.Tensor"
+    slot_values: "torch.Tensor"
+    slot_indices: "torch.Tensor"
 
 
 def programs(problem: "Problem") -> int:
@@ -55,8 +55,10 @@ def bytes_needed(problem: "Problem") -> int:
     return ENTRY_BYTES * programs(problem) * tune.rows * row_entries
 
 
-def lists(entries: int, slots: int, memory: torch.Tensor | None, device: torch.device) -> Lists:
+def lists(entries: int, slots: int, memory: "torch.Tensor | None", device: "torch.device") -> Lists:
     """Lists of so many entries in all, and slots of so many, in bytes of ``memory``, or in new ones."""
+    import torch
+
     if memory is None:
         memory = torch.empty(ENTRY_BYTES * (entries + slots), dtype=torch.uint8, device=device)
     parts = []

@@ -132,9 +132,9 @@ def test_another_capgate_is_said(python, tmp_path, file) -> None:
         (tmp_path / folder / file).parent.mkdir(parents=True)
         (tmp_path / folder / file).touch()
     command = tmp_path / "command.py"
-    command.write_text("from capgate.compat import _installation; print(*_installation.shadows(), sep='\\n')")
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(tmp_path / "elsewhere")]))
-    notes = python(str(command), PYTHONPATH=path).stdout.splitlines()
+    behind = f"import sys; sys.path.append({str(tmp_path / 'elsewhere')!r})"
+    command.write_text(f"{behind}; from capgate.compat import _installation; print(*_installation.shadows(), sep='\\n')")
+    notes = python(str(command)).stdout.splitlines()
     what, place = ("module", file) if file.endswith(".py") else ("folder", "capgate")
     for folder in ("elsewhere", "cwd"):
         beginning = f"another {what} called capgate lies at {os.path.realpath(tmp_path / folder / place)}"
