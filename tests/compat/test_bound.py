@@ -110,7 +110,7 @@ def prepare(problem: str, inputs: Inputs, out: Any, *, columns: int) -> compat.L
 
 
 def call(kernel: compat.Kernel[str], rows: int = 3, columns: int = 8, offset: int = 0) -> tuple[Any, Any]:
-    memory = torch.empty(rows * columns + offset)
+    memory = torch.zeros(rows * columns + offset)  # `reads` looks at it
     x, out = memory[offset:].view(rows, columns), torch.empty(rows, columns)
     kernel.launch("problem", Inputs(x), out, columns=columns)
     return x, out
