@@ -56,7 +56,7 @@ def mask_drafts(out: torch.Tensor, context_lens: torch.Tensor, next_n: int) -> N
     out : [B * next_n, columns], float32
     context_lens : [B], int32, row t of next_n seeing ``context_lens[b] - next_n + t + 1`` keys
     """
-    if out.numel() == 0:
+    if next_n == 1 or out.numel() == 0:  # a request's last row sees all
         return
     columns, lens = out.shape[1], context_lens.long()[:, None, None]
     cell = out.view(len(context_lens), next_n, columns)  # splitting rows needs no copy, whatever their strides

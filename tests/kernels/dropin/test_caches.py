@@ -46,3 +46,10 @@ def test_what_is_allocated_does_not_grow_with_the_square(next_n: int) -> None:
     with Largest(out) as largest:
         mask_drafts(out, lens, next_n)
     assert 0 < largest.elements <= 3 * max(MASKED, next_n - 1)
+
+
+def test_requests_of_one_row_cost_no_operation() -> None:
+    out, lens = torch.zeros(3, 150), torch.full((3,), 140, dtype=torch.int32)
+    with Largest(out) as largest:
+        mask_drafts(out, lens, 1)
+    assert largest.elements == 0
