@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from capgate import compat
 from capgate.kernels import fp8_mqa_logits, select_keys, select_paged_keys
+from capgate.kernels.fused_selection import reference
 from capgate.kernels.fused_selection.operation import dense
 from support import fused_selection as fused
 from support import judge, paged, selection
@@ -71,3 +72,25 @@ def test_the_switch_takes_it(interpreter: None) -> None:
         patch.setattr(kernel, "_prepare", lambda *given, **options: ran.append(1) or prepare(*given, **options))
         assert torch.equal(select_keys(*call, top_k=9), two)
     assert ran
+
+
+@pytest.mark.one_lane
+def test_the_reference_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows or requests at a time, whose page tables begin at theirs; the last turn has one."""
+    generator = torch.Generator().manual_seed(3)
+    packed, cached = judge.make_call(5, 60, 3, 32, "ragged"), paged.make_call([50, 0, 9, 64, 31], 2, 3, 32)
+    pages = torch.randint(0, 99, (5, 8), generator=generator, dtype=torch.int32)
+    calls = [
+        (select_keys, packed, {"offsets": torch.arange(5, dtype=torch.int32)}),
+        (select_keys, packed, {"page_table": pages, "page_size": 8, "max_window": 40}),
+        (select_paged_keys, cached, {"page_table": pages, "page_size": 8, "max_context_len": 60}),
+        (select_paged_keys, cached, {"max_context_len": 60}),
+    ]
+    for function, call, options in calls:
+        options |= {"top_k": 10, "return_scores": True, "variant": "reference"}
+        two, two_scores = function(*call, **options, logits_variant="reference")
+        rows = 2 * len(two) // 5  # two rows, or those of two requests
+        monkeypatch.setattr(reference, "LOGITS_BYTES", 4 * rows * options.get("max_window", 60))
+        one, one_scores = function(*call, **options, fused=True)
+        assert torch.equal(one, two)
+        assert selection.same(one_scores, two_scores)
