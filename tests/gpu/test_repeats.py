@@ -1,12 +1,14 @@
 """Calls that repeat, on a GPU: the same cells as from calls that go the long way, whatever changes between two of them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from capgate import compat, kernels
+from capgate.kernels.key_selection.operation import operation as selection_operation
 from capgate.kernels.mqa_logits.operation import operation as dense_operation
 from capgate.kernels.paged_mqa_logits.operation import operation as paged_operation
 
@@ -38,21 +40,37 @@ def paged(device: torch.device, requests: int = 5, next_n: int = 2, most: int = 
     }
 
 
+def scored(device: torch.device, rows: int = 65) -> dict[str, Any]:
+    return {
+        "logits": torch.randn(rows, 20000, device=device),
+        "starts": torch.zeros(rows, dtype=torch.int32, device=device),
+        "ends": torch.randint(0, 20001, (rows,), dtype=torch.int32, device=device),
+    }
+
+
 CALLS = pytest.mark.parametrize(
     ("function", "make", "operation"),
     [
-        pytest.param(kernels.fp8_mqa_logits, dense, dense_operation, id="dense"),
-        pytest.param(kernels.fp8_paged_mqa_logits, paged, paged_operation, id="paged"),
+        pytest.param(partial(kernels.fp8_mqa_logits, clean_logits=True), dense, dense_operation, id="dense"),
+        pytest.param(partial(kernels.fp8_paged_mqa_logits, clean_logits=True), paged, paged_operation, id="paged"),
+        pytest.param(partial(kernels.select_keys, top_k=100), dense, selection_operation, id="select_keys"),
+        pytest.param(partial(kernels.select_paged_keys, top_k=100), paged, selection_operation, id="select_paged_keys"),
+        pytest.param(partial(kernels.select_from_logits, top_k=100), scored, selection_operation, id="select_from_logits"),
     ],
 )
 Function = Callable[..., torch.Tensor]
-Make = Callable[[torch.device], dict[str, Any]]
+Make = Callable[..., dict[str, Any]]
 
 
 def long_way(function: Function, operands: dict[str, Any], **options: Any) -> torch.Tensor:
-    """The logits of a call that is new to everybody: under switches of its own nothing is remembered."""
+    """The result of a call that is new to everybody: under switches of its own nothing is remembered."""
     with compat.override():
-        return function(**operands, clean_logits=True, **options).clone()
+        return function(**operands, **options).clone()
+
+
+def floats(operands: dict[str, Any]) -> str:
+    """The name of an operand of float32 that every result follows."""
+    return "weights" if "weights" in operands else "logits"
 
 
 def variants(operation: compat.Operation[Any], device: torch.device) -> list[str]:
@@ -65,42 +83,44 @@ def test_other_operands_in_the_same_shapes(gpu: torch.device, function: Function
     for variant in variants(operation, gpu):
         for _ in range(6):
             operands = make(gpu)
-            out = function(**operands, clean_logits=True, variant=variant)
+            out = function(**operands, variant=variant)
             assert torch.equal(out, long_way(function, operands, variant=variant)), variant
 
 
 @CALLS
 def test_other_shapes_in_turn(gpu: torch.device, function: Function, make: Make, operation: Any) -> None:
-    size = "rows" if make is dense else "requests"
+    size = "requests" if make is paged else "rows"
     for _ in range(4):
         for count in (3, 8, 16):
-            operands = make(gpu, **{size: count})  # type: ignore[call-arg]
-            assert torch.equal(function(**operands, clean_logits=True), long_way(function, operands))
+            operands = make(gpu, **{size: count})
+            assert torch.equal(function(**operands), long_way(function, operands))
 
 
 @CALLS
 def test_operands_that_are_not_aligned(gpu: torch.device, function: Function, make: Make, operation: Any) -> None:
     operands = make(gpu)
+    name, operand = next(iter(operands.items()))
     for turn in range(8):
-        shifted = dict(operands)
-        memory = torch.empty(operands["q"].numel() + 16, dtype=torch.uint8, device=gpu)
-        offset = 1 if turn % 2 else 16
-        shifted["q"] = memory[offset : offset + operands["q"].numel()].view(FN).view(operands["q"].shape)
-        shifted["q"].view(torch.uint8).copy_(operands["q"].view(torch.uint8))
-        assert torch.equal(function(**shifted, clean_logits=True), long_way(function, shifted))
+        memory = torch.empty(operand.nbytes + 16, dtype=torch.uint8, device=gpu)
+        offset = operand.itemsize if turn % 2 else 16
+        shifted = operands | {name: memory[offset : offset + operand.nbytes].view(operand.dtype).view(operand.shape)}
+        shifted[name].copy_(operand)
+        assert torch.equal(function(**shifted), long_way(function, shifted))
 
 
 @CALLS
 def test_memory_that_is_read_is_never_written(gpu: torch.device, function: Function, make: Make, operation: Any) -> None:
     operands = make(gpu)
-    shape = function(**operands, clean_logits=True).shape
+    out = function(**operands)
     for _ in range(4):
-        function(**operands, clean_logits=True, out=torch.empty(shape, device=gpu))
-    rows, heads = operands["weights"].shape
-    memory = torch.zeros(max(shape[0] * shape[1], rows * heads), device=gpu)
-    weights = memory[: rows * heads].view(rows, heads)
-    with pytest.raises(ValueError, match="out: shares memory with weights"):
-        function(**(operands | {"weights": weights}), clean_logits=True, out=memory[: shape.numel()].view(shape))
+        function(**operands, out=torch.empty_like(out))
+    name = floats(operands)
+    operand = operands[name]
+    memory = torch.zeros(max(out.nbytes, operand.nbytes), dtype=torch.uint8, device=gpu)
+    read = memory[: operand.nbytes].view(operand.dtype).view(operand.shape)
+    written = memory[: out.nbytes].view(out.dtype).view(out.shape)
+    with pytest.raises(ValueError, match=f"out: shares memory with {name}"):
+        function(**(operands | {name: read}), out=written)
 
 
 @CALLS
@@ -110,7 +130,7 @@ def test_streams_graphs_and_hooks(gpu: torch.device, function: Function, make: M
     operands = make(gpu)
     expected = long_way(function, operands)
     out = torch.empty_like(expected)
-    call = lambda: function(**operands, clean_logits=True, out=out)  # noqa: E731 - the same call in many ways
+    call = lambda: function(**operands, out=out)  # noqa: E731 - the same call in many ways
     for _ in range(4):
         call()
     side = torch.cuda.Stream()
@@ -123,7 +143,7 @@ def test_streams_graphs_and_hooks(gpu: torch.device, function: Function, make: M
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
-    operands["weights"].neg_()
+    operands[floats(operands)].neg_()
     graph.replay()
     assert torch.equal(out, long_way(function, operands))
     seen: list[Any] = []
@@ -143,9 +163,9 @@ def test_a_variant_that_is_named_later(
     for _ in range(4):
         function(**operands)
     with compat.override(variant={operation.name: "reference"}):
-        named = function(**operands, clean_logits=True)
+        named = function(**operands)
     with compat.override():
-        assert torch.equal(named, function(**operands, clean_logits=True, variant="reference"))
+        assert torch.equal(named, function(**operands, variant="reference"))
 
 
 @CALLS
@@ -180,7 +200,7 @@ def test_threads(gpu: torch.device, function: Function, make: Make, operation: A
     def work(number: int) -> bool:
         with torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(50):
-                out = function(**several[number], clean_logits=True)
+                out = function(**several[number])
             torch.cuda.current_stream().synchronize()
             return torch.equal(out, expected[number])
 
