@@ -34,6 +34,16 @@ def native_fp8(device: Any) -> str:
     return E4M3FNUZ if compat.capabilities(device).fp8_e4m3fnuz else E4M3FN
 
 
+def product_options(device: Any, dtype: str) -> dict[str, bool]:
+    """What a classic kernel is told of the device's arithmetic.
+
+    TO_FNUZ, whether operands of ``dtype`` are converted to the e4m3fnuz that gfx942's MFMA reads, and MAXIMUM, whether there is
+    a maximum that keeps NaN.
+    """
+    gfx942 = compat.capabilities(device).target.label == "gfx942"
+    return {"TO_FNUZ": gfx942 and dtype == E4M3FN, "MAXIMUM": not gfx942}
+
+
 def check_sizes(heads: int, dim: int) -> None:
     """Raise ValueError for sizes of a query that no variant takes."""
     if not MIN_HEADS <= heads <= MAX_HEADS:

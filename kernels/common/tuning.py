@@ -14,6 +14,14 @@ Row = TypeVar("Row")
 ANY = ""  # in place of a target's label: every target that has no row of its own
 
 
+def simd_waves(count: int) -> Options:
+    """The option that a SIMD holds so many waves, each with its part of 512 registers.
+
+    Compiled, never timed: left to itself Triton 3.6.0 keeps accumulators in AGPRs; asked for fewer, each Triton pads to fewer.
+    """
+    return (("waves_per_eu", count),)
+
+
 class Tuning(NamedTuple):
     """How the logits of a problem are cut; other operations' rows have these names for these things, too.
 

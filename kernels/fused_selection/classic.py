@@ -18,16 +18,17 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..common.device.classic import fn_to_fnuz, operands, score
-from ..common.device.windows import my_tiles, window
-from ..common.rules import padded_heads
+from ..common.device.classic import operands, score
+from ..common.device.windows import cover, my_tiles, window
+from ..common.rules import padded_heads, product_options
 from ..key_selection.operands import Dense
+from ..mqa_logits.classic import load_tile
 from .device.lists import COUNTS, append, copy_list, keep_list, merge_slots, refresh, write_result
-from .device.shares import joint_span, kept_before
+from .device.shares import kept_before
+from .launches import cut_of, strides_of
 from .operation import Problem
 from .scratch import list_entries, lists, programs, slot_entries
 from .tunings import classic as tuning
-from .tunings import slots_of
 
 UNSPECIALISED = ["num_queries", "num_keys", "width", "groups", "whole", "shared", "splits", "num_requests", "num_pages"]
 
@@ -133,9 +134,10 @@ def select_scored_kernel(
         if offsets is not None:
             near_row = tl.minimum(first_row + row, num_queries - 1).to(tl.int64)
             added += tl.load(offsets + near_row * stride_offsets)
-        first, last = joint_span(
-            first_row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, ROWS, COMPRESSED
-        )
+        first, last, _, _ = cover(
+            (num_keys, 0, 0, num_keys), first_row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, ROWS,
+            COMPRESSED,
+        )  # fmt: skip
         _, _, my_first, my_last = my_tiles(first, last, split, parts, BLOCK_KEYS)
 
         fill = tl.zeros((ROWS,), tl.int32)
@@ -144,13 +146,9 @@ def select_scored_kernel(
         for segment in range(my_first, my_last, SEGMENT):
             for tile in range(segment, tl.minimum(segment + SEGMENT, my_last)):
                 base = tile * BLOCK_KEYS
-                base64 = base.to(tl.int64)  # k may pass 2 GiB; inside a tile INDEX is wide enough
-                near = tl.minimum(place, num_keys - 1 - base).to(INDEX)
-                key = tl.load(k + base64 * stride_kn + (near * stride_kn)[:, None] + (dim * stride_kd)[None, :])
-                scale = tl.load(k_scale + base64 * stride_scale + near * stride_scale)
-                if TO_FNUZ:
-                    key = fn_to_fnuz(key)
-                    scale *= 4.0  # both operands were halved
+                key, scale = load_tile(
+                    k, k_scale, base, num_keys, stride_kn, stride_kd, stride_scale, DIM, BLOCK_KEYS, TO_FNUZ, False, INDEX
+                )
                 logit = score(query, weight, key, ROWS, PADDED_HEADS, MAXIMUM) * scale[:, None]
 
                 position = (base + place)[:, None]
@@ -160,23 +158,10 @@ def select_scored_kernel(
             # Out of the loop of tiles, which Triton pipelines only without barriers. This one is for the lists, and for the
             # next segment's first copies, before which Triton 3.8.0 places none. A list has room for one more segment.
             tl.debug_barrier()
-            if tl.max(fill, 0) > ENTRIES - SEGMENT * BLOCK_KEYS:
-                fill, threshold, open_end = refresh(
-                    fill,
-                    threshold,
-                    open_end,
-                    list_values,
-                    list_indices,
-                    top_k,
-                    counters,
-                    ROWS,
-                    SEGMENT * BLOCK_KEYS,
-                    ENTRIES,
-                    STRIDE,
-                    RUNS,
-                    PLANES,
-                    SLOTS,
-                )
+            fill, threshold, open_end = refresh(
+                fill, threshold, open_end, list_values, list_indices, top_k, counters, ROWS, SEGMENT * BLOCK_KEYS, ENTRIES,
+                STRIDE, RUNS, PLANES, SLOTS,
+            )  # fmt: skip
 
         earlier = begin * 0
         if slot_values is not None:
@@ -238,9 +223,10 @@ def merge_shared_kernel(
     """One program for each row that programs shared. Parameters as of :func:`select_scored_kernel`, whose lists are free."""
     row = tl.program_id(0)
     first_row = row // ROWS * ROWS
-    first, last = joint_span(
-        first_row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, ROWS, COMPRESSED
-    )
+    first, last, _, _ = cover(
+        (num_keys, 0, 0, num_keys), first_row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, ROWS,
+        COMPRESSED,
+    )  # fmt: skip
     _, begin, end = window(row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED)
     size = kept_before(begin, end, first, last, splits, splits, top_k, BLOCK_KEYS)
     slot = row.to(tl.int64) * stride_slots
@@ -286,7 +272,7 @@ def prepare(
     """
     q, k, k_scale, weights, starts, ends, offsets, page_table, requests = inputs
     (num_queries, heads, dim), (num_keys, _), top_k = q.shape, k.shape, indices.shape[1]
-    tune, target = tuning(problem), compat.capabilities(problem.device).target
+    tune = tuning(problem)
     compressed, columns = max_window is not None, num_keys if max_window is None else max_window
     groups, tiles = -(-num_queries // tune.rows), -(-columns // tune.block_keys)
     running = max(1, min(programs(problem), groups * max(tiles, 1)))
@@ -298,11 +284,8 @@ def prepare(
     held = lists(running * tune.rows * entries, shared * tune.rows * slot_row, memory, q.device)
     slot_values, slot_indices = (held.slot_values, held.slot_indices) if splits > 1 else (None, None)
 
-    def strides(*tensors: torch.Tensor | None) -> tuple[int | None, ...]:
-        return tuple(step for tensor in tensors for step in ((None,) if tensor is None else tensor.stride()))
-
     table = (None, None) if page_table is None else page_table.shape
-    table_strides = (None, None) if page_table is None else page_table.stride()
+    table_strides = strides_of(page_table, axes=2)
     results_strides = (indices.stride(0), None if scores is None else scores.stride(0), slot_row)
     (qs, qh, qd), (kn, kd), (ws, wh) = q.stride(), k.stride(), weights.stride()
     farthest = max(  # element that a program reaches from its base pointers
@@ -310,18 +293,11 @@ def prepare(
         tune.rows * ws + heads * wh,
         tune.block_keys * max(kn, k_scale.stride(0)) + dim * kd,
     )
-    gfx942 = target.label == "gfx942"
     cut = {
         "ROWS": tune.rows,
         "BLOCK_KEYS": tune.block_keys,
-        "ENTRIES": tune.block_entries,
-        "STRIDE": entries,
-        "RUNS": tune.block_entries // tune.planes,
-        "PLANES": tune.planes,
-        "SLOTS": slots_of(top_k),
         "COMPRESSED": compressed,
-        "PAGE": page_size,
-        "num_warps": tune.num_warps,
+        **cut_of(tune, top_k, page_size),
     }
     scan = compat.Launch(
         select_scored_kernel,
@@ -330,8 +306,8 @@ def prepare(
             *(q, k, k_scale, weights, starts, ends, offsets, page_table, requests, indices, scores),
             *(held.values, held.indices, slot_values, slot_indices, counters),
             *(num_queries, num_keys, columns, top_k, groups, whole, shared, splits, *table),
-            *strides(q, k, k_scale, weights, starts, ends, offsets),
-            *(*table_strides, *strides(requests), *results_strides),
+            *strides_of(q, k, k_scale, weights, starts, ends, offsets),
+            *(*table_strides, *strides_of(requests), *results_strides),
         ),
         {
             "HEADS": heads,
@@ -339,11 +315,10 @@ def prepare(
             "PADDED_HEADS": padded_heads(heads),
             "SEGMENT": tune.segment_tiles,
             "RELATIVE": relative,
-            "TO_FNUZ": gfx942 and k.dtype == torch.float8_e4m3fn,  # its MFMA reads e4m3fnuz
-            "MAXIMUM": not gfx942,
             "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
             "num_stages": tune.num_stages,
             "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
+            **product_options(problem.device, problem.dtype),
             **cut,
             **dict(tune.options),
         },
@@ -357,7 +332,7 @@ def prepare(
             *(starts, ends, page_table, requests, indices, scores),
             *(held.values, held.indices, slot_values, slot_indices, None if counters is None else counters[running:]),
             *(num_queries, num_keys, columns, top_k, splits, *table),
-            *(*strides(starts, ends), *table_strides, *strides(requests), *results_strides),
+            *(*strides_of(starts, ends), *table_strides, *strides_of(requests), *results_strides),
         ),
         cut,
     )

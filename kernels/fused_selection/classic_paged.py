@@ -16,20 +16,19 @@ import triton.language as tl
 from capgate import compat
 
 from ..common.cache import LAYOUTS, keys_of, readable, scales_of
-from ..common.device.cached_keys import first_byte, further_byte
-from ..common.device.classic import fn_to_fnuz, operands, score
+from ..common.device.classic import operands, score
 from ..common.device.windows import keys_of_share, load_share, longest_seen, seen
-from ..common.rules import padded_heads
+from ..common.rules import padded_heads, product_options
 from ..common.schedule.classic import new_schedule, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from ..key_selection.operands import Paged
-from ..paged_mqa_logits.classic import load_blocks
+from ..paged_mqa_logits.classic import load_tile
 from .device.lists import COUNTS, append, copy_list, keep_list, merge_slots, refresh, write_result
 from .device.shares import continued, first_worker, kept_between
+from .launches import cut_of, strides_of
 from .operation import Problem
 from .scratch import SLOTS_PAGED, list_entries, lists, slot_entries
 from .tunings import classic as tuning
-from .tunings import slots_of
 
 UNSPECIALISED = ["num_requests", "num_blocks", "limit", "num_rows", "num_pages"]
 
@@ -147,24 +146,10 @@ def select_cached_kernel(
         for segment in range(my_begin // BLOCK_KEYS, my_last, SEGMENT):
             for tile in range(segment, tl.minimum(segment + SEGMENT, my_last)):
                 base = tile * BLOCK_KEYS
-                base64 = base.to(tl.int64)
-                if BLOCK % BLOCK_KEYS == 0:  # in one block, whose end lies past the tile's: nothing to clamp
-                    block, held = load_blocks(entries + base64 // BLOCK * stride_tk, num_blocks)
-                    inside = base % BLOCK + place
-                    lines = keys + block * stride_keys + first_byte(inside, DIM, TILE)[:, None]
-                    key = tl.load(lines + further_byte(dim, TILE)[None, :])
-                    scale = tl.load(scales + block * stride_scales + inside)
-                else:
-                    position = tl.minimum(base + place, longest - 1)
-                    block, key_held = load_blocks(entries + (position // BLOCK).to(tl.int64) * stride_tk, num_blocks)
-                    held = key_held[:, None]
-                    inside = position % BLOCK
-                    lines = keys + (block * stride_keys + first_byte(inside, DIM, TILE))[:, None]
-                    key = tl.load(lines + further_byte(dim, TILE)[None, :])
-                    scale = tl.load(scales + block * stride_scales + inside)
-                if TO_FNUZ:
-                    key = fn_to_fnuz(key)
-                    scale *= 4.0  # both operands were halved
+                key, scale, held = load_tile(
+                    keys, scales, entries, base, longest, num_blocks, stride_keys, stride_scales, stride_tk, DIM, BLOCK, TILE,
+                    BLOCK_KEYS, TO_FNUZ, 1,
+                )  # fmt: skip
                 logit = score(query, weight, key, ROWS, PADDED_HEADS, MAXIMUM) * scale[:, None]
                 logit = tl.where(held, logit, float("-inf"))
 
@@ -174,23 +159,10 @@ def select_cached_kernel(
             # Out of the loop of tiles, which Triton pipelines only without barriers. This one is for the lists, and for the
             # next segment's first copies, before which Triton 3.8.0 places none. A list has room for one more segment.
             tl.debug_barrier()
-            if tl.max(fill, 0) > ENTRIES - SEGMENT * BLOCK_KEYS:
-                fill, threshold, open_end = refresh(
-                    fill,
-                    threshold,
-                    open_end,
-                    list_values,
-                    list_indices,
-                    top_k,
-                    counters,
-                    ROWS,
-                    SEGMENT * BLOCK_KEYS,
-                    ENTRIES,
-                    STRIDE,
-                    RUNS,
-                    PLANES,
-                    SLOTS,
-                )
+            fill, threshold, open_end = refresh(
+                fill, threshold, open_end, list_values, list_indices, top_k, counters, ROWS, SEGMENT * BLOCK_KEYS, ENTRIES,
+                STRIDE, RUNS, PLANES, SLOTS,
+            )  # fmt: skip
 
         begun = (request == first_request) & (first_chunk > 0)  # by the workers before
         shared = begun | ((request == last_request) & (last_chunk > 0))
@@ -310,7 +282,7 @@ def prepare(
     (batch, next_n, heads, dim), (blocks, block), top_k = q.shape, kv_cache.shape[:2], indices.shape[1]
     limit = min(max_context_len, block_table.shape[1] * block if blocks else 0)
     kv_cache = readable(kv_cache)
-    tune, target = tuning(problem), compat.capabilities(problem.device).target
+    tune = tuning(problem)
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     groups = -(-next_n // tune.rows)
     workers = workers_that_fit(problem.device, tune.resident, groups)
@@ -318,9 +290,6 @@ def prepare(
     entries, room = list_entries(tune, top_k), slot_entries(top_k)
     rows = groups * tune.rows
     held = lists(workers * rows * entries, SLOTS_PAGED * workers * rows * room, memory, q.device)
-
-    def strides(*tensors: torch.Tensor | None, axes: int = 1) -> tuple[int | None, ...]:
-        return tuple(step for tensor in tensors for step in ((None,) * axes if tensor is None else tensor.stride()))
 
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
@@ -331,18 +300,11 @@ def prepare(
     farthest = max(
         next_n * qn + heads * qh + dim * qd, next_n * ws + heads * wh
     )  # that a program reaches from its base pointers
-    gfx942 = target.label == "gfx942"
     cut = {
         "NEXT_N": next_n,
         "CHUNK": CHUNK_KEYS,
-        "ENTRIES": tune.block_entries,
-        "STRIDE": entries,
-        "RUNS": tune.block_entries // tune.planes,
-        "PLANES": tune.planes,
-        "SLOTS": slots_of(top_k),
         "ROW_LENS": row_lens,
-        "PAGE": page_size,
-        "num_warps": tune.num_warps,
+        **cut_of(tune, top_k, page_size),
     }
     scan = compat.Launch(
         select_cached_kernel,
@@ -352,7 +314,7 @@ def prepare(
             *(*held, counters),
             *(batch, blocks, limit, top_k, *table),
             *(*q.stride(), keys.stride(0), scales.stride(0), ws, wh, *lens_strides, *block_table.stride()),
-            *(*strides(offsets), *strides(page_table, axes=2), *strides(requests), *results_strides),
+            *(*strides_of(offsets), *strides_of(page_table, axes=2), *strides_of(requests), *results_strides),
         ),
         {
             "HEADS": heads,
@@ -363,11 +325,10 @@ def prepare(
             "TILE": LAYOUTS[layout],
             "BLOCK_KEYS": tune.block_keys,
             "SEGMENT": tune.segment_tiles,
-            "TO_FNUZ": gfx942 and q.dtype == torch.float8_e4m3fn,  # its MFMA reads e4m3fnuz
-            "MAXIMUM": not gfx942,
             "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
             "num_stages": tune.num_stages,
             "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
+            **product_options(problem.device, problem.dtype),
             **cut,
             **dict(tune.options),
         },
@@ -379,7 +340,7 @@ def prepare(
             *(context_lens, schedule, page_table, requests, indices, scores),
             *(*held, None if counters is None else counters[workers * groups :]),
             *(limit, top_k, *table, *lens_strides),
-            *(*strides(page_table, axes=2), *strides(requests), *results_strides),
+            *(*strides_of(page_table, axes=2), *strides_of(requests), *results_strides),
         ),
         cut,
     )

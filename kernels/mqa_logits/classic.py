@@ -13,13 +13,44 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..common.device.classic import fill, fill_edge, fill_strip, fn_to_fnuz, operands, rounded, score
-from ..common.device.windows import my_tiles, window
+from ..common.device.classic import fill_outside, fill_strip, fn_to_fnuz, operands, rounded, score
+from ..common.device.windows import cover, my_tiles, window
 from ..common.hardware import multiprocessors
-from ..common.rules import padded_heads
+from ..common.rules import padded_heads, product_options
 from .operands import Inputs
 from .operation import Problem
 from .tunings import classic as tuning
+
+
+@triton.jit
+def load_tile(
+    k,
+    k_scale,
+    base,
+    num_keys,
+    stride_kn,
+    stride_kd,
+    stride_scale,
+    DIM: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    TO_FNUZ: tl.constexpr,
+    WORDS: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """(keys, scales) of one tile as :func:`score` takes them; those past the last key are the last key's."""
+    base64 = base.to(tl.int64)  # k may pass 2 GiB; inside a tile INDEX is wide enough
+    near = tl.minimum(tl.arange(0, BLOCK_KEYS), num_keys - 1 - base).to(INDEX)
+    keys = k + base64 * stride_kn
+    if WORDS:
+        keys = keys.to(tl.pointer_type(tl.uint32))
+        key = tl.load(keys + (near * (stride_kn // 4))[:, None] + tl.arange(0, DIM // 4)[None, :])
+    else:
+        key = tl.load(keys + (near * stride_kn)[:, None] + (tl.arange(0, DIM).to(INDEX) * stride_kd)[None, :])
+    scale = tl.load(k_scale + base64 * stride_scale + near * stride_scale)
+    if TO_FNUZ:
+        key = fn_to_fnuz(key)
+        scale *= 4.0  # both operands were halved
+    return key, scale
 
 
 @triton.jit
@@ -84,66 +115,32 @@ def mqa_logits_kernel(
     if COMPRESSED:
         row_offset -= start.to(tl.int64) * stride_on
 
-    # The group's tiles cover columns [first, last). Read row by row into scalars: a reduction over `begin` would leave AMD's
-    # compiler unsure that all lanes agree, and it would loop over lanes round every buffer access.
-    first = num_keys
-    last = 0
-    full_first = 0  # columns [full_first, full_last) are inside every row's window
-    full_last = num_keys
-    for r in tl.static_range(ROWS):
-        _, row_begin, row_end = window(
-            first_row + r, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED
-        )
-        first = tl.where(row_begin < row_end, tl.minimum(first, row_begin), first)
-        last = tl.where(row_begin < row_end, tl.maximum(last, row_end), last)
-        full_first = tl.maximum(full_first, row_begin)
-        full_last = tl.where(first_row + r < num_queries, tl.minimum(full_last, row_end), full_last)
+    # The group's tiles cover columns [first, last); columns [full_first, full_last) are inside every row's window.
+    first, last, full_first, full_last = cover(
+        (num_keys, 0, 0, num_keys), first_row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, ROWS,
+        COMPRESSED,
+    )  # fmt: skip
     first_tile, last_tile, my_first, my_last = my_tiles(first, last, split, splits, BLOCK_KEYS)
 
-    # Cells outside the tiles become -inf strip by strip: one strip with each tile below, so that the stores drain behind the
-    # arithmetic and DRAM never stalls it; first of all the strips that outnumber the tiles, and the ends too short for a strip.
-    # The last tile may reach past the keys: num_keys - last is then negative, and truncation leaves no strip and no end.
     first = first_tile * BLOCK_KEYS
     last = last_tile * BLOCK_KEYS
     if CLEAN:
-        strips = first // STRIP + (num_keys - last) // STRIP
-        for strip in range((my_last - my_first) * splits + split, strips, splits):
-            fill_strip(out, strip, first, last, row_offset, row_exists, stride_on, STRIP, INDEX)
-        left_rest = tl.where(split == 0, first % STRIP, 0)
-        right_rest = tl.where(split == 0, (num_keys - last) % STRIP, 0)
-        fill(out, first - left_rest, left_rest, row_offset, row_exists, stride_on, STRIP, INDEX)
-        fill(out, num_keys - right_rest, right_rest, row_offset, row_exists, stride_on, STRIP, INDEX)
-        # Inside the tiles only those at the edge of a row's window have such cells: kept out of the loop below, whose every
-        # instruction counts. An empty row makes all tiles edges; a tile that is both edges is filled twice with the same.
-        left_last = tl.minimum(tl.cdiv(full_first, BLOCK_KEYS), my_last)
-        right_first = tl.maximum(tl.maximum(full_last, 0) // BLOCK_KEYS, my_first)
-        for tile in range(my_first, left_last):
-            base = tile * BLOCK_KEYS
-            fill_edge(out, base, begin, end, num_keys, row_offset, row_exists, stride_on, BLOCK_KEYS, INDEX)
-        for tile in range(right_first, my_last):
-            base = tile * BLOCK_KEYS
-            fill_edge(out, base, begin, end, num_keys, row_offset, row_exists, stride_on, BLOCK_KEYS, INDEX)
+        strips = fill_outside(
+            out, (first, last, full_first, full_last), (my_first, my_last), (split, splits), begin, end, num_keys, row_offset,
+            row_exists, stride_on, 1, STRIP, BLOCK_KEYS, INDEX,
+        )  # fmt: skip
 
     place = tl.arange(0, BLOCK_KEYS)
     for tile in range(my_first, my_last):
         base = tile * BLOCK_KEYS
-        base64 = base.to(tl.int64)  # k and out may pass 2 GiB; inside a tile INDEX is wide enough
-        near = tl.minimum(place, num_keys - 1 - base).to(INDEX)
-        keys = k + base64 * stride_kn
-        if WORDS:
-            keys = keys.to(tl.pointer_type(tl.uint32))
-            key = tl.load(keys + (near * (stride_kn // 4))[:, None] + tl.arange(0, DIM // 4)[None, :])
-        else:
-            key = tl.load(keys + (near * stride_kn)[:, None] + (dim * stride_kd)[None, :])
-        scale = tl.load(k_scale + base64 * stride_scale + near * stride_scale)
-        if TO_FNUZ:
-            key = fn_to_fnuz(key)
-            scale *= 4.0  # both operands were halved
+        key, scale = load_tile(
+            k, k_scale, base, num_keys, stride_kn, stride_kd, stride_scale, DIM, BLOCK_KEYS, TO_FNUZ, WORDS, INDEX
+        )
         logit = score(query, weight, key, ROWS, PADDED_HEADS, MAXIMUM) * scale[:, None]
 
         position = (base + place)[:, None]
         inside = (position >= begin[None, :]) & (position < end[None, :])
-        cell = out + base64 * stride_on + row_offset[None, :] + (place.to(INDEX) * stride_on)[:, None]
+        cell = out + base.to(tl.int64) * stride_on + row_offset[None, :] + (place.to(INDEX) * stride_on)[:, None]
         tl.store(cell, rounded(logit, out, CUTS), mask=inside)
         if CLEAN:
             strip = (tile - my_first) * splits + split
@@ -170,8 +167,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         tune.block_keys * max(kn, scale) + dim * kd,
         max(strip, tune.block_keys) * on,
     )
-    gfx942 = target.label == "gfx942"
-    to_fnuz = gfx942 and k.dtype == torch.float8_e4m3fn
+    products = product_options(problem.device, problem.dtype)
     arguments = (q, k, k_scale, weights, starts, ends, out, num_queries, num_keys, out.shape[1], *strides)
     keywords = {
         "HEADS": heads,
@@ -182,14 +178,13 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "STRIP": strip,
         "CLEAN": clean_logits,
         "COMPRESSED": compressed,
-        "TO_FNUZ": to_fnuz,  # its MFMA reads e4m3fnuz
-        "WORDS": to_fnuz and problem.direct_keys,  # keys lie so that four bytes are loaded as one word
-        "MAXIMUM": not gfx942,
+        "WORDS": products["TO_FNUZ"] and problem.direct_keys,  # keys lie so that four bytes are loaded as one word
         "CUTS": compat.capabilities(problem.device).interpreter,
         "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
         "num_warps": tune.num_warps,
         "num_stages": tune.num_stages,
         "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
+        **products,
         **dict(tune.options),
     }
     return compat.Launch(mqa_logits_kernel, (groups, splits), arguments, keywords)

@@ -20,9 +20,10 @@ import torch
 from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, barrier, cdna3, gl, gluon, reinterpret
 
-from ..common.device.cdna3 import fn_to_fnuz, logit_layout, of_quads, quads, score, write_tile
-from ..common.device.cdna4 import fill, fill_edge, fill_strip, load, store
-from ..common.device.windows import my_tiles, window
+from ..common.device.cdna3 import logit_layout, of_quads, quads, score, write_tile
+from ..common.device.cdna4 import fill_outside, fill_strip, load, store
+from ..common.device.formats import quad_to_fnuz
+from ..common.device.windows import cover, my_tiles, window
 from ..common.hardware import multiprocessors
 from ..common.rules import padded_heads
 from .operands import Inputs
@@ -96,21 +97,16 @@ def mqa_logits_kernel(
     split = gl.program_id(1)
     splits = gl.num_programs(1)
 
-    # The group's tiles cover columns [first, last). Read row by row into scalars, which the compiler keeps uniform; four at a
-    # time, for 16 would not fit into the scalar registers.
+    # The group's tiles cover columns [first, last). Four rows at a time: 16 would not fit into the scalar registers.
     first = num_keys
     last = 0
     full_first = 0  # columns [full_first, full_last) are inside every row's window
     full_last = num_keys
     for some_row in range(first_row, first_row + ROWS, 4):
-        for r in gl.static_range(4):
-            _, row_begin, row_end = window(
-                some_row + r, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED
-            )
-            first = gl.where(row_begin < row_end, gl.minimum(first, row_begin), first)
-            last = gl.where(row_begin < row_end, gl.maximum(last, row_end), last)
-            full_first = gl.maximum(full_first, row_begin)
-            full_last = gl.where(some_row + r < num_queries, gl.minimum(full_last, row_end), full_last)
+        first, last, full_first, full_last = cover(
+            (first, last, full_first, full_last), some_row, starts, ends, num_queries, num_keys, width, stride_starts,
+            stride_ends, 4, COMPRESSED,
+        )  # fmt: skip
     first_tile, last_tile, my_first, my_last = my_tiles(first, last, split, splits, BLOCK_KEYS)
 
     rows = out + first_row.to(gl.int64) * stride_os
@@ -123,25 +119,10 @@ def mqa_logits_kernel(
         _, fill_begin, fill_end = window(
             first_row + fill_row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED
         )
-        strips = first // STRIP + (num_keys - last) // STRIP
-        for strip in range((my_last - my_first + 1) // 2 * splits + split, strips, splits):
-            fill_strip(rows, strip, first, last, fill_offset, fill_wanted, stride_on, STRIP, INDEX, filled)
-        left_rest = gl.where(split == 0, first % STRIP, 0)
-        right_rest = gl.where(split == 0, (num_keys - last) % STRIP, 0)
-        fill(rows, first - left_rest, left_rest, fill_offset, fill_wanted, stride_on, STRIP, INDEX, filled)
-        fill(rows, num_keys - right_rest, right_rest, fill_offset, fill_wanted, stride_on, STRIP, INDEX, filled)
-        left_last = gl.minimum(gl.cdiv(full_first, BLOCK_KEYS), my_last)
-        right_first = gl.maximum(gl.maximum(full_last, 0) // BLOCK_KEYS, my_first)
-        for tile in range(my_first, left_last):
-            base = tile * BLOCK_KEYS
-            fill_edge(
-                rows, base, fill_begin, fill_end, num_keys, fill_offset, fill_wanted, stride_on, BLOCK_KEYS, INDEX, filled
-            )
-        for tile in range(right_first, my_last):
-            base = tile * BLOCK_KEYS
-            fill_edge(
-                rows, base, fill_begin, fill_end, num_keys, fill_offset, fill_wanted, stride_on, BLOCK_KEYS, INDEX, filled
-            )
+        strips = fill_outside(
+            rows, (first, last, full_first, full_last), (my_first, my_last), (split, splits), fill_begin, fill_end, num_keys,
+            fill_offset, fill_wanted, stride_on, 2, STRIP, BLOCK_KEYS, INDEX, filled,
+        )  # fmt: skip
 
     if my_first < my_last:
         # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
@@ -155,7 +136,7 @@ def mqa_logits_kernel(
             query_offset = (column_row * stride_qs + near_head * stride_qh)[:, None] + (dim * stride_qd)[None, :]
             query = load(q + first_row.to(gl.int64) * stride_qs, query_offset)
             if TO_FNUZ:
-                query = of_quads(fn_to_fnuz(quads(query)), operand)
+                query = of_quads(quad_to_fnuz(quads(query)), operand)
             queries += (query,)
             column = gl.arange(0, COLUMNS, gl.SliceLayout(1, mfma))
             column_row = gl.minimum(column // SOME_HEADS, num_queries - 1 - first_row).to(INDEX)

@@ -19,13 +19,13 @@ import torch
 from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, gl, gluon, reinterpret
 
-from ..common.device.cdna4 import fill, fill_edge, fill_strip, load, logit_layout, score, store
-from ..common.device.windows import my_tiles, window
+from ..common.device.cdna4 import fill_outside, fill_strip, load, logit_layout, score, store
+from ..common.device.windows import cover, my_tiles, window
 from ..common.hardware import multiprocessors
 from ..common.rules import in_packets, padded_heads
+from ..common.tuning import simd_waves
 from .operands import Inputs
 from .operation import Problem
-from .tunings import TWO_WAVES
 from .tunings import gluon_cdna4 as tuning
 
 
@@ -95,21 +95,16 @@ def mqa_logits_kernel(
     split = gl.program_id(1)
     splits = gl.num_programs(1)
 
-    # The group's tiles cover columns [first, last). Read row by row into scalars, which the compiler keeps uniform; four at a
-    # time, for 16 would not fit into the scalar registers.
+    # The group's tiles cover columns [first, last). Four rows at a time: 16 would not fit into the scalar registers.
     first = num_keys
     last = 0
     full_first = 0  # columns [full_first, full_last) are inside every row's window
     full_last = num_keys
     for some_row in range(first_row, first_row + ROWS, 4):
-        for r in gl.static_range(4):
-            _, row_begin, row_end = window(
-                some_row + r, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED
-            )
-            first = gl.where(row_begin < row_end, gl.minimum(first, row_begin), first)
-            last = gl.where(row_begin < row_end, gl.maximum(last, row_end), last)
-            full_first = gl.maximum(full_first, row_begin)
-            full_last = gl.where(some_row + r < num_queries, gl.minimum(full_last, row_end), full_last)
+        first, last, full_first, full_last = cover(
+            (first, last, full_first, full_last), some_row, starts, ends, num_queries, num_keys, width, stride_starts,
+            stride_ends, 4, COMPRESSED,
+        )  # fmt: skip
     first_tile, last_tile, my_first, my_last = my_tiles(first, last, split, splits, BLOCK_KEYS)
 
     rows = out + first_row.to(gl.int64) * stride_os
@@ -122,25 +117,10 @@ def mqa_logits_kernel(
         _, fill_begin, fill_end = window(
             first_row + fill_row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED
         )
-        strips = first // STRIP + (num_keys - last) // STRIP
-        for strip in range((my_last - my_first) * splits + split, strips, splits):
-            fill_strip(rows, strip, first, last, fill_offset, fill_wanted, stride_on, STRIP, INDEX, filled)
-        left_rest = gl.where(split == 0, first % STRIP, 0)
-        right_rest = gl.where(split == 0, (num_keys - last) % STRIP, 0)
-        fill(rows, first - left_rest, left_rest, fill_offset, fill_wanted, stride_on, STRIP, INDEX, filled)
-        fill(rows, num_keys - right_rest, right_rest, fill_offset, fill_wanted, stride_on, STRIP, INDEX, filled)
-        left_last = gl.minimum(gl.cdiv(full_first, BLOCK_KEYS), my_last)
-        right_first = gl.maximum(gl.maximum(full_last, 0) // BLOCK_KEYS, my_first)
-        for tile in range(my_first, left_last):
-            base = tile * BLOCK_KEYS
-            fill_edge(
-                rows, base, fill_begin, fill_end, num_keys, fill_offset, fill_wanted, stride_on, BLOCK_KEYS, INDEX, filled
-            )
-        for tile in range(right_first, my_last):
-            base = tile * BLOCK_KEYS
-            fill_edge(
-                rows, base, fill_begin, fill_end, num_keys, fill_offset, fill_wanted, stride_on, BLOCK_KEYS, INDEX, filled
-            )
+        strips = fill_outside(
+            rows, (first, last, full_first, full_last), (my_first, my_last), (split, splits), fill_begin, fill_end, num_keys,
+            fill_offset, fill_wanted, stride_on, 1, STRIP, BLOCK_KEYS, INDEX, filled,
+        )  # fmt: skip
 
     if my_first < my_last:
         # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
@@ -242,7 +222,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "num_warps": tune.num_warps,
         "enable_fp_fusion": True,
         **VGPRS_ONLY,
-        **dict(tune.options if in_packets(q) else TWO_WAVES),  # each byte is loaded to a register of its own
+        **dict(tune.options if in_packets(q) else simd_waves(2)),  # each byte is loaded to a register of its own
     }
     return compat.Launch(mqa_logits_kernel, (groups, splits), arguments, keywords)
 

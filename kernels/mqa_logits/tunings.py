@@ -5,7 +5,7 @@ from functools import cache
 from capgate import compat
 
 from ..common.rules import E4M3FN, FLOAT32, padded_heads
-from ..common.tuning import ANY, Tuning, row_for
+from ..common.tuning import ANY, Tuning, row_for, simd_waves
 from .operation import Problem
 
 # --- classic, by target; for every H and D alike --------------------------------------------------------------------------
@@ -38,9 +38,9 @@ def classic(problem: Problem) -> Tuning:
 
 # --- gluon_cdna3, by padded heads; for every D and output mode alike but where said ---------------------------------------
 
-_CDNA3 = Tuning(
-    block_keys=64, columns=128, num_warps=4, num_stages=2, resident=3, options=(("waves_per_eu", 3),)
-)  # tiles of 64 keys: two of 128 dims take 16 of 64 KiB of LDS
+_CDNA3 = Tuning(  # tiles of 64 keys: two of 128 dims take 16 of 64 KiB of LDS
+    block_keys=64, columns=128, num_warps=4, num_stages=2, resident=3, options=simd_waves(3)
+)
 GLUON_CDNA3: dict[int, Tuning] = {
     # Compiled and emulated, never timed: as many columns of a wave as its MFMA has rows.
     16: _CDNA3,
@@ -49,7 +49,7 @@ GLUON_CDNA3: dict[int, Tuning] = {
     # Compiled and emulated, never timed: 53 to 54 vector instructions per 32 keys of a row, 165 and 166 registers.
     64: _CDNA3._replace(columns=256),
     # Compiled and emulated, never timed: 250 registers; with three waves 159 spill.
-    128: _CDNA3._replace(columns=512, resident=2, options=(("waves_per_eu", 2),)),
+    128: _CDNA3._replace(columns=512, resident=2, options=simd_waves(2)),
 }
 
 
@@ -60,30 +60,27 @@ def gluon_cdna3(problem: Problem) -> Tuning:
     row = GLUON_CDNA3[padded]
     converts = problem.dtype == E4M3FN
     if padded == 64 and problem.dim == 128 and (problem.clean_logits or converts or problem.logits_dtype != FLOAT32):
-        row = row._replace(resident=2, options=(("waves_per_eu", 2),))  # with three waves 1 to 81 registers spill
+        row = row._replace(resident=2, options=simd_waves(2))  # with three waves 1 to 81 registers spill
     if padded == 128 and converts:
-        row = row._replace(resident=1, options=(("waves_per_eu", 1),))  # Triton 3.9.0 spills with two: 64 dims, 100 heads
+        row = row._replace(resident=1, options=simd_waves(1))  # Triton 3.9.0 spills with two: 64 dims, 100 heads
     return row.with_rows(row.columns // padded, padded)
 
 
-# --- gluon_cdna4, by padded heads; for every output mode alike ------------------------------------------------------------
+# --- gluon_cdna4, by padded heads; for every output mode alike: as many waves of a SIMD as `resident` programs of 4 have ---
 
-# Waves of a SIMD, as many as `resident` programs of 4 waves are, each with its part of 512 registers. Compiled, never timed:
-# left to itself Triton 3.6.0 keeps accumulators in AGPRs, and asked for fewer waves each Triton pads to fewer.
-TWO_WAVES, THREE_WAVES, FOUR_WAVES = ((("waves_per_eu", waves),) for waves in (2, 3, 4))
 GLUON_CDNA4: dict[int, Tuning] = {
     # Compiled and emulated, never timed: with 256 columns the masks of four rows of a wave spill scalar registers.
-    16: Tuning(block_keys=128, columns=128, num_warps=4, num_stages=3, resident=3, options=THREE_WAVES, part_keys=64),
+    16: Tuning(block_keys=128, columns=128, num_warps=4, num_stages=3, resident=3, options=simd_waves(3), part_keys=64),
     # Compiled and emulated, never timed: two rows of a wave share each LDS read, 1 vector instruction less than 128 columns.
-    32: Tuning(block_keys=128, columns=256, num_warps=4, num_stages=3, resident=3, options=THREE_WAVES, part_keys=64),
+    32: Tuning(block_keys=128, columns=256, num_warps=4, num_stages=3, resident=3, options=simd_waves(3), part_keys=64),
     # Compiled and emulated, never timed: 53-54 vector instructions per 32 keys of a row; 512 columns spill 145 registers.
-    64: Tuning(block_keys=128, columns=256, num_warps=4, num_stages=3, resident=3, options=THREE_WAVES, part_keys=64),
+    64: Tuning(block_keys=128, columns=256, num_warps=4, num_stages=3, resident=3, options=simd_waves(3), part_keys=64),
     # Compiled and emulated, never timed: tiles of 128 keys spill, parts of 64 have no room, and neither has a third wave.
-    128: Tuning(block_keys=64, columns=512, num_warps=4, num_stages=3, resident=2, options=TWO_WAVES, part_keys=32),
+    128: Tuning(block_keys=64, columns=512, num_warps=4, num_stages=3, resident=2, options=simd_waves(2), part_keys=32),
 }
 # Compiled and emulated, never timed: queries of up to 64 dims leave the registers, and their keys the LDS, for a fourth wave.
 GLUON_CDNA4_SHORT: dict[int, Tuning] = {
-    padded: GLUON_CDNA4[padded]._replace(resident=4, options=FOUR_WAVES) for padded in (16, 32, 64)
+    padded: GLUON_CDNA4[padded]._replace(resident=4, options=simd_waves(4)) for padded in (16, 32, 64)
 }
 GLUON_CDNA4_SHORT[128] = GLUON_CDNA4[128]
 

@@ -17,7 +17,7 @@ from ..common.cache import LAYOUTS, keys_of, readable, scales_of
 from ..common.device.cached_keys import first_byte, further_byte
 from ..common.device.classic import fill, fn_to_fnuz, operands, rounded, score
 from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
-from ..common.rules import padded_heads
+from ..common.rules import padded_heads, product_options
 from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .operands import Inputs
@@ -30,6 +30,53 @@ def load_blocks(entries, num_blocks):
     """(blocks, whether the cache has them) from a table; in place of one that it has not, its last, which may be read."""
     block = tl.load(entries).to(tl.uint32)
     return near_block(block, num_blocks).to(tl.int64), block < num_blocks
+
+
+@triton.jit
+def load_tile(
+    keys,
+    scales,
+    entries,
+    base,
+    longest,
+    num_blocks,
+    stride_keys,
+    stride_scales,
+    stride_tk,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    TO_FNUZ: tl.constexpr,
+    WORD: tl.constexpr,
+):
+    """(keys, scales, whether the cache has them) of one tile of a request, the first two as :func:`score` takes them.
+
+    keys : the cache's, in elements of WORD bytes
+    entries : the request's row of the block table
+    longest : keys of the request; those of a tile past the last are the last key's where the tile lies in several blocks
+    """
+    base64 = base.to(tl.int64)
+    place = tl.arange(0, BLOCK_KEYS)
+    word = tl.arange(0, DIM // WORD)
+    if BLOCK % BLOCK_KEYS == 0:  # in one block, whose end lies past the tile's: nothing to clamp
+        block, held = load_blocks(entries + base64 // BLOCK * stride_tk, num_blocks)
+        inside = base % BLOCK + place
+        lines = keys + block * (stride_keys // WORD) + first_byte(inside, DIM, TILE, WORD)[:, None]
+        key = tl.load(lines + further_byte(word, TILE, WORD)[None, :])
+        scale = tl.load(scales + block * stride_scales + inside)
+    else:
+        position = tl.minimum(base + place, longest - 1)
+        block, key_held = load_blocks(entries + (position // BLOCK).to(tl.int64) * stride_tk, num_blocks)
+        held = key_held[:, None]
+        inside = position % BLOCK
+        lines = keys + (block * (stride_keys // WORD) + first_byte(inside, DIM, TILE, WORD))[:, None]
+        key = tl.load(lines + further_byte(word, TILE, WORD)[None, :])
+        scale = tl.load(scales + block * stride_scales + inside)
+    if TO_FNUZ:
+        key = fn_to_fnuz(key)
+        scale *= 4.0  # both operands were halved
+    return key, scale, held
 
 
 @triton.jit
@@ -107,7 +154,6 @@ def paged_mqa_logits_kernel(
     head = column % PADDED_HEADS
     near_head = tl.minimum(head, HEADS - 1).to(INDEX)
     dim = tl.arange(0, DIM)
-    word = tl.arange(0, DIM // WORD)
     place = tl.arange(0, BLOCK_KEYS)
     num_blocks = tl.full((), num_blocks, tl.uint32)
     row = first_row + tl.arange(0, ROWS)
@@ -136,27 +182,13 @@ def paged_mqa_logits_kernel(
 
             for tile in range(my_first, past_tile, splits):
                 base = tile * BLOCK_KEYS
-                base64 = base.to(tl.int64)
-                if BLOCK % BLOCK_KEYS == 0:  # in one block, whose end lies past the tile's: nothing to clamp
-                    block, held = load_blocks(entries + base64 // BLOCK * stride_tk, num_blocks)
-                    inside = base % BLOCK + place
-                    lines = words + block * (stride_keys // WORD) + first_byte(inside, DIM, TILE, WORD)[:, None]
-                    key = tl.load(lines + further_byte(word, TILE, WORD)[None, :])
-                    scale = tl.load(scales + block * stride_scales + inside)
-                else:
-                    position = tl.minimum(base + place, longest - 1)
-                    block, key_held = load_blocks(entries + (position // BLOCK).to(tl.int64) * stride_tk, num_blocks)
-                    held = key_held[:, None]
-                    inside = position % BLOCK
-                    lines = words + (block * (stride_keys // WORD) + first_byte(inside, DIM, TILE, WORD))[:, None]
-                    key = tl.load(lines + further_byte(word, TILE, WORD)[None, :])
-                    scale = tl.load(scales + block * stride_scales + inside)
-                if TO_FNUZ:
-                    key = fn_to_fnuz(key)
-                    scale *= 4.0  # both operands were halved
+                key, scale, held = load_tile(
+                    words, scales, entries, base, longest, num_blocks, stride_keys, stride_scales, stride_tk, DIM, BLOCK, TILE,
+                    BLOCK_KEYS, TO_FNUZ, WORD,
+                )  # fmt: skip
                 logit = score(query, weight, key, ROWS, PADDED_HEADS, MAXIMUM) * scale[:, None]
                 logit = tl.where(held, logit, float("-inf"))
-                cell = out + base64 * stride_on + row_offset[None, :] + (place.to(INDEX) * stride_on)[:, None]
+                cell = out + base.to(tl.int64) * stride_on + row_offset[None, :] + (place.to(INDEX) * stride_on)[:, None]
                 tl.store(cell, rounded(logit, out, CUTS), mask=(base + place)[:, None] < length[None, :])
         turn = next_turn(turn, past_tile - begin // BLOCK_KEYS, splits)
 
@@ -199,8 +231,7 @@ def prepare(
         next_n * ws + heads * wh,
         max(strip, tune.block_keys) * out.stride(1),
     )
-    gfx942 = target.label == "gfx942"
-    to_fnuz = gfx942 and q.dtype == torch.float8_e4m3fn
+    products = product_options(problem.device, problem.dtype)
     groups = -(-next_n // tune.rows)
     splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
     counts = (requests, blocks, limit, width, requests * next_n * -(-width // strip), splits)
@@ -218,14 +249,13 @@ def prepare(
         "STRIP": strip,
         "CLEAN": clean_logits,
         "ROW_LENS": row_lens,
-        "TO_FNUZ": to_fnuz,  # its MFMA reads e4m3fnuz
-        "WORD": 4 if to_fnuz else 1,  # bytes of a key that are loaded at a time
-        "MAXIMUM": not gfx942,
+        "WORD": 4 if products["TO_FNUZ"] else 1,  # bytes of a key that are loaded at a time
         "CUTS": compat.capabilities(problem.device).interpreter,
         "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
         "num_warps": tune.num_warps,
         "num_stages": tune.num_stages,
         "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
+        **products,
         **dict(tune.options),
     }
     grid = ((schedule.shape[0] - 1) * splits, groups)

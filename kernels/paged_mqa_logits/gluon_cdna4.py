@@ -31,9 +31,9 @@ from ..common.device.windows import keys_of_share, load_share, longest_seen, nea
 from ..common.rules import in_packets, padded_heads
 from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
+from ..common.tuning import simd_waves
 from .operands import Inputs
 from .operation import Problem
-from .tunings import TWO_WAVES
 from .tunings import gluon_cdna4 as tuning
 
 
@@ -362,7 +362,7 @@ def prepare(
         "num_warps": tune.num_warps,
         "enable_fp_fusion": True,
         **VGPRS_ONLY,
-        **dict(tune.options if in_packets(q) else TWO_WAVES),  # each byte is loaded to a register of its own
+        **dict(tune.options if in_packets(q) else simd_waves(2)),  # each byte is loaded to a register of its own
     }
     grid = ((schedule.shape[0] - 1) * splits, groups)
     return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))

@@ -6,7 +6,7 @@ from capgate import compat
 from capgate.compat.offline.occupancy import LDS
 
 from ..common.rules import padded_heads
-from ..common.tuning import ANY, Tuning, row_for
+from ..common.tuning import ANY, Tuning, row_for, simd_waves
 from .operation import Problem
 
 # --- classic, by target; for every H, D, block size and output mode alike -------------------------------------------------
@@ -45,17 +45,15 @@ def classic(problem: Problem) -> Tuning:
 
 # --- gluon_cdna4, by padded heads; for every D, block size and output mode alike ------------------------------------------
 
-# Waves of a SIMD, as in the dense table. Compiled, never timed: left to itself Triton 3.6.0 keeps accumulators in AGPRs.
-TWO_WAVES, THREE_WAVES = ((("waves_per_eu", waves),) for waves in (2, 3))
 GLUON_CDNA4: dict[int, Tuning] = {
     # Compiled and emulated, never timed: as many columns of a wave as its MFMA has rows.
-    16: Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=3, options=THREE_WAVES),
+    16: Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=3, options=simd_waves(3)),
     # Compiled and emulated, never timed: as with 64 heads, two rows for each wave.
-    32: Tuning(block_keys=64, columns=256, num_warps=4, num_stages=3, resident=3, options=THREE_WAVES),
+    32: Tuning(block_keys=64, columns=256, num_warps=4, num_stages=3, resident=3, options=simd_waves(3)),
     # Compiled and emulated, never timed: 55.5 vector instructions per 32 keys of a row; twice the columns of a wave spill.
-    64: Tuning(block_keys=64, columns=256, num_warps=4, num_stages=3, resident=3, options=THREE_WAVES),
+    64: Tuning(block_keys=64, columns=256, num_warps=4, num_stages=3, resident=3, options=simd_waves(3)),
     # Compiled and emulated, never timed: tiles of 64 keys have no room, and neither has a third wave.
-    128: Tuning(block_keys=32, columns=512, num_warps=4, num_stages=3, resident=2, options=TWO_WAVES),
+    128: Tuning(block_keys=32, columns=512, num_warps=4, num_stages=3, resident=2, options=simd_waves(2)),
 }
 
 

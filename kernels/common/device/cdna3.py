@@ -9,6 +9,7 @@ A wave scores 64 keys at a time for rows of its own. Of a product a lane has two
 from capgate.compat.gluon import cdna3, constexpr_function, gl, gluon
 
 from .cdna4 import as_float32, pairs_of_heads, sum_products
+from .formats import quad_to_fnuz
 
 
 @constexpr_function
@@ -41,16 +42,6 @@ def relu(x):
 
 
 @gluon.jit
-def fn_to_fnuz(quad):
-    """Four e4m3fn in a uint32 -> e4m3fnuz of half the value: -0 (fnuz's NaN) becomes 0, either NaN fnuz's."""
-    size = quad & 0x7F7F7F7F
-    quad &= (size + 0x7F7F7F7F) | 0x7F7F7F7F  # of a byte's sign and size: no carry leaves it
-    nan = (size + 0x01010101) & 0x80808080
-    size = nan - (nan >> 7)
-    return (quad | nan | size) ^ size
-
-
-@gluon.jit
 def quads(x):
     """Adjacent elements of one byte [n, m], four to a uint32, the first lowest."""
     byte = gl.reshape(x.to(gl.uint8, bitcast=True).to(gl.uint32), [x.shape[0], x.shape[1] // 4, 2, 2])
@@ -70,7 +61,7 @@ def of_quads(quad, LAYOUT: gl.constexpr):
 @gluon.jit
 def write_tile(memory, words, TO_FNUZ: gl.constexpr):
     """Keys in words of four bytes to LDS; if TO_FNUZ e4m3fn ones, which become e4m3fnuz of half the value."""
-    memory.store(fn_to_fnuz(words) if TO_FNUZ else words)
+    memory.store(quad_to_fnuz(words) if TO_FNUZ else words)
 
 
 @gluon.jit

@@ -173,6 +173,34 @@ def fill_edge(
 
 
 @gluon.jit
+def fill_outside(
+    out, covered, mine, part, begin, end, num_keys, row_offset, wanted, stride_on,
+    PASS: gl.constexpr, STRIP: gl.constexpr, BLOCK_KEYS: gl.constexpr, INDEX: gl.constexpr, LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """-inf into all cells of the wanted rows outside their windows, but for strips that the loop of tiles writes.
+
+    As :func:`.classic.fill_outside`.
+    """
+    first, last, full_first, full_last = covered
+    my_first, my_last = mine
+    split, splits = part
+    strips = first // STRIP + (num_keys - last) // STRIP
+    for strip in range((my_last - my_first + PASS - 1) // PASS * splits + split, strips, splits):
+        fill_strip(out, strip, first, last, row_offset, wanted, stride_on, STRIP, INDEX, LAYOUT)
+    left_rest = gl.where(split == 0, first % STRIP, 0)
+    right_rest = gl.where(split == 0, (num_keys - last) % STRIP, 0)
+    fill(out, first - left_rest, left_rest, row_offset, wanted, stride_on, STRIP, INDEX, LAYOUT)
+    fill(out, num_keys - right_rest, right_rest, row_offset, wanted, stride_on, STRIP, INDEX, LAYOUT)
+    left_last = gl.minimum(gl.cdiv(full_first, BLOCK_KEYS), my_last)
+    right_first = gl.maximum(gl.maximum(full_last, 0) // BLOCK_KEYS, my_first)
+    for tile in range(my_first, left_last):
+        fill_edge(out, tile * BLOCK_KEYS, begin, end, num_keys, row_offset, wanted, stride_on, BLOCK_KEYS, INDEX, LAYOUT)
+    for tile in range(right_first, my_last):
+        fill_edge(out, tile * BLOCK_KEYS, begin, end, num_keys, row_offset, wanted, stride_on, BLOCK_KEYS, INDEX, LAYOUT)
+    return strips
+
+
+@gluon.jit
 def load(pointer, offset):
     """Buffer loads reach 2 GiB from the pointer; 64-bit offsets take plain ones."""
     return gl.load(pointer + offset) if offset.dtype == gl.int64 else cdna4.buffer_load(pointer, offset)

@@ -6,6 +6,7 @@ Those that :mod:`.cdna4` has too have the same names there, in the same order, a
 import triton
 import triton.language as tl
 
+from .formats import quad_to_fnuz
 from .windows import strip_base
 
 
@@ -17,16 +18,11 @@ def relu(x, MAXIMUM: tl.constexpr):
 
 @triton.jit
 def fn_to_fnuz(x):
-    """e4m3fn [n, m], or four of them in a uint32 -> e4m3fnuz of half the value: -0 (fnuz's NaN) becomes 0, either NaN fnuz's.
+    """e4m3fn [n, m], or four of them in a uint32 -> e4m3fnuz of half the value, as :func:`.formats.quad_to_fnuz` makes them.
 
     Four bytes are converted at a time. Where they come in one register it stays one; those of a byte each are put together.
     """
-    quad = x if x.dtype == tl.uint32 else quads(x)
-    size = quad & 0x7F7F7F7F
-    quad &= (size + 0x7F7F7F7F) | 0x7F7F7F7F  # of a byte's sign and size: no carry leaves it
-    nan = (size + 0x01010101) & 0x80808080
-    size = nan - (nan >> 7)
-    quad = (quad | nan | size) ^ size
+    quad = quad_to_fnuz(x if x.dtype == tl.uint32 else quads(x))
     half = tl.join(quad & 0xFFFF, quad >> 16)
     byte = tl.join(half & 0xFF, half >> 8).to(tl.uint8)
     return tl.reshape(byte, (x.shape[0], 4 * quad.shape[1])).to(tl.float8e4b8, bitcast=True)
@@ -100,6 +96,44 @@ def fill_edge(out, base, begin, end, num_keys, row_offset, wanted, stride_on, BL
     cell = out + base.to(tl.int64) * stride_on + row_offset[:, None] + (place.to(INDEX) * stride_on)[None, :]
     value = tl.full([row_offset.shape[0], BLOCK_KEYS], float("-inf"), tl.float32)
     tl.store(cell, value, mask=outside & (position < num_keys) & wanted[:, None])
+
+
+@triton.jit
+def fill_outside(
+    out, covered, mine, part, begin, end, num_keys, row_offset, wanted, stride_on,
+    PASS: tl.constexpr, STRIP: tl.constexpr, BLOCK_KEYS: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """-inf into all cells of the wanted rows outside their windows, but for strips that the loop of tiles writes.
+
+    Of the strips of this split it writes the first ones, one in each pass over PASS tiles, so that the stores drain behind the
+    arithmetic and DRAM never stalls it. Here come the strips that outnumber the passes, and the ends that are too short for a
+    strip. The last tile may reach past the keys: num_keys - last is then negative, and truncation leaves no strip and no end.
+    Inside the tiles only those at the edge of a row's window have such cells: they are kept out of the loop, whose every
+    instruction counts. An empty row makes all tiles edges; a tile that is both edges is filled twice with the same.
+
+    covered : columns (first, last) of the tiles, and of those inside every row's window
+    mine : the program's tiles (first, past the last)
+    part : (which of the programs that share the rows, how many those are)
+
+    Returns how many strips there are.
+    """
+    first, last, full_first, full_last = covered
+    my_first, my_last = mine
+    split, splits = part
+    strips = first // STRIP + (num_keys - last) // STRIP
+    for strip in range((my_last - my_first + PASS - 1) // PASS * splits + split, strips, splits):
+        fill_strip(out, strip, first, last, row_offset, wanted, stride_on, STRIP, INDEX)
+    left_rest = tl.where(split == 0, first % STRIP, 0)
+    right_rest = tl.where(split == 0, (num_keys - last) % STRIP, 0)
+    fill(out, first - left_rest, left_rest, row_offset, wanted, stride_on, STRIP, INDEX)
+    fill(out, num_keys - right_rest, right_rest, row_offset, wanted, stride_on, STRIP, INDEX)
+    left_last = tl.minimum(tl.cdiv(full_first, BLOCK_KEYS), my_last)
+    right_first = tl.maximum(tl.maximum(full_last, 0) // BLOCK_KEYS, my_first)
+    for tile in range(my_first, left_last):
+        fill_edge(out, tile * BLOCK_KEYS, begin, end, num_keys, row_offset, wanted, stride_on, BLOCK_KEYS, INDEX)
+    for tile in range(right_first, my_last):
+        fill_edge(out, tile * BLOCK_KEYS, begin, end, num_keys, row_offset, wanted, stride_on, BLOCK_KEYS, INDEX)
+    return strips
 
 
 @triton.jit

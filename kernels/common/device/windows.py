@@ -28,6 +28,38 @@ def window(row, starts, ends, num_queries, num_keys, width, stride_starts, strid
 
 
 @triton.jit
+def cover(
+    covered,
+    first_row,
+    starts,
+    ends,
+    num_queries,
+    num_keys,
+    width,
+    stride_starts,
+    stride_ends,
+    ROWS: tl.constexpr,
+    COMPRESSED: tl.constexpr,
+):
+    """(first, last, full first, full last) for ROWS more rows than ``covered`` is of: [first, last) holds the windows of all,
+    [full first, full last) lies in each of them. Of no row it is (keys, 0, 0, keys).
+
+    Windows are read row by row into scalars: a reduction would leave AMD's compiler unsure that all lanes agree, and it would
+    loop over lanes round every buffer access.
+    """
+    first, last, full_first, full_last = covered
+    for r in tl.static_range(ROWS):
+        _, begin, end = window(
+            first_row + r, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED
+        )
+        first = tl.where(begin < end, tl.minimum(first, begin), first)
+        last = tl.where(begin < end, tl.maximum(last, end), last)
+        full_first = tl.maximum(full_first, begin)
+        full_last = tl.where(first_row + r < num_queries, tl.minimum(full_last, end), full_last)
+    return first, last, full_first, full_last
+
+
+@triton.jit
 def my_tiles(first, last, split, splits, BLOCK_KEYS: tl.constexpr):
     """(first tile, tile past the last, and the same of this split's): tiles that cover columns [first, last).
 

@@ -124,24 +124,25 @@ def refresh(
     The threshold becomes the least logit that is kept: of the keys that follow, whose indices are higher, only larger ones and
     NaN can still be in the result. Where all that are kept are NaN none can: the window then ends at 0.
     """
-    row = tl.arange(0, ROWS)
-    for number in range(ROWS):
-        mine = row == number
-        size = tl.sum(tl.where(mine, fill, 0), 0)
-        if size > ENTRIES - COMING:
-            mine_values = values + number * STRIDE
-            mine_indices = indices + number * STRIDE
-            kept_values = mine_values + ENTRIES
-            kept_indices = mine_indices + ENTRIES
-            keep_top(mine_values, mine_indices, size, top_k, kept_values, kept_indices, counters, RUNS, PLANES, SLOTS)
-            count(counters, REFRESHED)
-            copy_list(kept_values, kept_indices, top_k, mine_values, mine_indices, RUNS)
-            least, closed = least_of(kept_values, top_k, RUNS)
-            if closed:
-                count(counters, CLOSED)
-            fill = tl.where(mine, top_k, fill)
-            threshold = tl.where(mine, least, threshold)
-            end = tl.where(mine & closed, 0, end)
+    if tl.max(fill, 0) > ENTRIES - COMING:
+        row = tl.arange(0, ROWS)
+        for number in range(ROWS):
+            mine = row == number
+            size = tl.sum(tl.where(mine, fill, 0), 0)
+            if size > ENTRIES - COMING:
+                mine_values = values + number * STRIDE
+                mine_indices = indices + number * STRIDE
+                kept_values = mine_values + ENTRIES
+                kept_indices = mine_indices + ENTRIES
+                keep_top(mine_values, mine_indices, size, top_k, kept_values, kept_indices, counters, RUNS, PLANES, SLOTS)
+                count(counters, REFRESHED)
+                copy_list(kept_values, kept_indices, top_k, mine_values, mine_indices, RUNS)
+                least, closed = least_of(kept_values, top_k, RUNS)
+                if closed:
+                    count(counters, CLOSED)
+                fill = tl.where(mine, top_k, fill)
+                threshold = tl.where(mine, least, threshold)
+                end = tl.where(mine & closed, 0, end)
     return fill, threshold, end
 
 

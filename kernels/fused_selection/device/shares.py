@@ -4,33 +4,7 @@ windows, lengths and the schedule, so that programs tell each other nothing."""
 import triton
 import triton.language as tl
 
-from ...common.device.windows import my_tiles, window
-
-
-@triton.jit
-def joint_span(
-    first_row,
-    starts,
-    ends,
-    num_queries,
-    num_keys,
-    width,
-    stride_starts,
-    stride_ends,
-    ROWS: tl.constexpr,
-    COMPRESSED: tl.constexpr,
-):
-    """[first, last): the keys that the windows of a group's rows cover. Read row by row into scalars: a reduction would leave
-    AMD's compiler unsure that all lanes agree."""
-    first = num_keys
-    last = 0
-    for r in tl.static_range(ROWS):
-        _, begin, end = window(
-            first_row + r, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED
-        )
-        first = tl.where(begin < end, tl.minimum(first, begin), first)
-        last = tl.where(begin < end, tl.maximum(last, end), last)
-    return first, last
+from ...common.device.windows import my_tiles
 
 
 @triton.jit
