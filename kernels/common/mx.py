@@ -23,7 +23,7 @@ def quantize(values: torch.Tensor, name: str, rule: Rule) -> tuple[torch.Tensor,
     ratio = (torch.where(whole, amax, 0.0) / torch.full_like(amax, largest)).clamp(min=rule.least)
     mantissa, exponent = torch.frexp(ratio)  # ratio = mantissa * 2**exponent with mantissa in [0.5, 1)
     byte = (exponent - (mantissa == 0.5).int() + 127).clamp(min=rule.least_byte)
-    scaled = groups * (254 - byte << 23).int().view(torch.float32)[..., None]
+    scaled = groups.contiguous() * (254 - byte << 23).int().view(torch.float32)[..., None]
     octets = (_e2m1(scaled, rule) if name == "mxfp4" else _e4m3(scaled, largest)).where(
         whole[..., None], torch.tensor(0 if name == "mxfp4" else FP8_NAN, dtype=torch.uint8, device=values.device)
     )

@@ -11,7 +11,7 @@ from ..common.mx_cache import check_layout, check_pages, pages_of
 from ..common.mx_rules import DEFAULT_RULE, check_rule
 from ..common.torch_ops import register
 from .operands import Between, Gathered, Written
-from .operands_mx import MX_BETWEEN, MX_GATHERED, MX_WRITTEN, MxBetween, MxGathered, MxWritten, table
+from .operands_mx import MX_BETWEEN, MX_GATHERED, MX_WRITTEN, TABLES, MxBetween, MxGathered, MxWritten
 from .operation_mx import Problem, gathering, writing
 
 KEY_DTYPES = {"mxfp8": (torch.float8_e4m3fn,), "mxfp4": (torch.uint8, torch.int8)}  # of gathered keys, and first of new ones
@@ -83,7 +83,7 @@ def check_results(
 def _check(function: Any, inputs: Any, key_format: str, layout: str, result: str) -> None:
     kv_scale = inputs.kv_scale
     check_layout(key_format, layout, kv_scale)
-    table(function, key_format, layout).check(inputs if LAYOUTS[layout].apart else inputs[:-1], result)
+    TABLES[function, key_format, layout].check(inputs if LAYOUTS[layout].apart else inputs[:-1], result)
     check_pages(inputs.kv_cache, kv_scale, layout)
 
 

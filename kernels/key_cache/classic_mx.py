@@ -8,7 +8,7 @@ from capgate import compat
 
 from ..common.device.cached_keys import SCALE_BYTES, first_byte, further_byte, scale_byte
 from ..common.device.classic import locate, locate_between
-from ..common.device.number_formats import mx_octets
+from ..common.device.number_formats import mx_octets, widened
 from ..common.mx_cache import pages_of
 from ..common.mx_rules import RULES, constants_of
 from .operands_mx import MxBetween, MxGathered, MxWritten
@@ -50,7 +50,7 @@ def mx_write_kernel(
     slot = tl.load(slots + key * stride_slots, mask=key < num_keys, other=-1).to(tl.int64)
     kept = (slot >= 0) & (slot < num_slots)
     cell = k + key[:, None] * stride_kt + (dim.to(tl.int64) * stride_kd)[None, :]
-    value = tl.load(cell, mask=kept[:, None], other=0.0).to(tl.float32)
+    value = widened(tl.load(cell, mask=kept[:, None], other=0.0))
     octet, byte = mx_octets(value, FP4, GROUP, LARGEST, CARRY, EXPONENT, LEAST, EVEN, SIGNED_ZERO)
 
     key_bytes: tl.constexpr = octet.shape[1]

@@ -1,12 +1,12 @@
 """What the functions of the key cache take where keys are in an MX format: a table for each format and kind of layout."""
 
-from functools import cache
 from typing import Annotated, Any, NamedTuple
 
 import torch
 
 from ..common.cache import TABLE
-from ..common.mx_cache import cache_rows
+from ..common.key_formats import layouts_of
+from ..common.mx_cache import MX_FORMATS, cache_rows
 from ..common.operands import Operand, Operands
 from .operands import Between, Gathered, Written
 
@@ -44,17 +44,23 @@ class MxBetween(NamedTuple):
     kv_scale: Annotated[torch.Tensor | None, _SCALES] = None
 
 
-# As the operators take them, whatever the format. Calls are held against the narrower tables of :func:`table`.
+# As the operators take them, whatever the format. Calls are held against the narrower ones of TABLES.
 MX_WRITTEN, MX_GATHERED, MX_BETWEEN = Operands(MxWritten, first="kv_cache"), Operands(MxGathered), Operands(MxBetween)
 
 
-@cache
-def table(function: type[Written] | type[Gathered] | type[Between], key_format: str, layout: str) -> Operands[Any]:
+def _table(function: Any, key_format: str, layout: str) -> Operands[Any]:
     """The operands of a function for keys of one format in one layout: those of fp8 keys, but for the cache and its scales."""
-    rows = {name: row for name, row in Operands(function).rows.items() if name != "kv_cache"}
-    caches = cache_rows(key_format, layout)
-    written = {name: row._replace(written=function is Written) for name, row in caches.items()}
-    names = [name for name in function._fields if name != "kv_scale"] + [name for name in caches if name == "kv_scale"]
-    fields = [(name, Annotated[torch.Tensor, (rows | written)[name]]) for name in names]
+    rows, caches = dict(Operands(function).rows), cache_rows(key_format, layout)
+    rows |= {name: row._replace(written=function is Written) for name, row in caches.items()}
+    fields = [(name, Annotated[torch.Tensor, row]) for name, row in rows.items()]
     inputs: Any = NamedTuple(function.__name__, fields)  # type: ignore[misc]
     return Operands(inputs, first="kv_cache")
+
+
+# By function, format and layout. Ready when asked for: torch.compile follows no cache.
+TABLES = {
+    (function, key_format, layout): _table(function, key_format, layout)
+    for function in (Written, Gathered, Between)
+    for key_format in MX_FORMATS
+    for layout in layouts_of(key_format)
+}

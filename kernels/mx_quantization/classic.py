@@ -7,7 +7,7 @@ import triton.language as tl
 from capgate import compat
 
 from ..common.device.cached_keys import SCALE_BYTES
-from ..common.device.number_formats import mx_octets
+from ..common.device.number_formats import mx_octets, widened
 from ..common.mx_rules import RULES, constants_of
 from .operands import Inputs
 from .operation import Problem
@@ -37,7 +37,7 @@ def quantize_mx_kernel(
     dim = tl.arange(0, DIM)
     inside = (row < rows)[:, None]
     cell = values + row[:, None] * stride_row + (dim.to(tl.int64) * stride_dim)[None, :]
-    value = tl.load(cell, mask=inside, other=0.0).to(tl.float32)
+    value = widened(tl.load(cell, mask=inside, other=0.0))
     octet, byte = mx_octets(value, FP4, GROUP, LARGEST, CARRY, EXPONENT, LEAST, EVEN, SIGNED_ZERO)
     key_bytes: tl.constexpr = octet.shape[1]
     tl.store(octets + row[:, None] * key_bytes + tl.arange(0, key_bytes)[None, :], octet, mask=inside)

@@ -5,6 +5,14 @@ import triton.language as tl
 
 
 @triton.jit
+def widened(value):
+    """float32 values of floating-point ones; bfloat16 by its bits, of which Triton's interpreter gets subnormal ones wrong."""
+    if value.dtype == tl.bfloat16:
+        return (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return value.to(tl.float32)
+
+
+@triton.jit
 def fp8_bytes(value, BIAS: tl.constexpr, FNUZ: tl.constexpr):
     """The bytes of float32 values that the fp8 format (three fraction bits) can hold, rounded to nearest, ties to even.
 
@@ -65,16 +73,16 @@ def mx_octets(
     whole = bits < 0x7F800000
     byte = tl.maximum((tl.where(whole, bits, 0) + CARRY >> 23) - EXPONENT, LEAST)
     inverse = ((254 - byte) << 23).to(tl.float32, bitcast=True)  # of the scale; a product with it is exact
-    scaled = tl.reshape(group * inverse[:, :, None], (ROWS, DIM))
-    held = tl.reshape(tl.broadcast_to(whole[:, :, None], (ROWS, DIM // GROUP, GROUP)), (ROWS, DIM))
+    scaled = tl.where(whole[:, :, None], group, 0.0) * inverse[:, :, None]
     if FP4:
-        code = tl.where(held, e2m1_codes(scaled, EVEN, SIGNED_ZERO), 0)
+        code = e2m1_codes(tl.reshape(scaled, (ROWS, DIM)), EVEN, SIGNED_ZERO)
         even, odd = tl.split(tl.reshape(code, (ROWS, DIM // 2, 2)))
         octet = (even | odd << 4).to(tl.uint8)
     else:
-        scaled = tl.where(scaled > LARGEST, LARGEST, scaled)
+        scaled = tl.where(whole[:, :, None], scaled, float("nan"))
+        scaled = tl.where(scaled > LARGEST, LARGEST, scaled)  # comparisons keep NaN
         scaled = tl.where(scaled < -LARGEST, -LARGEST, scaled)
-        octet = fp8_bytes(tl.where(held, scaled, float("nan")), 7, False)
+        octet = fp8_bytes(tl.reshape(scaled, (ROWS, DIM)), 7, False)
     byte = tl.where(whole, byte, 0xFF)
     if GROUP > 32:
         byte = tl.reshape(tl.broadcast_to(byte[:, :, None], (ROWS, DIM // GROUP, GROUP // 32)), (ROWS, DIM // 32))
