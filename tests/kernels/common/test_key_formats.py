@@ -1,5 +1,7 @@
 """The declared formats and layouts: each byte lies where its engine's formula says, and the tables name what exists."""
 
+from pathlib import Path
+
 import pytest
 
 from capgate.kernels.common.cache import LAYOUTS as OF_FP8
@@ -45,3 +47,14 @@ def test_the_carry_rounds_a_magnitude_s_exponent_up_where_it_must(name: str) -> 
             byte = ((biased << 23 | fraction) + carry >> 23) - exponent
             assert largest <= FORMATS[name].largest * 2.0 ** (byte - 127)
             assert largest > FORMATS[name].largest * 2.0 ** (byte - 128)
+
+
+def test_the_page_has_every_combination_and_every_rule() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "key-formats.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| `")]
+    assert {(row[0].split("`")[1], row[0].split("`")[3]) for row in rows if row[0].count("`") == 4} == set(mx.LAYOUTS)
+    least = {(row[0].strip("`"), row[1].strip("`")): row[2] for row in rows if len(row) == 6 and "^-" in row[2]}
+    declared = {(name, rule): row.least_byte - 127 for name, rules in RULES.items() for rule, row in rules.items()}
+    assert {key: int(words.split()[0].removeprefix("2^")) for key, words in least.items()} == declared
+    sizes = {row[0].strip("`"): (int(row[3]), tuple(map(int, row[4].split(", ")))) for row in rows if row[3].isdigit()}
+    assert sizes == {name: (row.key_bytes(128) + 4, row.dims) for name, row in FORMATS.items()}
