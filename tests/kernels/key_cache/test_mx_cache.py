@@ -164,6 +164,15 @@ def test_keys_of_other_types_and_strides(cache_variant: Any, dtype: torch.dtype)
         assert found == scales[key].tolist()
 
 
+def test_nothing_is_written_where_no_slot_is_in_the_cache(cache_variant: Any) -> None:
+    kv_cache, kv_scale = empty_cache("mxfp4", "flydsl", 2, 64, 128)
+    before = [storage_of(tensor, torch.uint8).clone() for tensor in (kv_cache, kv_scale)]
+    inputs = MxWritten(some_keys(4, 128), kv_cache, torch.tensor([-1, 128, -128, 2**40]), kv_scale)
+    cache_variant.write(inputs, key_format="mxfp4", rule="vllm", layout="flydsl")
+    for tensor, memory in zip((kv_cache, kv_scale), before, strict=True):
+        assert torch.equal(storage_of(tensor, torch.uint8), memory)
+
+
 # --- the public functions -------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +265,11 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         FLYDSL | {"kv_scale": byte_zeros(1, 1, 4, 64).expand(2, -1, -1, -1)},
         ValueError,
         "kv_scale: got strides .*, needs blocks of adjacent bytes, at least 256 bytes apart",
+    ),
+    "scales over keys": (
+        FLYDSL | {"kv_scale": SHARED[:512].view(2, 1, 4, 64), "k": SHARED[: 3 * 128 * 4].view(torch.float32).view(3, 128)},
+        ValueError,
+        "kv_scale: shares memory with k, needs ",
     ),
     "scales over values": (
         FLYDSL
