@@ -1,11 +1,11 @@
-"""Keys and queries in MX formats: quantisers that round as a named producer does."""
+"""Keys and queries in MX formats: quantisers that round as a named producer does, and the way back."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import quantize_mx_keys, quantize_mx_queries
+    from .api import dequantize_mx, quantize_mx_keys, quantize_mx_queries
 
-__all__ = ["quantize_mx_keys", "quantize_mx_queries"]
+__all__ = ["dequantize_mx", "quantize_mx_keys", "quantize_mx_queries"]
 
 
 def __getattr__(name: str) -> Any:

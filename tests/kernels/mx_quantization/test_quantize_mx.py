@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from capgate.kernels import quantize_keys_to_cache, quantize_mx_keys, quantize_mx_queries
+from capgate.kernels import dequantize_mx, quantize_keys_to_cache, quantize_mx_keys, quantize_mx_queries
 from capgate.kernels.mx_quantization import reference
-from capgate.kernels.mx_quantization.api import dequantize_mx
 from capgate.kernels.mx_quantization.operands import Inputs
 from capgate.kernels.mx_quantization.operation import Problem
 from support import mx
@@ -206,6 +205,23 @@ def test_what_it_does_not_take_is_named(change: dict[str, Any], error: type[Exce
 def test_what_queries_it_does_not_take_is_named(change: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=f"^{words}"):
         quantize_mx_queries(**{"q": torch.zeros(2, 4, 64), "weights": torch.zeros(2, 4)} | change)
+
+
+@pytest.mark.any_triton
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"octets": [0]}, TypeError, "octets: got list, needs a tensor of a type of one byte"),
+        ({"octets": torch.zeros(3, 32)}, TypeError, "octets: got torch.float32"),
+        ({"octets": torch.zeros(3, 16).byte()}, ValueError, r"octets: got shape \(3, 16\), needs D in \(64, 128\) in mxfp4"),
+        ({"scales": torch.zeros(3)}, TypeError, "scales: got torch.float32, needs torch.int32"),
+        ({"scales": torch.zeros(3, 1).int()}, ValueError, r"scales: got shape \(3, 1\), needs \[3\] to match octets"),
+        ({"key_format": "fp8"}, ValueError, "key_format: got 'fp8'"),
+    ],
+)
+def test_what_has_no_values_is_named(change: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=f"^{words}"):
+        dequantize_mx(**{"octets": torch.zeros(3, 32).byte(), "scales": torch.zeros(3).int()} | change)
 
 
 @pytest.mark.any_triton
