@@ -59,12 +59,14 @@ def every_size(name: str) -> torch.Tensor:
     return torch.cat([values.new_full((len(values), 1), top), values], 1).view(-1, 128)
 
 
+@pytest.mark.dealt("name")
 @each_rule
 def test_every_bfloat16_is_rounded_as_the_producer_rounds_it(quantize: Any, name: str, rule: str) -> None:
     values = torch.cat([every_bfloat16(), every_size(name)])
     agree(quantize(values, name, rule), values, name, rule)
 
 
+@pytest.mark.dealt("name")
 @each_rule
 def test_every_scale_is_the_producer_s(quantize: Any, name: str, rule: str) -> None:
     """float32 magnitudes from the largest to the smallest, on both sides of each power of two times the format's largest."""
@@ -79,6 +81,7 @@ def test_every_scale_is_the_producer_s(quantize: Any, name: str, rule: str) -> N
     agree(quantize(values, name, rule), values, name, rule)
 
 
+@pytest.mark.dealt("name")
 @each_rule
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_group_that_is_not_finite_is_nan_and_its_neighbours_are_not(
