@@ -6,19 +6,20 @@ float32 scales in the keys' order. Blocks may lie further apart than they are lo
 The keys lie in tiles, one behind the other: a tile holds the first 16 bytes of each of its keys, then the next 16 of each, and
 so on. With T keys in a tile, byte d of key t of a block lies at ``t // T * T * D + d // 16 * T * 16 + t % T * 16 + d % 16``. A
 flat cache has tiles of one key, a preshuffled one of 16 (aiter: ``shuffle_weight`` with layout (16, 16); vLLM: SHUFFLE).
+:mod:`.key_formats` declares that, and the layouts of keys in MX formats, whose caches :mod:`.mx_cache` checks.
 """
 
 import torch
 
 from .checks import check_choice
+from .key_formats import LAYOUTS as DECLARED
+from .key_formats import PACKET, SCALE_BYTES, layouts_of
 from .operands import Limit, Operand, among
 from .rules import MAX_NEXT
 
 BLOCK_SIZES = (1, *range(16, 257, 16))  # the engines': ATOM's 16, 64 of most, 256 of aiter and of vLLM on ROCm
 BLOCK_WORDS = f"1 or a multiple of 16 up to {BLOCK_SIZES[-1]}"
-LAYOUTS = {"flat": 1, "preshuffled": 16}  # and the keys of a tile
-PACKET = 16  # bytes of a key that lie together in any layout
-SCALE_BYTES = 4
+LAYOUTS = {name: DECLARED[name].tile for name in layouts_of("fp8")}  # and the keys of a tile
 
 # A dimension "D + 4" is a key's bytes with those of its scale.
 CACHE = Operand((("num_blocks", "block", 1, "D + 4"),), (torch.uint8,), (among("block", BLOCK_SIZES, BLOCK_WORDS),))
@@ -38,10 +39,15 @@ def check_blocks(kv_cache: torch.Tensor, layout: str = "flat") -> None:
     TypeError or ValueError for a layout that is none.
     """
     check_choice("layout", layout, tuple(LAYOUTS))
+    check_adjacent(kv_cache, LAYOUTS[layout], layout)
+
+
+def check_adjacent(kv_cache: torch.Tensor, tile: int, layout: str) -> None:
+    """As :func:`check_blocks`, of a layout with ``tile`` keys in a tile, and of keys of any format."""
     blocks, block, _, width = kv_cache.shape
     distance, row, _, step = kv_cache.stride()
-    if block % LAYOUTS[layout]:
-        raise ValueError(f"kv_cache: got blocks of {block} keys, needs a multiple of {LAYOUTS[layout]} in a {layout} cache")
+    if block % tile:
+        raise ValueError(f"kv_cache: got blocks of {block} keys, needs a multiple of {tile} in a {layout} cache")
     adjacent = step == 1 and (block == 1 or row == width)
     if not adjacent or distance % SCALE_BYTES or (blocks > 1 and distance < block * width):
         raise ValueError(

@@ -126,7 +126,9 @@ class Operands(Generic[I]):
 
     def schema(self, left_out: Collection[str] = ()) -> str:
         """The operands as arguments of a torch operator, "Tensor q, Tensor? schedule"; without some that may be left out."""
-        kinds = {name: f"Tensor{'(a!)' * row.written}{'?' * (name in self.optional)}" for name, row in self.rows.items()}
+        written = [name for name, row in self.rows.items() if row.written]
+        alias = {name: f"({chr(ord('a') + place)}!)" for place, name in enumerate(written)}
+        kinds = {name: f"Tensor{alias.get(name, '')}{'?' * (name in self.optional)}" for name in self.rows}
         return ", ".join(f"{kind} {name}" for name, kind in kinds.items() if name not in left_out)
 
     def check(self, tensors: Tensors, result: str | None = None) -> None:

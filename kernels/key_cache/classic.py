@@ -9,30 +9,13 @@ from capgate import compat
 from ..common.cache import LAYOUTS, keys_of, scales_of
 from ..common.device.cached_keys import first_byte, further_byte
 from ..common.device.classic import locate, locate_between
+from ..common.device.number_formats import fp8_bytes
 from ..quantize import AMAX_FLOOR, FP8_MAX
 from .operands import Between, Gathered, Written
 from .operation import Problem
 from .tunings import classic_gather, classic_write
 
 POWER_OF_TWO = {"fp32": False, "ue8m0": True}
-
-
-@triton.jit
-def fp8_bytes(value, BIAS: tl.constexpr, FNUZ: tl.constexpr):
-    """The bytes of float32 values that the fp8 format (three fraction bits) can hold, rounded to nearest, ties to even.
-
-    In integers, because some architectures, and Triton's interpreter, cannot convert or round otherwise.
-    """
-    bits = value.to(tl.int32, bitcast=True)
-    magnitude = bits & 0x7FFFFFFF
-    normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - ((127 - BIAS) << 3)
-    units = tl.abs(value) * (2.0 ** (BIAS + 2))  # of a subnormal; adding 2**23 rounds them to integers
-    subnormal = (units + 8388608.0).to(tl.int32, bitcast=True) - 0x4B000000
-    code = tl.where(magnitude < ((128 - BIAS) << 23), subnormal, normal)
-    signed = code | ((bits >> 24) & 0x80)
-    if FNUZ:  # no -0: its byte is the NaN
-        signed = tl.where(code == 0, 0, signed)
-    return tl.where(value != value, 0x80 if FNUZ else 0x7F, signed).to(tl.uint8)
 
 
 @triton.jit

@@ -4,7 +4,8 @@ from typing import Annotated, NamedTuple
 
 import torch
 
-from ..common.cache import CACHE, SCALE_BYTES, TABLE, with_scale
+from ..common.cache import CACHE, TABLE, with_scale
+from ..common.key_formats import SCALE_BYTES
 from ..common.operands import Derived, Operand, Operands, among
 from ..common.rules import DIMS
 

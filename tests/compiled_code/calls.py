@@ -37,7 +37,7 @@ class Call(NamedTuple):
 
 def calls(target: compat.Target) -> dict[str, Call]:
     """The calls that a target takes, by name."""
-    every = (*dense(target), *paged(target), *selecting(target), *caching(target))
+    every = (*dense(target), *paged(target), *selecting(target), *caching(target), *mx_formats(target))
     taken = {call.name: call for call in every if accepted(call)}
     assert len({call.name for call in every}) == len(every), "two calls would share a file"
     return taken
@@ -206,6 +206,19 @@ def caching(target: compat.Target) -> Iterator[Call]:
     for lens in (integers(256), integers(256, 2)):
         name = f"paged_mqa_schedule.classic.{lens.ndim}d"
         yield Call(name, "paged_mqa_schedule", "classic", Scheduling(target), (ScheduleInputs(lens), integers(529, 2)), {})
+
+
+def mx_formats(target: compat.Target) -> Iterator[Call]:
+    """Each format in each of its layouts, by the calls that an offline compile makes."""
+    cached, values = (
+        import_module(f"capgate.kernels.{name}") for name in ("key_cache.operation_mx", "mx_quantization.operation")
+    )
+    for module, operation in ((cached, cached.writing), (cached, cached.gathering), (values, values.operation)):
+        for mode in module.MODES:
+            problem = module.example_problem(target, 64, 128, mode)
+            call = operation.examples.call(problem)
+            name = f"{operation.name}.classic.128.{mode}"
+            yield Call(name, operation.name, "classic", problem, call.operands, call.options)
 
 
 # --- how a kernel is prepared -----------------------------------------------------------------------------------------------

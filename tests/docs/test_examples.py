@@ -85,6 +85,22 @@ def test_the_decode_examples_run() -> None:
     torch.testing.assert_close(logits[:, :19], torch.full((2, 19), 4 * 32 / (32**0.5 * 2)), rtol=0.01, atol=0)
 
 
+def test_the_example_of_mx_formats_runs() -> None:
+    names: dict[str, Any] = {
+        "k": torch.full((20, 128), 3.0).bfloat16(),
+        "kv_cache": torch.zeros(2, 32, 1, 68, dtype=torch.uint8),
+        "slot_mapping": torch.arange(20),
+        "block_table": torch.tensor([[0, 1]], dtype=torch.int32),
+        "lens": torch.tensor([20], dtype=torch.int32),
+        "total": 20,
+        "q": torch.ones(5, 4, 128),
+        "weights": torch.ones(5, 4),
+    }
+    exec(example("docs/key-formats.md", "quantize_keys_to_cache("), names)
+    assert torch.equal(names["values"], torch.full((20, 128), 3.0))
+    assert names["q_scales"].shape == (5, 4)
+
+
 def test_the_flags_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
     from capgate import compat
 

@@ -16,7 +16,15 @@ from capgate.kernels.common.rules import padded_heads
 from capgate.kernels.common.schedule.operation import CHUNK_KEYS
 from capgate.kernels.common.tuning import ANY, Tuning
 
-FOLDERS = ("mqa_logits", "paged_mqa_logits", "key_selection", "fused_selection", "key_cache", "common.schedule")
+FOLDERS = (
+    "mqa_logits",
+    "paged_mqa_logits",
+    "key_selection",
+    "fused_selection",
+    "key_cache",
+    "mx_quantization",
+    "common.schedule",
+)
 SCORING = ("mqa_logits", "paged_mqa_logits")
 TARGETS = {
     "classic": ("cuda:89", "cuda:90", "cuda:100", "hip:gfx942", "hip:gfx950", "hip:gfx1201"),
