@@ -37,13 +37,17 @@ class Capabilities:
 
     target : the target asked about
     disabled : capabilities that a switch takes away, each with the words that say which switch
+    enabled : those that no hardware has shown and that a switch asks for all the same, alike
     """
 
     target: Target
 
-    def __init__(self, target: Target, disabled: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, target: Target, disabled: Mapping[str, str] | None = None, enabled: Mapping[str, str] | None = None
+    ) -> None:
         self.target = target
         self._disabled = dict(disabled or {})
+        self._enabled = dict(enabled or {})
         self._verdicts: dict[str, Verdict] = {}
 
     def __getitem__(self, name: str) -> Verdict:
@@ -91,8 +95,12 @@ class Capabilities:
         elif row.asks is not None:
             finding = _probes.run(row.asks, self.target)
         else:
+            words = ""
             holds = self.target.is_gpu if row.archs == ("*",) else _base(self.target.label) in row.archs
-            finding = Finding(holds, self.target.label)
+            if holds and row.unproven:
+                holds = row.name in self._enabled
+                words = f", enabled by {self._enabled[row.name]}" if holds else ""
+            finding = Finding(holds, f"{self.target.label}{words}")
         return Verdict(finding.holds, f"{'' if finding.holds else f'needs {row.needs}: '}found {finding.found}"), finding.lasts
 
     def _judge_all(self, row: Capability) -> tuple[Verdict, bool]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, Concatenate, Generic, NamedTuple, TypeVar
 
+from . import _switches
 from ._binding import bind
 from ._bound import Bound, Look, limit, look
 
@@ -93,7 +94,8 @@ class Kernel(Generic[P]):
 
     def _look(self, problem: P, operands: tuple[Any, ...], options: dict[str, Any]) -> tuple[Look | None, Any]:
         looked = look((*operands, *options.values()))
-        return looked, looked and (problem, looked.facts, *options)
+        # A prepare may ask for capabilities, and switches change those.
+        return looked, looked and (problem, looked.facts, _switches.current().key, *options)
 
 
 class ExampleCall(NamedTuple):

@@ -54,7 +54,7 @@ def _snapshot_key(setting: str, device: Any) -> str:
     if key is None:
         key = _keys[asked] = f"{target} {target.warp_size} {asked[1]} {switched.key}"
     if key not in _snapshots:
-        _snapshots.setdefault(key, Capabilities(target, switched.disabled))  # of several threads, the first one's
+        _snapshots.setdefault(key, Capabilities(target, switched.disabled, switched.enabled))  # the first thread's
     return key
 
 

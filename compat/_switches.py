@@ -4,6 +4,7 @@
 variable                  example                             effect
 ========================  ==================================  ================================================
 ``CAPGATE_DISABLE``       ``gluon,wgmma``                     these capabilities, and all that need them, do not hold
+``CAPGATE_ENABLE``        ``packed_clamp``                    these hold where they may, though no hardware has shown them
 ``CAPGATE_VARIANT``       ``fp8_mqa_logits=classic``          this operation takes this variant, or raises
 ``CAPGATE_TARGET``        ``hip:gfx950``                      the target meant when no device is named
 ``CAPGATE_STRICT``        ``1``                               a variant that does not compile raises
@@ -28,12 +29,16 @@ from .targets import Target
 # CAPGATE_DROPIN is read by capgate.kernels.dropin, CAPGATE_TORCH by noxfile.py; listed here, they are no misspelling.
 VARIABLES = (
     "CAPGATE_DISABLE",
+    "CAPGATE_ENABLE",
     "CAPGATE_VARIANT",
     "CAPGATE_TARGET",
     "CAPGATE_STRICT",
     "CAPGATE_DROPIN",
     "CAPGATE_TORCH",
 )
+
+
+UNPROVEN = tuple(name for name, row in TABLE.items() if row.unproven)  # what may be enabled
 
 
 class SwitchError(ValueError):
@@ -44,6 +49,7 @@ class Switches:
     """The switches in force. One instance stands for one setting, so what was worked out under it is remembered in it.
 
     disabled : capability name to the words that say which switch took it away
+    enabled : capability name to the words that say which switch asks for it, though no hardware has shown it
     variants : operation name to the variant that it must take
     target : what a question without a device means, None for this machine's first GPU
     strict : whether a variant that does not compile raises instead of falling back
@@ -57,13 +63,15 @@ class Switches:
         variants: Mapping[str, str] | None = None,
         target: Target | None = None,
         strict: bool = False,
+        enabled: Mapping[str, str] | None = None,
     ) -> None:
         self.disabled = dict(disabled or {})
+        self.enabled = dict(enabled or {})
         self.variants = dict(variants or {})
         self.target = target
         self.strict = strict
         self.memo: dict[Any, Any] = {}
-        self.key = f"{target} {sorted(self.disabled.items())}"
+        self.key = f"{target} {sorted(self.disabled.items())} {sorted(self.enabled.items())}"
 
 
 _overriding: ContextVar[Switches | None] = ContextVar("capgate_switches")
@@ -103,12 +111,13 @@ def read(environment: Mapping[str, str]) -> Switches:
     unknown = [name for name in environment if name.startswith("CAPGATE_") and name not in VARIABLES]
     if unknown:
         raise SwitchError(f"{unknown[0]}: no such variable; known are {', '.join(VARIABLES)}")
-    disable = _split(environment.get("CAPGATE_DISABLE", ""))
+    disable, enable = (_split(environment.get(name, "")) for name in ("CAPGATE_DISABLE", "CAPGATE_ENABLE"))
     return Switches(
         _disabled(disable, "CAPGATE_DISABLE", f"CAPGATE_DISABLE={','.join(disable)}"),
         _variants(environment.get("CAPGATE_VARIANT", ""), "CAPGATE_VARIANT"),
         _target(environment.get("CAPGATE_TARGET", ""), "CAPGATE_TARGET"),
         _strict(environment.get("CAPGATE_STRICT", "")),
+        _enabled(enable, "CAPGATE_ENABLE", f"CAPGATE_ENABLE={','.join(enable)}"),
     )
 
 
@@ -118,6 +127,7 @@ def override(
     variant: Mapping[str, str] | str = "",
     target: Target | str | None = None,
     strict: bool | None = None,
+    enable: Iterable[str] | str = (),
 ) -> AbstractContextManager[None]:
     """Add switches for a block of code, or for a function when used as a decorator.
 
@@ -125,24 +135,30 @@ def override(
     variant : ``{"fp8_mqa_logits": "classic"}`` or ``"fp8_mqa_logits=classic"``, of operations that are defined by now
     target : a Target or its text (``"hip:gfx950"``); the meaning of :func:`capgate.compat.capabilities` without a device
     strict : True raises where a variant does not compile
+    enable : as disable, capabilities that no hardware has shown: where they may hold, they do. What is disabled does not
 
     It holds for the current thread or task, from entry to exit, for functions that torch.compile has compiled before, too: they
     are compiled anew for it. Raises TypeError for values of other types, SwitchError for names that do not exist.
     """
-    _typed("disable", disable, Iterable, "capability names")
-    names = _split(disable) if isinstance(disable, str) else list(disable)
+    names = _names("disable", disable)
     disabled = _disabled(names, "disable", f"override(disable={names})")
+    names = _names("enable", enable)
+    enabled = _enabled(names, "enable", f"override(enable={names})")
     _typed("variant", variant, (str, Mapping), "a mapping of operation to variant, or text")
     variants = _variants(variant, "variant") if isinstance(variant, str) else dict(variant)
     _check_variants(variants, "variant")
     _typed("target", target, (str, Target, type(None)), "a Target, its text or None")
     _typed("strict", strict, (bool, type(None)), "a bool or None")
-    return _overridden(disabled, variants, _target(target, "target") if isinstance(target, str) else target, strict)
+    return _overridden(disabled, enabled, variants, _target(target, "target") if isinstance(target, str) else target, strict)
 
 
 @contextmanager
 def _overridden(
-    disabled: dict[str, str], variants: dict[str, str], target: Target | None, strict: bool | None
+    disabled: dict[str, str],
+    enabled: dict[str, str],
+    variants: dict[str, str],
+    target: Target | None,
+    strict: bool | None,
 ) -> Iterator[None]:
     outer = current()
     inner = Switches(
@@ -150,6 +166,7 @@ def _overridden(
         {**outer.variants, **variants},
         target or outer.target,
         outer.strict if strict is None else strict,
+        {**outer.enabled, **enabled},
     )
     token = _overriding.set(inner)
     try:
@@ -160,6 +177,11 @@ def _overridden(
 
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _names(argument: str, given: Iterable[str] | str) -> list[str]:
+    _typed(argument, given, Iterable, "capability names")
+    return _split(given) if isinstance(given, str) else list(given)
 
 
 def _typed(argument: str, value: object, kinds: Any, words: str) -> None:
@@ -173,6 +195,14 @@ def _disabled(names: Iterable[str], argument: str, words: str) -> dict[str, str]
         if name not in TABLE:
             raise SwitchError(f"{argument}: no capability {name!r}; {nearest(name, TABLE)}")
     return dict.fromkeys(names, words)
+
+
+def _enabled(names: Iterable[str], argument: str, words: str) -> dict[str, str]:
+    enabled = _disabled(names, argument, words)
+    for name in enabled:
+        if not TABLE[name].unproven:
+            raise SwitchError(f"{argument}: {name} is found, and not enabled; {nearest(name, UNPROVEN)}")
+    return enabled
 
 
 def _variants(text: str, argument: str) -> dict[str, str]:

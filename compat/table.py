@@ -22,6 +22,7 @@ class Capability(NamedTuple):
     probe : answers for the build (kind "build")
     package : holds where this package is installed and imports (kind "build")
     archs : target names for which it holds, with or without suffix, "*" for every GPU (kind "target")
+    unproven : whether no hardware has shown it, so that it holds only where a switch enables it (kind "target")
     all_of : other capabilities that it needs (kind "both")
     asks : answers for the build and the target (kind "both")
     """
@@ -34,6 +35,7 @@ class Capability(NamedTuple):
     probe: Probe | None = None
     package: str = ""
     archs: tuple[str, ...] = ()
+    unproven: bool = False
     all_of: tuple[str, ...] = ()
     asks: Callable[[Target], Finding] | None = None
 
@@ -48,6 +50,11 @@ def _installed(package: str, meaning: str) -> Capability:
 
 def _target(name: str, meaning: str, source: str, *archs: str) -> Capability:
     return Capability(name, "target", meaning, "a GPU" if archs == ("*",) else " or ".join(archs), source, archs=archs)
+
+
+def _unproven(name: str, meaning: str, source: str, arch: str) -> Capability:
+    needs = f"{arch} and CAPGATE_ENABLE={name}, since no hardware has shown it"
+    return Capability(name, "target", meaning, needs, source, archs=(arch,), unproven=True)
 
 
 def _both(name: str, meaning: str, *all_of: str) -> Capability:
@@ -75,6 +82,7 @@ _CORE, _GLUON = "language/core.py", "experimental/gluon/language"
 _FIVE = "3.5.1, 3.6.0, 3.7.1, 3.8.0 and 3.9.0"
 _PTX = "NVIDIA, PTX ISA, https://docs.nvidia.com/cuda/parallel-thread-execution/"
 _LLVM = "LLVM, User Guide for AMDGPU Backend, Processors, https://llvm.org/docs/AMDGPUUsage.html"
+_DESCRIPTOR = "LLVM, User Guide for AMDGPU Backend, compute_pgm_rsrc1, https://llvm.org/docs/AMDGPUUsage.html"
 _CUDA = "NVIDIA, CUDA GPU Compute Capability, https://developer.nvidia.com/cuda-gpus"
 _FP8 = (
     "AMD, HIP, Low precision floating point types, Device Compatibility, "
@@ -218,6 +226,8 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     _target("mfma", "AMD matrix instructions", _ASSEMBLED, "gfx908", "gfx90a", "gfx942", "gfx950"),
     _target("scaled_mfma", "block-scaled MFMA instructions (f8f6f4)", _ASSEMBLED, "gfx950"),
     _target("direct_to_lds_128", "128-bit copies from memory straight to LDS", _ASSEMBLED, "gfx950"),
+    _unproven("packed_clamp", "v_pk_mul_f32 clamps both of its results, and hands a NaN on once MODE.DX10_CLAMP is clear",
+              f"{_DESCRIPTOR}; LLVM, llvm/test/MC/AMDGPU/gfx90a_asm_features.s", "gfx950"),
     _target("tma", "tensor-map loads", f"{_PTX}, cp.async.bulk.tensor; {_ASSEMBLED}",
             "sm90", "sm100", "sm101", "sm103", "sm110", "sm120", "sm121"),
     _target("wgmma", "warpgroup matrix instructions", f"{_PTX}, wgmma.mma_async; {_ASSEMBLED}", "sm90"),

@@ -154,10 +154,12 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Callable[[]
 @pytest.fixture(scope="session")
 def compile_once(once: Callable[..., Any]) -> Callable[..., list[dict[str, Any]]]:
     """``compile_once(operation, target, jobs)``: as capgate's compile_jobs, without its limit of time; a row of one worker
-    serves the others. Ask for all jobs that tests share: the first to ask has them compiled in one process.
+    serves the others under the same switches. Ask for all jobs that tests share: the first to ask has them compiled in one
+    process.
 
     On gfx942 and gfx950 rows also have the keys of ``support.wait_states``.
     """
+    from capgate.compat import _switches
     from capgate.compat.offline.jobs import compile_jobs
     from support.wait_states import with_wait_states
 
@@ -168,6 +170,6 @@ def compile_once(once: Callable[..., Any]) -> Callable[..., list[dict[str, Any]]
             with TemporaryDirectory() as folder:
                 return with_wait_states(compile_jobs(operation, target, jobs, timeout=NO_LIMIT, save=folder))
 
-        return once((operation, target, jobs), compiled)
+        return once((operation, target, jobs, _switches.current().key), compiled)
 
     return rows

@@ -254,6 +254,7 @@ def _environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
         "PYTHONSAFEPATH": "1",
         "CAPGATE_DISABLE": ",".join(_switches.current().disabled),
+        "CAPGATE_ENABLE": ",".join(_switches.current().enabled),
         "TRITON_ALWAYS_COMPILE": "1",  # a cached result comes without ptxas' log, and in no time
         "TRITON_DUMP_PTXAS_LOG": "1",
     }

@@ -12,7 +12,9 @@ MIN_HEADS, MAX_HEADS = 1, 128
 MAX_NEXT = 65535  # rows of a request in decode: a grid's second dimension, where each program scores a row or more
 DIMS = (32, 64, 128)
 E4M3FN, E4M3FNUZ = "float8_e4m3fn", "float8_e4m3fnuz"
+LARGEST = {E4M3FN: 448, E4M3FNUZ: 240}
 FLOAT32, BFLOAT16 = "float32", "bfloat16"  # of weights and logits
+RELU_EXPONENT = 26  # of 2, which products that a clamp is the relu of have to stay below
 BF16 = "-bf16"  # behind the name of an output mode: weights and logits are bfloat16
 
 Output = TypeVar("Output")
@@ -42,6 +44,14 @@ def product_options(device: Any, dtype: str) -> dict[str, bool]:
     """
     gfx942 = compat.capabilities(device).target.label == "gfx942"
     return {"TO_FNUZ": gfx942 and dtype == E4M3FN, "MAXIMUM": not gfx942}
+
+
+def packs_relu(device: Any, dtype: str, dim: int) -> bool:
+    """Whether the relu of two products is one packed instruction, a clamp to [0, 1] of what is 2**26 times smaller.
+
+    That takes a capability, and products that cannot reach 2**26: 448 * 448 * D stays below it up to 334 dims.
+    """
+    return LARGEST[dtype] ** 2 * dim < 2**RELU_EXPONENT and compat.capabilities(device).packed_clamp
 
 
 def check_sizes(heads: int, dim: int) -> None:

@@ -20,9 +20,10 @@ from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, gl, gluon, reinterpret
 
 from ..common.device.cdna4 import fill_outside, fill_strip, load, logit_layout, score, store
+from ..common.device.cdna4_packed import RELU_RANGE, clamp_keeps_nan
 from ..common.device.windows import cover, my_tiles, window
 from ..common.hardware import multiprocessors
-from ..common.rules import in_packets, padded_heads
+from ..common.rules import in_packets, packs_relu, padded_heads
 from ..common.tuning import simd_waves
 from .operands import Inputs
 from .operation import Problem
@@ -74,6 +75,7 @@ def mqa_logits_kernel(
     CLEAN: gl.constexpr,
     COMPRESSED: gl.constexpr,
     INDEX: gl.constexpr,
+    PACKED_RELU: gl.constexpr,
 ):
     NUM_WARPS: gl.constexpr = gl.num_warps()
     COLUMNS: gl.constexpr = ROWS * PADDED_HEADS
@@ -137,6 +139,9 @@ def mqa_logits_kernel(
         weight_offset = column_row * stride_ws + near_head * stride_wh
         weight = load(weights + first_row.to(gl.int64) * stride_ws, weight_offset).to(gl.float32)
         weight = gl.where(head < HEADS, weight, 0.0)
+        if PACKED_RELU:
+            clamp_keeps_nan()
+            weight *= RELU_RANGE
 
         place = gl.arange(0, PART_KEYS, gl.SliceLayout(0, logits))
         row = gl.arange(0, ROWS, gl.SliceLayout(1, logits))
@@ -172,7 +177,8 @@ def mqa_logits_kernel(
             async_copy.wait_group(STAGES - 1)
             base = gl.minimum(tile * BLOCK_KEYS, gl.maximum(num_keys - BLOCK_KEYS, 0))
             for part in gl.static_range(0, BLOCK_KEYS, PART_KEYS):
-                logit = score(query, weight, keys_read, (slot * BLOCK_KEYS + part) // 32, ROWS, PADDED_HEADS, PART_KEYS)
+                first_product = (slot * BLOCK_KEYS + part) // 32
+                logit = score(query, weight, keys_read, first_product, ROWS, PADDED_HEADS, PART_KEYS, PACKED_RELU)
                 scale = async_copy.load_shared_relaxed(scales.index(slot).slice(part, PART_KEYS, 0), gl.SliceLayout(0, logits))
                 logit *= scale[None, :]
                 inside = (base + part >= begin) & (base + part < end)
@@ -219,6 +225,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "CLEAN": clean_logits,
         "COMPRESSED": compressed,
         "INDEX": gl.int32 if farthest < 2**31 else gl.int64,
+        "PACKED_RELU": packs_relu(problem.device, problem.dtype, dim),
         "num_warps": tune.num_warps,
         "enable_fp_fusion": True,
         **VGPRS_ONLY,

@@ -26,9 +26,10 @@ from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, constexpr_functi
 from ..common.cache import LAYOUTS, keys_of, readable, scales_of
 from ..common.device.cached_keys import first_byte
 from ..common.device.cdna4 import fill, load, logit_layout, score, store
+from ..common.device.cdna4_packed import RELU_RANGE, clamp_keeps_nan
 from ..common.device.pieces import piece_keys
 from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
-from ..common.rules import in_packets, padded_heads
+from ..common.rules import in_packets, packs_relu, padded_heads
 from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from ..common.tuning import simd_waves
@@ -153,6 +154,7 @@ def paged_mqa_logits_kernel(
     CLEAN: gl.constexpr,
     ROW_LENS: gl.constexpr,
     INDEX: gl.constexpr,
+    PACKED_RELU: gl.constexpr,
 ):
     NUM_WARPS: gl.constexpr = gl.num_warps()
     COLUMNS: gl.constexpr = ROWS * PADDED_HEADS
@@ -227,6 +229,8 @@ def paged_mqa_logits_kernel(
     tile_blocks = gl.allocate_shared_memory(gl.int32, [STAGES, 64 * NUM_WARPS], line)
     columns_weights = gl.allocate_shared_memory(gl.float32, [max(COLUMNS, 64 * NUM_WARPS)], line)
 
+    if PACKED_RELU:
+        clamp_keeps_nan()
     turn = split  # of this program, counted from a request's first tile
     past_request = gl.minimum(gl.where(last_chunk > 0, last_request + 1, last_request), num_requests)
     for request in range(first_request, past_request):
@@ -251,6 +255,8 @@ def paged_mqa_logits_kernel(
             async_copy.wait_group(0)
             weight = async_copy.load_shared_relaxed(columns_weights.slice(0, COLUMNS, 0), gl.SliceLayout(1, mfma))
             weight = gl.where(head < HEADS, weight, 0.0)
+            if PACKED_RELU:
+                weight *= RELU_RANGE
             blocks = ()  # of the tiles under way, as copy_tile says them
             for stage in gl.static_range(AHEAD):
                 tile = gl.minimum(my_first + stage * splits, my_last)
@@ -291,7 +297,8 @@ def paged_mqa_logits_kernel(
                 scale = async_copy.load_shared_relaxed(
                     scales_read.index(slot).slice(0, BLOCK_KEYS, 0), gl.SliceLayout(0, logits)
                 )
-                logit = score(query, weight, keys_read, slot * (BLOCK_KEYS // 32), ROWS, PADDED_HEADS, BLOCK_KEYS)
+                first_product = slot * (BLOCK_KEYS // 32)
+                logit = score(query, weight, keys_read, first_product, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU)
                 logit *= scale[None, :]
                 held = blocks[0].to(gl.uint32) < num_blocks  # type: ignore[misc]
                 if BLOCKS > 1:
@@ -359,6 +366,7 @@ def prepare(
         "CLEAN": clean_logits,
         "ROW_LENS": row_lens,
         "INDEX": gl.int32 if farthest < 2**31 else gl.int64,
+        "PACKED_RELU": packs_relu(problem.device, problem.dtype, dim),
         "num_warps": tune.num_warps,
         "enable_fp_fusion": True,
         **VGPRS_ONLY,

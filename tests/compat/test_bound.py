@@ -144,6 +144,18 @@ def test_another_call_is_not_taken_for_it(machine: Machine, other: dict[str, int
     assert (machine.long, machine.short) == (before[0] + 1, before[1])
 
 
+def test_kept_launches_are_those_of_the_switches(machine: Machine) -> None:
+    """What prepare makes may depend on a capability."""
+    kernel = compat.Kernel(prepare)
+    for _ in range(3):
+        call(kernel)
+    with compat.override(disable=["tma"]):
+        call(kernel)
+    assert (machine.long, machine.short) == (3, 1)
+    call(kernel)
+    assert (machine.long, machine.short) == (3, 2)
+
+
 def test_a_multiple_of_16_bytes_further_on_is_a_call_like_it(machine: Machine) -> None:
     kernel = compat.Kernel(prepare)
     for _ in range(3):

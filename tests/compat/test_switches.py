@@ -33,6 +33,10 @@ def _disabled() -> set[str]:
             id="disable two",
         ),
         pytest.param({"CAPGATE_DISABLE": ""}, "disabled", {}, id="disable empty"),
+        pytest.param({}, "enabled", {}, id="nothing enabled"),
+        pytest.param(
+            {"CAPGATE_ENABLE": "packed_clamp"}, "enabled", {"packed_clamp": "CAPGATE_ENABLE=packed_clamp"}, id="enable"
+        ),
         pytest.param({"CAPGATE_VARIANT": "a=b"}, "variants", {"a": "b"}, id="variant"),
         pytest.param({"CAPGATE_VARIANT": "a=b, c = d"}, "variants", {"a": "b", "c": "d"}, id="two variants"),
         pytest.param({"CAPGATE_VARIANT": ""}, "variants", {}, id="variant empty"),
@@ -59,6 +63,10 @@ def test_what_a_variable_means(environment: dict[str, str], attribute: str, valu
         pytest.param({"CAPGATE_DISABLE": "gluon,nope"}, "CAPGATE_DISABLE: no capability 'nope'", id="one of two"),
         pytest.param({"CAPGATE_DISABLE": "Gluon"}, "CAPGATE_DISABLE: no capability 'Gluon'; the nearest are gluon", id="case"),
         pytest.param({"CAPGATE_DISABLE": "gluon wgmma"}, "CAPGATE_DISABLE: no capability 'gluon wgmma'", id="no comma"),
+        pytest.param({"CAPGATE_ENABLE": "packed"}, "CAPGATE_ENABLE: no capability 'packed'", id="enable"),
+        pytest.param(
+            {"CAPGATE_ENABLE": "tma"}, "CAPGATE_ENABLE: tma is found, and not enabled; known are packed_clamp", id="found"
+        ),
         pytest.param(
             {"CAPGATE_VARIANT": "classic"}, "CAPGATE_VARIANT: got 'classic', needs operation=variant pairs", id="no pair"
         ),
@@ -122,6 +130,7 @@ def toy() -> None:
     [
         pytest.param({"disable": ["gluom"]}, "disable: no capability 'gluom'; the nearest are gluon", id="disable"),
         pytest.param({"disable": "gluon,nope"}, "disable: no capability 'nope'", id="disable as text"),
+        pytest.param({"enable": ["gluon"]}, "enable: gluon is found, and not enabled", id="enable"),
         pytest.param({"variant": "classic"}, "variant: got 'classic', needs operation=variant pairs", id="no pair"),
         pytest.param({"variant": "toi=plain"}, "variant: no operation 'toi'; the nearest are toy", id="operation"),
         pytest.param({"variant": {"toi": "plain"}}, "variant: no operation 'toi'; the nearest are toy", id="operation as key"),
@@ -144,6 +153,7 @@ def test_override_is_as_strict(switch: Any, message: str) -> None:
     [
         ({"disable": None}, "disable: got NoneType, needs capability names"),
         ({"disable": 3}, "disable: got int, needs capability names"),
+        ({"enable": 3}, "enable: got int, needs capability names"),
         ({"disable": ["gluon", 3]}, "disable: got int, needs capability names"),
         ({"variant": None}, "variant: got NoneType, needs a mapping of operation to variant, or text"),
         ({"variant": ["toy", "plain"]}, "variant: got list, needs a mapping"),
@@ -170,6 +180,22 @@ def test_override_disables(disable: Any) -> None:
         assert (caps.gfx950, caps.gluon_cdna4) == (False, False)
         assert caps.why("gfx950") == "disabled by override(disable=['gfx950', 'tma'])"
     assert compat.capabilities("hip:gfx950").gfx950
+
+
+def test_override_enables_what_no_hardware_has_shown_where_it_may_hold() -> None:
+    assert not compat.capabilities("hip:gfx950").packed_clamp
+    with compat.override(enable="packed_clamp"):
+        assert compat.capabilities("hip:gfx950")["packed_clamp"] == (
+            True,
+            "found gfx950, enabled by override(enable=['packed_clamp'])",
+        )
+        assert not compat.capabilities("hip:gfx942").packed_clamp
+        with compat.override(disable=["packed_clamp"]):
+            assert not compat.capabilities("hip:gfx950").packed_clamp
+        with compat.override(strict=True):
+            assert compat.capabilities("hip:gfx950").packed_clamp
+    reason = "needs gfx950 and CAPGATE_ENABLE=packed_clamp, since no hardware has shown it: found gfx950"
+    assert compat.capabilities("hip:gfx950").why("packed_clamp") == reason
 
 
 @pytest.mark.parametrize("target", ["hip:gfx950", hip("gfx950")], ids=["text", "Target"])

@@ -316,5 +316,5 @@ def _merged(groups: list[Waves]) -> list[Waves]:
     for number, g in enumerate(groups):
         alone = any(operation.lds for operation in g.pending)
         history = tuple(id(operation.text) for operation in g.pending)
-        by_place.setdefault((g.pc, g.saturate_fp8, history, number if alone else None), []).append(g)
+        by_place.setdefault((g.pc, g.mode, history, number if alone else None), []).append(g)
     return [members[0] if len(members) == 1 else joined(members) for members in by_place.values()]

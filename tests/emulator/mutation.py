@@ -159,18 +159,18 @@ class State:
         for buffer in g.machine.memory.buffers:
             self.arrays += [buffer.bytes, buffer.written, buffer.storer, *([] if buffer.valid is None else [buffer.valid])]
         self.copies = [array.copy() for array in self.arrays]
-        self.pending, self.pending_registers, self.saturate = list(g.pending), g.pending_registers, g.saturate_fp8
+        self.pending, self.pending_registers, self.mode = list(g.pending), g.pending_registers, g.mode
 
     def restore(self, g: Waves) -> None:
         for array, copy in zip(self.arrays, self.copies, strict=True):
             array[...] = copy
-        g.pending, g.pending_registers, g.saturate_fp8 = list(self.pending), self.pending_registers, self.saturate
+        g.pending, g.pending_registers, g.mode = list(self.pending), self.pending_registers, self.mode
         g.exec_changed()
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, State)
-            and self.saturate == other.saturate
+            and self.mode == other.mode
             and [_summary(operation) for operation in self.pending] == [_summary(operation) for operation in other.pending]
             and all(np.array_equal(one, two) for one, two in zip(self.copies, other.copies, strict=True))
         )

@@ -183,21 +183,22 @@ def bfloat16(value: Array) -> Array:
 
 
 def finished(instruction: Instruction, code: str, compute: Callable[..., Array]) -> Callable[..., Array]:
-    """``compute`` with the output modifiers: omod (mul:2, mul:4, div:2), then clamp."""
+    """``compute`` with the first of the output modifiers: omod (mul:2, mul:4, div:2)."""
     modifiers = instruction.modifiers
     factor = {2: 0.5}.get(modifiers["div"]) if "div" in modifiers else modifiers.get("mul")
-    clamp = "clamp" in modifiers
-    if not clamp and factor is None:
+    if factor is None:
         return compute
     if code not in FLOATS:
         raise instruction.unknown("output modifier")
 
-    def with_modifiers(*values: Array) -> Array:
+    def multiplied(*values: Array) -> Array:
         result = compute(*values)
-        if factor is not None:
-            result = result * result.dtype.type(factor)
-        if clamp:  # DX10_CLAMP, which Triton's kernels set: NaN becomes 0
-            result = np.where(result > 0, np.minimum(result, result.dtype.type(1)), result.dtype.type(0))
-        return result
+        return result * result.dtype.type(factor)
 
-    return with_modifiers
+    return multiplied
+
+
+def clamped(g: Waves, result: Array) -> Array:
+    """The last output modifier, clamp: to [0, 1]. A NaN becomes 0 where MODE.DX10_CLAMP is set, and is handed on elsewhere."""
+    kept = (result > 0) if g.clamp_drops_nan else ~(result <= 0)
+    return np.where(kept, np.minimum(result, result.dtype.type(1)), result.dtype.type(0))

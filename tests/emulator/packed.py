@@ -1,7 +1,8 @@
 """VOP3P: two operations in one instruction, on pairs of registers (float32) or on the halves of one (16 bits).
 
 op_sel chooses each source's half for the low result, op_sel_hi the one for the high result (all high by default), neg_lo
-and neg_hi negate them.
+and neg_hi negate them. clamp holds for both results (LLVM, SIDefines.h: ClampLo and ClampHi; its test gfx90a_asm_features.s
+assembles v_pk_mul_f32 with it).
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import numpy as np
 
 from . import vector
 from .assembly import Instruction, Operand
-from .operands import DTYPES, Array, Reader, constant, modified, reader, row
+from .operands import DTYPES, Array, Reader, clamped, constant, modified, reader, row
 from .registers import Waves
 from .step import Step
 
@@ -60,7 +61,9 @@ def _flags(instruction: Instruction, key: str, default: int) -> tuple[int, ...]:
 def _pairs(instruction: Instruction, accum_offset: int) -> Step:
     name, operands = instruction.mnemonic, instruction.operands
     compute, sources = PAIRS[name], operands[1:]
-    move = name == "v_pk_mov_b32"
+    move, clamps = name == "v_pk_mov_b32", "clamp" in instruction.modifiers
+    if move and clamps:
+        raise instruction.unknown("clamp")
     code = "u" if move else "f"
 
     def part(number: int, high: bool) -> Reader:
@@ -79,6 +82,8 @@ def _pairs(instruction: Instruction, accum_offset: int) -> Step:
 
     def execute(g: Waves) -> None:
         low, high = compute(*(read(g) for read in low_sources)), compute(*(read(g) for read in high_sources))
+        if clamps:
+            low, high = clamped(g, low), clamped(g, high)
         if g.all_active:
             g.v[index], g.v[index + 1] = low.view(np.uint32), high.view(np.uint32)
         else:

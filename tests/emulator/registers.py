@@ -48,6 +48,7 @@ class Waves:
             np.zeros(count, bool),
         )
         self.saturate_fp8 = False  # MODE.FP16_OVFL
+        self.clamp_drops_nan = bool(machine.program.descriptor.get("dx10_clamp", 1))  # MODE.DX10_CLAMP
         self.s64[:, EXEC // 2] = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
         self.exec_changed()
 
@@ -65,6 +66,15 @@ class Waves:
         """A number for each wave of the launch: workgroup * waves + wave."""
         return self.workgroup * self.machine.program.waves + self.wave
 
+    @property
+    def mode(self) -> tuple[bool, bool]:
+        """Of MODE, what an instruction may change."""
+        return self.saturate_fp8, self.clamp_drops_nan
+
+    @mode.setter
+    def mode(self, bits: tuple[bool, bool]) -> None:
+        self.saturate_fp8, self.clamp_drops_nan = bits
+
     def exec_changed(self) -> None:
         """Keep exec as lanes: ``active`` [waves, 64], and whether all of them are."""
         self.active = lanes_of(self.s64[:, EXEC // 2])
@@ -75,7 +85,7 @@ class Waves:
         part = object.__new__(Waves)
         part.machine = self.machine
         part.workgroup, part.wave, part.pc = self.workgroup[chosen], self.wave[chosen], self.pc
-        part.saturate_fp8 = self.saturate_fp8
+        part.mode = self.mode
         part._adopt(self.s[chosen], np.ascontiguousarray(self.v[:, chosen]), self.scc[chosen])
         part.pending = [_part_of(operation, part) for operation in self.pending]
         part.pending_registers = self.pending_registers
@@ -135,7 +145,7 @@ def joined(groups: list[Waves]) -> Waves:
     whole.workgroup = np.concatenate([group.workgroup for group in groups])
     whole.wave = np.concatenate([group.wave for group in groups])
     whole.pc, whole.pending, whole.pending_registers = first.pc, first.pending, first.pending_registers
-    whole.saturate_fp8 = first.saturate_fp8
+    whole.mode = first.mode
     whole._adopt(
         np.concatenate([group.s for group in groups]),
         np.concatenate([group.v for group in groups], axis=1),

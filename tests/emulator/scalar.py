@@ -192,6 +192,8 @@ BRANCHES: dict[str, Callable[[Waves], Array]] = {
     "s_cbranch_execz": lambda g: g.s64[:, EXEC // 2] == 0,
     "s_cbranch_execnz": lambda g: g.s64[:, EXEC // 2] != 0,
 }
+# Attributes of Waves. Bits of MODE: LLVM, SIDefines.h, ModeRegisterMasks; FP16_OVFL by AMD's CDNA3 ISA guide.
+MODE_BITS = {"hwreg(HW_REG_MODE,8,1)": "clamp_drops_nan", "hwreg(HW_REG_MODE,23,1)": "saturate_fp8"}
 # No effect on values or on the order of memory operations as this emulator models them.
 IDLE = {
     "s_nop",
@@ -366,10 +368,7 @@ def _control(instruction: Instruction, accum_offset: int) -> Step | None:
                 g.wait(counter, left)
 
         return Step(instruction, wait, 0, 0, "sync")
-    if name == "s_setreg_imm32_b32" and operands[0].value.replace(" ", "") == "hwreg(HW_REG_MODE,23,1)":
-
-        def set_mode(g: Waves) -> None:  # FP16_OVFL
-            g.saturate_fp8 = bool(operands[1].value)
-
-        return Step(instruction, set_mode, 0, 0, "salu")
+    if name == "s_setreg_imm32_b32" and operands[0].value.replace(" ", "") in MODE_BITS:
+        bit = MODE_BITS[operands[0].value.replace(" ", "")]
+        return Step(instruction, lambda g: setattr(g, bit, bool(operands[1].value & 1)), 0, 0, "salu")
     return None

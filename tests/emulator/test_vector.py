@@ -263,6 +263,47 @@ def test_packed_pairs_and_their_selections():
     np.testing.assert_array_equal(found[15], x[4])
 
 
+REALS_TO_CLAMP = [0.5, -0.5, 1.0, 1.5, 0.0, -0.0, 1e-42, -1e-42, 3.4e38, math.inf, -math.inf, math.nan]
+
+
+@pytest.mark.parametrize("keeps_nan", [False, True])
+@pytest.mark.parametrize(
+    ("text", "factors"),
+    [
+        ("v_pk_mul_f32 v[4:5], v[2:3], s[0:1] op_sel_hi:[1,0] clamp", (0.5, 0.5)),
+        ("v_pk_mul_f32 v[4:5], v[2:3], s[0:1] clamp", (0.5, 2.0)),
+        ("v_pk_mul_f32 v[4:5], v[2:3], s[0:1]", (0.5, 2.0)),
+    ],
+)
+def test_packed_clamp(text, factors, keeps_nan):
+    """Of both halves, to [0, 1]; a NaN becomes 0 unless MODE.DX10_CLAMP, its bit 8, has been cleared."""
+    bench = Bench()
+    bench.s[0], bench.s[1] = np.float32(0.5).view(np.uint32), np.float32(2).view(np.uint32)
+    for register in (2, 3):
+        reals = bench.random.choice(REALS_TO_CLAMP, (2, 64)).astype(np.float32)
+        bench.v[register] = reals.view(np.uint32)
+    bench.do(
+        "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 8, 1), 1", f"s_setreg_imm32_b32 hwreg(HW_REG_MODE, 8, 1), {int(not keeps_nan)}"
+    )
+    bench.do(text, "v_mul_f32_e64 v6, v2, 0.5 clamp")
+
+    def clamped(value):
+        return (math.nan if keeps_nan else 0.0) if math.isnan(value) else min(max(value, 0.0), 1.0)
+
+    found = bench.v.view(np.float32)
+    with np.errstate(over="ignore"):
+        products = [found[2 + half] * np.float32(factor) for half, factor in enumerate(factors)]
+    for half, product in enumerate(products):
+        expected = np.vectorize(clamped)(product) if "clamp" in text else product
+        np.testing.assert_array_equal(found[4 + half], expected.astype(np.float32))
+    np.testing.assert_array_equal(found[6], np.vectorize(clamped)(found[2] * np.float32(0.5)).astype(np.float32))
+
+
+def test_packed_moves_take_no_clamp():
+    with pytest.raises(UnknownInstruction):
+        Bench().do("v_pk_mov_b32 v[4:5], v[2:3], v[2:3] clamp")
+
+
 def test_packed_halves():
     bench = Bench()
     halves = bench.random.standard_normal((3, 2, 64, 2)).astype(np.float16)

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import formats
 from .assembly import VCC, Instruction, Operand
-from .operands import DTYPES, Array, Reader, Writer, bfloat16, finished, modified, reader, source, writer
+from .operands import DTYPES, FLOATS, Array, Reader, Writer, bfloat16, clamped, finished, modified, reader, source, writer
 from .registers import Waves, lanes_of, mask_of
 from .step import Step, bits_of
 
@@ -368,8 +368,16 @@ def _plain(instruction: Instruction, accum_offset: int) -> Step:
     readers = [source(instruction, 1 + n, n, code, accum_offset) for n, code in enumerate(sources)]
     high = len(select) > len(sources) and bool(select[len(sources)])
     write = writer(operands[0], codes[0], accum_offset, high)
+    if "clamp" in instruction.modifiers and instruction.mnemonic not in SATURATING:
+        write = clamping(instruction, codes[0], write)
     reads = operands if high else operands[1:]
     return valu(instruction, applied(compute, readers, write), operands[:1], reads, accum_offset)
+
+
+def clamping(instruction: Instruction, code: str, write: Writer) -> Writer:
+    if code not in FLOATS:
+        raise instruction.unknown("output modifier")
+    return lambda g, value: write(g, clamped(g, value))
 
 
 SATURATING: dict[str, Callable[..., Array]] = {

@@ -6,6 +6,7 @@ there, in the same order, and the same parameters in front of the layouts.
 
 from capgate.compat.gluon import KEEP_NAN, async_copy, cdna4, constexpr_function, gl, gluon
 
+from .cdna4_packed import sum_packed
 from .windows import strip_base
 
 
@@ -50,6 +51,16 @@ def halves(x):
     """The first and the second half of axis 2, of four."""
     shape: gl.constexpr = [x.shape[0], x.shape[1], 2, x.shape[2] // 2, x.shape[3]]
     return gl.split(gl.permute(gl.reshape(x, shape), [0, 1, 3, 4, 2]))
+
+
+@gluon.jit
+def apart(x):
+    """The slices along axis 2, of which there is a power of two, as a tuple."""
+    if x.shape[2] == 1:
+        return (gl.reshape(x, [x.shape[0], x.shape[1], x.shape[3]]),)
+    else:
+        first, second = halves(x)
+        return apart(first) + apart(second)
 
 
 @gluon.jit
@@ -106,9 +117,13 @@ def pairs_of_heads(x, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr):
 
 
 @gluon.jit
-def score(query, weight, keys, first, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr, KEYS: gl.constexpr):
+def score(
+    query, weight, keys, first,
+    ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr, KEYS: gl.constexpr, PACKED_RELU: gl.constexpr,
+):  # fmt: skip
     """[ROWS, KEYS] logits, not yet times the keys' scales, from keys in LDS and query [ROWS * PADDED_HEADS, D].
 
+    weight : with PACKED_RELU times RELU_RANGE
     keys : [any, 32, D], of which products begin at number ``first``; KEYS is 32 or 64
     """
     NUM_WARPS: gl.constexpr = gl.num_warps()
@@ -126,11 +141,18 @@ def score(query, weight, keys, first, ROWS: gl.constexpr, PADDED_HEADS: gl.const
             product = cdna4.mfma_scaled(query, None, "e4m3", key, None, "e4m3", zeros)
         else:
             product = cdna4.mfma(query, key, zeros)
-        positive, later_positive = halves(pairs_of_heads(relu(product), ROWS, PADDED_HEADS))
-        total = sum_products(positive, weight, positive, True)
+        if PACKED_RELU:
+            positive, later_positive = halves(pairs_of_heads(product, ROWS, PADDED_HEADS))
+            total = sum_packed(apart(positive), apart(weight), apart(later_positive), positive)
+        else:
+            positive, later_positive = halves(pairs_of_heads(relu(product), ROWS, PADDED_HEADS))
+            total = sum_products(positive, weight, positive, True)
         if number + 1 < PRODUCTS:  # once half of this product's registers are free
             key = async_copy.load_shared_relaxed(keys.index(first + number + 1).permute([1, 0]), operand)
-        total = sum_products(later_positive, later_weight, total, False)
+        if PACKED_RELU:
+            total = sum_packed(apart(later_positive), apart(later_weight), (), total)
+        else:
+            total = sum_products(later_positive, later_weight, total, False)
         sums += (sum_of_pair(total),)
     total = sums[0]  # type: ignore[misc]
     if PRODUCTS == 2:
