@@ -385,12 +385,12 @@ def test_torch_understands_the_operators() -> None:
     assert both[0][1].any()
 
 
-@pytest.mark.parametrize("target", ["cuda:90", "hip:gfx942"])  # gfx950's are executed in tests/gfx950
-def test_classic_fits_without_spills(compile_once: Callable[..., Any], target: str) -> None:
+def test_classic_fits_sm90_without_spills(compile_once: Callable[..., Any]) -> None:
+    """What it becomes on AMD is in tests/gfx950."""
     from capgate.compat.offline.jobs import Job
 
     jobs = [Job("classic", mode=mode) for mode in ("mxfp8-preshuffled", "mxfp4-flydsl")]
     assert {job.mode for job in jobs} < set(MODES)
-    for row in (*compile_once(writing.name, target, jobs), *compile_once(gathering.name, target, jobs[1:])):
+    for row in (*compile_once(writing.name, "cuda:90", jobs), *compile_once(gathering.name, "cuda:90", jobs[1:])):
         assert row["compiled"], row["error"]
         assert (row["spills"], row["scratch_bytes"]) == (0, 0), row["mode"]
