@@ -18,7 +18,7 @@ SCALE = gl.constexpr(127 - RELU_EXPONENT << 23 | 127 - RELU_EXPONENT << 55)  # i
 def clamp_keeps_nan():
     """From here on clamp hands a NaN on, and makes no 0 of it: clears MODE.DX10_CLAMP, its bit 8.
 
-    In these kernels nothing clamps but :func:`sum_packed`.
+    In these kernels nothing clamps floats but :func:`sum_packed`, which is impure as this is, so that it stays behind it.
     """
     gl.inline_asm_elementwise(  # returns a register, since something has to be returned
         "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 8, 1), 0", "=s", [], dtype=gl.int32, is_pure=False, pack=1
