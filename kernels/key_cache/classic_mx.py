@@ -13,7 +13,7 @@ from ..common.mx_cache import pages_of
 from ..common.mx_rules import RULES, constants_of
 from .operands_mx import MxBetween, MxGathered, MxWritten
 from .operation_mx import Problem
-from .tunings import classic_gather_mx, classic_write
+from .tunings import classic_gather, classic_write
 
 
 @triton.jit
@@ -158,7 +158,7 @@ def prepare_gather(
     """The launch that fills ``keys`` [total, D or D / 2] and ``scales`` [total]; each key's bytes are adjacent."""
     kv_cache, block_table, lens, kv_scale = inputs
     values, held_scales, block, key_bytes, at = pages_of(kv_cache, kv_scale, layout)
-    (blocks, total), tune = (values.shape[0], keys.shape[0]), classic_gather_mx(problem)
+    (blocks, total), tune = (values.shape[0], keys.shape[0]), classic_gather(problem)
     scale_bytes = scales[:, None].view(torch.uint8)
     arguments = (
         values,
@@ -193,4 +193,4 @@ def prepare_gather(
     return compat.Launch(mx_gather_kernel, (-(-total // tune.block_keys),), arguments, keywords)
 
 
-gather = compat.Kernel(prepare_gather, tuning=classic_gather_mx)
+gather = compat.Kernel(prepare_gather, tuning=classic_gather)

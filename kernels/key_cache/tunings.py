@@ -36,29 +36,19 @@ CLASSIC_WRITE: dict[str, Writing] = {
     # Run on an H100, and emulated for gfx950, not timed against others: 8 elements of a thread where D = 128.
     ANY: Writing(block_keys=8, num_warps=4),
 }
-CLASSIC_GATHER: dict[str, Gathering] = {
-    # Run on an H100, and emulated for gfx950, not timed against others: 32 bytes of a thread where D = 128.
-    ANY: Gathering(block_keys=32, num_warps=4, requests=256),
-}
-CLASSIC_GATHER_MX: dict[str, Gathering] = {
-    # Compiled, never timed: with the lengths of 256 requests at a time sm90 spills 16 registers, gfx942 and gfx950 122 scalars.
-    ANY: Gathering(block_keys=32, num_warps=4, requests=64),
+CLASSIC_GATHER: dict[str, Gathering] = {  # of keys in any format
+    # Compiled and emulated, never timed: of 64 requests at a time Triton 3.9.0 spills 16 bytes on sm90.
+    ANY: Gathering(block_keys=32, num_warps=4, requests=32),
 }
 
 
 @cache
-def classic_write(problem: "Problem") -> Writing:
+def classic_write(problem: "Problem | MxProblem") -> Writing:
     """The row for a problem's target."""
     return row_for(CLASSIC_WRITE, compat.capabilities(problem.device).target.label)
 
 
 @cache
-def classic_gather(problem: "Problem") -> Gathering:
+def classic_gather(problem: "Problem | MxProblem") -> Gathering:
     """The row for a problem's target."""
     return row_for(CLASSIC_GATHER, compat.capabilities(problem.device).target.label)
-
-
-@cache
-def classic_gather_mx(problem: "MxProblem") -> Gathering:
-    """The row for a problem's target, of keys in MX formats."""
-    return row_for(CLASSIC_GATHER_MX, compat.capabilities(problem.device).target.label)
