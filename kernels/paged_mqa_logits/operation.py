@@ -93,6 +93,15 @@ def _gluon_cdna4_accepts(problem: Problem) -> str | None:
     return None
 
 
+def _gluon_cdna3_accepts(problem: Problem) -> str | None:
+    if not problem.direct_keys:
+        return (
+            "needs 16-byte aligned blocks a multiple of 16 bytes apart, those of no multiple of 64 keys within 2 GiB, "
+            "and weights and table entries near each other, to load them at offsets of 32 bits"
+        )
+    return None
+
+
 def _gluon_hopper_accepts(problem: Problem) -> str | None:
     if reason := needs_e4m3fn(problem.device, problem.dtype):
         return reason
@@ -127,6 +136,11 @@ operation = compat.Operation(
 operation.add(
     compat.Variant(
         "gluon_cdna4", f"{__package__}.gluon_cdna4:kernel", requires=("gluon_cdna4", "torch"), accepts=_gluon_cdna4_accepts
+    )
+)
+operation.add(
+    compat.Variant(
+        "gluon_cdna3", f"{__package__}.gluon_cdna3:kernel", requires=("gluon_cdna3", "torch"), accepts=_gluon_cdna3_accepts
     )
 )
 operation.add(

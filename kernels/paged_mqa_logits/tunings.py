@@ -5,7 +5,7 @@ from functools import cache
 from capgate import compat
 from capgate.compat.offline.occupancy import LDS
 
-from ..common.rules import padded_heads
+from ..common.rules import E4M3FN, padded_heads
 from ..common.tuning import ANY, Tuning, row_for, simd_waves
 from .operation import Problem
 
@@ -41,6 +41,46 @@ def classic(problem: Problem) -> Tuning:
         # Two products of 32x32 in a tile: with more waves, two would compute the same.
         return row._replace(num_warps=row.num_warps // 2)
     return row
+
+
+# --- gluon_cdna3, by padded heads; for every D, block size and output mode alike ------------------------------------------
+
+_CDNA3 = Tuning(  # LDS has a part of a tile or two: of 128 dims 4 of 64 KiB for a wave alone, 8 for waves that share
+    block_keys=64, columns=128, num_warps=4, num_stages=2, resident=3, options=simd_waves(3), part_keys=32
+)
+GLUON_CDNA3: dict[int, Tuning] = {
+    # Compiled and emulated, never timed: as many columns of a wave as its MFMA has rows.
+    16: _CDNA3,
+    # Compiled and emulated, never timed: as in the dense table, one row for each wave.
+    32: _CDNA3,
+    # Compiled and emulated, never timed: 53 to 54 vector instructions per 32 keys of a row, 142 to 168 registers.
+    64: _CDNA3._replace(columns=256),
+    # Compiled and emulated, never timed: 226 to 256 registers.
+    128: _CDNA3._replace(columns=512, resident=2, options=simd_waves(2)),
+}
+# Compiled, never timed: what so many heads and waves have registers for with 128 dims, e4m3fn counted as 3, tiles of several
+# blocks as 1, and blocks of one key as 1 more. Beyond it 1 to 72 registers spill: a SIMD then has a wave less.
+_CDNA3_ROOM = {(16, 1): 4, (32, 1): 4, (64, 1): 0, (64, 2): 2, (64, 4): 3, (128, 1): 1}
+
+
+@cache
+def gluon_cdna3(problem: Problem) -> Tuning:
+    """The row for a problem's heads, cut to the rows of a request: fewer waves, of which a CU holds more programs."""
+    padded = padded_heads(problem.heads)
+    row = GLUON_CDNA3[padded]
+    part_bytes = row.block_keys * problem.dim // 2
+    wave_columns = row.columns // row.num_warps
+    most_waves = min(row.num_warps, part_bytes // 1024)  # each has keys to load, 1024 bytes at a time
+    wanted = max(_power_of_two(problem.next_n), 32 // padded)
+    tune = row._replace(columns=most_waves * wave_columns).with_rows(wanted, padded)
+    waves = max(1, tune.columns // wave_columns)
+    strain = 3 * (problem.dtype == E4M3FN) + (problem.block_size % 64 > 0) + (problem.block_size == 1)
+    if problem.dim == 128 and strain > _CDNA3_ROOM.get((padded, waves), strain):
+        tune = tune._replace(resident=tune.resident - 1, options=simd_waves(tune.resident - 1))
+    lds_bytes = part_bytes * min(waves, 2) + 4 * max(tune.rows * min(padded, 64), 64 * waves)  # keys and weights
+    size, granule = LDS["gfx942"]
+    resident = min(tune.resident * row.num_warps // waves, size // (-(-lds_bytes // granule) * granule))
+    return tune._replace(num_warps=waves, resident=resident)
 
 
 # --- gluon_cdna4, by padded heads; for every D, block size and output mode alike ------------------------------------------

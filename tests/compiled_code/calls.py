@@ -20,8 +20,7 @@ from capgate.kernels.paged_mqa_logits.operands import Inputs as PagedInputs
 
 TARGETS = ("cuda:90", "hip:gfx950", "hip:gfx942")
 HEADS, DIMS = (16, 32, 64, 128), (32, 64)  # and 128 dims, with each head count
-SCORING = ("gluon_cdna4", "gluon_hopper", "classic")
-DENSE = ("gluon_cdna3", *SCORING)
+SCORING = ("gluon_cdna3", "gluon_cdna4", "gluon_hopper", "classic")
 
 
 class Call(NamedTuple):
@@ -70,7 +69,7 @@ def dense(target: compat.Target) -> Iterator[Call]:
     kinds += [(100, 128, "clean", native, 4096), (64, 128, "clean", native, 64)]
     kinds += [(heads, 128, mode, native, 64) for heads in HEADS for mode in ("unclean", "compressed")]  # a few rows
     kinds += [(64, 128, "clean-bf16", native, 4096), (32, 128, "unclean-bf16", native, 4096)]
-    for variant in DENSE:
+    for variant in SCORING:
         for heads, dim, mode, dtype, rows in kinds:
             problem = operation.example_problem(target, heads, dim, mode, dtype)
             fp8, window, (weights, logits) = getattr(torch, dtype), integers(rows), floats(problem)

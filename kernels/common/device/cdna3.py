@@ -8,7 +8,7 @@ A wave scores 64 keys at a time for rows of its own. Of a product a lane has two
 
 from capgate.compat.gluon import cdna3, constexpr_function, gl, gluon
 
-from .cdna4 import as_float32, pairs_of_heads, sum_products
+from .cdna4 import pairs_of_heads, sum_of_pair, sum_products
 from .formats import quad_to_fnuz
 
 
@@ -65,17 +65,14 @@ def write_tile(memory, words, TO_FNUZ: gl.constexpr):
 
 
 @gluon.jit
-def score(queries, weights, keys, ROWS: gl.constexpr):
-    """[ROWS, 64] logits, not yet times the keys' scales, from keys [64, D] in LDS.
+def head_sums(queries, weights, key, ROWS: gl.constexpr):
+    """[ROWS, 2, keys] of keys [D, keys] in registers: lanes n and n + 32 have one half each of the head sums of key n.
 
-    queries, weights : of some heads each, [ROWS * heads, D] and half of their weights, for :func:`relu` gives twice the value
+    queries, weights : as :func:`score`
     """
-    NUM_WARPS: gl.constexpr = gl.num_warps()
     mfma: gl.constexpr = queries[0].type.layout.parent
-    halves: gl.constexpr = half_layout(ROWS, NUM_WARPS)
-    key = keys.permute([1, 0]).load(gl.DotOperandLayout(1, mfma, 16))
     for part in gl.static_range(len(queries)):
-        product = cdna3.mfma(queries[part], key, gl.zeros([queries[part].shape[0], 64], gl.float32, mfma))
+        product = cdna3.mfma(queries[part], key, gl.zeros([queries[part].shape[0], key.shape[1]], gl.float32, mfma))
         weight, positive = gl.broadcast(weights[part][:, None], relu(product))
         weight = pairs_of_heads(weight, ROWS, weight.shape[0] // ROWS)
         positive = pairs_of_heads(positive, ROWS, positive.shape[0] // ROWS)
@@ -83,11 +80,29 @@ def score(queries, weights, keys, ROWS: gl.constexpr):
             total = sum_products(positive, weight, positive, True)
         else:
             total = sum_products(positive, weight, total, False)
-    low, high = as_float32(total)
-    # Lanes n and n + 32 have one half each of the heads of two keys. Both add up both, and each keeps one.
-    near, far = gl.split(gl.permute(gl.reshape(low + high, [ROWS, 2, 2, 32]), [0, 1, 3, 2]))
+    return sum_of_pair(total)
+
+
+@gluon.jit
+def of_both_halves(near, far, ROWS: gl.constexpr):
+    """[ROWS, 64] logits from the :func:`head_sums` of 32 keys each: both lanes add up both, and each keeps one."""
+    NUM_WARPS: gl.constexpr = gl.num_warps()
+    halves: gl.constexpr = half_layout(ROWS, NUM_WARPS)
     near = gl.sum(gl.convert_layout(near, halves), 1)[:, None, :]
     far = gl.sum(gl.convert_layout(far, halves), 1)[:, None, :]
     half = gl.arange(0, 2, gl.SliceLayout(0, gl.SliceLayout(2, halves)))[None, :, None]
     logit = gl.where(half == 0, near, far)
     return gl.convert_layout(gl.reshape(logit, [ROWS, 64]), logit_layout(ROWS, NUM_WARPS))
+
+
+@gluon.jit
+def score(queries, weights, keys, ROWS: gl.constexpr):
+    """[ROWS, 64] logits, not yet times the keys' scales, from keys [64, D] in LDS.
+
+    queries, weights : of some heads each, [ROWS * heads, D] and half of their weights, for :func:`relu` gives twice the value
+    """
+    mfma: gl.constexpr = queries[0].type.layout.parent
+    key = keys.permute([1, 0]).load(gl.DotOperandLayout(1, mfma, 16))
+    total = head_sums(queries, weights, key, ROWS)
+    near, far = gl.split(gl.permute(gl.reshape(total, [ROWS, 2, 2, 32]), [0, 1, 3, 2]))
+    return of_both_halves(near, far, ROWS)
