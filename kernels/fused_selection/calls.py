@@ -7,8 +7,10 @@ import torch
 from capgate import compat
 
 from ..common.logits import FLOATS, FP8
+from ..common.rules import in_packets
 from ..key_selection.operands import Dense, Paged
 from ..key_selection.results import Results, bytes_of
+from ..mqa_logits.api import copies_directly
 from .operation import Problem, dense, paged, size_class
 
 
@@ -69,7 +71,8 @@ def _taken(operation: "compat.Operation[Problem]", problem: Problem) -> bool:
 def _dense_problem(inputs: Dense, results: Results, budget: int, fused: bool | None, max_window: int | None) -> Problem:
     rows, heads, dim = inputs.q.shape
     keys = inputs.k.shape[0] if max_window is None else max_window
-    return _problem(inputs, results, (heads, dim), rows, keys, budget, fused)
+    problem = _problem(inputs, results, (heads, dim), rows, keys, budget, fused)
+    return problem._replace(packets=in_packets(inputs.q) and copies_directly(inputs.k, inputs.k_scale))
 
 
 def _paged_problem(

@@ -11,6 +11,7 @@ from ..common.rules import (
     classic_scores,
     interpreted_when_named,
     native_fp8,
+    needs_e4m3fn,
     padded_heads,
 )
 from . import tunings
@@ -32,6 +33,7 @@ class Problem(NamedTuple):
     dtype : of query and key, "float8_e4m3fn" or "float8_e4m3fnuz"
     rows, keys : query rows, and keys that a row can see: see :func:`size_class`
     next_n : rows of a request whose keys are in a paged cache; None for packed keys
+    packets : whether queries, and packed keys for a direct copy to LDS, lie in aligned packets of 16 bytes
     budget : bytes that the lists may take
     asked : whether the caller wants it fused, so that neither the rule nor what was measured matters
     mode : what an offline compile takes of it, a key of MODES; no matter to a call
@@ -48,6 +50,7 @@ class Problem(NamedTuple):
     block_size: int = 64
     layout: str = "flat"
     weights_dtype: str = FLOAT32
+    packets: bool = True
     budget: int = 2**31
     asked: bool = False
     mode: str = "indices"
@@ -157,14 +160,34 @@ def _classic_accepts(problem: Problem) -> str | None:
     return classic_scores(problem.device, problem.dtype)
 
 
-def _classic_unless_named(problem: Problem) -> str | None:
-    reason = interpreted_when_named(problem.device)
-    if reason is not None or problem.asked:
+def _gluon_cdna4_accepts(problem: Problem) -> str | None:
+    if problem.top_k > tunings.MAX_TOP_K:
+        return f"needs top_k of at most {tunings.MAX_TOP_K}: found {problem.top_k}"
+    if reason := needs_e4m3fn(problem.device, problem.dtype):
         return reason
+    if problem.heads > tunings.MAX_WAVE_HEADS:
+        return (
+            f"needs at most {tunings.MAX_WAVE_HEADS} heads, so that a wave's lanes are keys of one row: found {problem.heads}"
+        )
+    if not problem.packets:
+        return "needs q and k in 16-byte aligned rows of adjacent elements, those of k less than 8 MiB apart"
+    needed = bytes_needed(problem, tunings.gluon_cdna4(problem))
+    if needed > problem.budget:
+        return f"needs {needed} bytes for lists of programs: found a budget of {problem.budget}"
+    return None
+
+
+def _fused_unless_named(problem: Problem) -> str | None:
+    if problem.asked:
+        return None
     label = compat.capabilities(problem.device).target.label
     return why_two_steps(problem) or (
         None if label in MEASURED else f"never timed against two steps on {label}: fused=True takes it, and CAPGATE_VARIANT"
     )
+
+
+def _classic_unless_named(problem: Problem) -> str | None:
+    return interpreted_when_named(problem.device) or _fused_unless_named(problem)
 
 
 def _reference_unless_named(problem: Problem) -> str | None:
@@ -192,16 +215,22 @@ def _with_variants(operation: "compat.Operation[Problem]", classic: str, referen
     return operation
 
 
-dense = _with_variants(
-    compat.Operation(
-        "fp8_select_keys",
-        example=example,
-        examples=compat.Examples(example_problem, example_call, tuple(MODES)),
-        offers=("tuning",),
-    ),
-    "classic",
-    "launch",
+dense = compat.Operation(
+    "fp8_select_keys",
+    example=example,
+    examples=compat.Examples(example_problem, example_call, tuple(MODES)),
+    offers=("tuning",),
 )
+dense.add(
+    compat.Variant(
+        "gluon_cdna4",
+        f"{__package__}.gluon_cdna4:kernel",
+        requires=("gluon_cdna4", "torch"),
+        accepts=_gluon_cdna4_accepts,
+        unless_named=_fused_unless_named,
+    )
+)
+_with_variants(dense, "classic", "launch")
 paged = _with_variants(
     compat.Operation(
         "fp8_select_paged_keys",

@@ -28,9 +28,12 @@ class Lists(NamedTuple):
     slot_indices: "torch.Tensor"
 
 
-def programs(problem: "Problem") -> int:
-    """Programs of a launch that fills the device: as many as it holds at a time, but one at least for all rows of a request."""
-    tune = tunings.classic(problem)
+def programs(problem: "Problem", tune: tunings.Tuning | None = None) -> int:
+    """Programs of a launch that fills the device: as many as it holds at a time, but one at least for all rows of a request.
+
+    tune : of the variant that is meant; the classic one's otherwise
+    """
+    tune = tune or tunings.classic(problem)
     if problem.next_n is None:
         return multiprocessors(problem.device) * tune.resident
     groups = -(-problem.next_n // tune.rows)
@@ -47,12 +50,13 @@ def slot_entries(top_k: int) -> int:
     return -(-top_k // ALIGNMENT) * ALIGNMENT
 
 
-def bytes_needed(problem: "Problem") -> int:
-    """Bytes of the lists and slots of a call with as many programs as the device holds: the most that a call takes."""
-    tune = tunings.classic(problem)
+def bytes_needed(problem: "Problem", tune: tunings.Tuning | None = None) -> int:
+    """Bytes of the lists and slots of a call with as many programs as the device holds: the most that a call takes. ``tune`` as
+    of :func:`programs`."""
+    tune = tune or tunings.classic(problem)
     slots = SLOTS_DENSE if problem.next_n is None else SLOTS_PAGED
     row_entries = list_entries(tune, problem.top_k) + slots * slot_entries(problem.top_k)
-    return ENTRY_BYTES * programs(problem) * tune.rows * row_entries
+    return ENTRY_BYTES * programs(problem, tune) * tune.rows * row_entries
 
 
 def lists(entries: int, slots: int, memory: "torch.Tensor | None", device: "torch.device") -> Lists:

@@ -84,3 +84,22 @@ def classic(problem: "Problem") -> Tuning:
     if target.backend == "hip":  # Triton 3.6.0 does not compile lists of one row for gfx950; one that is added sees no key
         most_rows = max(2, most_rows)
     return row_for(CLASSIC_PAGED, label).for_problem(problem.heads, most_rows, problem.top_k)
+
+
+# --- gluon_cdna4, by padded heads -----------------------------------------------------------------------------------------
+
+MAX_WAVE_HEADS = 64  # of a row: with more a wave's lanes are 32 keys, each twice
+THREE_WAVES = (("waves_per_eu", 3),)  # as in fp8_mqa_logits, scored by whose tuning, but for the columns of 32 heads
+GLUON_CDNA4: dict[int, Tuning] = {
+    # Compiled and emulated, never timed: an MFMA's columns are two rows; 25 to 40 scalar registers spill, outside the loop.
+    16: Tuning(block_keys=128, columns=128, num_warps=4, num_stages=3, resident=3, options=THREE_WAVES),
+    # Compiled and emulated, never timed: with 256 columns a wave has two rows, and 25 to 40 scalar registers spill.
+    32: Tuning(block_keys=128, columns=128, num_warps=4, num_stages=3, resident=3, options=THREE_WAVES),
+    # Compiled and emulated, never timed: 56 vector instructions per 32 keys of a row; up to 18 scalars spill, outside the loop.
+    64: Tuning(block_keys=128, columns=256, num_warps=4, num_stages=3, resident=3, options=THREE_WAVES),
+}
+
+
+def gluon_cdna4(problem: "Problem") -> Tuning:
+    """As :func:`classic` of packed keys for the Gluon kernel."""
+    return GLUON_CDNA4[padded_heads(problem.heads)].for_problem(problem.heads, 128, problem.top_k)

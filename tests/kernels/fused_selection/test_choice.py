@@ -37,11 +37,16 @@ def test_the_reference_is_two_steps(rows: int, keys: int, next_n: int | None) ->
 # --- the choice -----------------------------------------------------------------------------------------------------------
 
 
+def step_of(trace: compat.Trace, variant: str) -> Any:
+    """What a trace says of a variant."""
+    return next(step for step in trace.steps if step.variant == variant)
+
+
 def reason(problem: fusing.Problem, operation: Any = fusing.dense) -> str:
     """Why the classic variant does not take a problem on a GPU where only the rule is asked; "" if it does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fusing, "MEASURED", frozenset({"sm90"}))
-        step = operation.explain(problem).steps[0]
+        step = step_of(operation.explain(problem), "classic")
     return "" if step.accepted else str(step.reason)
 
 
@@ -66,7 +71,7 @@ def test_lists_of_one_row_are_not_asked_for_on_amd() -> None:
     decode = fusing.example_paged("hip:gfx950")._replace(asked=True)
     assert tunings.classic(decode).rows == 2
     trace = fusing.dense.explain(fusing.example("hip:gfx950")._replace(heads=128, asked=True))
-    assert "needs at most 64 heads on AMD" in trace.steps[0].reason
+    assert "needs at most 64 heads on AMD" in step_of(trace, "classic").reason
 
 
 def test_a_row_that_many_programs_would_share_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,9 +90,30 @@ def test_nothing_is_fused_by_default_before_it_was_measured(operation: Any, targ
     assert fusing.why_two_steps(problem) is None
     trace = operation.explain(problem)
     assert trace.variant == "reference"
-    assert "never timed against two steps" in trace.steps[0].reason
+    assert "never timed against two steps" in step_of(trace, "classic").reason
     assert operation.explain(problem, "classic").variant == "classic"
-    assert operation.explain(problem._replace(asked=True)).variant == "classic"
+    waves = target == "hip:gfx950" and operation is fusing.dense and compat.capabilities(target).gluon_cdna4
+    assert operation.explain(problem._replace(asked=True)).variant == ("gluon_cdna4" if waves else "classic")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"top_k": 4096}, "needs top_k of at most 2048: found 4096"),
+        ({"heads": 65}, "needs at most 64 heads, so that a wave's lanes are keys of one row: found 65"),
+        ({"packets": False}, "needs q and k in 16-byte aligned rows of adjacent elements"),
+        ({"dtype": "float8_e4m3fnuz"}, "needs gfx942: found gfx950"),
+        ({"budget": 2**10}, "needs .* bytes for lists of programs: found a budget of 1024"),
+    ],
+    ids=str,
+)
+@pytest.mark.skipif(
+    not compat.capabilities("hip:gfx950").gluon_cdna4, reason=compat.capabilities("hip:gfx950").why("gluon_cdna4")
+)
+def test_what_the_gluon_variant_does_not_take(changed: dict[str, Any], words: str) -> None:
+    problem = fusing.example("hip:gfx950")._replace(asked=True)
+    assert step_of(fusing.dense.explain(problem), "gluon_cdna4").accepted
+    assert re.search(words, step_of(fusing.dense.explain(problem._replace(**changed)), "gluon_cdna4").reason)
 
 
 @pytest.mark.any_triton

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from capgate.compat import capabilities
 from capgate.compat.offline.jobs import Job
+from capgate.kernels.tools.compile_command import vector_per_32_keys
 
 MEMORY = {"cuda:90": 227 * 1024, "hip:gfx950": 160 * 1024, "hip:gfx942": 64 * 1024}
 CELLS = [
@@ -24,3 +26,17 @@ def test_classic_fits_and_spills_nothing_to_memory(compile_once: Callable[..., A
     assert row["lds_bytes"] <= MEMORY[target]
     assert row["scratch_bytes"] == 0
     assert row["spills"] == 0 or target.startswith("hip:")
+
+
+@pytest.mark.skipif(not capabilities("hip:gfx950").gluon_cdna4, reason=capabilities("hip:gfx950").why("gluon_cdna4"))
+def test_waves_append_at_little_cost(compile_once: Callable[..., Any]) -> None:
+    """Vector instructions for 32 keys of a row of 64 heads: 53 to 54 are those of the logits. No vector register spills, which
+    would take scratch memory or an accumulator; scalar ones are none of the loop's, where they would be vector instructions."""
+    (row,) = compile_once("fp8_select_keys", "hip:gfx950", [Job("gluon_cdna4", mode="indices")])
+    assert row["compiled"], row["error"]
+    assert row["lds_bytes"] * row["tuning"]["resident"] <= MEMORY["hip:gfx950"]
+    assert row["scratch_bytes"] == row["agprs"] == 0
+    assert row["waves_per_simd"] == 3
+    vector = vector_per_32_keys(row)
+    assert vector is not None
+    assert 50 < vector <= 57
