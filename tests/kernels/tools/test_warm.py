@@ -1,0 +1,126 @@
+"""``capgate warm``: an engine's process finds in Triton's cache what was compiled there beforehand."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capgate import compat
+from capgate.compat.offline.answers import environment
+from capgate.kernels import cli
+from capgate.kernels.tools.warm.deployment import sizes
+
+for needed in ("torch", "triton"):
+    pytest.importorskip(needed)
+
+TARGETS = {"cuda:90": 132, "hip:gfx950": 256}
+SMALL = ["--max-rows", "1", "--max-context", "32", "--max-requests", "1", "--cache-blocks", "32", "--timeout", "1200"]
+
+
+def engine(request: dict[str, Any]) -> dict[str, Any]:
+    """What a process says that starts as an engine does."""
+    tests = str(Path(__file__).parents[2])
+    variables = environment()
+    done = subprocess.run(
+        [sys.executable, "-m", "support.engine_start"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env={**variables, "PYTHONPATH": os.pathsep.join([tests, variables["PYTHONPATH"]])},
+    )
+    assert done.returncode == 0, done.stderr
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_was_warmed_is_not_compiled_again(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    capabilities = compat.capabilities(target)
+    gluon = {"cuda:90": "gluon_hopper", "hip:gfx950": "gluon_cdna4"}[target]
+    variants = ["classic", *([gluon] if capabilities[gluon] else [])]
+    operations = ["fp8_mqa_logits", "fp8_paged_mqa_logits", "paged_mqa_schedule"]
+    arguments = ["warm", *operations, "--target", target, "--variants", ",".join(variants), *SMALL, "--json"]
+    assert cli.main(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {(row["operation"], row["variant"]) for row in result["kernels"]} == {
+        *((operation, variant) for operation in operations[:2] for variant in variants),
+        ("paged_mqa_schedule", "classic"),
+    }
+    assert {row["state"] for row in result["kernels"]} == {"compiled"}
+    assert len(result["kernels"]) == len(list(tmp_path.iterdir())), "each has a folder"
+
+    def calls(heads: int) -> list[Any]:
+        prefill = {"rows": 1, "keys": 48, "heads": heads, "dim": 128}
+        decode = {"requests": 1, "blocks": 32, "heads": heads, "dim": 128, "next_n": 1, "max_context": 32}
+        functions = (("fp8_mqa_logits", prefill), ("fp8_paged_mqa_logits", decode))
+        return [[name, given, {"clean_logits": False, "variant": one}] for name, given in functions for one in variants]
+
+    request = {"target": target, "multiprocessors": TARGETS[target], "calls": calls(64)}
+    started = engine(request)
+    assert started["folders"] == 0
+    assert all(was_there for _, was_there in started["asked"])
+    assert {name for name, _ in started["asked"]} == {"mqa_logits_kernel", "paged_mqa_logits_kernel", "schedule_kernel"}
+
+    other = engine({**request, "calls": calls(32)[:1]})  # another model's heads
+    assert (other["asked"], other["folders"]) == ([["mqa_logits_kernel", False]], 1)
+
+    assert cli.main(arguments) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert {row["state"] for row in again["kernels"]} == {"was there"}
+    assert [row["kernel"] for row in again["kernels"]] == [row["kernel"] for row in result["kernels"]]
+
+
+DEPLOYMENT = {
+    "max_context": 8192,
+    "next_n": [1, 2],
+    "top_k": [64],
+    "modes": ["unclean", "clean", "compressed", "indices", "scores"],
+}
+
+
+def some_calls(heads: int, count: int) -> list[Any]:
+    """Calls of shapes that a deployment has, none chosen for what is warmed."""
+    draw, found = random.Random(16), list[Any]()
+    for _ in range(count):
+        keys = draw.choice([draw.randrange(16, 8193), 16 * draw.randrange(1, 513)])
+        rows = draw.choice([1, draw.randrange(1, 300), 16 * draw.randrange(1, 20)])
+        prefill = {"rows": rows, "keys": keys, "heads": heads, "dim": 128}
+        for options in ({"clean_logits": False}, {"clean_logits": True}, {"clean_logits": False, "max_window": 8192}):
+            found.append(["fp8_mqa_logits", prefill, options])
+        scores = {"top_k": 64, "return_scores": draw.random() < 0.5}
+        found.append(["select_keys", prefill, scores])
+        found.append(["select_from_logits", {"rows": rows, "columns": 8192}, scores])
+        decode = {"requests": draw.randrange(1, 257), "blocks": draw.randrange(1, 300), "heads": heads, "dim": 128}
+        decode |= {"next_n": draw.choice([1, 2]), "max_context": 8192}
+        found.append(["fp8_paged_mqa_logits", decode, {"clean_logits": draw.random() < 0.5}])
+        found.append(["select_paged_keys", decode, scores])
+    return found
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_call_of_a_deployment_has_a_kernel_that_is_warmed(target: str) -> None:
+    others = [call for call in some_calls(32, 1) if call[0].startswith("fp8")]  # another model's heads
+    request = {
+        "target": target,
+        "multiprocessors": TARGETS[target],
+        "operations": ["fp8_mqa_logits", "fp8_paged_mqa_logits", "paged_mqa_schedule", "select_keys"],
+        "deployment": DEPLOYMENT,
+        "calls": [*some_calls(64, 40), *others],
+    }
+    assert [json.loads(call) for call in engine(request)["unknown"]] == others
+
+
+@pytest.mark.one_lane
+def test_sizes_stand_for_others() -> None:
+    found = sizes(1, 100)
+    assert found == [1, 2, 3, 4, 8, 16, 32, 33, 64, 65, 100]
+    assert sizes(16, 40) == [16, 32, 33, 40]
+    assert sizes(1, 1) == [1]
