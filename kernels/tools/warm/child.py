@@ -10,9 +10,10 @@ from capgate import compat
 from capgate.compat._errors import summary
 from capgate.compat.offline.answers import Answer, serve
 from capgate.compat.offline.child import set_absent_gpu
+from capgate.compat.offline.launchers import Launchers
 
 from ...common.hardware import suppose_multiprocessors
-from .calls import call_of
+from .calls import Call, call_of
 from .deployment import Deployment, Shape
 
 
@@ -28,7 +29,78 @@ def begin(request: dict[str, Any]) -> Answer:
     set_absent_gpu(target)
     for module in request["modules"]:
         import_module(module)
-    return partial(answer, target, Deployment(**request["deployment"]), _listen(), set())
+    compiler = Compiler(Launchers(target))
+    return partial(answer, compiler, target, Deployment(**request["deployment"]))
+
+
+def answer(
+    compiler: "Compiler", target: compat.Target, deployment: Deployment, job: tuple[str, Shape, str | None]
+) -> Iterator[dict[str, Any]]:
+    """The parts of a job's row: its kernels that no job before had, each with its variant, and why something did not compile.
+
+    A variant that does not compile is left, as in a launch, and the next one taken.
+    """
+    name, shape, named = job
+    operation = compat.operations()[name]
+    call = call_of(operation, target, deployment, shape, named)
+    steps = operation.explain(call.problem, named).steps
+    accepted = [step.variant for step in steps if step.accepted]
+    yield {"accepted": bool(accepted), "kernels": []}
+    if not accepted:
+        reasons = [step.reason for step in steps if named in (None, step.variant)]
+        yield {"compiled": False, "error": "; ".join(dict.fromkeys(reasons))}
+        return
+    kernels: list[dict[str, Any]] = []
+    failing: str | None = None
+    for variant in accepted:
+        if (variant, call.problem) in compiler.failed:  # which has been said
+            continue
+        found, error = compiler.compile(operation, variant, call)
+        kernels += [{"variant": variant, **kernel} for kernel in found]
+        if error is None:
+            break
+        failing = error
+    yield {"kernels": kernels, "launchers": compiler.built, "compiled": failing is None, "error": failing}
+
+
+class Compiler:
+    """Asks Triton for the kernels of calls, as a launch does.
+
+    failed : variants with the problems for which they did not compile
+    """
+
+    def __init__(self, launchers: Launchers) -> None:
+        self.failed: set[Any] = set()
+        self._launchers = launchers
+        self._heard = _listen()
+
+    @property
+    def built(self) -> dict[str, Any]:
+        """What became of the launchers: why one could not be built is no error of a call's."""
+        return {"built": self._launchers.built, "error": self._launchers.error}
+
+    def compile(self, operation: compat.Operation[Any], variant: str, call: Call) -> tuple[list[dict[str, Any]], str | None]:
+        """The kernels of a call that no call before had, and why one does not compile."""
+        kernel = operation.load(operation.variants[variant])
+        if not isinstance(kernel, compat.Kernel):
+            return [], f"{variant} has no kernel"
+        found, failing = [], None
+        for launch in kernel.prepare(call.problem, *call.operands, **call.options):
+            self._heard.clear()
+            error, began = None, time.perf_counter()
+            try:
+                compiled = launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.keywords)
+            except Exception as raised:  # a compiler may fail in any way; the call's other kernels may not
+                failing = error = summary(raised)
+            seconds = round(time.perf_counter() - began, 3)
+            if self._heard and error is None:
+                self._launchers.build(compiled)
+            if self._heard or error:
+                was_there = bool(self._heard) and all(self._heard)
+                found.append({"kernel": launch.kernel.__name__, "was_there": was_there, "seconds": seconds, "error": error})
+        if failing is not None:
+            self.failed.add((variant, call.problem))
+        return found, failing
 
 
 def _listen() -> list[bool]:
@@ -40,44 +112,6 @@ def _listen() -> list[bool]:
     heard: list[bool] = []
     knobs.compilation.listener = lambda *, cache_hit, **rest: heard.append(cache_hit)
     return heard
-
-
-def answer(
-    target: compat.Target, deployment: Deployment, heard: list[bool], failed: set[Any], job: tuple[str, Shape, str | None]
-) -> Iterator[dict[str, Any]]:
-    """The parts of a job's row: the variant, its kernels that no job before had, and why something did not compile.
-
-    failed : variants with the problems for which they did not compile: a call of such a problem takes the next variant
-    """
-    name, shape, named = job
-    operation = compat.operations()[name]
-    call = call_of(operation, target, deployment, shape, named)
-    steps = operation.explain(call.problem, named).steps
-    variant = next((step.variant for step in steps if step.accepted and (step.variant, call.problem) not in failed), None)
-    kernel = None if variant is None else operation.load(operation.variants[variant])
-    yield {"accepted": variant is not None, "variant": variant or named, "kernels": []}
-    if not isinstance(kernel, compat.Kernel):
-        reasons = [step.reason for step in steps if step.variant == (named or step.variant) and not step.accepted]
-        yield {
-            "compiled": False,
-            "error": "; ".join(reasons) if variant is None else f"{variant} has no kernel",
-            "absent": True,
-        }
-        return
-    kernels, error = [], None
-    for launch in kernel.prepare(call.problem, *call.operands, **call.options):
-        heard.clear()
-        began = time.perf_counter()
-        try:
-            launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.keywords)
-        except Exception as raised:  # a compiler may fail in any way; the call's other kernels may not
-            error = summary(raised)
-        if heard or error:
-            row = {"kernel": launch.kernel.__name__, "was_there": all(heard), "seconds": round(time.perf_counter() - began, 3)}
-            kernels.append({**row, "error": error})
-    if error:
-        failed.add((variant, call.problem))
-    yield {"kernels": kernels, "compiled": error is None, "error": error}
 
 
 if __name__ == "__main__":

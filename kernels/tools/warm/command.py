@@ -29,7 +29,7 @@ MULTIPROCESSORS = {
     "gfx942": 304,  # MI300X, MI325X
     "gfx950": 256,  # MI350X, MI355X
 }
-COMPILED, WAS_THERE, FAILED = "compiled", "was there", "does not compile"
+COMPILED, WAS_THERE, FAILED, REFUSED = "compiled", "was there", "does not compile", "cannot run there"
 SETTINGS = tuple(Deployment._fields)
 
 
@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(json.dumps(result, indent=2))
         else:
             show(result)
-    return 1 if any(row["state"] == FAILED for row in result["kernels"]) else 0
+    return 1 if any(row["state"] in (FAILED, REFUSED) for row in result["kernels"]) else 0
 
 
 def _split(text: str | None) -> tuple[str, ...]:
@@ -153,8 +153,9 @@ def warm(
 
     Returns JSON types: ``triton``, ``torch`` (versions), ``target``, ``multiprocessors``, ``cache`` (the folder), ``seconds``
     (of all), and ``kernels``: a row for each with ``operation``, ``variant``, ``kernel`` (None where a variant has none, or did
-    not get so far), ``shape`` (of the first call that took it), ``state`` ("compiled", "was there", "does not compile"),
-    ``seconds``, ``error``.
+    not get so far), ``shape`` (of the first call that took it), ``state`` ("compiled", "was there", "does not compile", "cannot
+    run there"), ``seconds``, ``error``. ``launchers`` says what a C compiler built beside them, as :class:`.Launchers` has it:
+    how many were ``built``, and the ``error`` that kept one from it, or None.
 
     Raises ValueError for a name or size that does not exist, CapabilityError where Triton or torch is missing.
     """
@@ -183,7 +184,8 @@ def warm(
         "deployment": deployment._asdict(),
     }
     began = time.perf_counter()
-    rows = list(_rows(request, jobs, timeout))
+    launchers: Row = {"built": 0, "error": None}
+    rows = list(_rows(request, jobs, timeout, launchers))
     return {
         "triton": versions.find("triton").text,
         "torch": versions.find("torch").text,
@@ -191,6 +193,7 @@ def warm(
         "multiprocessors": request["multiprocessors"],
         "cache": _cache(),
         "seconds": round(time.perf_counter() - began, 3),
+        "launchers": launchers,
         "kernels": rows,
     }
 
@@ -235,8 +238,11 @@ def _cache() -> str:
     return str(knobs.cache.dir)
 
 
-def _rows(request: dict[str, Any], jobs: Sequence[Job], timeout: float) -> Iterator[Row]:
-    """A row for each kernel, and for each variant that has none; one whose compiler dies is left then."""
+def _rows(request: dict[str, Any], jobs: Sequence[Job], timeout: float, launchers: Row) -> Iterator[Row]:
+    """A row for each kernel, and for each variant that has none; one whose compiler dies is left then.
+
+    launchers : what the last process said of them, which is put there
+    """
     said: set[Any] = set()
     with _progress() as started:
         while jobs:
@@ -245,6 +251,7 @@ def _rows(request: dict[str, Any], jobs: Sequence[Job], timeout: float) -> Itera
                     operation, shape, named = job
                     started(operation, shape)
                     answer = child.answer(timeout)
+                    launchers |= answer.get("launchers", {})
                     yield from _of_answer(job, answer, said)
                     if child.gone:
                         jobs = [left for left in jobs[number + 1 :] if (left[0], left[2]) != (operation, named)]
@@ -255,15 +262,17 @@ def _rows(request: dict[str, Any], jobs: Sequence[Job], timeout: float) -> Itera
 
 def _of_answer(job: Job, answer: Row, said: set[Any]) -> Iterator[Row]:
     operation, shape, named = job
-    row = {"operation": operation, "variant": answer.get("variant") or named, "shape": shape}
+    row = {"operation": operation, "variant": named, "shape": shape}
     for kernel in answer.get("kernels", ()):
         state = FAILED if kernel["error"] else WAS_THERE if kernel["was_there"] else COMPILED
-        yield {**row, "kernel": kernel["kernel"], "state": state, "seconds": kernel["seconds"], "error": kernel["error"]}
-    if answer["compiled"] is False and not answer.get("kernels"):
-        why = (operation, row["variant"], answer["error"])
-        if why not in said:  # once, and not for every shape
-            said.add(why)
-            yield {**row, "kernel": None, "state": FAILED, "seconds": None, "error": answer["error"]}
+        yield {**row, "state": state, **{key: kernel[key] for key in ("variant", "kernel", "seconds", "error")}}
+    if answer["compiled"] or any(kernel["error"] for kernel in answer.get("kernels", ())):
+        return
+    why = (operation, named, answer["error"])
+    if why not in said:  # once, and not for every shape
+        said.add(why)
+        state = REFUSED if answer.get("accepted") is False else FAILED
+        yield {**row, "state": state, "kernel": None, "seconds": None, "error": answer["error"]}
 
 
 @contextmanager
@@ -294,15 +303,18 @@ def show(result: dict[str, Any]) -> None:
     for row in rows:
         seconds = "-" if row["seconds"] is None else f"{row['seconds']:.2f}"
         names = (row["operation"], row["variant"] or "-", row["kernel"] or "-")
-        table.add_row(*names, _words(row["shape"]), row["state"], seconds, style="red" if row["state"] == FAILED else "")
+        table.add_row(*names, _words(row["shape"]), row["state"], seconds, style="red" if row["error"] else "")
     print_whole(console, table)
     for row in rows:
         if row["error"]:
             console.print(
                 Text(f"{row['operation']}, {row['variant'] or 'no variant'}, {_words(row['shape'])}: {row['error']}", "red")
             )
-    counts = (f"{sum(row['state'] == state for row in rows)} {words}" for state, words in _SUMS.items())
-    note(console, f"{', '.join(counts)}; {result['seconds']:.1f} s")
-
-
-_SUMS = {COMPILED: "compiled", WAS_THERE: "were there", FAILED: "do not compile"}
+    compiled, there = (sum(row["state"] == state for row in rows) for state in (COMPILED, WAS_THERE))
+    failed = len(rows) - compiled - there
+    note(console, f"{compiled} compiled, {there} were there, {failed} could not be compiled; {result['seconds']:.1f} s")
+    launchers = result["launchers"]
+    if launchers["error"]:
+        note(console, f"What launches them is left to the first process that does: {launchers['error']}")
+    else:
+        note(console, f"{launchers['built']} modules that launch them were built by the C compiler")

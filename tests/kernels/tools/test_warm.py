@@ -5,12 +5,14 @@ import os
 import random
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from capgate import compat
+from capgate.compat import _registry
 from capgate.compat.offline.answers import environment
 from capgate.kernels import cli
 from capgate.kernels.tools.warm.deployment import sizes
@@ -55,7 +57,7 @@ def test_what_was_warmed_is_not_compiled_again(
         ("paged_mqa_schedule", "classic"),
     }
     assert {row["state"] for row in result["kernels"]} == {"compiled"}
-    assert len(result["kernels"]) == len(list(tmp_path.iterdir())), "each has a folder"
+    assert len(result["kernels"]) + result["launchers"]["built"] == len(list(tmp_path.iterdir())), "each has a folder"
 
     def calls(heads: int) -> list[Any]:
         prefill = {"rows": 1, "keys": 48, "heads": heads, "dim": 128}
@@ -124,3 +126,92 @@ def test_sizes_stand_for_others() -> None:
     assert found == [1, 2, 3, 4, 8, 16, 32, 33, 64, 65, 100]
     assert sizes(16, 40) == [16, 32, 33, 40]
     assert sizes(1, 1) == [1]
+
+
+TOY = """
+import os
+from typing import Any, NamedTuple
+import triton
+import triton.language as tl
+from capgate import compat
+
+class Problem(NamedTuple):
+    device: Any
+
+@triton.jit
+def breaks_kernel(x):
+    tl.static_assert(False, "never compiles")
+
+@triton.jit
+def fits_kernel(x):
+    tl.store(x, 1.0)
+
+def launch(kernel):
+    return lambda problem, x: compat.Launch(kernel, (1,), (x,), {})
+
+breaks, fits = compat.Kernel(launch(breaks_kernel)), compat.Kernel(launch(fits_kernel))
+dies = compat.Kernel(lambda problem, x: os.abort())
+
+def call(problem):
+    import torch
+    return compat.ExampleCall((torch.empty(4, device="meta"),), {})
+
+examples = compat.Examples(lambda device, *rest: Problem(device), call, ("once", "again"))
+operation = compat.Operation("toy_to_warm", examples=examples)
+for name in ("breaks", "fits", "dies"):
+    operation.add(compat.Variant(name, f"toy_to_warm:{name}"))
+operation.add(compat.Variant("refuses", "toy_to_warm:fits", accepts=lambda problem: "needs another toy"))
+"""
+
+
+def test_what_does_not_compile_is_said_and_the_next_variant_warmed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "toy_to_warm.py").write_text(TOY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(_registry, "REGISTERED", dict(_registry.REGISTERED))
+    import_module("toy_to_warm")
+    try:
+        arguments = ["warm", "toy_to_warm", "--target", "hip:gfx950", "--timeout", "1200", "--json"]
+        assert cli.main(arguments) == 1
+        first, second = json.loads(capsys.readouterr().out)["kernels"]
+        assert (first["variant"], first["state"]) == ("breaks", "does not compile")
+        assert "never compiles" in first["error"]
+        assert (second["variant"], second["kernel"], second["state"]) == ("fits", "fits_kernel", "compiled")
+
+        assert cli.main([*arguments, "--variants", "dies,fits,refuses"]) == 1
+        rows = json.loads(capsys.readouterr().out)["kernels"]
+        assert [(row["variant"], row["state"]) for row in rows] == [
+            ("dies", "does not compile"),
+            ("fits", "was there"),
+            ("refuses", "cannot run there"),
+        ]
+        assert "the compiler died of SIGABRT" in rows[0]["error"]
+        assert rows[2]["error"] == "needs another toy"
+
+        assert cli.main([*arguments[:-1], "--variants", "fits"]) == 0
+        assert "0 compiled, 1 were there, 0 could not be compiled" in capsys.readouterr().out
+    finally:
+        del sys.modules["toy_to_warm"]
+
+
+@pytest.mark.one_lane
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fp8_mqa_logit"], "operation: no operation 'fp8_mqa_logit'; the nearest"),
+        (["fp8_mqa_logits", "--target", "cpu"], "target: got cpu, needs a GPU"),
+        (["fp8_mqa_logits", "--target", "cuda:120"], "multiprocessors: none given, needs how many"),
+        (["select_keys", "--variants", "gluon_hopper"], "variants: select_keys has none of gluon_hopper"),
+        (["fp8_mqa_logits", "--modes", "cleen"], "modes: no mode 'cleen'; the nearest"),
+        (["fp8_mqa_logits", "--heads", "129"], "heads: got 129, needs 1 to 128"),
+        (["fp8_paged_mqa_logits", "--next-n", "1,x"], "next_n: got 'x', needs whole numbers"),
+        (["fp8_paged_mqa_logits", "--block", "24"], "block: got 24"),
+        (["paged_mqa_schedule", "--schedule", "none"], "schedule: got 'none' with paged_mqa_schedule"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = arguments if "--target" in arguments else [*arguments, "--target", "cuda:90"]
+    assert cli.main(["warm", *given]) == 2
+    assert words in capsys.readouterr().err
