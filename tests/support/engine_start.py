@@ -32,6 +32,7 @@ from capgate.kernels import (
     select_paged_keys,
 )
 from capgate.kernels.common.hardware import suppose_multiprocessors
+from capgate.kernels.dropin import deep_gemm, vllm
 from capgate.kernels.tools.warm.calls import call_of
 from capgate.kernels.tools.warm.deployment import Deployment, shapes_of
 
@@ -76,8 +77,16 @@ def paged(
 
 def call(fp8: torch.dtype, function: str, sizes: dict[str, int], options: dict[str, Any]) -> None:
     """One call of a public function; of decode with the schedule that its layers share."""
+    if "tables" in options:  # slots are selected
+        tables = zeros(options["tables"], 8192 // options["page_size"], dtype=torch.int32)
+        looking = {"requests": zeros(sizes["rows"], dtype=torch.int32)} if function == "select_keys" else {}
+        options = {**{name: value for name, value in options.items() if name != "tables"}, "page_table": tables, **looking}
     if function == "fp8_mqa_logits":
         fp8_mqa_logits(*dense(fp8, **sizes), **options)
+    elif function == "vllm_prefill":
+        vllm_prefill(dense(fp8, **sizes), **options)
+    elif function == "vllm_decode":
+        vllm_decode(paged(fp8, **sizes), max_context=sizes["max_context"], **options)
     elif function == "select_keys":
         select_keys(*dense(fp8, **sizes), **options)
     elif function == "select_paged_keys":
@@ -90,6 +99,24 @@ def call(fp8: torch.dtype, function: str, sizes: dict[str, int], options: dict[s
         q, cache, *rest = paged(fp8, **sizes)
         schedule = paged_mqa_schedule(rest[1], 64, paged_mqa_workers(q, cache, **options))
         fp8_paged_mqa_logits(q, cache, *rest, max_context_len=sizes["max_context"], schedule=schedule, **options)
+
+
+def vllm_prefill(operands: tuple[torch.Tensor, ...], columns: int, top_k: int) -> None:
+    """As vLLM calls the drop-ins of DeepGEMM's functions and of its own."""
+    q, k, k_scale, weights, starts, ends = operands
+    logits = deep_gemm.fp8_fp4_mqa_logits((q, None), (k, k_scale), weights, starts, ends, columns)
+    indices = zeros(len(q), top_k, dtype=torch.int32)
+    vllm.top_k_per_row_prefill(logits, starts, ends, indices, len(q), *logits.stride(), top_k)
+
+
+def vllm_decode(operands: tuple[torch.Tensor, ...], processors: int, max_context: int, top_k: int) -> None:
+    """As :func:`vllm_prefill`; lengths are given for each row."""
+    q, cache, weights, lens, table = operands
+    lens = lens[:, None].repeat(1, q.shape[1])
+    schedule = deep_gemm.get_paged_mqa_logits_metadata(lens, 64, processors)
+    logits = deep_gemm.fp8_fp4_paged_mqa_logits((q, None), cache, weights, lens, table, schedule, max_context)
+    indices = zeros(len(logits), top_k, dtype=torch.int32)
+    vllm.top_k_per_row_decode(logits, q.shape[1], lens, indices, len(logits), *logits.stride(), top_k)
 
 
 def warm_up(name: str, target: targets.Target, deployment: dict[str, Any]) -> None:

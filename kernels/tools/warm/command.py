@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=usual.max_context,
         help=f"keys of the longest context, which is how many columns decode has ({usual.max_context})",
     )
-    parser.add_argument("--max-window", help="columns of compressed logits, with commas (--max-context)")
+    parser.add_argument("--max-window", help="columns of compressed logits, with commas; any otherwise")
     parser.add_argument("--block", type=int, default=usual.block, help=f"keys in a block of the cache ({usual.block})")
     parser.add_argument(
         "--layout", choices=tuple(LAYOUTS), default=usual.layout, help=f"of the keys in a block ({usual.layout})"

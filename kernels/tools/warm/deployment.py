@@ -6,6 +6,7 @@ size that varies from call to call every power of two, one past it, and small on
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 from capgate import compat
@@ -34,7 +35,7 @@ class Deployment(NamedTuple):
     max_rows : query rows of a prefill step
     max_requests : requests in decode
     max_context : keys of the longest context, which is how many columns decode has
-    max_window : columns of compressed logits
+    max_window : columns of compressed logits; where none are named, they may vary up to max_context
     block, layout : of a paged cache
     cache_blocks : blocks of the cache; where none are named, numbers that are multiples of 16 and others
     next_n : rows of a request in decode
@@ -98,7 +99,7 @@ def shapes_of(
 def _dense(target: compat.Target, deployment: Deployment, variants: Sequence[str]) -> Iterator[Shape]:
     for mode in modes_of(tuple(DENSE), deployment):
         compressed = DENSE[mode.removesuffix(BF16)][1]
-        widths = (deployment.max_window or (deployment.max_context,)) if compressed else (None,)
+        widths = (deployment.max_window or _two_classes(deployment.max_context)) if compressed else (None,)
         for rows in sizes(1, deployment.max_rows):
             for keys in sizes(FEWEST_KEYS, deployment.max_context):
                 yield from ({"mode": mode, "rows": rows, "keys": keys, "width": width} for width in widths)
@@ -126,24 +127,21 @@ def _selections(target: compat.Target, deployment: Deployment, variants: Sequenc
     compressed = any(mode.startswith("compressed") for mode in deployment.modes)
     bfloat16 = {mode.endswith(BF16) for mode in deployment.modes if mode.removesuffix(BF16) in DENSE} or {False}
     storages = (0, FAR) if target.backend == "hip" else (0,)
-    widths = deployment.max_window or (deployment.max_context,)
-    most_keys = sizes(FEWEST_KEYS, deployment.max_context)
-    columns: list[tuple[int, int | None]] = [(keys, None) for keys in most_keys]
-    columns += [(width, keys) for width in widths for keys in most_keys if compressed]
+    all_columns = sizes(FEWEST_KEYS, deployment.max_context)
+    columns: list[tuple[int, int | None]] = [(keys, None) for keys in all_columns]
+    if compressed:
+        widths = deployment.max_window or all_columns
+        columns += [(width, keys) for width in widths for keys in _two_classes(deployment.max_context)]
+    calls: list[Shape] = [{"columns": width, "keys": keys, "next_n": None} for width, keys in columns]
+    calls += [{"columns": deployment.max_context, "keys": None, "next_n": next_n} for next_n in sorted({1, *deployment.next_n})]
+    modes = modes_of(("indices", "scores"), deployment)
     tables = (None,) if deployment.page_size is None else PAGE_TABLES
-    for mode in modes_of(("indices", "scores"), deployment):
-        for top_k in deployment.top_k:
-            for half in bfloat16:
-                for storage in storages:
-                    for requests in tables:
-                        same = {"mode": mode, "top_k": top_k, "half": half, "storage": storage, "requests": requests}
-                        calls: list[tuple[int, int | None, int | None]] = [(width, keys, None) for width, keys in columns]
-                        calls += [(deployment.max_context, None, next_n) for next_n in deployment.next_n]
-                        for width, keys, next_n in calls:
-                            call = {**same, "columns": width, "keys": keys, "next_n": next_n}
-                            yield {**call, "listed": False}
-                            if width <= top_k and mode == "indices":  # of all keys nobody asks for a logit
-                                yield {**call, "listed": True}
+    for mode, top_k, half, storage, requests in product(modes, deployment.top_k, sorted(bfloat16), storages, tables):
+        for call in calls:
+            shape = {"mode": mode, "top_k": top_k, "half": half, "storage": storage, "requests": requests, **call}
+            yield {**shape, "listed": False}
+            if call["columns"] <= top_k and mode == "indices":  # where all keys are selected nobody asks for a logit
+                yield {**shape, "listed": True}
 
 
 def _writing(target: compat.Target, deployment: Deployment, variants: Sequence[str]) -> Iterator[Shape]:
@@ -158,6 +156,11 @@ def _gathering(target: compat.Target, deployment: Deployment, variants: Sequence
         for requests in sizes(1, deployment.max_requests):
             for keys in sizes(FEWEST_KEYS, deployment.max_context):
                 yield {"blocks": blocks, "requests": requests, "keys": keys}
+
+
+def _two_classes(size: int) -> tuple[int, int]:
+    """Sizes near this one: a multiple of 16, and none."""
+    return 16 * -(-size // 16), 16 * -(-size // 16) + 1
 
 
 def _cache_blocks(target: compat.Target, deployment: Deployment) -> Sequence[int]:

@@ -80,42 +80,60 @@ def test_what_was_warmed_is_not_compiled_again(
     assert [row["kernel"] for row in again["kernels"]] == [row["kernel"] for row in result["kernels"]]
 
 
-DEPLOYMENT = {
-    "max_context": 8192,
-    "next_n": [1, 2],
-    "top_k": [64],
-    "modes": ["unclean", "clean", "compressed", "indices", "scores"],
+SAME = {"max_context": 8192, "next_n": [1, 2], "top_k": [64]}
+DEPLOYMENTS = {
+    "own": {**SAME, "modes": ["unclean", "clean", "compressed", "indices", "scores"]},
+    "vllm": {**SAME, "modes": ["compressed"], "row_lens": True, "schedule": "deep_gemm", "relative": True},
+    "slots": {**SAME, "page_size": 64, "schedule": "none"},
 }
+ONE_LANE = pytest.mark.one_lane  # what Triton tells apart is the first cells' question
+CELLS = [
+    *((target, "own") for target in TARGETS),
+    pytest.param("cuda:90", "vllm", marks=ONE_LANE),
+    pytest.param("hip:gfx950", "slots", marks=ONE_LANE),
+]
 
 
-def some_calls(heads: int, count: int) -> list[Any]:
+def some_calls(caller: str, heads: int, count: int) -> list[Any]:
     """Calls of shapes that a deployment has, none chosen for what is warmed."""
     draw, found = random.Random(16), list[Any]()
     for _ in range(count):
         keys = draw.choice([draw.randrange(16, 8193), 16 * draw.randrange(1, 513)])
         rows = draw.choice([1, draw.randrange(1, 300), 16 * draw.randrange(1, 20)])
         prefill = {"rows": rows, "keys": keys, "heads": heads, "dim": 128}
+        decode = {"requests": draw.randrange(1, 257), "blocks": draw.randrange(1, 300), "heads": heads, "dim": 128}
+        decode |= {"next_n": draw.choice([1, 2]), "max_context": 8192}
+        if caller == "vllm":
+            found.append(["vllm_prefill", prefill, {"columns": draw.randrange(16, 8193), "top_k": 64}])
+            found.append(["vllm_decode", decode, {"processors": 132, "top_k": 64}])
+            continue
+        if caller == "slots":
+            found.append(["select_keys", prefill, {"top_k": 64, "page_size": 64, "tables": draw.randrange(1, 257)}])
+            found.append(["select_paged_keys", decode, {"top_k": 64, "page_size": 64, "tables": decode["requests"]}])
+            continue
         for options in ({"clean_logits": False}, {"clean_logits": True}, {"clean_logits": False, "max_window": 8192}):
             found.append(["fp8_mqa_logits", prefill, options])
         scores = {"top_k": 64, "return_scores": draw.random() < 0.5}
         found.append(["select_keys", prefill, scores])
         found.append(["select_from_logits", {"rows": rows, "columns": 8192}, scores])
-        decode = {"requests": draw.randrange(1, 257), "blocks": draw.randrange(1, 300), "heads": heads, "dim": 128}
-        decode |= {"next_n": draw.choice([1, 2]), "max_context": 8192}
         found.append(["fp8_paged_mqa_logits", decode, {"clean_logits": draw.random() < 0.5}])
         found.append(["select_paged_keys", decode, scores])
     return found
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_every_call_of_a_deployment_has_a_kernel_that_is_warmed(target: str) -> None:
-    others = [call for call in some_calls(32, 1) if call[0].startswith("fp8")]  # another model's heads
+@pytest.mark.parametrize(("target", "caller"), CELLS)
+def test_every_call_of_a_deployment_has_a_kernel_that_is_warmed(target: str, caller: str) -> None:
+    # Calls of another model's heads, which a selection from logits alone does not see.
+    others = [call for call in some_calls(caller, 32, 1) if caller == "slots" or not call[0].startswith("select")]
+    operations = ["fp8_mqa_logits", "fp8_paged_mqa_logits", "select_keys"]
+    if caller != "slots":  # those of its selections make schedules themselves
+        operations.append("paged_mqa_schedule")
     request = {
         "target": target,
         "multiprocessors": TARGETS[target],
-        "operations": ["fp8_mqa_logits", "fp8_paged_mqa_logits", "paged_mqa_schedule", "select_keys"],
-        "deployment": DEPLOYMENT,
-        "calls": [*some_calls(64, 40), *others],
+        "operations": operations,
+        "deployment": DEPLOYMENTS[caller],
+        "calls": [*some_calls(caller, 64, 40), *others],
     }
     assert [json.loads(call) for call in engine(request)["unknown"]] == others
 
