@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import Any
 
 from capgate import compat
-from capgate.compat._errors import summary
 from capgate.compat.offline.answers import Answer, serve
 from capgate.compat.offline.child import set_absent_gpu
 from capgate.compat.offline.launchers import Launchers
+from capgate.compat.thirdparty import Raised, ask
 
 from ...common.hardware import suppose_multiprocessors
 from .calls import Call, call_of
@@ -84,15 +84,15 @@ class Compiler:
         kernel = operation.load(operation.variants[variant])
         if not isinstance(kernel, compat.Kernel):
             return [], f"{variant} has no kernel"
-        found, failing = [], None
+        found: list[dict[str, Any]] = []
+        failing: str | None = None
         for launch in kernel.prepare(call.problem, *call.operands, **call.options):
             self._heard.clear()
-            error, began = None, time.perf_counter()
-            try:
-                compiled = launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.keywords)
-            except Exception as raised:  # a compiler may fail in any way; the call's other kernels may not
-                failing = error = summary(raised)
+            began = time.perf_counter()
+            compiled = ask(partial(launch.kernel.warmup, *launch.arguments, grid=launch.grid, **launch.keywords))
             seconds = round(time.perf_counter() - began, 3)
+            error = compiled.words if isinstance(compiled, Raised) else None
+            failing = failing or error
             if self._heard and error is None:
                 self._launchers.build(compiled)
             if self._heard or error:

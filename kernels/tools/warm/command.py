@@ -36,7 +36,7 @@ SETTINGS = tuple(Deployment._fields)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``capgate warm``."""
     usual = Deployment()
-    parser.add_argument("operations", nargs="+", metavar="operation", help="an operation, such as fp8_mqa_logits")
+    parser.add_argument("operations", nargs="*", metavar="operation", help="an operation, such as fp8_mqa_logits")
     parser.add_argument("--target", help="hip:gfx950, cuda:90, ...; this machine's first GPU otherwise")
     parser.add_argument("--variants", help="these of them that an operation has, with commas; the one that would run otherwise")
     parser.add_argument(
@@ -159,6 +159,8 @@ def warm(
 
     Raises ValueError for a name or size that does not exist, CapabilityError where Triton or torch is missing.
     """
+    if not operations:
+        raise ValueError("operation: none named, needs one such as fp8_mqa_logits")
     if not target.is_gpu:
         raise ValueError(f"target: got {target}, needs a GPU such as hip:gfx950 or cuda:90")
     from . import calls  # noqa: F401 - it defines the operations, installed or not

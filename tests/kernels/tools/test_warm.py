@@ -5,14 +5,12 @@ import os
 import random
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from capgate import compat
-from capgate.compat import _registry
 from capgate.compat.offline.answers import environment
 from capgate.kernels import cli
 from capgate.kernels.tools.warm.deployment import sizes
@@ -24,19 +22,23 @@ TARGETS = {"cuda:90": 132, "hip:gfx950": 256}
 SMALL = ["--max-rows", "1", "--max-context", "32", "--max-requests", "1", "--cache-blocks", "32", "--timeout", "1200"]
 
 
-def engine(request: dict[str, Any]) -> dict[str, Any]:
-    """What a process says that starts as an engine does."""
-    tests = str(Path(__file__).parents[2])
-    variables = environment()
+def process(command: list[str], request: Any, folder: Path, **variables: str) -> Any:
+    """What a process of Python's says, as JSON; ``folder`` is put in front of its path."""
+    given = environment()
     done = subprocess.run(
-        [sys.executable, "-m", "support.engine_start"],
+        [sys.executable, *command],
         input=json.dumps(request),
         capture_output=True,
         text=True,
-        env={**variables, "PYTHONPATH": os.pathsep.join([tests, variables["PYTHONPATH"]])},
+        env={**given, "PYTHONPATH": os.pathsep.join([str(folder), given["PYTHONPATH"]]), **variables},
     )
     assert done.returncode == 0, done.stderr
-    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def engine(request: dict[str, Any]) -> dict[str, Any]:
+    """What a process says that starts as an engine does."""
+    said: dict[str, Any] = process(["-m", "support.engine_start"], request, Path(__file__).parents[2])
     return said
 
 
@@ -182,42 +184,53 @@ operation.add(compat.Variant("refuses", "toy_to_warm:fits", accepts=lambda probl
 """
 
 
-def test_what_does_not_compile_is_said_and_the_next_variant_warmed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+# In a process of its own, where the operation stays.
+COMMANDS = """
+import contextlib, io, json, sys
+import toy_to_warm
+from capgate.kernels import cli
+
+found = []
+for arguments in json.load(sys.stdin):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        status = cli.main(arguments)
+    found.append([status, said.getvalue()])
+print(json.dumps(found))
+"""
+
+
+def test_what_does_not_compile_is_said_and_the_next_variant_warmed(tmp_path: Path) -> None:
     (tmp_path / "toy_to_warm.py").write_text(TOY)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(_registry, "REGISTERED", dict(_registry.REGISTERED))
-    import_module("toy_to_warm")
-    try:
-        arguments = ["warm", "toy_to_warm", "--target", "hip:gfx950", "--timeout", "1200", "--json"]
-        assert cli.main(arguments) == 1
-        first, second = json.loads(capsys.readouterr().out)["kernels"]
-        assert (first["variant"], first["state"]) == ("breaks", "does not compile")
-        assert "never compiles" in first["error"]
-        assert (second["variant"], second["kernel"], second["state"]) == ("fits", "fits_kernel", "compiled")
+    warm = ["warm", "toy_to_warm", "--target", "hip:gfx950", "--timeout", "1200"]
+    asked = [[*warm, "--json"], [*warm, "--json", "--variants", "dies,fits,refuses"], [*warm, "--variants", "fits"]]
+    variables = {"TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    fallen, named, there = process(["-c", COMMANDS], asked, tmp_path, **variables)
 
-        assert cli.main([*arguments, "--variants", "dies,fits,refuses"]) == 1
-        rows = json.loads(capsys.readouterr().out)["kernels"]
-        assert [(row["variant"], row["state"]) for row in rows] == [
-            ("dies", "does not compile"),
-            ("fits", "was there"),
-            ("refuses", "cannot run there"),
-        ]
-        assert "the compiler died of SIGABRT" in rows[0]["error"]
-        assert rows[2]["error"] == "needs another toy"
+    assert fallen[0] == 1
+    first, second = json.loads(fallen[1])["kernels"]
+    assert (first["variant"], first["state"]) == ("breaks", "does not compile")
+    assert "never compiles" in first["error"]
+    assert (second["variant"], second["kernel"], second["state"]) == ("fits", "fits_kernel", "compiled")
 
-        assert cli.main([*arguments[:-1], "--variants", "fits"]) == 0
-        assert "0 compiled, 1 were there, 0 could not be compiled" in capsys.readouterr().out
-    finally:
-        del sys.modules["toy_to_warm"]
+    assert named[0] == 1
+    rows = json.loads(named[1])["kernels"]
+    assert [(row["variant"], row["state"]) for row in rows] == [
+        ("dies", "does not compile"),
+        ("fits", "was there"),
+        ("refuses", "cannot run there"),
+    ]
+    assert "the compiler died of SIGABRT" in rows[0]["error"]
+    assert rows[2]["error"] == "needs another toy"
+
+    assert there[0] == 0
+    assert "0 compiled, 1 were there, 0 could not be compiled" in there[1]
 
 
 @pytest.mark.one_lane
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ([], "operation: none named, needs one such as fp8_mqa_logits"),
         (["fp8_mqa_logit"], "operation: no operation 'fp8_mqa_logit'; the nearest"),
         (["fp8_mqa_logits", "--target", "cpu"], "target: got cpu, needs a GPU"),
         (["fp8_mqa_logits", "--target", "cuda:120"], "multiprocessors: none given, needs how many"),
