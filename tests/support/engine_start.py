@@ -25,14 +25,17 @@ from capgate.compat.offline.jobs import operation_of
 from capgate.kernels import (
     fp8_mqa_logits,
     fp8_paged_mqa_logits,
+    gather_keys,
     paged_mqa_schedule,
     paged_mqa_workers,
+    quantize_keys_to_cache,
     select_from_logits,
     select_keys,
     select_paged_keys,
 )
 from capgate.kernels.common.hardware import suppose_multiprocessors
 from capgate.kernels.dropin import deep_gemm, vllm
+from capgate.kernels.key_cache.api import gather_keys_between
 from capgate.kernels.tools.warm.calls import call_of
 from capgate.kernels.tools.warm.deployment import Deployment, shapes_of
 
@@ -87,6 +90,14 @@ def call(fp8: torch.dtype, function: str, sizes: dict[str, int], options: dict[s
         vllm_prefill(dense(fp8, **sizes), **options)
     elif function == "vllm_decode":
         vllm_decode(paged(fp8, **sizes), max_context=sizes["max_context"], **options)
+    elif function == "quantize_keys_to_cache":
+        keys, slots = zeros(sizes["rows"], 128, dtype=torch.bfloat16), zeros(sizes["rows"], dtype=torch.int64)
+        quantize_keys_to_cache(keys, zeros(sizes["blocks"], 64, 1, 132, dtype=torch.uint8), slots, dtype=fp8, **options)
+    elif function == "gather_keys":
+        _, cache, _, lens, table = paged(fp8, **sizes)
+        gather_keys(cache, table, lens, dtype=fp8, **options)
+        found, ends = (zeros(options["total"], 128).to(fp8), zeros(options["total"])), zeros(len(lens) + 1, dtype=torch.int32)
+        gather_keys_between(cache, table, ends, *found)
     elif function == "select_keys":
         select_keys(*dense(fp8, **sizes), **options)
     elif function == "select_paged_keys":

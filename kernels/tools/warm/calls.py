@@ -14,7 +14,7 @@ from ...common.schedule import operands as scheduled
 from ...common.schedule import operation as scheduling
 from ...common.schedule.operation import CHUNK_KEYS, DEEP_GEMM_KEYS
 from ...key_cache import operation as caching
-from ...key_cache.operands import Gathered, Written
+from ...key_cache.operands import Between, Gathered, Written
 from ...key_selection import operands as selected
 from ...key_selection import operators
 from ...key_selection.results import new_results
@@ -187,7 +187,9 @@ def _writing(target: compat.Target, deployment: Deployment, shape: Shape, varian
 def _gathering(target: compat.Target, deployment: Deployment, shape: Shape, variant: str | None) -> Call:
     requests, keys = shape["requests"], shape["keys"]
     table = _integers(requests, -(-deployment.max_context // deployment.block))
-    inputs = Gathered(_cache(deployment, shape["blocks"]), table, _integers(requests))
+    cache = _cache(deployment, shape["blocks"])
+    lens = _integers(requests + 1) if shape["between"] else _integers(requests)
+    inputs = Between(cache, table, lens) if shape["between"] else Gathered(cache, table, lens)
     results = (_meta(keys, deployment.dim, dtype=torch.uint8), _meta(keys))
     return Call(caching.Problem(target), (inputs, *results), {"layout": deployment.layout})
 

@@ -155,7 +155,7 @@ def _gathering(target: compat.Target, deployment: Deployment, variants: Sequence
     for blocks in _cache_blocks(target, deployment):
         for requests in sizes(1, deployment.max_requests):
             for keys in sizes(FEWEST_KEYS, deployment.max_context):
-                yield {"blocks": blocks, "requests": requests, "keys": keys}
+                yield from ({"blocks": blocks, "requests": requests, "keys": keys, "between": form} for form in (False, True))
 
 
 def _two_classes(size: int) -> tuple[int, int]:

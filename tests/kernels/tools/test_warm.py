@@ -112,6 +112,9 @@ def some_calls(caller: str, heads: int, count: int) -> list[Any]:
         if caller == "slots":
             found.append(["select_keys", prefill, {"top_k": 64, "page_size": 64, "tables": draw.randrange(1, 257)}])
             found.append(["select_paged_keys", decode, {"top_k": 64, "page_size": 64, "tables": decode["requests"]}])
+            written = {"rows": rows, "blocks": decode["blocks"]}
+            found.append(["quantize_keys_to_cache", written, {"scale_format": draw.choice(["fp32", "ue8m0"])}])
+            found.append(["gather_keys", decode, {"total": keys}])
             continue
         for options in ({"clean_logits": False}, {"clean_logits": True}, {"clean_logits": False, "max_window": 8192}):
             found.append(["fp8_mqa_logits", prefill, options])
@@ -126,10 +129,10 @@ def some_calls(caller: str, heads: int, count: int) -> list[Any]:
 @pytest.mark.parametrize(("target", "caller"), CELLS)
 def test_every_call_of_a_deployment_has_a_kernel_that_is_warmed(target: str, caller: str) -> None:
     # Calls of another model's heads, which a selection from logits alone does not see.
-    others = [call for call in some_calls(caller, 32, 1) if caller == "slots" or not call[0].startswith("select")]
-    operations = ["fp8_mqa_logits", "fp8_paged_mqa_logits", "select_keys"]
-    if caller != "slots":  # those of its selections make schedules themselves
-        operations.append("paged_mqa_schedule")
+    scoring = ("fp8", "vllm", "select_keys", "select_paged") if caller == "slots" else ("fp8", "vllm")
+    others = [call for call in some_calls(caller, 32, 1) if call[0].startswith(scoring)]
+    more = ["quantize_keys_to_cache", "gather_keys"] if caller == "slots" else ["paged_mqa_schedule"]
+    operations = ["fp8_mqa_logits", "fp8_paged_mqa_logits", "select_keys", *more]
     request = {
         "target": target,
         "multiprocessors": TARGETS[target],
