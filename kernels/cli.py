@@ -11,6 +11,7 @@ from .tools import compile_command
 from .tools.bench import command as bench
 from .tools.compare import command as compare
 from .tools.demo import command as demo
+from .tools.warm import command as warm
 
 # Each: help line, what adds its options, what runs it and returns the exit status.
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
@@ -25,6 +26,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
         compile_command.add_arguments,
         compile_command.run,
     ),
+    "warm": ("compile what a deployment will launch into Triton's cache", warm.add_arguments, warm.run),
     "bench": ("time the variants here", bench.add_arguments, bench.run),
     "compare": ("put runs of bench on several stacks beside each other", compare.add_arguments, compare.run),
 }

@@ -1,14 +1,8 @@
-"""Compiles variants in a process of their own: ``python -m capgate.compat.offline.child``, started by offline.py.
-
-Reads a request (JSON) from standard input; for each of its jobs in order it prints lines of JSON whose keys are added to the
-job's row. The line with the key ``compiled`` is the job's last.
-"""
+"""Compiles variants in a process of their own: ``python -m capgate.compat.offline.child``, started by :mod:`.jobs`."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,25 +17,22 @@ from capgate import compat
 from .._errors import summary
 from . import disassembly as listing
 from . import occupancy as resources
+from .answers import Answer, serve
 
 NVDISASM_TIMEOUT = 60  # seconds; it takes less than one
 
 
 def main() -> None:
     """Answer the request on standard input."""
-    request = json.load(sys.stdin)
-    # Compilers print to standard output what they like: it becomes standard error, and the rows get a channel of their own.
-    rows = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    serve(begin)
+
+
+def begin(request: dict[str, Any]) -> Answer:
+    """What answers the request's jobs."""
     target = compat.capabilities(request["target"]).target
     import_module(request["module"])  # where the operation is defined, installed or not
     operation = compat.operations()[request["operation"]]
-    for job in request["jobs"]:
-        try:
-            for row in answer(operation, target, job, request["save"]):
-                print(json.dumps(row, default=str), file=rows)
-        except Exception as error:  # a compiler may fail in any way; the next job may not
-            print(json.dumps({"compiled": False, "error": summary(error)}), file=rows)
+    return lambda job: answer(operation, target, job, request["save"])
 
 
 def answer(

@@ -7,28 +7,16 @@ An operation can be compiled when it has :class:`capgate.compat.Examples`, and t
 :class:`capgate.compat.Kernel`.
 """
 
-import json
-import os
-import queue
-import re
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from capgate import compat
 
-from .. import _switches, versions
+from .. import versions
 from .._lookup import target_of
 from ..spelling import nearest
-from .children import Child
-
-TIMEOUT = 120.0  # seconds for one compile, and for a process to start
+from .answers import TIMEOUT, Answers, environment
 
 # Every row has these keys, None where a compile did not get so far.
 KEYS = (
@@ -134,7 +122,7 @@ def compile_jobs(
     rows: list[dict[str, Any]] = []
     while len(rows) < len(jobs):  # a child that dies or hangs takes one job with it
         left = [{**job._asdict(), "stem": _stem(job, jobs)} for job in jobs[len(rows) :]]
-        with _Child({**request, "jobs": left}) as child:
+        with Answers(f"{__package__}.child", {**request, "jobs": left}, _environment()) as child:
             for job in jobs[len(rows) :]:
                 started(job)
                 problem = problems[len(rows)]
@@ -171,112 +159,10 @@ def examples_of(name: str) -> compat.Examples:
     return examples
 
 
-class _Child:
-    """A process that answers one job after the other; ``gone`` once it has died or was killed."""
-
-    def __init__(self, request: dict[str, Any]) -> None:
-        self.gone = False
-        self._heard = 0  # bytes of its standard error that belong to earlier jobs
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - __exit__ closes it
-        self._process = Child(
-            [sys.executable, "-m", f"{__package__}.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=_environment(),
-        )
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
-        try:
-            assert self._process.stdin is not None
-            with suppress(BrokenPipeError), self._process.stdin as stdin:  # it may have died at once; answer() says of what
-                json.dump(request, stdin)
-        except BaseException:  # such as Ctrl-C: nobody else will end it
-            self._kill()
-            raise
-
-    def __enter__(self) -> "_Child":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._kill()
-        self._listener.join()
-        self._errors.close()
-
-    def answer(self, timeout: float) -> dict[str, Any]:
-        """The keys that the next job's row gets. The first line may wait for the process to start; then the limit holds."""
-        row: dict[str, Any] = {}
-        while "compiled" not in row:
-            try:
-                line = self._lines.get(timeout=timeout if row else max(timeout, TIMEOUT))
-            except queue.Empty:
-                self._kill()
-                row |= _broken_off(row, _with_cause(f"no result within {timeout:g} s", self._said()))
-                break
-            if not line:
-                with suppress(subprocess.TimeoutExpired):
-                    self._process.wait(10)
-                self._kill()
-                row |= _broken_off(row, _with_cause(_ending(self._process.returncode), self._said(), died=True))
-                break
-            row |= json.loads(line)
-            if row.get("compiled") is False and row.get("accepted"):
-                row["error"] = _with_cause(row["error"], self._said())
-        self._said()
-        return row
-
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as stdout:
-            for line in stdout:
-                self._lines.put(line)
-        self._lines.put("")
-
-    def _said(self) -> str:
-        """What it has written to standard error since the last time; read without moving the offset that it writes at."""
-        file = self._errors.fileno()
-        text = os.pread(file, os.fstat(file).st_size - self._heard, self._heard)
-        self._heard += len(text)
-        return text.decode(errors="replace")
-
-    def _kill(self) -> None:
-        self.gone = True
-        self._process.kill()
-        self._process.wait()
-
-
 def _environment() -> dict[str, str]:
-    """The child's environment: this process's modules and switches, Triton as in production, and nothing from its cache."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    """The child's environment: Triton as in production, and nothing from its cache."""
     return {
-        **environment,
-        "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
-        "PYTHONSAFEPATH": "1",
-        "CAPGATE_DISABLE": ",".join(_switches.current().disabled),
-        "CAPGATE_ENABLE": ",".join(_switches.current().enabled),
+        **environment(),
         "TRITON_ALWAYS_COMPILE": "1",  # a cached result comes without ptxas' log, and in no time
         "TRITON_DUMP_PTXAS_LOG": "1",
     }
-
-
-def _broken_off(row: dict[str, Any], error: str) -> dict[str, Any]:
-    """What ends a row whose process gave no more: the compile has failed, unless only its figures were left to read."""
-    if "seconds" in row:
-        return {"compiled": True, "error": None, "unread": [f"figures: {error}"]}
-    return {"compiled": False, "error": error}
-
-
-def _ending(status: int) -> str:
-    return f"the compiler died of {signal.Signals(-status).name}" if status < 0 else f"the compiler exited with status {status}"
-
-
-def _with_cause(error: str, said: str, *, died: bool = False) -> str:
-    """An error with the line that matters of what was written to standard error, where a failed pass may write 200 KB.
-
-    died : whether the last line is worth repeating where none looks like a cause
-    """
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    causes = [line for line in lines if re.search(r"\berror:|LLVM ERROR|Assertion .* failed|^\w*Error:", line)]
-    cause = next(iter(causes), lines[-1] if died and lines else "")
-    return f"{error}: {cause[:300]}" if cause else error

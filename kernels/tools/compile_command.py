@@ -9,7 +9,8 @@ from typing import Any
 
 from capgate import compat
 from capgate.compat.command import asking, printing, prints_to_stderr
-from capgate.compat.offline.jobs import TIMEOUT, Job, compile_variants
+from capgate.compat.offline.answers import TIMEOUT
+from capgate.compat.offline.jobs import Job, compile_variants
 from capgate.compat.outputs import look_at_folder
 from capgate.compat.terminal import console as plain_console
 

@@ -1,0 +1,1 @@
+"""``capgate warm``: what a deployment will launch, compiled into Triton's cache beforehand."""
