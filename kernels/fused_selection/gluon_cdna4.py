@@ -15,14 +15,15 @@ from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, barrier, cdna4, gl, gluon, reinterpret
 
 from ..common.device.cdna4 import load, logit_layout, score
-from ..common.device.windows import my_tiles, window
+from ..common.device.windows import cover, my_tiles, window
 from ..common.rules import padded_heads
 from ..key_selection.operands import Dense
 from ..mqa_logits.gluon_cdna4 import copy_tile
 from .classic import UNSPECIALISED, merge_shared_kernel
 from .device.lists import COUNTS, REFRESHED
-from .device.shares import joint_span, kept_before
+from .device.shares import kept_before
 from .device.wave_lists import LANES, agreed, append, count_rows, in_all_lanes, keep_top, pass_keys, write_lists
+from .launches import strides_of
 from .operation import Problem
 from .scratch import list_entries, lists, programs, slot_entries
 from .tunings import gluon_cdna4 as tuning
@@ -138,9 +139,10 @@ def select_scored_kernel(
             near_row = gl.minimum(first_row + row, num_queries - 1).to(gl.int64)
             added += gl.load(offsets + near_row * stride_offsets)
         added = in_all_lanes(added, zeros)
-        first, last = joint_span(
-            first_row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, ROWS, COMPRESSED
-        )
+        first, last, _, _ = cover(
+            (num_keys, 0, 0, num_keys), first_row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, ROWS,
+            COMPRESSED,
+        )  # fmt: skip
         _, _, my_first, my_last = my_tiles(first, last, split, parts, BLOCK_KEYS)
 
         past = agreed(list_place - lane)
@@ -189,7 +191,8 @@ def select_scored_kernel(
                     async_copy.wait_group(STAGES - 1)
                     base = gl.minimum(tile * BLOCK_KEYS, gl.maximum(num_keys - BLOCK_KEYS, 0))
                     for part in gl.static_range(0, BLOCK_KEYS, LANES):
-                        logit = score(query, weight, keys_read, (slot * BLOCK_KEYS + part) // 32, ROWS, PADDED_HEADS, LANES)
+                        first_product = (slot * BLOCK_KEYS + part) // 32
+                        logit = score(query, weight, keys_read, first_product, ROWS, PADDED_HEADS, LANES, False)
                         scale = async_copy.load_shared_relaxed(
                             scales.index(slot).slice(part, LANES, 0), gl.SliceLayout(0, logits)
                         )
@@ -270,11 +273,8 @@ def prepare(
     held = lists(running * tune.rows * entries, shared * tune.rows * slot_row, memory, q.device)
     slot_values, slot_indices = (held.slot_values, held.slot_indices) if splits > 1 else (None, None)
 
-    def strides(*tensors: torch.Tensor | None) -> tuple[int | None, ...]:
-        return tuple(step for tensor in tensors for step in ((None,) if tensor is None else tensor.stride()))
-
     table = (None, None) if page_table is None else page_table.shape
-    table_strides = (None, None) if page_table is None else page_table.stride()
+    table_strides = strides_of(page_table, axes=2)
     results_strides = (indices.stride(0), None if scores is None else scores.stride(0), slot_row)
     (qs, qh, qd), (ws, wh) = q.stride(), weights.stride()
     farthest = max(  # byte that a program reaches from its base pointers; buffer instructions reach 2 GiB
@@ -296,8 +296,8 @@ def prepare(
             *(q, k, k_scale, weights, starts, ends, offsets, page_table, requests, indices, scores),
             *(held.values, held.indices, slot_values, slot_indices, counters),
             *(num_queries, num_keys, columns, top_k, groups, whole, shared, splits, *table),
-            *(*q.stride(), k.stride(0), *strides(k_scale, weights, starts, ends, offsets)),
-            *(*table_strides, *strides(requests), *results_strides),
+            *(*q.stride(), k.stride(0), *strides_of(k_scale, weights, starts, ends, offsets)),
+            *(*table_strides, *strides_of(requests), *results_strides),
         ),
         {
             "HEADS": heads,
@@ -323,7 +323,7 @@ def prepare(
             *(starts, ends, page_table, requests, indices, scores),
             *(held.values, held.indices, slot_values, slot_indices, None if counters is None else counters[running:]),
             *(num_queries, num_keys, columns, top_k, splits, *table),
-            *(*strides(starts, ends), *table_strides, *strides(requests), *results_strides),
+            *(*strides_of(starts, ends), *table_strides, *strides_of(requests), *results_strides),
         ),
         cut | selecting,
     )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from capgate import compat
 
 from ..common.rules import padded_heads
-from ..common.tuning import ANY, Options, row_for
+from ..common.tuning import ANY, Options, row_for, simd_waves
 
 if TYPE_CHECKING:
     from .operation import Problem
@@ -86,17 +86,16 @@ def classic(problem: "Problem") -> Tuning:
     return row_for(CLASSIC_PAGED, label).for_problem(problem.heads, most_rows, problem.top_k)
 
 
-# --- gluon_cdna4, by padded heads -----------------------------------------------------------------------------------------
+# --- gluon_cdna4, by padded heads; scored as in fp8_mqa_logits, but for the columns of 32 heads ---------------------------
 
 MAX_WAVE_HEADS = 64  # of a row: with more a wave's lanes are 32 keys, each twice
-THREE_WAVES = (("waves_per_eu", 3),)  # as in fp8_mqa_logits, scored by whose tuning, but for the columns of 32 heads
 GLUON_CDNA4: dict[int, Tuning] = {
     # Compiled and emulated, never timed: an MFMA's columns are two rows; 25 to 40 scalar registers spill, outside the loop.
-    16: Tuning(block_keys=128, columns=128, num_warps=4, num_stages=3, resident=3, options=THREE_WAVES),
+    16: Tuning(block_keys=128, columns=128, num_warps=4, num_stages=3, resident=3, options=simd_waves(3)),
     # Compiled and emulated, never timed: with 256 columns a wave has two rows, and 25 to 40 scalar registers spill.
-    32: Tuning(block_keys=128, columns=128, num_warps=4, num_stages=3, resident=3, options=THREE_WAVES),
+    32: Tuning(block_keys=128, columns=128, num_warps=4, num_stages=3, resident=3, options=simd_waves(3)),
     # Compiled and emulated, never timed: 56 vector instructions per 32 keys of a row; up to 18 scalars spill, outside the loop.
-    64: Tuning(block_keys=128, columns=256, num_warps=4, num_stages=3, resident=3, options=THREE_WAVES),
+    64: Tuning(block_keys=128, columns=256, num_warps=4, num_stages=3, resident=3, options=simd_waves(3)),
 }
 
 

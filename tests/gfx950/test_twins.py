@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not capabilities("hip:gfx950").gluon_cdna4, reas
 ROWS, COLUMNS, STRIP, WARPS = 4, 320, 64, 2  # of the output there are 3 rows
 WRITTEN, LEFT = float("-inf"), 7.0
 LANGUAGES = ("classic", "gluon")
-OF_GLUON = {"LAYOUT", "first", "KEYS"}  # layouts, and which of the products in LDS are meant
+OF_GLUON = {"LAYOUT", "first", "KEYS", "PACKED_RELU"}  # layouts, which of the products in LDS are meant, and how relu is taken
 
 
 def functions(module: Any) -> dict[str, list[str]]:
@@ -39,7 +39,7 @@ def test_names_and_parameters() -> None:
     ours, theirs = functions(classic), functions(cdna4)
     shared = [name for name in ours if name in theirs]
     assert shared == [name for name in theirs if name in ours], "the same order"
-    assert set(shared) >= {"relu", "score", "fill", "fill_strip", "fill_edge"}
+    assert set(shared) >= {"relu", "score", "fill", "fill_strip", "fill_edge", "fill_outside"}
     for name in shared:
         same = [parameter for parameter in ours[name] if parameter != "MAXIMUM"]  # gfx950 has the instruction
         assert same == [parameter for parameter in theirs[name] if parameter in same], name
