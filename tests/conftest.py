@@ -159,7 +159,7 @@ def compile_once(once: Callable[..., Any]) -> Callable[..., list[dict[str, Any]]
 
     On gfx942 and gfx950 rows also have the keys of ``support.wait_states``.
     """
-    from capgate.compat import _switches
+    from capgate.compat import capabilities
     from capgate.compat.offline.jobs import compile_jobs
     from support.wait_states import with_wait_states
 
@@ -170,6 +170,8 @@ def compile_once(once: Callable[..., Any]) -> Callable[..., list[dict[str, Any]]
             with TemporaryDirectory() as folder:
                 return with_wait_states(compile_jobs(operation, target, jobs, timeout=NO_LIMIT, save=folder))
 
-        return once((operation, target, jobs, _switches.current().key), compiled)
+        caps = capabilities(target)
+        holding = [name for name in caps if caps[name]]  # which switches change
+        return once((operation, target, jobs, holding), compiled)
 
     return rows

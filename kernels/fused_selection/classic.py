@@ -25,9 +25,9 @@ from ..key_selection.operands import Dense
 from ..mqa_logits.classic import load_tile
 from .device.lists import COUNTS, append, copy_list, keep_list, merge_slots, refresh, write_result
 from .device.shares import kept_before
-from .launches import cut_of, strides_of
+from .launches import Plan, cut_of, plan_of, shape_of, strides_of
 from .operation import Problem
-from .scratch import list_entries, lists, programs, slot_entries
+from .tunings import Tuning
 from .tunings import classic as tuning
 
 UNSPECIALISED = ["num_queries", "num_keys", "width", "groups", "whole", "shared", "splits", "num_requests", "num_pages"]
@@ -253,6 +253,37 @@ def merge_shared_kernel(
     )
 
 
+def merge_of(
+    inputs: Dense,
+    indices: torch.Tensor,
+    scores: torch.Tensor | None,
+    plan: Plan,
+    tune: Tuning,
+    compressed: bool,
+    page_size: int,
+    counters: torch.Tensor | None,
+) -> compat.Launch:
+    """What merges the rows that programs shared by a plan."""
+    starts, ends, page_table, requests = inputs.starts, inputs.ends, inputs.page_table, inputs.requests
+    return compat.Launch(
+        merge_shared_kernel,
+        (min(plan.shared * tune.rows, len(indices)),),
+        (
+            *(starts, ends, page_table, requests, indices, scores),
+            *(*plan.held, None if counters is None else counters[plan.running :]),
+            *(len(indices), inputs.k.shape[0], plan.columns, indices.shape[1], plan.splits, *shape_of(page_table)),
+            *(*strides_of(starts, ends), *strides_of(page_table, axes=2), *strides_of(requests)),
+            *(indices.stride(0), None if scores is None else scores.stride(0), plan.slot_row),
+        ),
+        {
+            "ROWS": tune.rows,
+            "BLOCK_KEYS": tune.block_keys,
+            "COMPRESSED": compressed,
+            **cut_of(tune, indices.shape[1], page_size),
+        },
+    )
+
+
 def prepare(
     problem: Problem,
     inputs: Dense,
@@ -271,72 +302,45 @@ def prepare(
     counters : [programs of both launches, COUNTS], int32, to which each adds what it counts; for tests
     """
     q, k, k_scale, weights, starts, ends, offsets, page_table, requests = inputs
-    (num_queries, heads, dim), (num_keys, _), top_k = q.shape, k.shape, indices.shape[1]
-    tune = tuning(problem)
-    compressed, columns = max_window is not None, num_keys if max_window is None else max_window
-    groups, tiles = -(-num_queries // tune.rows), -(-columns // tune.block_keys)
-    running = max(1, min(programs(problem), groups * max(tiles, 1)))
-    whole = groups // running * running
-    shared = groups - whole
-    splits = max(1, min(running // shared, tiles)) if shared else 1
-    entries, room = list_entries(tune, top_k), slot_entries(top_k)
-    slot_row = splits * room if splits > 1 else 0
-    held = lists(running * tune.rows * entries, shared * tune.rows * slot_row, memory, q.device)
-    slot_values, slot_indices = (held.slot_values, held.slot_indices) if splits > 1 else (None, None)
-
-    table = (None, None) if page_table is None else page_table.shape
-    table_strides = strides_of(page_table, axes=2)
-    results_strides = (indices.stride(0), None if scores is None else scores.stride(0), slot_row)
+    (num_queries, heads, dim), num_keys, top_k = q.shape, k.shape[0], indices.shape[1]
+    tune, compressed = tuning(problem), max_window is not None
+    plan = plan_of(problem, inputs, top_k, max_window, tune, memory)
     (qs, qh, qd), (kn, kd), (ws, wh) = q.stride(), k.stride(), weights.stride()
     farthest = max(  # element that a program reaches from its base pointers
         tune.rows * qs + heads * qh + dim * qd,
         tune.rows * ws + heads * wh,
         tune.block_keys * max(kn, k_scale.stride(0)) + dim * kd,
     )
-    cut = {
-        "ROWS": tune.rows,
-        "BLOCK_KEYS": tune.block_keys,
-        "COMPRESSED": compressed,
-        **cut_of(tune, top_k, page_size),
-    }
     scan = compat.Launch(
         select_scored_kernel,
-        (running,),
+        (plan.running,),
         (
-            *(q, k, k_scale, weights, starts, ends, offsets, page_table, requests, indices, scores),
-            *(held.values, held.indices, slot_values, slot_indices, counters),
-            *(num_queries, num_keys, columns, top_k, groups, whole, shared, splits, *table),
-            *strides_of(q, k, k_scale, weights, starts, ends, offsets),
-            *(*table_strides, *strides_of(requests), *results_strides),
+            *(q, k, k_scale, weights, starts, ends, offsets, page_table, requests, indices, scores, *plan.held, counters),
+            *(num_queries, num_keys, plan.columns, top_k, plan.groups, plan.whole, plan.shared, plan.splits),
+            *(*shape_of(page_table), *strides_of(q, k, k_scale, weights, starts, ends, offsets)),
+            *(*strides_of(page_table, axes=2), *strides_of(requests)),
+            *(indices.stride(0), None if scores is None else scores.stride(0), plan.slot_row),
         ),
         {
             "HEADS": heads,
             "DIM": dim,
             "PADDED_HEADS": padded_heads(heads),
+            "ROWS": tune.rows,
+            "BLOCK_KEYS": tune.block_keys,
             "SEGMENT": tune.segment_tiles,
+            "COMPRESSED": compressed,
             "RELATIVE": relative,
             "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
             "num_stages": tune.num_stages,
             "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
             **product_options(problem.device, problem.dtype),
-            **cut,
+            **cut_of(tune, top_k, page_size),
             **dict(tune.options),
         },
     )
-    if splits == 1:
+    if plan.splits == 1:
         return (scan,)
-    merge = compat.Launch(
-        merge_shared_kernel,
-        (min(shared * tune.rows, num_queries),),
-        (
-            *(starts, ends, page_table, requests, indices, scores),
-            *(held.values, held.indices, slot_values, slot_indices, None if counters is None else counters[running:]),
-            *(num_queries, num_keys, columns, top_k, splits, *table),
-            *(*strides_of(starts, ends), *table_strides, *strides_of(requests), *results_strides),
-        ),
-        cut,
-    )
-    return scan, merge
+    return scan, merge_of(inputs, indices, scores, plan, tune, compressed, page_size, counters)
 
 
 kernel = compat.Kernel(prepare, tuning=tuning)

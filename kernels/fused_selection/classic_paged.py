@@ -25,7 +25,7 @@ from ..key_selection.operands import Paged
 from ..paged_mqa_logits.classic import load_tile
 from .device.lists import COUNTS, append, copy_list, keep_list, merge_slots, refresh, write_result
 from .device.shares import continued, first_worker, kept_between
-from .launches import cut_of, strides_of
+from .launches import cut_of, shape_of, strides_of
 from .operation import Problem
 from .scratch import SLOTS_PAGED, list_entries, lists, slot_entries
 from .tunings import classic as tuning
@@ -293,7 +293,7 @@ def prepare(
 
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
-    table = (None, None) if page_table is None else page_table.shape
+    table = shape_of(page_table)
     results_strides = (indices.stride(0), None if scores is None else scores.stride(0), room)
     _, qn, qh, qd = q.stride()
     ws, wh = weights.stride()

@@ -19,15 +19,14 @@ from ..common.device.windows import cover, my_tiles, window
 from ..common.rules import padded_heads
 from ..key_selection.operands import Dense
 from ..mqa_logits.gluon_cdna4 import copy_tile
-from .classic import UNSPECIALISED, merge_shared_kernel
+from .classic import UNSPECIALISED, merge_of
 from .device.lists import COUNTS, REFRESHED
 from .device.shares import kept_before
 from .device.wave_lists import LANES, agreed, append, count_rows, in_all_lanes, keep_top, pass_keys, write_lists
-from .launches import strides_of
+from .launches import plan_of, shape_of, strides_of
 from .operation import Problem
-from .scratch import list_entries, lists, programs, slot_entries
+from .scratch import list_entries
 from .tunings import gluon_cdna4 as tuning
-from .tunings import slots_of
 
 
 @gluon.jit(do_not_specialize=UNSPECIALISED)
@@ -261,73 +260,45 @@ def prepare(
     """As :func:`.classic.prepare`."""
     q, k, k_scale, weights, starts, ends, offsets, page_table, requests = inputs
     (num_queries, heads, dim), num_keys, top_k = q.shape, k.shape[0], indices.shape[1]
-    tune = tuning(problem)
-    compressed, columns = max_window is not None, num_keys if max_window is None else max_window
-    groups, tiles = -(-num_queries // tune.rows), -(-columns // tune.block_keys)
-    running = max(1, min(programs(problem, tune), groups * max(tiles, 1)))
-    whole = groups // running * running
-    shared = groups - whole
-    splits = max(1, min(running // shared, tiles)) if shared else 1
-    entries, room = list_entries(tune, top_k), slot_entries(top_k)
-    slot_row = splits * room if splits > 1 else 0
-    held = lists(running * tune.rows * entries, shared * tune.rows * slot_row, memory, q.device)
-    slot_values, slot_indices = (held.slot_values, held.slot_indices) if splits > 1 else (None, None)
-
-    table = (None, None) if page_table is None else page_table.shape
-    table_strides = strides_of(page_table, axes=2)
-    results_strides = (indices.stride(0), None if scores is None else scores.stride(0), slot_row)
+    tune, compressed = tuning(problem), max_window is not None
+    plan = plan_of(problem, inputs, top_k, max_window, tune, memory)
     (qs, qh, qd), (ws, wh) = q.stride(), weights.stride()
     farthest = max(  # byte that a program reaches from its base pointers; buffer instructions reach 2 GiB
         tune.rows * qs + heads * qh + dim * qd, weights.itemsize * (tune.rows * ws + heads * wh)
     )
-    cut = {
-        "ROWS": tune.rows,
-        "BLOCK_KEYS": tune.block_keys,
-        "ENTRIES": tune.block_entries,
-        "STRIDE": entries,
-        "COMPRESSED": compressed,
-        "PAGE": page_size,
-        "num_warps": tune.num_warps,
-    }
     scan = compat.Launch(
         select_scored_kernel,
-        (running,),
+        (plan.running,),
         (
-            *(q, k, k_scale, weights, starts, ends, offsets, page_table, requests, indices, scores),
-            *(held.values, held.indices, slot_values, slot_indices, counters),
-            *(num_queries, num_keys, columns, top_k, groups, whole, shared, splits, *table),
-            *(*q.stride(), k.stride(0), *strides_of(k_scale, weights, starts, ends, offsets)),
-            *(*table_strides, *strides_of(requests), *results_strides),
+            *(q, k, k_scale, weights, starts, ends, offsets, page_table, requests, indices, scores, *plan.held, counters),
+            *(num_queries, num_keys, plan.columns, top_k, plan.groups, plan.whole, plan.shared, plan.splits),
+            *(*shape_of(page_table), *q.stride(), k.stride(0), *strides_of(k_scale, weights, starts, ends, offsets)),
+            *(*strides_of(page_table, axes=2), *strides_of(requests)),
+            *(indices.stride(0), None if scores is None else scores.stride(0), plan.slot_row),
         ),
         {
             "HEADS": heads,
             "DIM": dim,
             "PADDED_HEADS": padded_heads(heads),
+            "ROWS": tune.rows,
+            "BLOCK_KEYS": tune.block_keys,
             "STAGES": tune.num_stages,
             "LEAST_TILES": tune.segment_tiles,
+            "ENTRIES": tune.block_entries,
+            "STRIDE": list_entries(tune, top_k),
+            "COMPRESSED": compressed,
             "RELATIVE": relative,
+            "PAGE": page_size,
             "INDEX": gl.int32 if farthest < 2**31 else gl.int64,
+            "num_warps": tune.num_warps,
             "enable_fp_fusion": True,
-            **cut,
             **VGPRS_ONLY,
             **dict(tune.options),
         },
     )
-    if splits == 1:
+    if plan.splits == 1:
         return (scan,)
-    selecting = {"RUNS": tune.block_entries // tune.planes, "PLANES": tune.planes, "SLOTS": slots_of(top_k)}
-    merge = compat.Launch(
-        merge_shared_kernel,
-        (min(shared * tune.rows, num_queries),),
-        (
-            *(starts, ends, page_table, requests, indices, scores),
-            *(held.values, held.indices, slot_values, slot_indices, None if counters is None else counters[running:]),
-            *(num_queries, num_keys, columns, top_k, splits, *table),
-            *(*strides_of(starts, ends), *table_strides, *strides_of(requests), *results_strides),
-        ),
-        cut | selecting,
-    )
-    return scan, merge
+    return scan, merge_of(inputs, indices, scores, plan, tune, compressed, page_size, counters)
 
 
 kernel = compat.Kernel(prepare, tuning=tuning)

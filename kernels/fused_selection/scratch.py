@@ -20,12 +20,12 @@ SLOTS_DENSE, SLOTS_PAGED = 1, 2  # of top_k entries for each row of a program: a
 
 
 class Lists(NamedTuple):
-    """Entries of the lists and of the slots, their logits and their indices, each [any]."""
+    """Entries of the lists and of the slots, their logits and their indices, each [any]; None where no row is shared."""
 
     values: "torch.Tensor"
     indices: "torch.Tensor"
-    slot_values: "torch.Tensor"
-    slot_indices: "torch.Tensor"
+    slot_values: "torch.Tensor | None"
+    slot_indices: "torch.Tensor | None"
 
 
 def programs(problem: "Problem", tune: tunings.Tuning | None = None) -> int:
