@@ -53,7 +53,11 @@ def answer(
     if kernel.tuning is not None:
         yield {"tuning": kernel.tuning(problem)._asdict()}
     call = operation.examples.call(problem)
-    launch = kernel.prepare(problem, *call.operands, **call.options)[call.number]
+    launches = kernel.prepare(problem, *call.operands, **call.options)
+    if call.number >= len(launches):
+        yield {"compiled": False, "error": f"mode: got {job['mode']!r}, a launch that the example's call does not make there"}
+        return
+    launch = launches[call.number]
     set_absent_gpu(target)
     with redirect_stdout(StringIO()) as log:
         began = time.perf_counter()

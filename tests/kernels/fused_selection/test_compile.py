@@ -40,3 +40,11 @@ def test_waves_append_at_little_cost(compile_once: Callable[..., Any]) -> None:
     vector = vector_per_32_keys(row)
     assert vector is not None
     assert 50 < vector <= 57
+
+
+@pytest.mark.one_lane
+def test_a_launch_that_the_example_does_not_make_is_said(compile_once: Callable[..., Any]) -> None:
+    """A gfx950 that is not here counts as one CU, which runs one program, and shares no row."""
+    (row,) = compile_once("fp8_select_keys", "hip:gfx950", [Job("classic", mode="merge")])
+    assert not row["compiled"]
+    assert row["error"] == "mode: got 'merge', a launch that the example's call does not make there"
