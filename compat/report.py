@@ -114,7 +114,7 @@ def show(report: dict[str, Any], console: Any = None, brief: bool = False) -> No
     """Print what :func:`collect` found, for people; plain text when the output is not a terminal.
 
     console : rich's, one for standard output otherwise
-    brief : leave out what only the build, or only the target, can do
+    brief : leave out what only the build, or only the target, can do, and say in one line what an operation takes
     """
     from rich import box
     from rich.table import Table
@@ -170,6 +170,14 @@ def show(report: dict[str, Any], console: Any = None, brief: bool = False) -> No
                 flags.add_row(name, mark(verdict["available"]), said)
         console.print(flags)
 
+    if brief:
+        chosen = table(f"Operations on {report['target']}", "operation", "takes", "refused, and why")
+        for name, choice in report["operations"].items():
+            refused = [f"{step['variant']}: {step['reason']}" for step in choice["trace"] if not step["accepted"]]
+            refused += [f"error: {choice['error']}"] if choice.get("error") else []
+            chosen.add_row(words(name), words(choice["variant"] or "no variant"), words("\n".join(refused), "dim"))
+        console.print(chosen)
+        return
     for name, choice in report["operations"].items():
         steps = table(f"{name} takes {choice['variant'] or 'no variant'} on {report['target']}", "variant", "", "why")
         for step in choice["trace"]:
@@ -203,7 +211,7 @@ def draw(report: dict[str, Any], title: str, brief: bool = False) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The report's options, for a parser of its own or for a subcommand."""
     parser.add_argument("--target", help="ask about this target instead of this machine: hip:gfx950, cuda:90, cpu")
-    parser.add_argument("--brief", action="store_true", help="leave out what only the build, or only the target, can do")
+    parser.add_argument("--brief", action="store_true", help="leave out what only the build, or only the target, can do, and one line for each operation")
     parser.add_argument("--svg", metavar="FILE", help="draw the terminal's picture into FILE and print nothing")
     parser.add_argument("--json", action="store_true", help="print JSON with stable keys")
 

@@ -130,9 +130,11 @@ def fill_outside(
     left_last = tl.minimum(tl.cdiv(full_first, BLOCK_KEYS), my_last)
     right_first = tl.maximum(tl.maximum(full_last, 0) // BLOCK_KEYS, my_first)
     for tile in range(my_first, left_last):
-        fill_edge(out, tile * BLOCK_KEYS, begin, end, num_keys, row_offset, wanted, stride_on, BLOCK_KEYS, INDEX)
+        base = tile * BLOCK_KEYS
+        fill_edge(out, base, begin, end, num_keys, row_offset, wanted, stride_on, BLOCK_KEYS, INDEX)
     for tile in range(right_first, my_last):
-        fill_edge(out, tile * BLOCK_KEYS, begin, end, num_keys, row_offset, wanted, stride_on, BLOCK_KEYS, INDEX)
+        base = tile * BLOCK_KEYS
+        fill_edge(out, base, begin, end, num_keys, row_offset, wanted, stride_on, BLOCK_KEYS, INDEX)
     return strips
 
 

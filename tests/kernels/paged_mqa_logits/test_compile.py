@@ -55,6 +55,7 @@ def test_a_variant_that_cannot_run_there_is_listed_with_its_reason() -> None:
     assert {row["accepted"] for row in rows} == {False}
     assert {row["variant"]: row["error"] for row in rows} == {
         "gluon_cdna4": caps.why("gluon_cdna4"),
+        "gluon_cdna3": caps.why("gluon_cdna3"),
         "gluon_hopper": caps.why("gluon_hopper"),
         "classic": caps.why("fp8_e4m3fn"),
     }
