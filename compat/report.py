@@ -114,7 +114,7 @@ def show(report: dict[str, Any], console: Any = None, brief: bool = False) -> No
     """Print what :func:`collect` found, for people; plain text when the output is not a terminal.
 
     console : rich's, one for standard output otherwise
-    brief : leave out what only the build, or only the target, can do, and say in one line what an operation takes
+    brief : leave out what only the build, or only the target, can do, and say in a line what an operation takes
     """
     from rich import box
     from rich.table import Table
@@ -211,7 +211,11 @@ def draw(report: dict[str, Any], title: str, brief: bool = False) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The report's options, for a parser of its own or for a subcommand."""
     parser.add_argument("--target", help="ask about this target instead of this machine: hip:gfx950, cuda:90, cpu")
-    parser.add_argument("--brief", action="store_true", help="leave out what only the build, or only the target, can do, and one line for each operation")
+    parser.add_argument(
+        "--brief",
+        action="store_true",
+        help="leave out what only the build, or only the target, can do; operations in one table",
+    )
     parser.add_argument("--svg", metavar="FILE", help="draw the terminal's picture into FILE and print nothing")
     parser.add_argument("--json", action="store_true", help="print JSON with stable keys")
 
