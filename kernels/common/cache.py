@@ -12,13 +12,11 @@ flat cache has tiles of one key, a preshuffled one of 16 (aiter: ``shuffle_weigh
 import torch
 
 from .checks import check_choice
+from .key_formats import BLOCK_SIZES, BLOCK_WORDS, PACKET, SCALE_BYTES, layouts_of
 from .key_formats import LAYOUTS as DECLARED
-from .key_formats import PACKET, SCALE_BYTES, layouts_of
 from .operands import Limit, Operand, among
 from .rules import MAX_NEXT
 
-BLOCK_SIZES = (1, *range(16, 257, 16))  # the engines': ATOM's 16, 64 of most, 256 of aiter and of vLLM on ROCm
-BLOCK_WORDS = f"1 or a multiple of 16 up to {BLOCK_SIZES[-1]}"
 LAYOUTS = {name: DECLARED[name].tile for name in layouts_of("fp8")}  # and the keys of a tile
 
 # A dimension "D + 4" is a key's bytes with those of its scale.

@@ -16,6 +16,8 @@ from .rules import DIMS
 PACKET = 16  # bytes of a key that lie together in any layout
 GROUP = 32  # elements that share a UE8M0 byte
 SCALE_BYTES = 4  # of a key, in every format
+BLOCK_SIZES = (1, *range(16, 257, 16))  # the engines': ATOM's 16, 64 of most, 256 of aiter and of vLLM on ROCm
+BLOCK_WORDS = f"1 or a multiple of 16 up to {BLOCK_SIZES[-1]}"
 WHOLE_BLOCK = 0  # as many keys in a tile as in a block
 
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from .cache import BLOCK_SIZES, BLOCK_WORDS, check_adjacent
+from .cache import check_adjacent
 from .checks import check_choice
-from .key_formats import FORMATS, GROUP, LAYOUTS, PACKET, SCALE_BYTES, Layout, layouts_of
+from .key_formats import BLOCK_SIZES, BLOCK_WORDS, FORMATS, GROUP, LAYOUTS, PACKET, SCALE_BYTES, Layout, layouts_of
 from .operands import Derived, Operand, among
 
 MX_FORMATS = tuple(name for name, row in FORMATS.items() if row.grouped)

@@ -6,7 +6,7 @@ import torch
 
 from capgate import compat
 
-from ..common.cache import BLOCK_SIZES, BLOCK_WORDS, check_address, check_blocks, keys_of
+from ..common.cache import check_address, check_blocks, keys_of
 from ..common.checks import (
     check_apart,
     check_choice,
@@ -18,6 +18,7 @@ from ..common.checks import (
     check_variant,
     either,
 )
+from ..common.key_formats import BLOCK_SIZES, BLOCK_WORDS
 from ..common.logits import FLOATS, FP8, LOGITS, empty_logits, mappable
 from ..common.rules import MAX_HEADS
 from ..common.schedule import operands as scheduled

@@ -16,7 +16,7 @@ from capgate.compat.offline.jobs import operation_of
 from capgate.compat.spelling import nearest
 from capgate.compat.terminal import console as plain_console
 
-from ...common.cache import BLOCK_SIZES, BLOCK_WORDS, LAYOUTS
+from ...common.key_formats import BLOCK_SIZES, BLOCK_WORDS, LAYOUTS, layouts_of
 from ...common.rules import MAX_NEXT, check_sizes
 from .deployment import KNOWN_MODES, SCHEDULES, Deployment, Shape, shapes_of
 
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-window", help="columns of compressed logits, with commas; any otherwise")
     parser.add_argument("--block", type=int, default=usual.block, help=f"keys in a block of the cache ({usual.block})")
     parser.add_argument(
-        "--layout", choices=tuple(LAYOUTS), default=usual.layout, help=f"of the keys in a block ({usual.layout})"
+        "--layout", choices=layouts_of("fp8"), default=usual.layout, help=f"of the keys in a block ({usual.layout})"
     )
     parser.add_argument("--cache-blocks", help="blocks of the cache, with commas; multiples of 16 and others otherwise")
     parser.add_argument("--next-n", default="1", help="rows of a request in decode, drafts included, with commas (1)")
@@ -129,7 +129,7 @@ def _check(deployment: Deployment) -> None:
         value = getattr(deployment, name)
         if value is not None and value < 1:
             raise ValueError(f"{name}: got {value}, needs 1 or more")
-    if deployment.block not in BLOCK_SIZES or deployment.block % LAYOUTS[deployment.layout]:
+    if deployment.block not in BLOCK_SIZES or deployment.block % LAYOUTS[deployment.layout].tile:
         raise ValueError(f"block: got {deployment.block} of a {deployment.layout} cache, needs {BLOCK_WORDS}")
     if not deployment.next_n or max(deployment.next_n) > MAX_NEXT:
         raise ValueError(f"next_n: got {list(deployment.next_n)}, needs 1 to {MAX_NEXT}")

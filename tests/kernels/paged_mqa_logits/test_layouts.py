@@ -14,7 +14,7 @@ from capgate.kernels import (
     quantize_keys_to_cache,
     select_paged_keys,
 )
-from capgate.kernels.common.cache import BLOCK_SIZES
+from capgate.kernels.common.key_formats import BLOCK_SIZES
 from capgate.kernels.paged_mqa_logits.operation import operation
 from support import paged
 
