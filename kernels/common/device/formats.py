@@ -1,6 +1,7 @@
 """How bytes of one fp8 format become another's, for classic and Gluon kernels alike: Gluon calls classic functions too."""
 
 import triton
+import triton.language as tl  # noqa: F401 - Triton's interpreter looks for it beside a function
 
 
 @triton.jit
