@@ -331,7 +331,7 @@ def prepare(
     layout: str = "flat",
     chunk_keys: int = CHUNK_KEYS,
 ) -> tuple[compat.Launch, ...]:
-    """The launches of one call: what makes the schedule where zero is given, and what writes the logits that each row sees.
+    """The launches of one call: what makes the schedule where none is given, and what writes the logits that each row sees.
 
     With ``clean_logits`` every other cell becomes -inf.
     """
