@@ -19,6 +19,42 @@ POWER_OF_TWO = {"fp32": False, "ue8m0": True}
 
 
 @triton.jit
+def load_keys(
+    k, slots, num_keys, num_slots, stride_kt, stride_kd, stride_slots, DIM: tl.constexpr, KEYS: tl.constexpr
+):  # fmt: skip
+    """(keys [KEYS, DIM], their slots, whether the cache has those) of a program; keys of other slots are 0."""
+    key = tl.program_id(0).to(tl.int64) * KEYS + tl.arange(0, KEYS)
+    dim = tl.arange(0, DIM)
+    slot = tl.load(slots + key * stride_slots, mask=key < num_keys, other=-1).to(tl.int64)
+    kept = (slot >= 0) & (slot < num_slots)
+    cell = k + key[:, None] * stride_kt + (dim.to(tl.int64) * stride_kd)[None, :]
+    return tl.load(cell, mask=kept[:, None], other=0.0), slot, kept
+
+
+@triton.jit
+def find_keys(
+    table, lens, num_requests, num_blocks, limit, total, stride_tb, stride_tk, stride_lens,
+    BLOCK: tl.constexpr, BETWEEN: tl.constexpr, POSITIONS: tl.constexpr, REQUESTS: tl.constexpr,
+):  # fmt: skip
+    """(positions in the results, block, place in it, whether the cache has the key, whether it is asked for) of a program."""
+    position = tl.program_id(0).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
+    if BETWEEN:
+        request, offset = locate_between(position, lens, num_requests, stride_lens, REQUESTS)
+        of_request = (request >= 0) & (request < num_requests)
+        held = of_request & (offset < limit)
+        wanted = of_request & (position < total)
+    else:
+        request, offset = locate(position, lens, num_requests, limit, stride_lens, 1, REQUESTS)
+        held = request < num_requests
+        wanted = position < total
+    page = tl.load(table + request.to(tl.int64) * stride_tb + offset // BLOCK * stride_tk, mask=held & wanted, other=0)
+    held &= (page >= 0) & (page < num_blocks)
+    page = page.to(tl.int64)
+    inside = offset % BLOCK
+    return position, page, inside, held & wanted, wanted
+
+
+@triton.jit
 def write_kernel(
     k,  # [T, D] floating point
     keys,  # [num_blocks, block, D] uint8, in tiles of TILE keys
@@ -41,12 +77,9 @@ def write_kernel(
     FLOOR: tl.constexpr,
     POWER_OF_TWO: tl.constexpr,
 ):
-    key = tl.program_id(0).to(tl.int64) * KEYS + tl.arange(0, KEYS)
+    value, slot, kept = load_keys(k, slots, num_keys, num_slots, stride_kt, stride_kd, stride_slots, DIM, KEYS)
     dim = tl.arange(0, DIM)
-    slot = tl.load(slots + key * stride_slots, mask=key < num_keys, other=-1).to(tl.int64)
-    kept = (slot >= 0) & (slot < num_slots)
-    cell = k + key[:, None] * stride_kt + (dim.to(tl.int64) * stride_kd)[None, :]
-    value = tl.load(cell, mask=kept[:, None], other=0.0).to(tl.float32)
+    value = value.to(tl.float32)
 
     # Magnitudes order as their bits do, those that are not finite last.
     largest = tl.max(value.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
@@ -95,25 +128,15 @@ def gather_kernel(
     POSITIONS: tl.constexpr,
     REQUESTS: tl.constexpr,
 ):
-    position = tl.program_id(0).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
-    if BETWEEN:
-        request, offset = locate_between(position, lens, num_requests, stride_lens, REQUESTS)
-        of_request = (request >= 0) & (request < num_requests)
-        held = of_request & (offset < limit)
-        wanted = of_request & (position < total)
-    else:
-        request, offset = locate(position, lens, num_requests, limit, stride_lens, 1, REQUESTS)
-        held = request < num_requests
-        wanted = position < total
-    page = tl.load(table + request.to(tl.int64) * stride_tb + offset // BLOCK * stride_tk, mask=held & wanted, other=0)
-    held &= (page >= 0) & (page < num_blocks)
-    page = page.to(tl.int64)
-    inside = offset % BLOCK
+    position, page, inside, held, wanted = find_keys(
+        table, lens, num_requests, num_blocks, limit, total, stride_tb, stride_tk, stride_lens,
+        BLOCK, BETWEEN, POSITIONS, REQUESTS,
+    )  # fmt: skip
     dim = tl.arange(0, DIM)
     source = keys + (page * stride_keys + first_byte(inside, DIM, TILE))[:, None] + further_byte(dim, TILE)[None, :]
-    key = tl.load(source, mask=(held & wanted)[:, None], other=0)
+    key = tl.load(source, mask=held[:, None], other=0)
     tl.store(out_keys + (position * OUT_KEY)[:, None] + dim[None, :], key, mask=wanted[:, None])
-    scale = tl.load(scales + page * stride_scales + inside, mask=held & wanted, other=0.0)
+    scale = tl.load(scales + page * stride_scales + inside, mask=held, other=0.0)
     tl.store(out_scales + position * OUT_SCALE, scale, mask=wanted)
 
 

@@ -7,10 +7,10 @@ import triton.language as tl
 from capgate import compat
 
 from ..common.device.cached_keys import SCALE_BYTES, first_byte, further_byte, scale_byte
-from ..common.device.classic import locate, locate_between
 from ..common.device.number_formats import mx_octets, widened
 from ..common.mx_cache import pages_of
 from ..common.mx_rules import RULES, constants_of
+from .classic import find_keys, load_keys
 from .operands_mx import MxBetween, MxGathered, MxWritten
 from .operation_mx import Problem
 from .tunings import classic_gather, classic_write
@@ -45,13 +45,8 @@ def mx_write_kernel(
     EVEN: tl.constexpr,
     SIGNED_ZERO: tl.constexpr,
 ):
-    key = tl.program_id(0).to(tl.int64) * KEYS + tl.arange(0, KEYS)
-    dim = tl.arange(0, DIM)
-    slot = tl.load(slots + key * stride_slots, mask=key < num_keys, other=-1).to(tl.int64)
-    kept = (slot >= 0) & (slot < num_slots)
-    cell = k + key[:, None] * stride_kt + (dim.to(tl.int64) * stride_kd)[None, :]
-    value = widened(tl.load(cell, mask=kept[:, None], other=0.0))
-    octet, byte = mx_octets(value, FP4, GROUP, LARGEST, CARRY, EXPONENT, LEAST, EVEN, SIGNED_ZERO)
+    value, slot, kept = load_keys(k, slots, num_keys, num_slots, stride_kt, stride_kd, stride_slots, DIM, KEYS)
+    octet, byte = mx_octets(widened(value), FP4, GROUP, LARGEST, CARRY, EXPONENT, LEAST, EVEN, SIGNED_ZERO)
 
     key_bytes: tl.constexpr = octet.shape[1]
     block = slot // BLOCK
@@ -98,27 +93,17 @@ def mx_gather_kernel(
     POSITIONS: tl.constexpr,
     REQUESTS: tl.constexpr,
 ):
-    position = tl.program_id(0).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
-    if BETWEEN:
-        request, offset = locate_between(position, lens, num_requests, stride_lens, REQUESTS)
-        of_request = (request >= 0) & (request < num_requests)
-        held = of_request & (offset < limit)
-        wanted = of_request & (position < total)
-    else:
-        request, offset = locate(position, lens, num_requests, limit, stride_lens, 1, REQUESTS)
-        held = request < num_requests
-        wanted = position < total
-    page = tl.load(table + request.to(tl.int64) * stride_tb + offset // BLOCK * stride_tk, mask=held & wanted, other=0)
-    held &= (page >= 0) & (page < num_blocks)
-    page = page.to(tl.int64)
-    inside = offset % BLOCK
+    position, page, inside, held, wanted = find_keys(
+        table, lens, num_requests, num_blocks, limit, total, stride_tb, stride_tk, stride_lens,
+        BLOCK, BETWEEN, POSITIONS, REQUESTS,
+    )  # fmt: skip
     byte = tl.arange(0, KEY_BYTES)
     source = values + (page * stride_values + first_byte(inside, KEY_BYTES, TILE))[:, None] + further_byte(byte, TILE)[None, :]
-    octet = tl.load(source, mask=(held & wanted)[:, None], other=0)
+    octet = tl.load(source, mask=held[:, None], other=0)
     tl.store(out_keys + (position * OUT_KEY)[:, None] + byte[None, :], octet, mask=wanted[:, None])
     group = tl.arange(0, SCALE_BYTES)[None, :]
     source = scales + (page * stride_scales)[:, None] + scale_byte(inside[:, None], group, SCALE_TILE, SCALE_LANES, BY_SIXTEENS)
-    scale = tl.load(source, mask=(held & wanted)[:, None], other=0)
+    scale = tl.load(source, mask=held[:, None], other=0)
     tl.store(out_scales + (position * OUT_SCALE)[:, None] + group, scale, mask=wanted[:, None])
 
 
