@@ -180,7 +180,12 @@ def _writing(target: compat.Target, deployment: Deployment, shape: Shape, varian
         _cache(deployment, shape["blocks"]),
         _meta(keys, dtype=torch.int64),
     )
-    options = {"dtype": _fp8(target, deployment), "scale_format": shape["scale_format"], "layout": deployment.layout}
+    options = {
+        "dtype": _fp8(target, deployment),
+        "scale_format": shape["scale_format"],
+        "layout": deployment.layout,
+        "largest": deployment.largest,
+    }
     return Call(caching.Problem(target), (inputs,), options)
 
 

@@ -81,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", default="2048", help="keys that are selected, with commas (2048)")
     parser.add_argument("--relative", action="store_true", help="a prefill's indices count from its rows' windows, as in vLLM")
     parser.add_argument("--page-size", type=int, help="slots are selected: positions of a page of the page table")
+    parser.add_argument("--largest", type=float, help="that quantize_keys_to_cache scales keys to; the dtype's own otherwise")
     parser.add_argument(
         "--timeout", type=float, default=TIMEOUT, help=f"seconds that the compiles of one call may take ({TIMEOUT:g})"
     )
@@ -131,6 +132,8 @@ def _check(deployment: Deployment) -> None:
             raise ValueError(f"{name}: got {value}, needs 1 or more")
     if deployment.block not in BLOCK_SIZES or deployment.block % LAYOUTS[deployment.layout].tile:
         raise ValueError(f"block: got {deployment.block} of a {deployment.layout} cache, needs {BLOCK_WORDS}")
+    if deployment.largest is not None and not deployment.largest > 0:
+        raise ValueError(f"largest: got {deployment.largest}, needs more than 0")
     if not deployment.next_n or max(deployment.next_n) > MAX_NEXT:
         raise ValueError(f"next_n: got {list(deployment.next_n)}, needs 1 to {MAX_NEXT}")
 

@@ -45,6 +45,7 @@ class Deployment(NamedTuple):
     top_k : keys that are selected
     relative : whether a prefill's indices are counted from its rows' windows
     page_size : positions of a page where slots are selected; None for indices
+    largest : what :func:`capgate.kernels.quantize_keys_to_cache` is given to scale keys by; None for the dtype's own
     """
 
     heads: int = 64
@@ -64,6 +65,7 @@ class Deployment(NamedTuple):
     top_k: tuple[int, ...] = (2048,)
     relative: bool = False
     page_size: int | None = None
+    largest: float | None = None
 
 
 def sizes(least: int, most: int) -> list[int]:

@@ -86,7 +86,7 @@ SAME = {"max_context": 8192, "next_n": [1, 2], "top_k": [64]}
 DEPLOYMENTS = {
     "own": {**SAME, "modes": ["unclean", "clean", "compressed", "indices", "scores"]},
     "vllm": {**SAME, "modes": ["compressed"], "row_lens": True, "schedule": "deep_gemm", "relative": True},
-    "slots": {**SAME, "page_size": 64, "schedule": "none"},
+    "slots": {**SAME, "page_size": 64, "schedule": "none", "largest": 224.0},
 }
 ONE_LANE = pytest.mark.one_lane  # what Triton tells apart is the first cells' question
 CELLS = [
@@ -113,7 +113,8 @@ def some_calls(caller: str, heads: int, count: int) -> list[Any]:
             found.append(["select_keys", prefill, {"top_k": 64, "page_size": 64, "tables": draw.randrange(1, 257)}])
             found.append(["select_paged_keys", decode, {"top_k": 64, "page_size": 64, "tables": decode["requests"]}])
             written = {"rows": rows, "blocks": decode["blocks"]}
-            found.append(["quantize_keys_to_cache", written, {"scale_format": draw.choice(["fp32", "ue8m0"])}])
+            scales = {"scale_format": draw.choice(["fp32", "ue8m0"]), "largest": 224.0}
+            found.append(["quantize_keys_to_cache", written, scales])
             found.append(["gather_keys", decode, {"total": keys}])
             continue
         for options in ({"clean_logits": False}, {"clean_logits": True}, {"clean_logits": False, "max_window": 8192}):
