@@ -12,7 +12,14 @@ import pdoc
 
 from capgate import kernels
 
-PUBLIC = ("capgate.compat", "capgate.compat.gluon", "capgate.kernels", "capgate.kernels.dropin", "capgate.kernels.quantize")
+PUBLIC = (
+    "capgate.compat",
+    "capgate.compat.gluon",
+    "capgate.compat.tl",
+    "capgate.kernels",
+    "capgate.kernels.dropin",
+    "capgate.kernels.quantize",
+)
 
 LINES = ".pdoc .docstring p { white-space: pre-line; }"  # lines such as "needs : what follows" stay lines
 
