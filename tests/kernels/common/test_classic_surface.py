@@ -4,6 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("triton")
+
 import triton
 import triton.language as tl
 
@@ -11,6 +14,7 @@ from capgate import compat
 from capgate.compat import tl as surface
 from capgate.compat.tl import advance, load_block, make_block_ptr, store_block
 
+pytestmark = pytest.mark.usefixtures("interpreter")
 ROWS, COLUMNS = 13, 41
 
 
