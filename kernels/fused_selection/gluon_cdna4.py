@@ -14,7 +14,7 @@ import torch
 from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, barrier, cdna4, gl, gluon, reinterpret
 
-from ..common.device.cdna4 import load, logit_layout, score
+from ..common.device.cdna4 import load_group, logit_layout, score
 from ..common.device.windows import cover, my_tiles, window
 from ..common.rules import padded_heads
 from ..key_selection.operands import Dense
@@ -93,7 +93,6 @@ def select_scored_kernel(
     mfma: gl.constexpr = cdna4.AMDMFMALayout(
         4, [32, 32, INSTRUCTION_DIM], False, [NUM_WARPS, 1], tiles_per_warp=[COLUMNS // 32 // NUM_WARPS, 1]
     )
-    operand: gl.constexpr = gl.DotOperandLayout(0, mfma, 16)
     logits: gl.constexpr = gl.SliceLayout(1, logit_layout(ROWS, LANES, NUM_WARPS))
     copied: gl.constexpr = gl.BlockedLayout([1, 16], [1024 // DIM, DIM // 16], [NUM_WARPS, 1], [1, 0])
     scales_copied: gl.constexpr = gl.BlockedLayout([1], [64], [NUM_WARPS], [0])
@@ -147,20 +146,10 @@ def select_scored_kernel(
         past = agreed(list_place - lane)
         barrier()  # some waves may still read the last group's keys
         if my_first < my_last:
-            # Addresses past an edge are clamped, not masked: what they load is never appended or has weight 0.
-            column = gl.arange(0, COLUMNS, gl.SliceLayout(1, operand))
-            column_row = gl.minimum(column // PADDED_HEADS, num_queries - 1 - first_row).to(INDEX)
-            near_head = gl.minimum(column % PADDED_HEADS, HEADS - 1).to(INDEX)
-            dim = gl.arange(0, DIM, gl.SliceLayout(0, operand)).to(INDEX)
-            query_offset = (column_row * stride_qs + near_head * stride_qh)[:, None] + (dim * stride_qd)[None, :]
-            query = load(q + first_row.to(gl.int64) * stride_qs, query_offset)
-            column = gl.arange(0, COLUMNS, gl.SliceLayout(1, mfma))
-            column_row = gl.minimum(column // PADDED_HEADS, num_queries - 1 - first_row).to(INDEX)
-            head = column % PADDED_HEADS
-            near_head = gl.minimum(head, HEADS - 1).to(INDEX)
-            weight_offset = column_row * stride_ws + near_head * stride_wh
-            weight = load(weights + first_row.to(gl.int64) * stride_ws, weight_offset).to(gl.float32)
-            weight = gl.where(head < HEADS, weight, 0.0)
+            query, weight = load_group(
+                q, weights, first_row, num_queries, stride_qs, stride_qh, stride_qd, stride_ws, stride_wh,
+                HEADS, DIM, PADDED_HEADS, ROWS, INDEX, mfma,
+            )  # fmt: skip
 
             open_begin = in_all_lanes(begin, zeros) - lane  # of each key of a part, so that one scalar is compared with both
             open_end = in_all_lanes(gl.maximum(end, 0), zeros) - lane

@@ -19,7 +19,7 @@ import torch
 from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, gl, gluon, reinterpret
 
-from ..common.device.cdna4 import fill_outside, fill_strip, load, logit_layout, score, store
+from ..common.device.cdna4 import fill_outside, fill_strip, load_group, logit_layout, score, store
 from ..common.device.cdna4_packed import RELU_RANGE, clamp_keeps_nan
 from ..common.device.windows import cover, my_tiles, window
 from ..common.hardware import multiprocessors
@@ -83,7 +83,6 @@ def mqa_logits_kernel(
     mfma: gl.constexpr = cdna4.AMDMFMALayout(
         4, [32, 32, INSTRUCTION_DIM], False, [NUM_WARPS, 1], tiles_per_warp=[COLUMNS // 32 // NUM_WARPS, 1]
     )
-    operand: gl.constexpr = gl.DotOperandLayout(0, mfma, 16)
     logits: gl.constexpr = gl.SliceLayout(1, logit_layout(ROWS, PART_KEYS, NUM_WARPS))
     filled: gl.constexpr = gl.BlockedLayout([1, 4], [1, 64], [NUM_WARPS, 1], [1, 0])
     copied: gl.constexpr = gl.BlockedLayout([1, 16], [1024 // DIM, DIM // 16], [NUM_WARPS, 1], [1, 0])
@@ -125,20 +124,10 @@ def mqa_logits_kernel(
         )  # fmt: skip
 
     if my_first < my_last:
-        # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
-        column = gl.arange(0, COLUMNS, gl.SliceLayout(1, operand))
-        column_row = gl.minimum(column // PADDED_HEADS, num_queries - 1 - first_row).to(INDEX)
-        near_head = gl.minimum(column % PADDED_HEADS, HEADS - 1).to(INDEX)
-        dim = gl.arange(0, DIM, gl.SliceLayout(0, operand)).to(INDEX)
-        query_offset = (column_row * stride_qs + near_head * stride_qh)[:, None] + (dim * stride_qd)[None, :]
-        query = load(q + first_row.to(gl.int64) * stride_qs, query_offset)
-        column = gl.arange(0, COLUMNS, gl.SliceLayout(1, mfma))
-        column_row = gl.minimum(column // PADDED_HEADS, num_queries - 1 - first_row).to(INDEX)
-        head = column % PADDED_HEADS
-        near_head = gl.minimum(head, HEADS - 1).to(INDEX)
-        weight_offset = column_row * stride_ws + near_head * stride_wh
-        weight = load(weights + first_row.to(gl.int64) * stride_ws, weight_offset).to(gl.float32)
-        weight = gl.where(head < HEADS, weight, 0.0)
+        query, weight = load_group(
+            q, weights, first_row, num_queries, stride_qs, stride_qh, stride_qd, stride_ws, stride_wh,
+            HEADS, DIM, PADDED_HEADS, ROWS, INDEX, mfma,
+        )  # fmt: skip
         if PACKED_RELU:
             clamp_keeps_nan()
             weight *= RELU_RANGE

@@ -7,19 +7,20 @@ each walks its chunks from one request to the next, so that a long request does 
 the dense kernel: keys on the M side of the dot, rows x heads on the N side, and no sum crosses programs.
 """
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
 
 from capgate import compat
 
-from ..common.cache import LAYOUTS, keys_of, readable, scales_of
 from ..common.device.cached_keys import first_byte, further_byte
 from ..common.device.classic import fill, fn_to_fnuz, operands, rounded, score
 from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
-from ..common.rules import padded_heads, product_options
-from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
+from ..common.rules import product_options
 from ..common.schedule.operation import CHUNK_KEYS
+from .launches import launches_of, plan_of, workers
 from .operands import Inputs
 from .operation import Problem
 from .tunings import classic as tuning
@@ -193,12 +194,6 @@ def paged_mqa_logits_kernel(
         turn = next_turn(turn, past_tile - begin // BLOCK_KEYS, splits)
 
 
-def workers(problem: Problem) -> int:
-    """As :func:`capgate.kernels.paged_mqa_workers`."""
-    tune = tuning(problem)
-    return workers_that_fit(problem.device, tune.resident, -(-problem.next_n // tune.rows))
-
-
 def prepare(
     problem: Problem,
     inputs: Inputs,
@@ -212,54 +207,30 @@ def prepare(
 
     With ``clean_logits`` every other cell becomes -inf.
     """
-    q, kv_cache, weights, context_lens, block_table, schedule = inputs
-    requests, next_n, heads, dim = q.shape
-    (blocks, block), width = kv_cache.shape[:2], out.shape[1]
-    kv_cache = readable(kv_cache)
-    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem), chunk_keys)
-    tune, target = tuning(problem), compat.capabilities(problem.device).target
-    keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
-    limit = min(width, block_table.shape[1] * block)
-    lanes = max(32, target.warp_size)  # the interpreter has one lane, and no use for short strips
+    q, weights = inputs.q, inputs.weights
+    _, next_n, heads, dim = q.shape
+    plan = plan_of(tuning, problem, inputs, out, chunk_keys)
+    tune, caps = plan.tune, compat.capabilities(problem.device)
+    lanes = max(32, caps.target.warp_size)  # the interpreter has one lane, and no use for short strips
     strip = 16 * lanes * tune.num_warps  # four 16-byte stores a lane, or two of bfloat16
-    row_lens = context_lens.ndim == 2
-    lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
-    strides = (*q.stride(), keys.stride(0), scales.stride(0), *weights.stride(), *lens_strides, *block_table.stride())
-    _, qn, qh, qd, _, _, ws, wh, *_ = strides
     farthest = max(  # element that a program reaches from its base pointers
-        next_n * qn + heads * qh + dim * qd,
-        next_n * ws + heads * wh,
+        next_n * q.stride(1) + heads * q.stride(2) + dim * q.stride(3),
+        next_n * weights.stride(0) + heads * weights.stride(1),
         max(strip, tune.block_keys) * out.stride(1),
     )
     products = product_options(problem.device, problem.dtype)
-    groups = -(-next_n // tune.rows)
-    splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
-    counts = (requests, blocks, limit, width, requests * next_n * -(-width // strip), splits)
-    arguments = (q, keys, scales, weights, context_lens, block_table, schedule, out, *counts, *strides, *out.stride())
-    keywords = {
-        "NEXT_N": next_n,
-        "HEADS": heads,
-        "DIM": dim,
-        "PADDED_HEADS": padded_heads(heads),
-        "ROWS": tune.rows,
-        "BLOCK": block,
-        "TILE": LAYOUTS[layout],
-        "BLOCK_KEYS": tune.block_keys,
-        "CHUNK": chunk_keys,
-        "STRIP": strip,
-        "CLEAN": clean_logits,
-        "ROW_LENS": row_lens,
+    constants = {
         "WORD": 4 if products["TO_FNUZ"] else 1,  # bytes of a key that are loaded at a time
-        "CUTS": compat.capabilities(problem.device).interpreter,
+        "CUTS": caps.interpreter,
         "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
-        "num_warps": tune.num_warps,
         "num_stages": tune.num_stages,
-        "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
         **products,
         **dict(tune.options),
     }
-    grid = ((schedule.shape[0] - 1) * splits, groups)
-    return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))
+    return launches_of(
+        paged_mqa_logits_kernel, plan, inputs, out, constants,
+        strip=strip, clean_logits=clean_logits, layout=layout, chunk_keys=chunk_keys,
+    )  # fmt: skip
 
 
-kernel = compat.Kernel(prepare, tuning=tuning, workers=workers)
+kernel = compat.Kernel(prepare, tuning=tuning, workers=partial(workers, tuning))

@@ -18,21 +18,22 @@ LDS without bank conflicts: as in the dense kernel, packets of 16 bytes are fetc
 swizzled layout. Of a preshuffled cache each lane fetches its packet from another place: LDS holds the same.
 """
 
+from functools import partial
+
 import torch
 
 from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, constexpr_function, gl, gluon, reinterpret
 
-from ..common.cache import LAYOUTS, keys_of, readable, scales_of
 from ..common.device.cached_keys import first_byte
 from ..common.device.cdna4 import fill, load, logit_layout, score, store
 from ..common.device.cdna4_packed import RELU_RANGE, clamp_keeps_nan
 from ..common.device.pieces import piece_keys
 from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
-from ..common.rules import in_packets, packs_relu, padded_heads
-from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
+from ..common.rules import in_packets, packs_relu
 from ..common.schedule.operation import CHUNK_KEYS
 from ..common.tuning import simd_waves
+from .launches import launches_of, plan_of, workers
 from .operands import Inputs
 from .operation import Problem
 from .tunings import gluon_cdna4 as tuning
@@ -312,12 +313,6 @@ def paged_mqa_logits_kernel(
         turn = next_turn(turn, past_tile - begin // BLOCK_KEYS, splits)
 
 
-def workers(problem: Problem) -> int:
-    """As :func:`capgate.kernels.paged_mqa_workers`."""
-    tune = tuning(problem)
-    return workers_that_fit(problem.device, tune.resident, -(-problem.next_n // tune.rows))
-
-
 def prepare(
     problem: Problem,
     inputs: Inputs,
@@ -331,49 +326,26 @@ def prepare(
 
     With ``clean_logits`` every other cell becomes -inf.
     """
-    q, kv_cache, weights, context_lens, block_table, schedule = inputs
-    requests, next_n, heads, dim = q.shape
-    (blocks, block), width = kv_cache.shape[:2], out.shape[1]
-    kv_cache = readable(kv_cache)
-    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem), chunk_keys)
-    tune = tuning(problem)
-    keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
-    limit = min(width, block_table.shape[1] * block)
+    q = inputs.q
+    _, next_n, heads, dim = q.shape
+    plan = plan_of(tuning, problem, inputs, out, chunk_keys)
+    tune = plan.tune
     strip = 16 * 64 * tune.num_warps  # four stores of 4 cells a lane
-    groups = -(-next_n // tune.rows)
-    splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
-    row_lens = context_lens.ndim == 2
-    lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
-    strides = (*q.stride(), keys.stride(0), scales.stride(0), *weights.stride(), *lens_strides, *block_table.stride())
     farthest = max(  # byte that a program reaches from its base pointers; buffer instructions reach 2 GiB
         next_n * q.stride(1) + heads * q.stride(2) + dim * q.stride(3),
         out.itemsize * (tune.rows * out.stride(0) + max(strip, tune.block_keys) * out.stride(1)),
     )
-    counts = (requests, blocks, limit, width, requests * next_n * -(-width // strip), splits)
-    arguments = (q, keys, scales, weights, context_lens, block_table, schedule, out, *counts, *strides, *out.stride())
-    keywords = {
-        "NEXT_N": next_n,
-        "HEADS": heads,
-        "DIM": dim,
-        "PADDED_HEADS": padded_heads(heads),
-        "ROWS": tune.rows,
-        "BLOCK": block,
-        "TILE": LAYOUTS[layout],
-        "BLOCK_KEYS": tune.block_keys,
-        "CHUNK": chunk_keys,
+    constants = {
         "STAGES": tune.num_stages,
-        "STRIP": strip,
-        "CLEAN": clean_logits,
-        "ROW_LENS": row_lens,
-        "INDEX": gl.int32 if farthest < 2**31 else gl.int64,
         "PACKED_RELU": packs_relu(problem.device, problem.dtype, dim),
-        "num_warps": tune.num_warps,
-        "enable_fp_fusion": True,
+        "INDEX": gl.int32 if farthest < 2**31 else gl.int64,
         **VGPRS_ONLY,
         **dict(tune.options if in_packets(q) else simd_waves(2)),  # each byte is loaded to a register of its own
     }
-    grid = ((schedule.shape[0] - 1) * splits, groups)
-    return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))
+    return launches_of(
+        paged_mqa_logits_kernel, plan, inputs, out, constants,
+        strip=strip, clean_logits=clean_logits, layout=layout, chunk_keys=chunk_keys,
+    )  # fmt: skip
 
 
-kernel = compat.Kernel(prepare, tuning=tuning, workers=workers)
+kernel = compat.Kernel(prepare, tuning=tuning, workers=partial(workers, tuning))

@@ -10,6 +10,7 @@ another warp writes -inf into the cells that their row does not see. Relu, weigh
 crosses programs, so results repeat bit for bit.
 """
 
+from functools import partial
 from math import gcd
 
 import torch
@@ -46,8 +47,8 @@ from ..common.device.hopper_pipeline import (
 from ..common.device.pieces import piece_keys
 from ..common.device.windows import load_share, next_turn, seen
 from ..common.rules import padded_heads
-from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
+from .launches import plan_of, workers
 from .operands import Inputs
 from .operation import Problem
 from .tunings import gluon_hopper as tuning
@@ -455,12 +456,6 @@ def paged_mqa_logits_kernel(
         )
 
 
-def workers(problem: Problem) -> int:
-    """As :func:`capgate.kernels.paged_mqa_workers`."""
-    tune = tuning(problem)
-    return workers_that_fit(problem.device, tune.resident, -(-problem.next_n // tune.rows))
-
-
 def prepare(
     problem: Problem,
     inputs: Inputs,
@@ -474,26 +469,21 @@ def prepare(
 
     With ``clean_logits`` every other cell becomes -inf. The layout is "flat": the rule accepts no other.
     """
-    q, kv_cache, weights, context_lens, block_table, schedule = inputs
+    q, kv_cache, weights, context_lens, block_table, _ = inputs
     requests, next_n, heads, dim = q.shape
-    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem), chunk_keys)
-    tune, padded = tuning(problem), padded_heads(heads)
-    rows = tune.rows
+    plan, padded = plan_of(tuning, problem, inputs, out, chunk_keys), padded_heads(heads)
+    tune, rows = plan.tune, plan.tune.rows
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     (blocks, block), width = keys.shape[:2], out.shape[1]
     piece = gcd(block, tune.block_keys)
-    groups = -(-next_n // rows)
-    splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
-    row_lens = context_lens.ndim == 2
-    lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     arguments = (
         query_map(q.flatten(0, 1), rows, padded),
         tensor_map(keys, keys.shape, keys.stride(), [1, piece, dim]),
         tensor_map(scales, scales.shape, scales.stride(), [1, piece]),
         tensor_map(weights, weights.shape, weights.stride(), [rows, padded]),
-        *(context_lens, block_table, schedule, out),
-        *(requests, blocks, min(width, block_table.shape[1] * block), width, splits),
-        *(*lens_strides, *block_table.stride(), *out.stride()),
+        *(context_lens, block_table, plan.schedule, out),
+        *(requests, blocks, plan.limit, width, plan.splits),
+        *(*plan.lens_strides, *block_table.stride(), *out.stride()),
     )
     keywords = {
         "NEXT_N": next_n,
@@ -505,14 +495,13 @@ def prepare(
         "KEYS": tune.block_keys,
         "STAGES": tune.num_stages,
         "CLEAN": clean_logits,
-        "ROW_LENS": row_lens,
+        "ROW_LENS": plan.row_lens,
         "PRODUCER_REGISTERS": tune.registers_producer,
         "num_warps": tune.num_warps,
         "maxnreg": tune.registers_thread,
         "enable_fp_fusion": True,  # as in the other variants; Triton 3.10 turns this off by default
     }
-    grid = ((schedule.shape[0] - 1) * splits, groups)
-    return (*before, compat.Launch(paged_mqa_logits_kernel, grid, arguments, keywords))
+    return (*plan.before, compat.Launch(paged_mqa_logits_kernel, plan.grid, arguments, keywords))
 
 
-kernel = compat.Kernel(prepare, tuning=tuning, workers=workers)
+kernel = compat.Kernel(prepare, tuning=tuning, workers=partial(workers, tuning))

@@ -7,16 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from capgate.compat import Kernel, capabilities
+from capgate.compat import capabilities
 from capgate.compat.offline.jobs import Job
 from capgate.kernels.common.rules import padded_heads
 from capgate.kernels.mqa_logits.operation import operation
 from capgate.kernels.tools.compile_command import vector_per_32_keys
-from emulator import EmulationError, parse
+from emulator import parse
 from emulator.hazards import hazards
-from emulator.mutation import mutants_of
-from support.emulated_mqa import VARIANTS, WINDOWS, Case, Disagreement, Variant, execute, on_gfx942, prepare, windowed
-from support.steady_loop import steady_loop
+from support.emulated_mqa import VARIANTS, WINDOWS, Case, Variant, execute, on_gfx942, prepare, windowed, with_64_bit_offsets
+from support.steady_loop import check_defects_are_found, steady_loop
 
 TARGET = "hip:gfx942"
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
@@ -102,18 +101,10 @@ def test_shapes(rows: int, keys: int, heads: int) -> None:
 
 @gluon
 def test_bfloat16_and_64_bit_offsets() -> None:
-    variant = gluon_variant()
-
-    def prepare_wide(*arguments: Any, **options: Any) -> Any:
-        from capgate.compat.gluon import gl
-
-        (launch,) = variant.kernel.prepare(*arguments, **options)
-        return launch._replace(keywords={**launch.keywords, "INDEX": gl.int64})
-
     call = windowed(WINDOWS["neighbours"], 64, 64, dtype=FNUZ)
     call = call._replace(weights=call.weights.to(torch.bfloat16))
     case = Case(call, False, dtype=torch.bfloat16)
-    execute(prepare(variant._replace(kernel=Kernel(prepare_wide)), case), measure=False)
+    execute(prepare(with_64_bit_offsets(gluon_variant()), case), measure=False)
 
 
 @pytest.mark.one_lane
@@ -122,18 +113,7 @@ def test_bfloat16_and_64_bit_offsets() -> None:
 def test_the_loop_without_one_of_its_barriers_or_waits_is_found_out(kind: str) -> None:
     """The loads' waits: of LDS reads the compiler waits in twos, so that one of the two orders nothing."""
     prepared = prepare(gluon_variant(), Case(windowed([(0, 700)] * 4, 64, 64, keys=700, dtype=FNUZ), clean_logits=False))
-    program = parse(prepared.compiled.asm["amdgcn"])
-    executed = execute(prepared, measure=False).executed
-    once = min(times for step, times in zip(program.instructions, executed, strict=True) if step.mnemonic == "s_endpgm")
-    mutants = [
-        mutant
-        for mutant in mutants_of(program, executed)[kind]
-        if executed[mutant.index] > once and (kind == "barrier dropped" or "vmcnt" in program.instructions[mutant.index].text)
-    ]
-    assert len(mutants) >= 2
-    for mutant in mutants:
-        with pytest.raises((EmulationError, Disagreement)):
-            execute(prepared, mutant.applied(program), measure=False)
+    check_defects_are_found(prepared, kind)
 
 
 @pytest.mark.parametrize("dtype", [FN, FNUZ], ids=str)

@@ -7,22 +7,21 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from capgate.compat import Kernel, Target, capabilities
+from capgate.compat import Target, capabilities
 from capgate.compat.offline.child import describe
 from capgate.kernels import paged_mqa_schedule
 from capgate.kernels.common.rules import padded_heads
 from capgate.kernels.common.schedule.operation import CHUNK_KEYS
 from capgate.kernels.paged_mqa_logits.operation import operation
 from capgate.kernels.tools.compile_command import vector_per_32_keys
-from emulator import EmulationError, Pieces, Pointer, parse, run
+from emulator import Pieces, Pointer, parse, run
 from emulator.hazards import hazards
-from emulator.mutation import mutants_of
-from support.emulated_mqa import Disagreement, Prepared, Variant, execute, on_gfx942, prepare
+from support.emulated_mqa import Prepared, Variant, execute, on_gfx942, prepare, with_64_bit_offsets
 from support.emulated_paged_mqa import PagedCase, paged_launch
 from support.emulation import GFX942, bound, compile_launch
 from support.judge import agree
 from support.paged import formula, make_call, without_blocks
-from support.steady_loop import steady_loop
+from support.steady_loop import check_defects_are_found, steady_loop
 
 TARGET = Target("hip", "gfx942", 64)
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
@@ -153,18 +152,10 @@ def test_queries_in_no_packets() -> None:
 
 @gluon
 def test_bfloat16_and_64_bit_offsets() -> None:
-    variant = gluon_variant()
-
-    def prepare_wide(*arguments: Any, **options: Any) -> Any:
-        from capgate.compat.gluon import gl
-
-        (launch,) = variant.kernel.prepare(*arguments, **options)
-        return launch._replace(keywords={**launch.keywords, "INDEX": gl.int64})
-
     call = make_call([150, 70], 2, 64, 64, dtype=FNUZ)
     call = call._replace(weights=call.weights.to(torch.bfloat16))
     case = PagedCase(call, 150, True, dtype=torch.bfloat16)
-    agrees(prepare(variant._replace(kernel=Kernel(prepare_wide)), case))
+    agrees(prepare(with_64_bit_offsets(gluon_variant()), case))
 
 
 @gluon
@@ -196,18 +187,7 @@ def test_the_loop_without_one_of_its_barriers_or_waits_is_found_out(kind: str, n
     """The loads' waits: those of LDS operations of one wave alone order nothing that hardware does not."""
     call = make_call([1500], next_n, 64, 64, dtype=FNUZ)
     prepared = prepare(gluon_variant(), PagedCase(call, 1500, False, workers=1))
-    program = parse(prepared.compiled.asm["amdgcn"])
-    executed = execute(prepared, measure=False).executed
-    once = min(times for step, times in zip(program.instructions, executed, strict=True) if step.mnemonic == "s_endpgm")
-    mutants = [
-        mutant
-        for mutant in mutants_of(program, executed)[kind]
-        if executed[mutant.index] > once and (kind == "barrier dropped" or "vmcnt" in program.instructions[mutant.index].text)
-    ]
-    assert len(mutants) >= 2
-    for mutant in mutants:
-        with pytest.raises((EmulationError, Disagreement)):
-            execute(prepared, mutant.applied(program), measure=False)
+    check_defects_are_found(prepared, kind)
 
 
 def test_chosen_on_gfx942() -> None:

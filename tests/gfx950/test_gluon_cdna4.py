@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from capgate.compat import Kernel, capabilities
+from capgate.compat import capabilities
 from capgate.compat.offline.child import describe
 from capgate.compat.offline.jobs import Job
 from capgate.kernels.common.rules import padded_heads
 from capgate.kernels.mqa_logits.api import copies_directly
 from capgate.kernels.mqa_logits.operation import operation
 from capgate.kernels.tools.compile_command import vector_per_32_keys
-from support.emulated_mqa import TARGET, VARIANTS, WINDOWS, Case, Variant, execute, prepare, windowed
+from support.emulated_mqa import TARGET, VARIANTS, WINDOWS, Case, execute, prepare, windowed, with_64_bit_offsets
 from support.emulation import compile_launch
 from support.steady_loop import check_steady_loop, steady_loop
 from support.wait_states import check_wait_states
@@ -92,20 +92,8 @@ def test_steady_loop(heads: int, dim: int, clean_logits: bool) -> None:
 @pytest.mark.parametrize("max_window", [None, 130])
 def test_64_bit_offsets(windows: str, max_window: int | None) -> None:
     """The kernel of calls beyond 2 GiB, executed on a small one."""
-    variant = VARIANTS["gluon_cdna4"]
-
-    def prepare_wide(*arguments: Any, **options: Any) -> Any:
-        (launch,) = variant.kernel.prepare(*arguments, **options)
-        return launch._replace(keywords={**launch.keywords, "INDEX": gluon_int64()})
-
     case = Case(windowed(WINDOWS[windows], 64, 128), clean_logits=max_window is None, max_window=max_window)
-    execute(prepare(Variant(Kernel(prepare_wide), variant.make_source), case))
-
-
-def gluon_int64() -> Any:
-    from capgate.compat.gluon import gl
-
-    return gl.int64
+    execute(prepare(with_64_bit_offsets(VARIANTS["gluon_cdna4"]), case))
 
 
 def test_chosen_on_gfx950() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from capgate.compat import Kernel, Launch, capabilities
+from capgate.compat import Launch, capabilities
 from capgate.compat.offline.child import describe
 from capgate.compat.offline.jobs import Job
 from capgate.kernels import paged_mqa_schedule
@@ -19,7 +19,7 @@ from capgate.kernels.paged_mqa_logits.api import copies_directly
 from capgate.kernels.paged_mqa_logits.operation import Problem, example_call, operation
 from capgate.kernels.tools.compile_command import vector_per_32_keys
 from emulator import Pieces, Pointer, parse, run
-from support.emulated_mqa import TARGET, Variant, execute, prepare
+from support.emulated_mqa import TARGET, execute, prepare, with_64_bit_offsets
 from support.emulated_paged_mqa import VARIANTS, PagedCase, paged_launch
 from support.emulation import bound, compile_launch
 from support.judge import agree
@@ -149,16 +149,8 @@ def test_steady_loop(heads: int, dim: int, next_n: int, block: int, waves: int, 
 @pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "skipped"])
 def test_64_bit_offsets_inside_a_program(clean_logits: bool) -> None:
     """The kernel of calls whose rows lie further apart than buffer instructions reach, executed on a small one."""
-    variant = VARIANTS["gluon_cdna4"]
-
-    def prepare_wide(*arguments: Any, **options: Any) -> Any:
-        from capgate.compat.gluon import gl
-
-        (launch,) = variant.kernel.prepare(*arguments, **options)
-        return launch._replace(keywords={**launch.keywords, "INDEX": gl.int64})
-
     case = PagedCase(make_call([130, 0, 70], 2, 64, 128), 131, clean_logits)
-    execute(prepare(Variant(Kernel(prepare_wide), variant.make_source), case))
+    execute(prepare(with_64_bit_offsets(VARIANTS["gluon_cdna4"]), case))
 
 
 def emulate(launch: Launch, pieces: dict[int, Pieces | Pointer]) -> None:

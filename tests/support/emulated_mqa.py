@@ -37,6 +37,18 @@ def on_gfx942(variant: Variant) -> Variant:
     return variant._replace(kernel=Kernel(prepare_there), target=GFX942)
 
 
+def with_64_bit_offsets(variant: Variant) -> Variant:
+    """The variant as calls beyond 2 GiB launch it, for small ones."""
+
+    def prepare_wide(*arguments: Any, **options: Any) -> Any:
+        from capgate.compat.gluon import gl
+
+        (launch,) = variant.kernel.prepare(*arguments, **options)
+        return launch._replace(keywords={**launch.keywords, "INDEX": gl.int64})
+
+    return variant._replace(kernel=Kernel(prepare_wide))
+
+
 VARIANTS = {"classic": Variant(classic.kernel)}
 if capabilities(TARGET).gluon_cdna4:
     from capgate.compat.gluon import GluonASTSource

@@ -4,9 +4,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from emulator import parse
+import pytest
 
-from .emulated_mqa import Prepared, execute
+from emulator import EmulationError, parse
+from emulator.mutation import mutants_of
+
+from .emulated_mqa import Disagreement, Prepared, execute
 
 MOVES_BETWEEN_LANES = re.compile(r"ds_b?permute|ds_swizzle|_dpp|v_permlane(?!32_swap)|v_readlane|v_writelane")
 
@@ -20,6 +23,22 @@ def steady_loop(prepared: Prepared) -> tuple[list[str], Any]:
     )
     texts = [step.text for step, times in zip(program.instructions, result.executed, strict=True) if times >= of_a_loop]
     return texts, result.counters
+
+
+def check_defects_are_found(prepared: Prepared, kind: str) -> None:
+    """Without one of the barriers of its loops ("barrier dropped"), or waits for memory ("wait dropped"), it is found out."""
+    program = parse(prepared.compiled.asm["amdgcn"])
+    executed = execute(prepared, measure=False).executed
+    once = min(times for step, times in zip(program.instructions, executed, strict=True) if step.mnemonic == "s_endpgm")
+    mutants = [
+        mutant
+        for mutant in mutants_of(program, executed)[kind]
+        if executed[mutant.index] > once and (kind == "barrier dropped" or "vmcnt" in program.instructions[mutant.index].text)
+    ]
+    assert len(mutants) >= 2
+    for mutant in mutants:
+        with pytest.raises((EmulationError, Disagreement)):
+            execute(prepared, mutant.applied(program), measure=False)
 
 
 def check_steady_loop(texts: Sequence[str]) -> None:

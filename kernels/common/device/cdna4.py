@@ -117,6 +117,32 @@ def pairs_of_heads(x, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr):
 
 
 @gluon.jit
+def load_group(
+    q, weights, first_row, num_queries, stride_qs, stride_qh, stride_qd, stride_ws, stride_wh,
+    HEADS: gl.constexpr, DIM: gl.constexpr, PADDED_HEADS: gl.constexpr, ROWS: gl.constexpr, INDEX: gl.constexpr,
+    MFMA: gl.constexpr,
+):  # fmt: skip
+    """The queries [ROWS * PADDED_HEADS, DIM] and the weights [ROWS * PADDED_HEADS], float32, of the rows from ``first_row`` on.
+
+    Addresses past an edge are clamped, not masked: heads that are not there have weight 0, and what rows get is never kept.
+    """
+    operand: gl.constexpr = gl.DotOperandLayout(0, MFMA, 16)
+    column = gl.arange(0, ROWS * PADDED_HEADS, gl.SliceLayout(1, operand))
+    column_row = gl.minimum(column // PADDED_HEADS, num_queries - 1 - first_row).to(INDEX)
+    near_head = gl.minimum(column % PADDED_HEADS, HEADS - 1).to(INDEX)
+    dim = gl.arange(0, DIM, gl.SliceLayout(0, operand)).to(INDEX)
+    query_offset = (column_row * stride_qs + near_head * stride_qh)[:, None] + (dim * stride_qd)[None, :]
+    query = load(q + first_row.to(gl.int64) * stride_qs, query_offset)
+    column = gl.arange(0, ROWS * PADDED_HEADS, gl.SliceLayout(1, MFMA))
+    column_row = gl.minimum(column // PADDED_HEADS, num_queries - 1 - first_row).to(INDEX)
+    head = column % PADDED_HEADS
+    near_head = gl.minimum(head, HEADS - 1).to(INDEX)
+    weight_offset = column_row * stride_ws + near_head * stride_wh
+    weight = load(weights + first_row.to(gl.int64) * stride_ws, weight_offset).to(gl.float32)
+    return query, gl.where(head < HEADS, weight, 0.0)
+
+
+@gluon.jit
 def score(
     query, weight, keys, first,
     ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr, KEYS: gl.constexpr, PACKED_RELU: gl.constexpr,
