@@ -15,21 +15,14 @@ from capgate import compat
 
 from ..common.cache import LAYOUTS, keys_of, readable, scales_of
 from ..common.device.cached_keys import first_byte, further_byte
-from ..common.device.classic import fill, fn_to_fnuz, operands, rounded, score
-from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
+from ..common.device.classic import fill, fn_to_fnuz, load_blocks, operands, rounded, score
+from ..common.device.windows import keys_of_share, load_share, longest_seen, next_turn, seen
 from ..common.rules import padded_heads, product_options
 from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .operands import Inputs
 from .operation import Problem
 from .tunings import classic as tuning
-
-
-@triton.jit
-def load_blocks(entries, num_blocks):
-    """(blocks, whether the cache has them) from a table; in place of one that it has not, its last, which may be read."""
-    block = tl.load(entries).to(tl.uint32)
-    return near_block(block, num_blocks).to(tl.int64), block < num_blocks
 
 
 @triton.jit
