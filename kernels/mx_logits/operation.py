@@ -88,11 +88,24 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     return compat.ExampleCall((inputs, out), options, padded_heads(problem.heads) * problem.dim)
 
 
+def _gluon_cdna4_accepts(problem: Problem) -> str | None:
+    if problem.dim < 64:
+        return f"needs 64 dims or 128, as the f8f6f4 instruction has: found {problem.dim}"
+    if not problem.direct_keys:
+        return "needs k in 16-byte aligned rows of adjacent elements, less than 8 MiB apart, to copy it straight to LDS"
+    return None
+
+
 operation = compat.Operation(
     "mx_mqa_logits",
     example=example,
     examples=compat.Examples(example_problem, example_call, ("mxfp4-unclean", "mxfp4-clean", "mxfp8-unclean")),
     offers=("tuning",),
+)
+operation.add(
+    compat.Variant(
+        "gluon_cdna4", f"{__package__}.gluon_cdna4:kernel", requires=("gluon_cdna4", "torch"), accepts=_gluon_cdna4_accepts
+    )
 )
 operation.add(
     compat.Variant(

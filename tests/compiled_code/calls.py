@@ -216,8 +216,9 @@ def mx_formats(target: compat.Target) -> Iterator[Call]:
         for mode in module.MODES:
             problem = module.example_problem(target, 64, 128, mode)
             call = operation.examples.call(problem)
-            name = f"{operation.name}.classic.128.{mode}"
-            yield Call(name, operation.name, "classic", problem, call.operands, call.options)
+            for variant in {"gluon_cdna4", "classic"} & operation.variants.keys():
+                name = f"{operation.name}.{variant}.128.{mode}"
+                yield Call(name, operation.name, variant, problem, call.operands, call.options)
 
 
 # --- how a kernel is prepared -----------------------------------------------------------------------------------------------

@@ -16,10 +16,15 @@ from capgate.kernels.mx_paged_logits.operands import Inputs as PagedInputs
 
 from . import mx_paged
 from .emulated_mqa import TARGET, Variant, on_gfx942, output
+from .emulated_mqa import VARIANTS as DENSE
 from .judge import formula
 from .mx_logits import PAIRS, MxCall, make_call, meaning
 
 VARIANTS = {"classic": Variant(classic.kernel)}
+if "gluon_cdna4" in DENSE:
+    from capgate.kernels.mx_logits import gluon_cdna4
+
+    VARIANTS["gluon_cdna4"] = Variant(gluon_cdna4.kernel, DENSE["gluon_cdna4"].make_source)
 PAGED_VARIANTS = {"classic": Variant(paged_classic.kernel)}
 GFX942_VARIANTS = {"dense": on_gfx942(VARIANTS["classic"]), "paged": on_gfx942(PAGED_VARIANTS["classic"])}
 
