@@ -11,7 +11,7 @@ from .operation import Problem
 # --- classic, by target; for every H, D, block size, layout and output mode alike -----------------------------------------
 
 CLASSIC: dict[str, Tuning] = {
-    # Compiled and emulated, never timed: as fp8_paged_mqa_logits. On gfx942 Triton 3.9.0 spills 8 to 17 scalar registers.
+    # Compiled and emulated, never timed: as fp8_paged_mqa_logits. On gfx942 Triton 3.8 and 3.9 spill 7 to 17 scalar registers.
     **dict.fromkeys(("gfx942", "gfx950"), Tuning(block_keys=64, columns=128, num_warps=4, num_stages=2, resident=2)),
     # Compiled, never run: block-scaled instructions there are of 128 keys at least.
     **dict.fromkeys(("sm100", "sm103"), Tuning(block_keys=128, columns=128, num_warps=8, num_stages=3, resident=2)),
