@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from . import versions
 from ._errors import of_the_machine, summary
 from .releases import parse_release
+from .targets import Target
 
 GLUON = "triton.experimental.gluon"
 GL = f"{GLUON}.language"
@@ -178,6 +179,20 @@ def release(*at_least: int) -> Probe:
 
 
 knows_gfx1250 = release(3, 7)  # 3.6.0 lowers for it and hangs in LLVM, which no probe may try
+
+
+# The release from which on tl.dot_scaled becomes block-scaled instructions. Earlier ones make bfloat16 of its operands, at the
+# price of more instructions than a kernel needs for that itself, or do not compile; asking takes a whole compile.
+BLOCK_SCALED_DOT = {
+    "gfx950": (3, 5), "gfx1250": (3, 7), "sm100": (3, 9), "sm103": (3, 9), "sm120": (3, 6), "sm121": (3, 6),
+}  # fmt: skip
+
+
+def block_scaled_dot(target: Target) -> Finding:
+    """Whether the installed Triton makes block-scaled matrix instructions of tl.dot_scaled."""
+    build = versions.find("triton")
+    least = BLOCK_SCALED_DOT.get(target.label)
+    return Finding(least is not None and build.at_least(*least), f"{build.found} for {target.label}")
 
 
 def before(*release_: int) -> Probe:

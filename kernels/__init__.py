@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # for type checkers and editors, which look into no folder
     from .key_cache import *
     from .key_selection import *
     from .mqa_logits import *
+    from .mx_logits import *
+    from .mx_paged_logits import *
     from .mx_quantization import *
     from .paged_mqa_logits import *
     from .quantize import quantize_keys as quantize_keys

@@ -68,3 +68,8 @@ def packed(scales: torch.Tensor) -> torch.Tensor:
     words = scales.new_zeros((*scales.shape[:-1], 4))
     words[..., : scales.shape[-1]] = scales
     return words.view(torch.int32)[..., 0]
+
+
+def unpacked(scales: torch.Tensor, dim: int) -> torch.Tensor:
+    """The bytes [..., D / 32] of words [...]: the way back from :func:`packed`."""
+    return scales[..., None].contiguous().view(torch.uint8)[..., : dim // GROUP]

@@ -9,12 +9,14 @@ from typing import NamedTuple
 import torch
 
 from .cache import check_adjacent
-from .checks import check_choice
+from .checks import check_choice, either
 from .key_formats import BLOCK_SIZES, BLOCK_WORDS, FORMATS, GROUP, LAYOUTS, PACKET, SCALE_BYTES, Layout, layouts_of
 from .operands import Derived, Operand, among
 
 MX_FORMATS = tuple(name for name, row in FORMATS.items() if row.grouped)
 WIDTHS = {8: "D + 4", 4: "D / 2 + 4"}  # of a key and its scales, by the bits of an element
+# Of every format and D: a key's bytes with those of its scales.
+WIDTHS_OF_ALL = tuple(sorted({FORMATS[name].key_bytes(dim) + SCALE_BYTES for name in MX_FORMATS for dim in FORMATS[name].dims}))
 
 
 def cache_rows(name: str, layout: str) -> dict[str, Operand]:
@@ -80,6 +82,32 @@ def check_layout(name: str, layout: str, kv_scale: torch.Tensor | None) -> None:
     check_choice("layout", layout, layouts_of(name))
     if kv_scale is not None and not LAYOUTS[layout].apart:
         raise ValueError(f"kv_scale: got {type(kv_scale).__name__}, needs None: {layout} blocks hold the scales of their keys")
+
+
+def format_of(kv_cache: torch.Tensor, dim: int) -> str:
+    """The format of a cache's keys, which hold their scales, of D ``dim``. ValueError where their bytes are those of none."""
+    widths = {FORMATS[name].key_bytes(dim) + SCALE_BYTES: name for name in MX_FORMATS if dim in FORMATS[name].dims}
+    if kv_cache.shape[3] not in widths:
+        needed = either([f"{width} ({name})" for width, name in widths.items()])
+        raise ValueError(f"kv_cache: got keys of {kv_cache.shape[3]} bytes, needs {needed}, as q has D {dim}")
+    return widths[kv_cache.shape[3]]
+
+
+def check_inside(kv_cache: torch.Tensor, key_format: str, layout: str, dim: int) -> None:
+    """Raise TypeError or ValueError for a layout without scales behind the values, or one that such keys do not have, and for
+    blocks that do not lie so."""
+    inside = tuple(name for name in layouts_of(key_format) if not LAYOUTS[name].apart)
+    check_choice("layout", layout, inside)
+    if dim not in LAYOUTS[layout].dims:
+        raise ValueError(f"layout: got {layout!r}, which has D {either(LAYOUTS[layout].dims)}, needs one with D {dim}")
+    check_pages(kv_cache, None, layout)
+
+
+def places(inside: torch.Tensor, pages: Pages) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where a block has the bytes of its keys ``inside`` [...], and of their scales: [..., bytes of a key] and [..., 4]."""
+    byte, group = (torch.arange(count, device=inside.device) for count in (pages.key_bytes, SCALE_BYTES))
+    key, layout = inside[..., None], pages.layout
+    return layout.value_byte(key, byte, pages.key_bytes, pages.block), layout.scale_byte(key, group, pages.block)
 
 
 def pages_of(kv_cache: torch.Tensor, kv_scale: torch.Tensor | None, layout: str) -> Pages:

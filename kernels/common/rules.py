@@ -46,6 +46,17 @@ def product_options(device: Any, dtype: str) -> dict[str, bool]:
     return {"TO_FNUZ": gfx942 and dtype == E4M3FN, "MAXIMUM": not gfx942}
 
 
+def mx_product_options(device: Any, dim: int) -> dict[str, bool]:
+    """What a classic kernel of MX formats is told of the device's arithmetic.
+
+    SCALED, whether tl.dot_scaled makes the products: where it becomes block-scaled matrix instructions, which are of 64 dims at
+    least. Interpreters either lack it or take a NaN of a scale for an infinity. MAXIMUM, as in :func:`product_options`.
+    """
+    caps = compat.capabilities(device)
+    scaled = bool(caps.block_scaled_dot) and not caps.interpreter and dim >= 64
+    return {"SCALED": scaled, "MAXIMUM": product_options(device, E4M3FN)["MAXIMUM"]}
+
+
 def packs_relu(device: Any, dtype: str, dim: int) -> bool:
     """Whether the relu of two products is one packed instruction, a clamp to [0, 1] of what is 2**26 times smaller.
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 
 from ..common import mx
 from ..common.key_formats import SCALE_BYTES
-from ..common.mx_cache import Pages, pages_of
+from ..common.mx_cache import pages_of, places
 from ..common.mx_rules import RULES
 from .operands_mx import MxBetween, MxGathered, MxWritten
 from .reference import first_kept, located
@@ -20,7 +20,7 @@ def write(inputs: MxWritten, *, key_format: str, rule: str, layout: str) -> None
     octets, scales = mx.quantize(k, key_format, RULES[key_format][rule])
     scales = F.pad(scales, (0, SCALE_BYTES - scales.shape[1]))
     row, slot, any_kept = first_kept(slots.long(), kv_cache.shape[0] * pages.block)
-    page, (value_at, scale_at) = slot // pages.block, _places(slot % pages.block, pages)
+    page, (value_at, scale_at) = slot // pages.block, places(slot % pages.block, pages)
     for target, at, values in ((pages.values, value_at, octets), (pages.scales, scale_at, scales)):
         place = page[:, None], at
         target[place] = torch.where(any_kept, values[row], target[place])
@@ -31,20 +31,13 @@ def gather(inputs: MxGathered | MxBetween, keys: torch.Tensor, scales: torch.Ten
     kv_cache, block_table, lens, kv_scale = inputs
     pages, between = pages_of(kv_cache, kv_scale, layout), isinstance(inputs, MxBetween)
     at = located(lens, block_table, kv_cache.shape[0], pages.block, keys.shape[0], between=between)
-    for target, source, places in zip(
+    for target, source, place in zip(
         (keys.view(torch.uint8), scales[:, None].view(torch.uint8)),
         (pages.values, pages.scales),
-        _places(at.inside, pages),
+        places(at.inside, pages),
         strict=True,
     ):
         found = (
-            torch.zeros_like(target) if at.page is None else torch.where(at.held[:, None], source[at.page[:, None], places], 0)
+            torch.zeros_like(target) if at.page is None else torch.where(at.held[:, None], source[at.page[:, None], place], 0)
         )
         target.copy_(torch.where(at.of_request[:, None], found, target) if between else found)
-
-
-def _places(inside: torch.Tensor, pages: Pages) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where a block has the bytes of its keys ``inside``, and of their scales."""
-    byte, group = (torch.arange(count, device=inside.device) for count in (pages.key_bytes, SCALE_BYTES))
-    key, layout = inside[:, None], pages.layout
-    return layout.value_byte(key, byte, pages.key_bytes, pages.block), layout.scale_byte(key, group, pages.block)

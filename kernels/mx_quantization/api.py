@@ -84,8 +84,7 @@ def dequantize_mx(octets: torch.Tensor, scales: torch.Tensor, key_format: str = 
         raise TypeError(f"scales: got {got}, needs torch.int32")
     if scales.shape != octets.shape[:-1]:
         raise ValueError(f"scales: got shape {tuple(scales.shape)}, needs {list(octets.shape[:-1])} to match octets")
-    bytes_of = scales[..., None].contiguous().view(torch.uint8)[..., : dim // 32]
-    return mx.dequantize(octets.view(torch.uint8), bytes_of, key_format)
+    return mx.dequantize(octets.view(torch.uint8), mx.unpacked(scales, dim), key_format)
 
 
 def _quantize(inputs: Inputs, key_format: str, rule: str) -> tuple[torch.Tensor, torch.Tensor]:

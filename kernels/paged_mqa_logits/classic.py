@@ -16,21 +16,14 @@ import triton.language as tl
 from capgate import compat
 
 from ..common.device.cached_keys import first_byte, further_byte
-from ..common.device.classic import fill, fn_to_fnuz, operands, rounded, score
-from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
+from ..common.device.classic import fill, fn_to_fnuz, load_blocks, operands, rounded, score
+from ..common.device.windows import keys_of_share, load_share, longest_seen, next_turn, seen
 from ..common.rules import product_options
 from ..common.schedule.operation import CHUNK_KEYS
 from .launches import launches_of, plan_of, workers
 from .operands import Inputs
 from .operation import Problem
 from .tunings import classic as tuning
-
-
-@triton.jit
-def load_blocks(entries, num_blocks):
-    """(blocks, whether the cache has them) from a table; in place of one that it has not, its last, which may be read."""
-    block = tl.load(entries).to(tl.uint32)
-    return near_block(block, num_blocks).to(tl.int64), block < num_blocks
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 import torch
 
 from ..common.cache import LAYOUTS, packets_of, readable, scale_bytes_of
-from ..common.reference import KEY_TILE, SCORE_BYTES, score
+from ..common.reference import KEY_TILE, SCORE_BYTES, row_lengths, score
 from ..common.schedule.operation import CHUNK_KEYS
 from .operands import Inputs
 
@@ -59,10 +59,3 @@ def launch(
             logits = score(q[batch].to(accumulate), weight, key) * scale[:, None]
             logits.masked_fill_(~held[:, None], float("-inf"))
             cells.copy_(torch.where(flat, logits.flatten(0, 1).to(out.dtype), outside))
-
-
-def row_lengths(context_lens: torch.Tensor, next_n: int) -> torch.Tensor:
-    """How many keys each row sees, [B, next_n] in int64; 0 or less for none."""
-    if context_lens.ndim == 2:
-        return context_lens.long()
-    return context_lens.long()[:, None] + torch.arange(1 - next_n, 1, device=context_lens.device)

@@ -98,6 +98,12 @@ HAS = {
     "cuda:121": {"gpu", "sm120", "fp8_e4m3fn", "tma"},
 }
 
+BLOCK_SCALED_DOT = {
+    "hip:gfx950": _since("3.5.1"),
+    "hip:gfx1250": _since("3.7.1"),
+    **dict.fromkeys(("cuda:100", "cuda:103"), _since("3.9.0")),
+    **dict.fromkeys(("cuda:120", "cuda:121"), _since("3.6.0")),
+}
 UNKNOWN_TO = {"3.5.1": {"cuda:103", "cuda:110", "cuda:121", "hip:gfx1250"}, "3.6.0": {"cuda:110", "hip:gfx1250"}}
 
 
@@ -171,6 +177,7 @@ def test_of_both(lane: str, target: str) -> None:
     known = target not in UNKNOWN_TO.get(lane, ()) and target != "cpu"
     expected = {
         "known_target": known,
+        "block_scaled_dot": lane in BLOCK_SCALED_DOT.get(target, ()),
         "triton_gpu": known,
         "gluon_cdna3": target == "hip:gfx942" and lane != "3.5.1",
         "gluon_cdna4": target == "hip:gfx950" and lane != "3.5.1",

@@ -208,16 +208,17 @@ def caching(target: compat.Target) -> Iterator[Call]:
 
 
 def mx_formats(target: compat.Target) -> Iterator[Call]:
-    """Each format in each of its layouts, by the calls that an offline compile makes."""
-    cached, values = (
-        import_module(f"capgate.kernels.{name}") for name in ("key_cache.operation_mx", "mx_quantization.operation")
-    )
-    for module, operation in ((cached, cached.writing), (cached, cached.gathering), (values, values.operation)):
+    """Each format in each of its layouts and with each output, by the calls that an offline compile makes."""
+    cached = import_module("capgate.kernels.key_cache.operation_mx")
+    others = [import_module(f"capgate.kernels.mx_{name}.operation") for name in ("quantization", "logits", "paged_logits")]
+    operations = [(cached, cached.writing), (cached, cached.gathering), *((other, other.operation) for other in others)]
+    for module, operation in operations:
         for mode in module.MODES:
             problem = module.example_problem(target, 64, 128, mode)
             call = operation.examples.call(problem)
-            name = f"{operation.name}.classic.128.{mode}"
-            yield Call(name, operation.name, "classic", problem, call.operands, call.options)
+            for variant in {"gluon_cdna4", "classic"} & operation.variants.keys():
+                name = f"{operation.name}.{variant}.128.{mode}"
+                yield Call(name, operation.name, variant, problem, call.operands, call.options)
 
 
 # --- how a kernel is prepared -----------------------------------------------------------------------------------------------

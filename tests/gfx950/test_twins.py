@@ -23,7 +23,17 @@ pytestmark = pytest.mark.skipif(not capabilities("hip:gfx950").gluon_cdna4, reas
 ROWS, COLUMNS, STRIP, WARPS = 4, 320, 64, 2  # of the output there are 3 rows
 WRITTEN, LEFT = float("-inf"), 7.0
 LANGUAGES = ("classic", "gluon")
-OF_GLUON = {"LAYOUT", "first", "KEYS", "PACKED_RELU"}  # layouts, which of the products in LDS are meant, and how relu is taken
+OF_GLUON = {
+    "LAYOUT",
+    "first",
+    "KEYS",
+    "PACKED_RELU",
+    "query_scale",
+    "scales",
+    "first_scale",
+    "Q_KIND",
+    "K_KIND",
+}  # layouts, which of the products in LDS are meant, and how relu is taken
 
 
 def functions(module: Any) -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 Independent of capgate's own reference: of capgate only the public function is used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -181,14 +181,18 @@ def sentinels(rows: int, columns: int, device: str = "cpu", dtype: torch.dtype =
 
 
 def check(
-    call: Call,
+    call: Any,
     variant: str | None,
     *,
     clean_logits: bool = True,
     max_window: int | None = None,
     out: torch.Tensor | None = None,
+    function: Callable[..., torch.Tensor] = fp8_mqa_logits,
+    values: Call | None = None,
 ) -> torch.Tensor:
     """Run ``variant`` into sentinels, hold everything that it wrote against the formula, and return the output.
+
+    function, values : another function of MQA logits, and what its operands mean, where the formula cannot read them
 
     Inside the windows the logits agree; outside, clean cells are -inf and others keep their bits, as does the padding; the
     operands keep all their bytes. An output of bfloat16 is that of float32, rounded.
@@ -198,12 +202,12 @@ def check(
     memory = storage_of(out, WORDS[out.dtype])
     before, operands = memory.clone(), [storage_of(tensor, torch.uint8).clone() for tensor in call]
 
-    returned = fp8_mqa_logits(*call, clean_logits=clean_logits, max_window=max_window, out=out, variant=variant)
+    returned = function(*call, clean_logits=clean_logits, max_window=max_window, out=out, variant=variant)
 
     assert returned is out, "the call did not return its out"
     for name, tensor, bytes_before in zip(call._fields, call, operands, strict=True):
         assert torch.equal(storage_of(tensor, torch.uint8), bytes_before), f"{name} changed"
-    answer = formula(call, max_window)
+    answer = formula(values or call, max_window)
     written = answer.inside | clean_logits
     address = torch.arange(memory.numel(), device=out.device).as_strided(out.shape, out.stride(), out.storage_offset())
     kept = torch.ones_like(memory, dtype=torch.bool)
@@ -216,7 +220,7 @@ def check(
     on_matrix_unit = variant != "reference" and out.device.type != "cpu"
     agree(out[answer.inside], answer.logits[answer.inside], answer.magnitude[answer.inside], on_matrix_unit)
     if out.dtype != torch.float32:
-        whole = fp8_mqa_logits(*call, clean_logits=clean_logits, max_window=max_window, variant=variant)
+        whole = function(*call, clean_logits=clean_logits, max_window=max_window, variant=variant)
         assert torch.equal(out[written], whole.to(out.dtype)[written]), "the logits are not those of float32, rounded"
     return out
 

@@ -107,3 +107,14 @@ LAYOUTS = {
 
 def key_bytes(name: str, dim: int) -> int:
     return dim // 2 if name == "mxfp4" else dim
+
+
+def dequantized(octets: np.ndarray, scales: np.ndarray, name: str) -> np.ndarray:
+    """float64 values [..., D] of bytes [..., D or D / 2] and scale bytes [..., D / 32 or more], either's NaN among them."""
+    if name == "mxfp4":
+        code = np.stack([octets & 15, octets >> 4], axis=-1).reshape(*octets.shape[:-1], 2 * octets.shape[-1])
+        values = np.array([*E2M1, *(-size for size in E2M1)])[code]
+    else:
+        values = np.array([*E4M3, np.nan, *(-size for size in E4M3), np.nan])[octets]
+    powers = np.where(scales == 255, np.nan, np.exp2(scales.astype(np.float64) - 127))
+    return values * np.repeat(powers, 32, axis=-1)[..., : values.shape[-1]]

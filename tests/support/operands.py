@@ -9,7 +9,18 @@ from capgate.kernels.common.operands import Limit, Operand, Operands
 
 # A size for each name of a dimension; those that are made of others agree.
 SIZES: dict[str | int, int] = {1: 1, 2: 2, "S": 3, "N": 5, "H": 16, "D": 32, "T": 3, "B": 3, "next_n": 2, "max_blocks": 2}
-SIZES |= {"num_blocks": 4, "block": 64, "D + 4": 36, "B * next_n": 6, "num_workers + 1": 5, "R": 4, "P": 6}
+SIZES |= {
+    "num_blocks": 4,
+    "block": 64,
+    "D + 4": 36,
+    "B * next_n": 6,
+    "num_workers + 1": 5,
+    "R": 4,
+    "P": 6,
+    "Dq": 32,
+    "Dk": 32,
+    "W": 36,
+}
 OTHER_DTYPES = (torch.float64, torch.float16, torch.int64, torch.int16, torch.uint8, torch.bool, torch.float8_e5m2)
 
 

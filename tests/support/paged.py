@@ -3,8 +3,8 @@
 Independent of capgate's own layout and reference: of capgate only the public functions are used.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -144,7 +144,7 @@ def formula(call: PagedCall, columns: int, layout: str = "flat"):
 
 
 def check(
-    call: PagedCall,
+    call: Any,
     variant: str | None,
     max_context_len: int,
     *,
@@ -153,14 +153,19 @@ def check(
     schedule: torch.Tensor | None = None,
     schedule_chunk_keys: int = 128,
     out: torch.Tensor | None = None,
+    function: Callable[..., torch.Tensor] = fp8_paged_mqa_logits,
+    answer: judge.Answer | None = None,
 ) -> torch.Tensor:
-    """As judge.check: run into sentinels, hold what was written against the formula, and return the output."""
+    """As judge.check: run into sentinels, hold what was written against the formula, and return the output.
+
+    function, answer : another function of a paged cache, and what is right, where the formula cannot read its operands
+    """
     rows = call.q.shape[0] * call.q.shape[1]
     out = judge.sentinels(rows, max_context_len, str(call.q.device)) if out is None else out
     memory = judge.storage_of(out, judge.WORDS[out.dtype])
     before, operands = memory.clone(), [judge.storage_of(tensor, torch.uint8).clone() for tensor in call]
 
-    returned = fp8_paged_mqa_logits(
+    returned = function(
         *call,
         max_context_len=max_context_len,
         clean_logits=clean_logits,
@@ -174,7 +179,7 @@ def check(
     assert returned is out, "the call did not return its out"
     for name, tensor, bytes_before in zip(call._fields, call, operands, strict=True):
         assert torch.equal(judge.storage_of(tensor, torch.uint8), bytes_before), f"{name} changed"
-    answer = formula(call, max_context_len, layout)
+    answer = answer or formula(call, max_context_len, layout)
     address = torch.arange(memory.numel(), device=out.device).as_strided(out.shape, out.stride(), out.storage_offset())
     kept = torch.ones_like(memory, dtype=torch.bool)
     kept[address[answer.inside | clean_logits]] = False
@@ -187,8 +192,6 @@ def check(
     judge.agree(out[scored], answer.logits[scored], answer.magnitude[scored], on_matrix_unit)
     if out.dtype != torch.float32:
         written = answer.inside | clean_logits
-        whole = fp8_paged_mqa_logits(
-            *call, max_context_len=max_context_len, clean_logits=clean_logits, schedule=schedule, variant=variant
-        )
+        whole = function(*call, max_context_len=max_context_len, clean_logits=clean_logits, schedule=schedule, variant=variant)
         assert torch.equal(out[written], whole.to(out.dtype)[written]), "the logits are not those of float32, rounded"
     return out

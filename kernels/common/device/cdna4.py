@@ -146,11 +146,15 @@ def load_group(
 def score(
     query, weight, keys, first,
     ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr, KEYS: gl.constexpr, PACKED_RELU: gl.constexpr,
+    query_scale=None, scales=None, first_scale=None, Q_KIND: gl.constexpr = None, K_KIND: gl.constexpr = None,
 ):  # fmt: skip
     """[ROWS, KEYS] logits, not yet times the keys' scales, from keys in LDS and query [ROWS * PADDED_HEADS, D].
 
     weight : with PACKED_RELU times RELU_RANGE
     keys : [any, 32, D], of which products begin at number ``first``; KEYS is 32 or 64
+    query_scale : of MX formats, UE8M0 [ROWS * PADDED_HEADS, D / 32]
+    scales, first_scale : and those of the keys in LDS, [any, 32, 4], of which a product's are at its number
+    Q_KIND, K_KIND : "e4m3" or "e2m1", two values of which share a byte
     """
     NUM_WARPS: gl.constexpr = gl.num_warps()
     PRODUCT_KEYS: gl.constexpr = keys.shape[1]
@@ -161,9 +165,15 @@ def score(
     weight, zeros = gl.broadcast(weight[:, None], zeros)
     weight, later_weight = halves(pairs_of_heads(weight, ROWS, PADDED_HEADS))
     key = async_copy.load_shared_relaxed(keys.index(first).permute([1, 0]), operand)
+    if scales is not None:
+        GROUPS: gl.constexpr = query_scale.shape[1]
+        of_keys: gl.constexpr = cdna4.get_mfma_scale_layout(operand, [PRODUCT_KEYS, GROUPS])
+        key_scale = async_copy.load_shared_relaxed(scales.index(first_scale).slice(0, GROUPS, 1), of_keys)
     sums = ()
     for number in gl.static_range(PRODUCTS):
-        if query.shape[1] >= 64:
+        if scales is not None:
+            product = cdna4.mfma_scaled(query, query_scale, Q_KIND, key, key_scale, K_KIND, zeros)
+        elif query.shape[1] >= 64:
             product = cdna4.mfma_scaled(query, None, "e4m3", key, None, "e4m3", zeros)
         else:
             product = cdna4.mfma(query, key, zeros)
@@ -175,6 +185,8 @@ def score(
             total = sum_products(positive, weight, positive, True)
         if number + 1 < PRODUCTS:  # once half of this product's registers are free
             key = async_copy.load_shared_relaxed(keys.index(first + number + 1).permute([1, 0]), operand)
+            if scales is not None:
+                key_scale = async_copy.load_shared_relaxed(scales.index(first_scale + number + 1).slice(0, GROUPS, 1), of_keys)
         if PACKED_RELU:
             total = sum_packed(apart(later_positive), apart(later_weight), (), total)
         else:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .formats import quad_to_fnuz
-from .windows import strip_base
+from .windows import near_block, strip_base
 
 
 @triton.jit
@@ -50,8 +50,14 @@ def operands(query, weight, TO_FNUZ: tl.constexpr, MAXIMUM: tl.constexpr):
 @triton.jit
 def score(query, weight, keys, ROWS: tl.constexpr, PADDED_HEADS: tl.constexpr, MAXIMUM: tl.constexpr):
     """[keys, ROWS] logits, not yet times the keys' scales, from keys [keys, D] and query [D, ROWS * PADDED_HEADS]."""
-    positive = relu(tl.dot(keys, query), MAXIMUM) * weight[None, :]
-    return tl.sum(tl.reshape(positive, (keys.shape[0], ROWS, PADDED_HEADS)), axis=2)
+    return head_sums(tl.dot(keys, query), weight, ROWS, PADDED_HEADS, MAXIMUM)
+
+
+@triton.jit
+def head_sums(products, weight, ROWS: tl.constexpr, PADDED_HEADS: tl.constexpr, MAXIMUM: tl.constexpr):
+    """[keys, ROWS] sums over the heads of max(x, 0) * weight, x being products [keys, ROWS * PADDED_HEADS]."""
+    positive = relu(products, MAXIMUM) * weight[None, :]
+    return tl.sum(tl.reshape(positive, (products.shape[0], ROWS, PADDED_HEADS)), axis=2)
 
 
 @triton.jit
@@ -136,6 +142,13 @@ def fill_outside(
         base = tile * BLOCK_KEYS
         fill_edge(out, base, begin, end, num_keys, row_offset, wanted, stride_on, BLOCK_KEYS, INDEX)
     return strips
+
+
+@triton.jit
+def load_blocks(entries, num_blocks):
+    """(blocks, whether the cache has them) from a table; in place of one that it has not, its last, which may be read."""
+    block = tl.load(entries).to(tl.uint32)
+    return near_block(block, num_blocks).to(tl.int64), block < num_blocks
 
 
 @triton.jit

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from ...common.logits import empty_logits
+from ...common.reference import row_lengths
 from ...key_cache import quantize_keys_to_cache
 from ...paged_mqa_logits import fp8_paged_mqa_logits, paged_mqa_schedule, paged_mqa_workers
 from ...paged_mqa_logits.operation import operation
-from ...paged_mqa_logits.reference import row_lengths
 from ...quantize import quantize_queries
 from .batch import Call
 from .paging import scattered_table

@@ -17,6 +17,9 @@ from capgate.kernels.key_selection.operands import DENSE as SELECTION_DENSE
 from capgate.kernels.key_selection.operands import OPERANDS as SELECTION
 from capgate.kernels.key_selection.operands import PAGED as SELECTION_PAGED
 from capgate.kernels.mqa_logits.operands import OPERANDS as DENSE
+from capgate.kernels.mx_logits.operands import OPERANDS as MX_DENSE
+from capgate.kernels.mx_paged_logits.operands import OPERANDS as MX_PAGED
+from capgate.kernels.mx_paged_logits.operands import SHAPED as MX_SHAPED
 from capgate.kernels.paged_mqa_logits.operands import OPERANDS as PAGED
 from capgate.kernels.paged_mqa_logits.operands import SHAPED
 from support.operands import bad, either, good, head, limits
@@ -35,6 +38,9 @@ class Function(NamedTuple):
 
 FUNCTIONS = {
     "fp8_mqa_logits": Function(DENSE, {}),
+    "mx_mqa_logits": Function(MX_DENSE, {}),
+    "mx_paged_mqa_logits": Function(MX_PAGED, {"max_context_len": 70}),
+    "mx_paged_mqa_workers": Function(MX_SHAPED, {}),
     "fp8_paged_mqa_logits": Function(PAGED, {"max_context_len": 70}),
     "paged_mqa_schedule": Function(SCHEDULE, {"block_size": 64, "num_workers": 4}),
     "paged_mqa_workers": Function(SHAPED, {}),
@@ -73,14 +79,14 @@ def test_every_bad_operand_is_refused_by_name_and_nothing_is_written(name: str, 
     operands, others, without, _ = FUNCTIONS[name]
     tensors = {given: tensor for given, tensor in good(operands).items() if given not in without}
     written = [tensor for given, tensor in tensors.items() if operands.rows[given].written and given != operand]
-    if "out" in inspect.signature(public(name)).parameters and name == "fp8_mqa_logits":
+    if "out" in inspect.signature(public(name)).parameters and name in ("fp8_mqa_logits", "mx_mqa_logits"):
         written.append(torch.full((3, 5), 7.0))
         others = {**others, "out": written[-1]}
     before = [tensor.clone() for tensor in written]
     kinds = list(bad(operands, operand))
     assert len(kinds) > 8
     for kind in kinds:
-        if kind.kind == "requires grad" and name == "paged_mqa_workers":
+        if kind.kind == "requires grad" and name.endswith("paged_mqa_workers"):
             continue  # of which nothing is read
         with pytest.raises(kind.error) as raised:
             public(name)(**tensors | {operand: kind.value}, **others)
@@ -138,7 +144,7 @@ def test_a_docstring_says_what_the_table_does(name: str) -> None:
             assert words in flowing, f"{operand}: {words}"
 
 
-@pytest.mark.parametrize("name", ["fp8_mqa_logits", "fp8_paged_mqa_logits"])
+@pytest.mark.parametrize("name", ["fp8_mqa_logits", "fp8_paged_mqa_logits", "mx_mqa_logits", "mx_paged_mqa_logits"])
 def test_the_page_s_table_says_what_the_table_does(name: str) -> None:
     page = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
     rows = [

@@ -1,0 +1,107 @@
+"""The variants of mx_paged_mqa_logits, in the order in which they are tried, and the problems each of them takes."""
+
+from itertools import product
+from typing import Any, NamedTuple
+
+from capgate import compat
+
+from ..common.key_formats import FORMATS, SCALE_BYTES
+from ..common.rules import FLOAT32, check_sizes, classic_runs, interpreted_when_named, output_of, padded_heads
+
+OUTPUTS = {"unclean": False, "clean": True}  # clean_logits
+# Formats of queries and keys, by the name that an output's mode has in front of it.
+PAIRS = {
+    "mxfp4": ("mxfp4", "mxfp4"),
+    "mxfp8": ("mxfp8", "mxfp8"),
+    "mxfp8-mxfp4": ("mxfp8", "mxfp4"),
+    "mxfp4-mxfp8": ("mxfp4", "mxfp8"),
+}
+MODES = {f"{pair}-{output}": (*PAIRS[pair], OUTPUTS[output]) for pair, output in product(PAIRS, OUTPUTS)}
+
+
+class Problem(NamedTuple):
+    """One class of calls.
+
+    device : a ``torch.device``, or a target to ask about (``"hip:gfx950"``)
+    q_format, k_format : of query and key, "mxfp8" or "mxfp4"
+    block_size : keys in a block of the cache
+    next_n : rows of a request, its draft tokens included
+    layout : where a block holds its bytes
+    weights_dtype, logits_dtype : "float32" or "bfloat16"
+    """
+
+    device: Any
+    heads: int
+    dim: int
+    q_format: str
+    k_format: str
+    clean_logits: bool
+    block_size: int = 64
+    next_n: int = 1
+    layout: str = "flat"
+    weights_dtype: str = FLOAT32
+    logits_dtype: str = FLOAT32
+
+
+def example(device: Any) -> Problem:
+    """A DeepSeek-V4 decode call, 64 heads of 128 dims, in mxfp4."""
+    return Problem(device, 64, 128, "mxfp4", "mxfp4", False)
+
+
+def example_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | None = None) -> Problem:
+    """As :func:`example` with these sizes and mode (see :func:`output_of`); ValueError for what does not exist."""
+    check_sizes(heads, dim)
+    (q_format, k_format, clean_logits), floats = output_of(mode, MODES)
+    if dtype is not None:
+        raise ValueError(f"dtype: got {dtype!r}, needs none: the mode says the formats")
+    for name in (q_format, k_format):
+        if dim not in FORMATS[name].dims:
+            raise ValueError(f"dim: got {dim}, needs one of {', '.join(map(str, FORMATS[name].dims))} in mode {mode}")
+    return Problem(device, heads, dim, q_format, k_format, clean_logits, weights_dtype=floats, logits_dtype=floats)
+
+
+def example_call(problem: Problem) -> compat.ExampleCall:
+    """A call with 256 requests of up to 65536 keys, for an offline compile."""
+    import torch
+
+    from ..common.mx_operands import FORMAT_OF
+    from .operands import Inputs
+
+    dtypes = {name: dtype for dtype, name in FORMAT_OF.items()}
+
+    def meta(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    requests, keys, block = 256, 65536, problem.block_size
+    rows, blocks = requests * problem.next_n, keys // block
+    q_bytes, key_bytes = (FORMATS[name].key_bytes(problem.dim) for name in (problem.q_format, problem.k_format))
+    inputs = Inputs(
+        q=meta(requests, problem.next_n, problem.heads, q_bytes, dtype=dtypes[problem.q_format]),
+        q_scale=meta(requests, problem.next_n, problem.heads),
+        kv_cache=meta(blocks, block, 1, key_bytes + SCALE_BYTES, dtype=torch.uint8),
+        weights=meta(rows, problem.heads, dtype=getattr(torch, problem.weights_dtype)),
+        context_lens=meta(requests),
+        block_table=meta(requests, blocks),
+        schedule=meta(257, 2),
+    )
+    options = {"clean_logits": problem.clean_logits, "layout": problem.layout}
+    out = meta(rows, keys, dtype=getattr(torch, problem.logits_dtype))
+    return compat.ExampleCall((inputs, out), options, padded_heads(problem.heads) * problem.dim)
+
+
+operation = compat.Operation(
+    "mx_paged_mqa_logits",
+    example=example,
+    examples=compat.Examples(example_problem, example_call, ("mxfp4-unclean", "mxfp4-clean", "mxfp8-unclean")),
+    offers=("tuning", "workers"),
+)
+operation.add(
+    compat.Variant(
+        "classic",
+        f"{__package__}.classic:kernel",
+        requires=("triton", "torch"),
+        accepts=lambda problem: classic_runs(problem.device),
+        unless_named=lambda problem: interpreted_when_named(problem.device),
+    )
+)
+operation.add(compat.Variant("reference", f"{__package__}.reference:launch", requires=("torch",), last_resort=True))

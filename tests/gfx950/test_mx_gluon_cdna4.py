@@ -1,0 +1,61 @@
+"""mx_mqa_logits' Gluon variant for gfx950, as this lane's Triton compiles it: what it takes, and no bank conflict in LDS."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from capgate.compat import capabilities
+from capgate.compat.offline.jobs import Job
+from capgate.kernels.common.rules import padded_heads
+from capgate.kernels.mx_logits.operation import operation
+from capgate.kernels.tools.compile_command import vector_per_32_keys
+from support.emulated_mqa import TARGET, WINDOWS, execute, prepare
+from support.emulated_mx import VARIANTS, MxCase, windowed
+from support.mx_logits import PAIRS
+from support.wait_states import check_wait_states
+
+pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
+
+# Heads, dims, mode, waves of a SIMD, and the most vector instructions for 32 keys of a row: those of fp8 keys and 3.
+KINDS = [
+    (64, 128, "mxfp4-unclean", 4, 56.25),
+    (64, 128, "mxfp4-clean", 4, 56.75),
+    (32, 128, "mxfp4-clean", 4, 60.75),
+    (16, 128, "mxfp4-clean", 4, 70.5),
+    (128, 128, "mxfp4-clean", 2, 56.75),
+    (64, 64, "mxfp4-clean", 4, 56.25),
+    (64, 128, "mxfp8-clean", 3, 56.75),
+]
+
+
+@pytest.mark.parametrize(("heads", "dim", "mode", "waves", "most"), KINDS)
+def test_every_tuning_compiles_within_its_limits(
+    compile_once: Callable[..., Any], heads: int, dim: int, mode: str, waves: int, most: float
+) -> None:
+    jobs = [Job("gluon_cdna4", *kind[:3]) for kind in KINDS]
+    row = compile_once("mx_mqa_logits", str(TARGET), jobs)[jobs.index(Job("gluon_cdna4", heads, dim, mode))]
+    assert row["compiled"], row["error"]
+    assert row["spills"] == row["scratch_bytes"] == row["agprs"] == 0
+    assert row["waves_per_simd"] == waves
+    assert row["tuning"]["resident"] * row["tuning"]["num_warps"] == waves * 4, "a CU holds another number"
+    assert set(row["matrix_instructions"]) == {"v_mfma_scale_f32_32x32x64_f8f6f4"}
+    assert row["hot_loop"]["mfma"] * 32 * 32 * 64 == row["hot_loop"]["keys"] * padded_heads(heads) * dim
+    vector = vector_per_32_keys(row)
+    assert vector is not None
+    assert 48 < vector <= most
+    check_wait_states(row)
+
+
+@pytest.mark.parametrize(("heads", "dim", "pair"), [(64, 128, PAIRS[0]), (32, 64, PAIRS[0]), (64, 128, PAIRS[1])], ids=str)
+def test_lds_cycles_are_ideal(heads: int, dim: int, pair: tuple[str, str]) -> None:
+    prepared = prepare(VARIANTS["gluon_cdna4"], MxCase(windowed(WINDOWS["full"], heads, dim, pair), clean_logits=False))
+    counters = execute(prepared).counters
+    assert counters.lds_cycles == counters.lds_ideal_cycles > 0
+
+
+def test_keys_that_cannot_go_straight_to_lds_and_few_dims_go_to_classic() -> None:
+    problem = operation.example(TARGET)
+    assert operation.explain(problem).variant == "gluon_cdna4"
+    for other in (problem._replace(direct_keys=False), problem._replace(dim=32, q_format="mxfp8", k_format="mxfp8")):
+        assert operation.explain(other).variant == "classic"

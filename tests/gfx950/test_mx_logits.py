@@ -1,0 +1,56 @@
+"""The compiled gfx950 and gfx942 code of MQA logits in MX formats, executed instruction by instruction, agrees with float64."""
+
+import pytest
+
+from support.emulated_mqa import WINDOWS, execute, prepare
+from support.emulated_mx import GFX942_VARIANTS, PAGED_VARIANTS, VARIANTS, MxCase, MxPagedCase, windowed
+from support.mx_logits import PAIRS
+from support.mx_paged import make_call
+
+SWITCHES = [{"landing": "late", "preload": True}, {"landing": "early", "preload": False}]
+
+
+def agrees(variant, case: MxCase | MxPagedCase) -> None:
+    prepared = prepare(variant, case)
+    for switches in SWITCHES:
+        execute(prepared, measure=False, **switches)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("windows", "heads", "dim", "clean_logits"), [("past the ends", 64, 128, True), ("start > 0", 32, 64, False)]
+)
+def test_windows(variant, windows, heads, dim, clean_logits):
+    agrees(VARIANTS[variant], MxCase(windowed(WINDOWS[windows], heads, dim), clean_logits))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("pair", PAIRS[1:], ids=str)
+def test_pairs_of_formats_and_compressed_output(variant, pair):
+    agrees(VARIANTS[variant], MxCase(windowed(WINDOWS["neighbours"], 20, 128, pair), False, max_window=130))
+
+
+# Layout, formats, dims, keys of a block, next_n, heads.
+PAGED = [
+    ("flat", PAIRS[0], 128, 64, 1, 64),
+    ("flat", PAIRS[1], 64, 48, 2, 16),
+    ("preshuffled", PAIRS[2], 128, 16, 1, 32),
+    ("gluon-16", PAIRS[0], 128, 64, 3, 16),
+    ("gluon-32", PAIRS[0], 128, 64, 1, 32),
+]
+
+
+@pytest.mark.parametrize("variant", PAGED_VARIANTS)
+@pytest.mark.parametrize(("layout", "pair", "dim", "block", "next_n", "heads"), PAGED, ids=str)
+def test_paged(variant, layout, pair, dim, block, next_n, heads):
+    call = make_call([1, 65, 0, 200], next_n, heads, dim, block, pair, layout=layout, gap=16)
+    agrees(PAGED_VARIANTS[variant], MxPagedCase(call, 200, block == 64, layout))
+
+
+@pytest.mark.parametrize("pair", PAIRS[::2], ids=str)
+def test_gfx942_multiplies_in_bfloat16(pair):
+    agrees(GFX942_VARIANTS["dense"], MxCase(windowed(WINDOWS["start > 0"], 32, 64, pair), clean_logits=True))
+
+
+def test_paged_on_gfx942():
+    agrees(GFX942_VARIANTS["paged"], MxPagedCase(make_call([1, 65, 0, 200], 1, 64, 128), 200, True))

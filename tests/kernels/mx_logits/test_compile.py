@@ -1,0 +1,35 @@
+"""MQA logits in MX formats compiled for GPUs that are not here: no spills, and the matrix instructions that they have."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from capgate import compat
+from capgate.compat.offline.jobs import Job
+from support.wait_states import check_wait_states
+
+# The matrix instruction where tl.dot_scaled becomes a block-scaled one, and elsewhere.
+TARGETS = {
+    "cuda:90": ("", "HGMMA.64x"),
+    "hip:gfx942": ("", "v_mfma_f32_32x32x8_bf16"),
+    "cuda:100": ("UTCOMMA", "UTCHMMA"),
+}
+
+
+CASES = [*(("mx_mqa_logits", target) for target in TARGETS), ("mx_paged_mqa_logits", "cuda:90")]
+
+
+@pytest.mark.parametrize(("operation", "target"), CASES)
+def test_compiles_without_spills_to_the_targets_matrix_instruction(
+    compile_once: Callable[..., Any], operation: str, target: str
+) -> None:
+    caps = compat.capabilities(target)
+    (row,) = compile_once(operation, target, [Job("classic", 64, 128, "mxfp4-clean")])
+    assert row["compiled"], row["error"]
+    assert row["spills"] == row["scratch_bytes"] == 0
+    wanted = TARGETS[target][0 if caps.block_scaled_dot else 1]
+    assert row["matrix_instructions"]
+    assert all(name.startswith(wanted) for name in row["matrix_instructions"]), row["matrix_instructions"]
+    if target.startswith("hip:gfx9"):
+        check_wait_states(row)
