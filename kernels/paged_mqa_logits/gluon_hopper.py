@@ -44,7 +44,7 @@ from ..common.device.hopper_pipeline import (
     stride,
 )
 from ..common.device.pieces import piece_keys
-from ..common.device.windows import load_share, next_turn, seen
+from ..common.device.windows import load_length, load_share, next_turn, seen_of
 from ..common.rules import padded_heads
 from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
@@ -76,7 +76,17 @@ class Lengths:
     @gluon.jit
     def seen_by(self, request, row):
         """How many keys a row of a request sees; none if the request has no such row."""
-        return seen(self.lens, request, row, self.most, self.stride_lb, self.stride_ln, self.NEXT_N, self.ROW_LENS)
+        return self.seen(self.load(request, row), row)
+
+    @gluon.jit
+    def load(self, request, row):
+        """What :meth:`seen` makes of it: a load alone, for what needs the length later."""
+        return load_length(self.lens, request, row, self.stride_lb, self.stride_ln, self.NEXT_N, self.ROW_LENS)
+
+    @gluon.jit
+    def seen(self, length, row):
+        """As :meth:`seen_by`, of what was loaded."""
+        return seen_of(length, row, self.most, self.NEXT_N, self.ROW_LENS)
 
 
 @aggregate
@@ -350,26 +360,38 @@ def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
 
 @gluon.jit
 def fill(lengths, out, width, rows):
-    """-inf into the cells of every row that it does not see; this program's strips of the rows."""
+    """-inf into the cells of every row that it does not see: this program's sections of the rows.
+
+    Programs take turns, each time at another section of a row, so that all have as much to fill where rows see alike. A
+    section's length is loaded while the one before is filled.
+    """
     CELLS: gl.constexpr = 128 // out.pointer.dtype.element_ty.primitive_bitwidth  # of 16 bytes
     LINE: gl.constexpr = gl.BlockedLayout([CELLS], [32], [gl.num_warps()], [0])
     STRIP: gl.constexpr = 512 * gl.num_warps()
+    SECTION: gl.constexpr = 8 * STRIP
     column = gl.arange(0, STRIP, LINE)
     value = gl.full([STRIP], float("-inf"), out.pointer.dtype.element_ty, LINE)
-    strips = gl.cdiv(width, STRIP)
-    program = gl.program_id(0) * gl.num_programs(1) + gl.program_id(1)
+    sections = gl.maximum(gl.cdiv(width, SECTION), 1)
+    unit = gl.program_id(0) * gl.num_programs(1) + gl.program_id(1)
     step = gl.num_programs(0) * gl.num_programs(1)
-    for unit in range(program.to(gl.int64), rows.to(gl.int64) * strips, step):
-        row = (unit // strips).to(gl.int32)
-        base = (unit % strips).to(gl.int32) * STRIP
-        length = lengths.seen_by(row // lengths.NEXT_N, row % lengths.NEXT_N)
-        if base + STRIP > length:
-            start = out.pointer + row.to(gl.int64) * out.stride_row + base.to(gl.int64) * out.stride_cell
-            cells = start + column.to(gl.int64) * out.stride_cell
-            if (base >= length) & (base + STRIP <= width):
-                gl.store(cells, value)
-            else:
-                gl.store(cells, value, mask=(base + column >= length) & (base + column < width))
+    row = unit // sections
+    if row < rows:
+        ahead = lengths.load(row // lengths.NEXT_N, row % lengths.NEXT_N)
+        while row < rows:
+            base = (unit + row) % sections * SECTION
+            first = gl.maximum(base, lengths.seen(ahead, row % lengths.NEXT_N))
+            last = gl.minimum(base + SECTION, width)
+            cells = out.pointer + row.to(gl.int64) * out.stride_row + column.to(gl.int64) * out.stride_cell
+            unit += step
+            row = unit // sections
+            near = gl.minimum(row, rows - 1)
+            ahead = lengths.load(near // lengths.NEXT_N, near % lengths.NEXT_N)
+            for strip in range(first // STRIP * STRIP, last, STRIP):
+                place = cells + gl.to_tensor(strip).to(gl.int64) * out.stride_cell
+                if (strip >= first) & (strip + STRIP <= last):
+                    gl.store(place, value)
+                else:
+                    gl.store(place, value, mask=(strip + column >= first) & (strip + column < last))
 
 
 @gluon.jit

@@ -12,13 +12,11 @@ if TYPE_CHECKING:
 
 
 class Tuning(NamedTuple):
-    """How the workers of a schedule are cut; names as in :mod:`..tuning`.
+    """How a worker's beginning is found; names as in :mod:`..tuning`.
 
-    block_workers : workers whose beginnings a program finds
     requests : whose lengths are summed at a time
     """
 
-    block_workers: int
     num_warps: int
     requests: int
 
@@ -26,12 +24,8 @@ class Tuning(NamedTuple):
 # --- classic, by target ---------------------------------------------------------------------------------------------------
 
 CLASSIC: dict[str, Tuning] = {
-    # Run on an H100, not timed against others: every program sums all lengths, two of a thread.
-    ANY: Tuning(block_workers=16, num_warps=4, requests=256),
-    # Compiled and emulated, never timed: of 128 requests at a time Triton 3.7.1 spills 10 scalars.
-    "gfx950": Tuning(block_workers=16, num_warps=4, requests=64),
-    # Compiled, never run: as gfx950.
-    "gfx942": Tuning(block_workers=16, num_warps=4, requests=64),
+    # Compiled, not timed: a warp alone needs no barrier and no shared memory; 8 requests of each of 32 threads, 4 of 64.
+    ANY: Tuning(num_warps=1, requests=256),
 }
 
 
