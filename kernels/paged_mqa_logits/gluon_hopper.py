@@ -74,18 +74,13 @@ class Lengths:
         self.ROW_LENS = gl.constexpr(ROW_LENS)
 
     @gluon.jit
-    def seen_by(self, request, row):
-        """How many keys a row of a request sees; none if the request has no such row."""
-        return self.seen(self.load(request, row), row)
-
-    @gluon.jit
     def load(self, request, row):
-        """What :meth:`seen` makes of it: a load alone, for what needs the length later."""
+        """What :meth:`seen` makes a row's length of: a load alone, for what needs it later."""
         return load_length(self.lens, request, row, self.stride_lb, self.stride_ln, self.NEXT_N, self.ROW_LENS)
 
     @gluon.jit
     def seen(self, length, row):
-        """As :meth:`seen_by`, of what was loaded."""
+        """How many keys a row sees by what was loaded; none if its request has no such row."""
         return seen_of(length, row, self.most, self.NEXT_N, self.ROW_LENS)
 
 
@@ -148,14 +143,21 @@ class Table:
         self.BLOCK = gl.constexpr(BLOCK)
 
     @gluon.jit
-    def entries(self, request):
-        return self.pointer + request.to(gl.int64) * self.stride_request
+    def blocks(self, request, tile, splits, end, KEYS: gl.constexpr):
+        """[32]: the blocks of the next pieces of a program's tiles, a tile behind the other; -1 from the key ``end`` on."""
+        PIECE: gl.constexpr = piece_keys(self.BLOCK, KEYS)
+        PIECES: gl.constexpr = KEYS // PIECE
+        each = gl.arange(0, 32, gl.BlockedLayout([1], [32], [1], [0]))
+        position = (tile + each // PIECES * splits) * KEYS + each % PIECES * PIECE
+        entry = self.pointer + request.to(gl.int64) * self.stride_request
+        return gl.load(entry + (position // self.BLOCK).to(gl.int64) * self.stride_block, mask=position < end, other=-1)
 
-    @gluon.jit
-    def block(self, entries, position, longest):
-        """(the block that holds the key at a position, 1 where the cache lacks it or no row sees the key)."""
-        block = gl.load(entries + (position // self.BLOCK).to(gl.int64) * self.stride_block, mask=position < longest, other=-1)
-        return block, (block.to(gl.uint32) >= self.num_blocks.to(gl.uint32)).to(gl.int32)
+
+@gluon.jit
+def nth(values, index):
+    """One of the 32 values of a warp."""
+    each = gl.arange(0, 32, gl.BlockedLayout([1], [32], [1], [0]))
+    return gl.max(gl.where(each == index, values, -(2**31)), axis=0)
 
 
 @aggregate
@@ -240,63 +242,85 @@ def load_queries(queries, maps, row, slot):
 
 
 @gluon.jit
-def load_keys(keys, maps, table, entries, position, longest, stage):
+def load_keys(keys, maps, blocks, index, num_blocks, position, stage, BLOCK: gl.constexpr):
     """Start the copy of the tile that begins at key ``position``, piece by piece: a piece lies in one block.
 
-    A block outside the cache lies outside the tensor map, which fills the piece with zeros and reads nothing; a bit says so
-    to the consumer. A piece past the longest row's last key, which has no entry in the table, is treated alike.
+    Its blocks are those from ``index`` on. A block outside the cache lies outside the tensor map, which fills the piece with
+    zeros and reads nothing; a bit says so to the consumer.
     """
     KEYS: gl.constexpr = keys.KEYS
-    PIECE: gl.constexpr = piece_keys(table.BLOCK, KEYS)
+    PIECE: gl.constexpr = piece_keys(BLOCK, KEYS)
     full = keys.ring.full.index(stage.index)
     key = reinterpret(keys.key.index(stage.index), gl.float8e4nv, [KEYS // PIECE, PIECE, keys.DIM], bytes_layout(keys.DIM, 3))
     scale = reinterpret(keys.scale.index(stage.index), gl.float32, [KEYS // PIECE, PIECE], floats_layout(2))
-    blocks = ()
+    piece_blocks = ()
     missing = 0
     for piece in gl.static_range(KEYS // PIECE):
-        block, lacking = table.block(entries, position + piece * PIECE, longest)
-        missing |= lacking << piece
-        blocks += (block,)
+        block = nth(blocks, index + piece)
+        missing |= (block.to(gl.uint32) >= num_blocks.to(gl.uint32)).to(gl.int32) << piece
+        piece_blocks += (block,)
+    keys.ring.acquire(stage)
     store_scalar(keys.missing.index(stage.index), missing)
     barrier()
     mbarrier.expect(full, KEYS * (keys.DIM + 4))
     for piece in gl.static_range(KEYS // PIECE):
-        inside = (position + piece * PIECE) % table.BLOCK
-        tma_load(maps.keys, [blocks[piece], inside, 0], full, key.slice(piece, 1))
-        tma_load(maps.scales, [blocks[piece], inside], full, scale.slice(piece, 1))
+        inside = (position + piece * PIECE) % BLOCK
+        tma_load(maps.keys, [piece_blocks[piece], inside, 0], full, key.slice(piece, 1))
+        tma_load(maps.scales, [piece_blocks[piece], inside], full, scale.slice(piece, 1))
 
 
 @gluon.jit
 def produce(queries, keys, maps, lengths, share, table, first_row):
-    """The producer warp: keeps the consumer in keys."""
+    """The producer warp: keeps the consumer in keys.
+
+    Entries of the table come 32 at a time, and before they are needed: those of a request's first tiles with its lengths, while
+    the request before is copied, and others while the 32 before are used.
+    """
     ROWS: gl.constexpr = queries.ROWS
     KEYS: gl.constexpr = keys.KEYS
     NEXT_N: gl.constexpr = lengths.NEXT_N
-    each = gl.arange(0, max(ROWS, 2), gl.BlockedLayout([1], [32], [1], [0]))
+    PIECES: gl.constexpr = KEYS // piece_keys(table.BLOCK, KEYS)
+    splits = share.splits
+    row = first_row + gl.arange(0, max(ROWS, 2), gl.BlockedLayout([1], [32], [1], [0]))
+    row = gl.where(row < first_row + ROWS, row, NEXT_N)
     stage = producers_turn(keys.ring.STAGES)
     slot = producers_turn(SLOTS)
-    turn = gl.program_id(0) % share.splits  # of this program, counted from a request's first tile
-    for request in range(share.first_request, share.stop()):
-        row = gl.where(each < ROWS, first_row + each, NEXT_N)
-        length = lengths.seen_by(request, row)
-        longest = gl.max(length, axis=0)
-        first, last = share.cut(request, gl.cdiv(longest, KEYS), KEYS)
-        mine = first + turn
-        if mine < last:
-            queries.ring.acquire(slot)
-            queries.lengths.index(slot.index).store(length)
-            store_scalar(queries.plan.first_tile(slot), mine)
-            store_scalar(queries.plan.tile_count(slot), gl.cdiv(last - mine, share.splits))
-            store_scalar(queries.plan.first_row(slot), request * NEXT_N + first_row)
-            barrier()
-            load_queries(queries, maps, request * NEXT_N + first_row, slot)
-            slot = slot.next()
-            entries = table.entries(request)
-            for tile in range(mine, last, share.splits):
-                keys.ring.acquire(stage)
-                load_keys(keys, maps, table, entries, tile * KEYS, longest, stage)
+    turn = gl.program_id(0) % splits  # of this program, counted from a request's first tile
+    stop = share.stop()
+    if share.first_request < stop:
+        begin, _ = share.cut(share.first_request, gl.cdiv(lengths.most, KEYS), KEYS)
+        blocks = table.blocks(share.first_request, begin + turn, splits, lengths.most, KEYS)
+        ahead = lengths.load(share.first_request, row)
+        for request in range(share.first_request, stop):
+            length = lengths.seen(ahead, row)
+            longest = gl.max(length, axis=0)
+            first, last = share.cut(request, gl.cdiv(longest, KEYS), KEYS)
+            tile = first + turn
+            if tile < last:
+                queries.ring.acquire(slot)
+                queries.lengths.index(slot.index).store(length)
+                store_scalar(queries.plan.first_tile(slot), tile)
+                store_scalar(queries.plan.tile_count(slot), gl.cdiv(last - tile, splits))
+                store_scalar(queries.plan.first_row(slot), request * NEXT_N + first_row)
+                barrier()
+                load_queries(queries, maps, request * NEXT_N + first_row, slot)
+                slot = slot.next()
+            turn = next_turn(turn, last - first, splits)
+            following = gl.minimum(request + 1, share.num_requests - 1)
+            first_blocks = table.blocks(following, turn, splits, lengths.most, KEYS)
+            ahead = lengths.load(following, row)
+            further = table.blocks(request, tile + 32 // PIECES * splits, splits, longest, KEYS)
+            index = 0
+            while tile < last:
+                load_keys(keys, maps, blocks, index, table.num_blocks, tile * KEYS, stage, table.BLOCK)
                 stage = stage.next()
-        turn = next_turn(turn, last - first, share.splits)
+                tile += splits
+                index += PIECES
+                if index == 32:
+                    index = 0
+                    blocks = further
+                    further = table.blocks(request, tile + 32 // PIECES * splits, splits, longest, KEYS)
+            blocks = first_blocks
     queries.ring.acquire(slot)
     store_scalar(queries.plan.tile_count(slot), 0)
     barrier()
