@@ -370,13 +370,13 @@ def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
         keys.ring.release(stage)
         tiles -= 1
         fresh = tiles == 0
+        queries.ring.release(slot, fresh)
         logits = gl.where(missing == 0, head_sums(scores, weights, ROWS) * scale, float("-inf"))
         gl.store(cells, logits, mask=left > 0)  # rounded to what cells hold
         left -= KEYS * splits
         cells += gl.to_tensor(KEYS * splits).to(gl.int64) * out.stride_cell
         stage = stage.next()
         if fresh:
-            queries.ring.release(slot)
             slot = slot.next()
             queries.ring.wait(slot)
             tiles = scalar(queries.plan.tile_count(slot))

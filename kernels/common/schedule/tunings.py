@@ -24,7 +24,8 @@ class Tuning(NamedTuple):
 # --- classic, by target ---------------------------------------------------------------------------------------------------
 
 CLASSIC: dict[str, Tuning] = {
-    # Compiled, not timed: a warp alone needs no barrier and no shared memory; 8 requests of each of 32 threads, 4 of 64.
+    # Measured on an H200 with Triton 3.6.0: 4.3 us for 256 requests; 16 workers of a program with 4 warps took 6.2. Elsewhere
+    # compiled, and emulated for gfx950: no barrier, no shared memory, no spills.
     ANY: Tuning(num_warps=1, requests=256),
 }
 
