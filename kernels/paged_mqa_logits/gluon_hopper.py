@@ -52,6 +52,8 @@ from .operands import Inputs
 from .operation import Problem
 from .tunings import gluon_hopper as tuning
 
+SECTION = gl.constexpr(4096)  # cells of a row that a program fills at a time
+
 
 @aggregate
 class Lengths:
@@ -155,8 +157,8 @@ class Table:
 
 @gluon.jit
 def nth(values, index):
-    """One of the 32 values of a warp."""
-    each = gl.arange(0, 32, gl.BlockedLayout([1], [32], [1], [0]))
+    """One of the 32 values that each warp has."""
+    each = gl.arange(0, 32, gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
     return gl.max(gl.where(each == index, values, -(2**31)), axis=0)
 
 
@@ -386,36 +388,36 @@ def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
 def fill(lengths, out, width, rows):
     """-inf into the cells of every row that it does not see: this program's sections of the rows.
 
-    Programs take turns, each time at another section of a row, so that all have as much to fill where rows see alike. A
-    section's length is loaded while the one before is filled.
+    Programs take turns, each time at another section of a row, so that all have as much to fill where rows see alike. A lane
+    each finds out about one of the next 32 turns, so that stores wait for nothing.
     """
     CELLS: gl.constexpr = 128 // out.pointer.dtype.element_ty.primitive_bitwidth  # of 16 bytes
     LINE: gl.constexpr = gl.BlockedLayout([CELLS], [32], [gl.num_warps()], [0])
     STRIP: gl.constexpr = 512 * gl.num_warps()
-    SECTION: gl.constexpr = 8 * STRIP
     column = gl.arange(0, STRIP, LINE)
     value = gl.full([STRIP], float("-inf"), out.pointer.dtype.element_ty, LINE)
     sections = gl.maximum(gl.cdiv(width, SECTION), 1)
-    unit = gl.program_id(0) * gl.num_programs(1) + gl.program_id(1)
-    step = gl.num_programs(0) * gl.num_programs(1)
-    row = unit // sections
-    if row < rows:
-        ahead = lengths.load(row // lengths.NEXT_N, row % lengths.NEXT_N)
-        while row < rows:
-            base = (unit + row) % sections * SECTION
-            first = gl.maximum(base, lengths.seen(ahead, row % lengths.NEXT_N))
-            last = gl.minimum(base + SECTION, width)
-            cells = out.pointer + row.to(gl.int64) * out.stride_row + column.to(gl.int64) * out.stride_cell
-            unit += step
-            row = unit // sections
-            near = gl.minimum(row, rows - 1)
-            ahead = lengths.load(near // lengths.NEXT_N, near % lengths.NEXT_N)
+    units = rows * sections
+    programs = gl.num_programs(0) * gl.num_programs(1)
+    begin = gl.program_id(0) * gl.num_programs(1) + gl.program_id(1)
+    while begin < units:
+        unit = begin + gl.arange(0, 32, gl.BlockedLayout([1], [32], [gl.num_warps()], [0])) * programs
+        row = gl.minimum(unit // sections, rows - 1)
+        length = lengths.seen(lengths.load(row // lengths.NEXT_N, row % lengths.NEXT_N), row % lengths.NEXT_N)
+        base = (unit + row) % sections * SECTION
+        firsts = gl.maximum(base, length)
+        lasts = gl.where(unit < units, gl.minimum(base + SECTION, width), 0)
+        for turn in range(32):
+            first = nth(firsts, turn)
+            last = nth(lasts, turn)
+            cells = out.pointer + nth(row, turn).to(gl.int64) * out.stride_row + column.to(gl.int64) * out.stride_cell
             for strip in range(first // STRIP * STRIP, last, STRIP):
-                place = cells + gl.to_tensor(strip).to(gl.int64) * out.stride_cell
+                start = cells + gl.to_tensor(strip).to(gl.int64) * out.stride_cell
                 if (strip >= first) & (strip + STRIP <= last):
-                    gl.store(place, value)
+                    gl.store(start, value)
                 else:
-                    gl.store(place, value, mask=(strip + column >= first) & (strip + column < last))
+                    gl.store(start, value, mask=(strip + column >= first) & (strip + column < last))
+        begin += 32 * programs
 
 
 @gluon.jit
@@ -487,7 +489,7 @@ def paged_mqa_logits_kernel(
                 (produce, (queries, keys, maps, lengths, share, table, first_row)),
                 (fill, (lengths, out, width, num_requests * NEXT_N)),
             ],
-            [1, 1],
+            [1, 2],  # Triton makes four: as many as these and one more
             [PRODUCER_REGISTERS, PRODUCER_REGISTERS],
         )
     else:
