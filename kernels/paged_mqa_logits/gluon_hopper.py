@@ -244,25 +244,6 @@ def load_queries(queries, maps, row, slot):
 
 
 @gluon.jit
-def fetch_maps(maps, key, scale, num_blocks, PIECE: gl.constexpr):
-    """Start to copy a block behind the cache, which is zeros, into shared memory: the copy engine has the maps when keys come.
-
-    Returns the mbarrier to wait for.
-    """
-    KEYS: gl.constexpr = key.shape[1]
-    DIM: gl.constexpr = key.shape[2]
-    landed = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    mbarrier.init(landed, count=1)
-    hopper.fence_async_shared()
-    mbarrier.expect(landed, PIECE * (DIM + 4))
-    key = reinterpret(key.index(0), gl.float8e4nv, [KEYS // PIECE, PIECE, DIM], bytes_layout(DIM, 3))
-    scale = reinterpret(scale.index(0), gl.float32, [KEYS // PIECE, PIECE], floats_layout(2))
-    tma_load(maps.keys, [num_blocks, 0, 0], landed, key.slice(0, 1))
-    tma_load(maps.scales, [num_blocks, 0], landed, scale.slice(0, 1))
-    return landed
-
-
-@gluon.jit
 def load_keys(keys, maps, blocks, index, num_blocks, position, stage, BLOCK: gl.constexpr):
     """Start the copy of the tile that begins at key ``position``, piece by piece: a piece lies in one block.
 
@@ -475,16 +456,12 @@ def paged_mqa_logits_kernel(
     INTEGERS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     first_row = gl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
     num_requests = gl.to_tensor(num_requests)
-    num_blocks = gl.to_tensor(num_blocks)
-    maps = Maps(queries, keys, scales, weights)
-    key = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, KEYS, DIM], bytes_layout(DIM, 2))
-    scale = gl.allocate_shared_memory(gl.float32, [STAGES, KEYS], floats_layout(1))
-    landed = fetch_maps(maps, key, scale, num_blocks, piece_keys(BLOCK, KEYS))
     first_request, first_chunk, last_request, last_chunk = load_share(
         schedule, gl.program_id(0) // splits, num_requests, ROW_LENS
     )
     share = Share(first_request, first_chunk, last_request, last_chunk, num_requests, splits, CHUNK)
-    table = Table(table, stride_tb, stride_tk, num_blocks, BLOCK)
+    maps = Maps(queries, keys, scales, weights)
+    table = Table(table, stride_tb, stride_tk, gl.to_tensor(num_blocks), BLOCK)
     queries = Queries(
         gl.allocate_shared_memory(gl.float8e4nv, [SLOTS, ROWS * HEADS, DIM], bytes_layout(DIM, 2)),
         gl.allocate_shared_memory(
@@ -496,12 +473,13 @@ def paged_mqa_logits_kernel(
         Plan(gl.allocate_shared_memory(gl.int32, [SLOTS * FIELDS, 1], INTEGERS)),
         new_ring(SLOTS, 1),
     )
-    keys = Keys(key, scale, gl.allocate_shared_memory(gl.int32, [STAGES, 1], INTEGERS), new_ring(STAGES, 1))
+    keys = Keys(
+        gl.allocate_shared_memory(gl.float8e4nv, [STAGES, KEYS, DIM], bytes_layout(DIM, 2)),
+        gl.allocate_shared_memory(gl.float32, [STAGES, KEYS], floats_layout(1)),
+        gl.allocate_shared_memory(gl.int32, [STAGES, 1], INTEGERS),
+        new_ring(STAGES, 1),
+    )
     hopper.fence_async_shared()
-    mbarrier.wait(landed, 0)
-    barrier()
-    mbarrier.invalidate(landed)
-    barrier()  # what warp_specialize hands on may lie where the mbarrier was
     lengths = Lengths(lens, gl.to_tensor(limit), gl.to_tensor(stride_lb), gl.to_tensor(stride_ln), NEXT_N, ROW_LENS)
     out = Output(out, stride_os, stride_on)
     if CLEAN:
