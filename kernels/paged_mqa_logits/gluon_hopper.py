@@ -164,11 +164,11 @@ def nth(values, index):
 
 @aggregate
 class Queries:
-    """By slot, the rows of one request that a program scores, and what they are scored against.
+    """By slot, the rows of one request that a program scores, ROWS in each of PASSES, and what they are scored against.
 
-    query : [SLOTS, ROWS * HEADS, DIM] fp8
-    weight : [SLOTS * SPREAD, ROWS, HEADS] float32 or bfloat16; the copy engine writes to multiples of 128 bytes
-    lengths : [SLOTS, max(ROWS, 2)] int32, the keys that each row sees
+    query : [SLOTS * PASSES, ROWS * HEADS, DIM] fp8
+    weight : [SLOTS * PASSES * SPREAD, ROWS, HEADS] float32 or bfloat16; the copy engine writes to multiples of 128 bytes
+    lengths : [SLOTS, PASSES * max(ROWS, 2)] int32, the keys that each row sees
     """
 
     query: gl.shared_memory_descriptor
@@ -176,6 +176,7 @@ class Queries:
     lengths: gl.shared_memory_descriptor
     plan: Plan
     ring: Ring
+    PASSES: gl.constexpr
     ROWS: gl.constexpr
     HEADS: gl.constexpr
     DIM: gl.constexpr
@@ -188,15 +189,27 @@ class Queries:
         self.lengths = lengths
         self.plan = plan
         self.ring = ring
+        self.PASSES = gl.constexpr(query.shape[0] // SLOTS.value)
         self.ROWS = gl.constexpr(weight.shape[1])
         self.HEADS = gl.constexpr(weight.shape[2])
         self.DIM = gl.constexpr(query.shape[2])
-        self.SPREAD = gl.constexpr(weight.shape[0] // SLOTS.value)
+        self.SPREAD = gl.constexpr(weight.shape[0] // query.shape[0])
 
     @gluon.jit
-    def weights(self, slot):
-        """The place of a slot's weights, [ROWS, HEADS]."""
-        return self.weight.index(slot.index * self.SPREAD)
+    def queries(self, slot, PASS: gl.constexpr):
+        """The place of a pass's queries in a slot, [ROWS * HEADS, DIM]."""
+        return self.query.index(slot.index * self.PASSES + PASS)
+
+    @gluon.jit
+    def weights(self, slot, PASS: gl.constexpr):
+        """The place of its weights, [ROWS, HEADS]."""
+        return self.weight.index((slot.index * self.PASSES + PASS) * self.SPREAD)
+
+    @gluon.jit
+    def seen(self, slot, PASS: gl.constexpr):
+        """The place of its rows' lengths, [max(ROWS, 2)]."""
+        PADDED: gl.constexpr = max(self.ROWS, 2)
+        return self.lengths.index(slot.index).slice(PASS * PADDED, PADDED)
 
 
 @gluon.constexpr_function
@@ -237,10 +250,11 @@ def load_queries(queries, maps, row, slot):
     BOX: gl.constexpr = query_box(ROWS, queries.HEADS, queries.DIM)
     full = queries.ring.full.index(slot.index)
     WEIGHT_BYTES: gl.constexpr = queries.weight.dtype.primitive_bitwidth // 8
-    mbarrier.expect(full, ROWS * queries.HEADS * (queries.DIM + WEIGHT_BYTES))
-    box = reinterpret(queries.query.index(slot.index), gl.float8e4nv, BOX, bytes_layout(queries.DIM, len(BOX)))
-    load_query(maps.queries, row, full, box, ROWS)
-    tma_load(maps.weights, [row, 0], full, queries.weights(slot))
+    mbarrier.expect(full, queries.PASSES * ROWS * queries.HEADS * (queries.DIM + WEIGHT_BYTES))
+    for one in gl.static_range(queries.PASSES):
+        box = reinterpret(queries.queries(slot, one), gl.float8e4nv, BOX, bytes_layout(queries.DIM, len(BOX)))
+        load_query(maps.queries, row + one * ROWS, full, box, ROWS)
+        tma_load(maps.weights, [row + one * ROWS, 0], full, queries.weights(slot, one))
 
 
 @gluon.jit
@@ -283,8 +297,9 @@ def produce(queries, keys, maps, lengths, share, table, first_row):
     NEXT_N: gl.constexpr = lengths.NEXT_N
     PIECES: gl.constexpr = KEYS // piece_keys(table.BLOCK, KEYS)
     splits = share.splits
-    row = first_row + gl.arange(0, max(ROWS, 2), gl.BlockedLayout([1], [32], [1], [0]))
-    row = gl.where(row < first_row + ROWS, row, NEXT_N)
+    PADDED: gl.constexpr = max(ROWS, 2)
+    each = gl.arange(0, queries.PASSES * PADDED, gl.BlockedLayout([1], [32], [1], [0]))
+    row = gl.where(each % PADDED < ROWS, first_row + each // PADDED * ROWS + each % PADDED, NEXT_N)
     stage = producers_turn(keys.ring.STAGES)
     slot = producers_turn(SLOTS)
     turn = gl.program_id(0) % splits  # of this program, counted from a request's first tile
@@ -332,6 +347,7 @@ def produce(queries, keys, maps, lengths, share, table, first_row):
 @gluon.jit
 def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
     """The consumer warpgroup: the logits of every tile of this program, one of so many splits."""
+    PASSES: gl.constexpr = queries.PASSES
     ROWS: gl.constexpr = queries.ROWS
     HEADS: gl.constexpr = queries.HEADS
     KEYS: gl.constexpr = keys.KEYS
@@ -345,38 +361,54 @@ def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
     local = gl.arange(0, KEYS, KEY)
     each = gl.arange(0, PADDED, ROW)
     zeros = gl.full([KEYS, PRODUCTS], 0.0, gl.float32, MMA)
-    weights = gl.full([PRODUCTS], 0.0, gl.float32, gl.SliceLayout(0, MMA))
-    # Of a lane's cell: how many keys its row sees from it on.
-    left = gl.full([KEYS, PADDED], 0, gl.int32, LOGIT)
-    cells = out.pointer + gl.full([KEYS, PADDED], 0, gl.int64, LOGIT)
+    weights = ()
+    left = ()  # of a lane's cell: how many keys its row sees from it on
+    cells = ()
+    for _ in gl.static_range(PASSES):
+        weights += (gl.full([PRODUCTS], 0.0, gl.float32, gl.SliceLayout(0, MMA)),)
+        left += (gl.full([KEYS, PADDED], 0, gl.int32, LOGIT),)
+        cells += (out.pointer + gl.full([KEYS, PADDED], 0, gl.int64, LOGIT),)
     stage = consumers_turn(keys.ring.STAGES)
     slot = consumers_turn(SLOTS)
     fresh = True
     queries.ring.wait(slot)
     tiles = scalar(queries.plan.tile_count(slot))
     while tiles > 0:
-        query = queries.query.index(slot.index).permute([1, 0])
-        keys.ring.wait(stage)
-        scores = hopper.warpgroup_mma(keys.key.index(stage.index), query, zeros, use_acc=False, is_async=True)
-        if fresh:
-            position = scalar(queries.plan.first_tile(slot)) * KEYS + local
-            row = scalar(queries.plan.first_row(slot)) + each
-            weights = product_weights(queries.weights(slot), ROWS, HEADS, gl.SliceLayout(0, MMA))
-            left = queries.lengths.index(slot.index).load(ROW)[None, :] - position[:, None]
-            offset = (row.to(gl.int64) * out.stride_row)[None, :] + (position.to(gl.int64) * out.stride_cell)[:, None]
-            cells = out.pointer + offset
-        scale = keys.scale.index(stage.index).load(KEY)[:, None]
-        missing = (scalar(keys.missing.index(stage.index)) >> local // PIECE & 1)[:, None]
-        scores = hopper.warpgroup_mma_wait(0, [scores])
-        barrier()  # of the warpgroup: one thread arrives for all
-        keys.ring.release(stage)
-        tiles -= 1
-        fresh = tiles == 0
-        queries.ring.release(slot, fresh)
-        logits = gl.where(missing == 0, head_sums(scores, weights, ROWS) * scale, float("-inf"))
-        gl.store(cells, logits, mask=left > 0)  # rounded to what cells hold
-        left -= KEYS * splits
-        cells += gl.to_tensor(KEYS * splits).to(gl.int64) * out.stride_cell
+        next_left = ()
+        next_cells = ()
+        for one in gl.static_range(PASSES):
+            query = queries.queries(slot, one).permute([1, 0])
+            if one == 0:
+                keys.ring.wait(stage)
+            scores = hopper.warpgroup_mma(keys.key.index(stage.index), query, zeros, use_acc=False, is_async=True)
+            if one == 0:
+                if fresh:
+                    position = scalar(queries.plan.first_tile(slot)) * KEYS + local
+                    weights = ()
+                    left = ()
+                    cells = ()
+                    for other in gl.static_range(PASSES):
+                        row = scalar(queries.plan.first_row(slot)) + other * ROWS + each
+                        weights += (product_weights(queries.weights(slot, other), ROWS, HEADS, gl.SliceLayout(0, MMA)),)
+                        left += (queries.seen(slot, other).load(ROW)[None, :] - position[:, None],)
+                        offset = row.to(gl.int64) * out.stride_row
+                        offset = offset[None, :] + (position.to(gl.int64) * out.stride_cell)[:, None]
+                        cells += (out.pointer + offset,)
+                scale = keys.scale.index(stage.index).load(KEY)[:, None]
+                missing = (scalar(keys.missing.index(stage.index)) >> local // PIECE & 1)[:, None]
+            scores = hopper.warpgroup_mma_wait(0, [scores])
+            if one == PASSES - 1:
+                barrier()  # of the warpgroup: one thread arrives for all
+                keys.ring.release(stage)
+                tiles -= 1
+                fresh = tiles == 0
+                queries.ring.release(slot, fresh)
+            logits = gl.where(missing == 0, head_sums(scores, weights[one], ROWS) * scale, float("-inf"))
+            gl.store(cells[one], logits, mask=left[one] > 0)  # rounded to what cells hold
+            next_left += (left[one] - KEYS * splits,)
+            next_cells += (cells[one] + gl.to_tensor(KEYS * splits).to(gl.int64) * out.stride_cell,)
+        left = next_left
+        cells = next_cells
         stage = stage.next()
         if fresh:
             slot = slot.next()
@@ -442,6 +474,7 @@ def paged_mqa_logits_kernel(
     stride_os,
     stride_on,
     NEXT_N: gl.constexpr,
+    PASSES: gl.constexpr,
     ROWS: gl.constexpr,
     HEADS: gl.constexpr,
     DIM: gl.constexpr,
@@ -454,7 +487,7 @@ def paged_mqa_logits_kernel(
     PRODUCER_REGISTERS: gl.constexpr,
 ):
     INTEGERS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    first_row = gl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
+    first_row = gl.program_id(1) * (PASSES * ROWS)  # of each request, where a program does not score all of its rows
     num_requests = gl.to_tensor(num_requests)
     first_request, first_chunk, last_request, last_chunk = load_share(
         schedule, gl.program_id(0) // splits, num_requests, ROW_LENS
@@ -463,13 +496,13 @@ def paged_mqa_logits_kernel(
     maps = Maps(queries, keys, scales, weights)
     table = Table(table, stride_tb, stride_tk, gl.to_tensor(num_blocks), BLOCK)
     queries = Queries(
-        gl.allocate_shared_memory(gl.float8e4nv, [SLOTS, ROWS * HEADS, DIM], bytes_layout(DIM, 2)),
+        gl.allocate_shared_memory(gl.float8e4nv, [SLOTS * PASSES, ROWS * HEADS, DIM], bytes_layout(DIM, 2)),
         gl.allocate_shared_memory(
             maps.weights.dtype,
-            [SLOTS * spread(ROWS, HEADS, maps.weights.dtype.primitive_bitwidth), ROWS, HEADS],
+            [SLOTS * PASSES * spread(ROWS, HEADS, maps.weights.dtype.primitive_bitwidth), ROWS, HEADS],
             maps.weights.layout,
         ),
-        gl.allocate_shared_memory(gl.int32, [SLOTS, max(ROWS, 2)], INTEGERS),
+        gl.allocate_shared_memory(gl.int32, [SLOTS, PASSES * max(ROWS, 2)], INTEGERS),
         Plan(gl.allocate_shared_memory(gl.int32, [SLOTS * FIELDS, 1], INTEGERS)),
         new_ring(SLOTS, 1),
     )
@@ -503,10 +536,16 @@ def paged_mqa_logits_kernel(
         )
 
 
+def groups_of(problem: Problem) -> int:
+    """How many programs share a request's rows."""
+    tune = tuning(problem)
+    return -(-problem.next_n // (tune.rows * tune.passes))
+
+
 def workers(problem: Problem) -> int:
     """As :func:`capgate.kernels.paged_mqa_workers`."""
     tune = tuning(problem)
-    return workers_that_fit(problem.device, tune.resident, -(-problem.next_n // tune.rows))
+    return workers_that_fit(problem.device, tune.resident, groups_of(problem))
 
 
 def prepare(
@@ -530,7 +569,7 @@ def prepare(
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     (blocks, block), width = keys.shape[:2], out.shape[1]
     piece = gcd(block, tune.block_keys)
-    groups = -(-next_n // rows)
+    groups = groups_of(problem)
     splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
     row_lens = context_lens.ndim == 2
     lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
@@ -545,6 +584,7 @@ def prepare(
     )
     keywords = {
         "NEXT_N": next_n,
+        "PASSES": tune.passes,
         "ROWS": rows,
         "HEADS": padded,
         "DIM": dim,
