@@ -52,7 +52,7 @@ def prepare(problem: Problem, inputs: Inputs, schedule: torch.Tensor, *, chunk_k
     tune, lens = tuning(problem), last_lengths(inputs.context_lens)
     num_workers = schedule.shape[0] - 1
     arguments = (lens, schedule, lens.shape[0], num_workers, lens.stride(0))
-    keywords = {"CHUNK": chunk_keys, "REQUESTS": tune.requests, "num_warps": tune.num_warps}
+    keywords = {"CHUNK": chunk_keys, "REQUESTS": tune.block_requests, "num_warps": tune.num_warps}
     return compat.Launch(schedule_kernel, (num_workers + 1,), arguments, keywords)
 
 

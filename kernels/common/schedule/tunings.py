@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 class Tuning(NamedTuple):
     """How a worker's beginning is found; names as in :mod:`..tuning`.
 
-    requests : whose lengths are summed at a time
+    block_requests : requests whose lengths are summed at a time
     """
 
     num_warps: int
-    requests: int
+    block_requests: int
 
 
 # --- classic, by target ---------------------------------------------------------------------------------------------------
@@ -26,7 +26,7 @@ class Tuning(NamedTuple):
 CLASSIC: dict[str, Tuning] = {
     # Measured on an H200 with Triton 3.6.0: 4.3 us for 256 requests; 16 workers of a program with 4 warps took 6.2. Elsewhere
     # compiled, and emulated for gfx950: no barrier, no shared memory, no spills.
-    ANY: Tuning(num_warps=1, requests=256),
+    ANY: Tuning(num_warps=1, block_requests=256),
 }
 
 
