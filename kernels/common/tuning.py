@@ -41,6 +41,7 @@ class Tuning(NamedTuple):
     registers_thread : 32-bit registers of each thread before the warps specialise
     registers_consumer : of each thread that multiplies, from then on
     registers_producer : of each thread that copies, from then on
+    passes : products of each tile of keys, every one with ``rows`` rows
     """
 
     block_keys: int
@@ -56,6 +57,7 @@ class Tuning(NamedTuple):
     registers_thread: int | None = None
     registers_consumer: int | None = None
     registers_producer: int | None = None
+    passes: int | None = None
 
     def with_rows(self, rows: int, padded_heads: int) -> "Tuning":
         """A table's row for a problem: with so many query rows, or as many as its columns have room for."""

@@ -10,7 +10,7 @@ from ..common.checks import check_apart, check_choice, check_flag, check_integer
 from ..common.logits import FLOATS, FP8, LOGITS, empty_logits, mappable
 from ..common.torch_ops import register
 from .operands import OPERANDS, Inputs
-from .operation import Problem, operation
+from .operation import FEW_PRODUCTS, Problem, operation
 
 REPEATS = compat.Repeats(operation)
 
@@ -127,7 +127,9 @@ def describe(inputs: Inputs, out: torch.Tensor, clean_logits: bool, compressed: 
     if clean_logits:
         tensor_maps = tensor_maps and out.shape[1] * out.itemsize >= 16 and mappable(out)
     floats = (FLOATS[inputs.weights.dtype], FLOATS[out.dtype])
-    return Problem(q.device, q.shape[1], q.shape[2], FP8[q.dtype], clean_logits, compressed, direct_keys, tensor_maps, *floats)
+    few = q.shape[0] * inputs.k.shape[0] <= FEW_PRODUCTS
+    modes = (clean_logits, compressed, direct_keys, tensor_maps)
+    return Problem(q.device, q.shape[1], q.shape[2], FP8[q.dtype], *modes, *floats, few)
 
 
 def _launch_into(inputs: Inputs, out: torch.Tensor, clean_logits: bool, compressed: bool, variant: str | None) -> None:

@@ -45,13 +45,15 @@ from ..common.device.hopper_pipeline import (
     stride,
 )
 from ..common.device.pieces import piece_keys
-from ..common.device.windows import load_share, next_turn, seen
+from ..common.device.windows import load_length, load_share, next_turn, seen_of
 from ..common.rules import padded_heads
 from ..common.schedule.operation import CHUNK_KEYS
 from .launches import plan_of, workers
 from .operands import Inputs
 from .operation import Problem
 from .tunings import gluon_hopper as tuning
+
+SECTION = gl.constexpr(4096)  # cells of a row that a program fills at a time
 
 
 @aggregate
@@ -75,9 +77,14 @@ class Lengths:
         self.ROW_LENS = gl.constexpr(ROW_LENS)
 
     @gluon.jit
-    def seen_by(self, request, row):
-        """How many keys a row of a request sees; none if the request has no such row."""
-        return seen(self.lens, request, row, self.most, self.stride_lb, self.stride_ln, self.NEXT_N, self.ROW_LENS)
+    def load(self, request, row):
+        """What :meth:`seen` makes a row's length of: a load alone, for what needs it later."""
+        return load_length(self.lens, request, row, self.stride_lb, self.stride_ln, self.NEXT_N, self.ROW_LENS)
+
+    @gluon.jit
+    def seen(self, length, row):
+        """How many keys a row sees by what was loaded; none if its request has no such row."""
+        return seen_of(length, row, self.most, self.NEXT_N, self.ROW_LENS)
 
 
 @aggregate
@@ -139,23 +146,30 @@ class Table:
         self.BLOCK = gl.constexpr(BLOCK)
 
     @gluon.jit
-    def entries(self, request):
-        return self.pointer + request.to(gl.int64) * self.stride_request
+    def blocks(self, request, tile, splits, end, KEYS: gl.constexpr):
+        """[32]: the blocks of the next pieces of a program's tiles, a tile behind the other; -1 from the key ``end`` on."""
+        PIECE: gl.constexpr = piece_keys(self.BLOCK, KEYS)
+        PIECES: gl.constexpr = KEYS // PIECE
+        each = gl.arange(0, 32, gl.BlockedLayout([1], [32], [1], [0]))
+        position = (tile + each // PIECES * splits) * KEYS + each % PIECES * PIECE
+        entry = self.pointer + request.to(gl.int64) * self.stride_request
+        return gl.load(entry + (position // self.BLOCK).to(gl.int64) * self.stride_block, mask=position < end, other=-1)
 
-    @gluon.jit
-    def block(self, entries, position, longest):
-        """(the block that holds the key at a position, 1 where the cache lacks it or no row sees the key)."""
-        block = gl.load(entries + (position // self.BLOCK).to(gl.int64) * self.stride_block, mask=position < longest, other=-1)
-        return block, (block.to(gl.uint32) >= self.num_blocks.to(gl.uint32)).to(gl.int32)
+
+@gluon.jit
+def nth(values, index):
+    """One of the 32 values that each warp has."""
+    each = gl.arange(0, 32, gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
+    return gl.max(gl.where(each == index, values, -(2**31)), axis=0)
 
 
 @aggregate
 class Queries:
-    """By slot, the rows of one request that a program scores, and what they are scored against.
+    """By slot, the rows of one request that a program scores, ROWS in each of PASSES, and what they are scored against.
 
-    query : [SLOTS, ROWS * HEADS, DIM] fp8
-    weight : [SLOTS * SPREAD, ROWS, HEADS] float32 or bfloat16; the copy engine writes to multiples of 128 bytes
-    lengths : [SLOTS, max(ROWS, 2)] int32, the keys that each row sees
+    query : [SLOTS * PASSES, ROWS * HEADS, DIM] fp8
+    weight : [SLOTS * PASSES * SPREAD, ROWS, HEADS] float32 or bfloat16; the copy engine writes to multiples of 128 bytes
+    lengths : [SLOTS, PASSES * max(ROWS, 2)] int32, the keys that each row sees
     """
 
     query: gl.shared_memory_descriptor
@@ -163,6 +177,7 @@ class Queries:
     lengths: gl.shared_memory_descriptor
     plan: Plan
     ring: Ring
+    PASSES: gl.constexpr
     ROWS: gl.constexpr
     HEADS: gl.constexpr
     DIM: gl.constexpr
@@ -175,15 +190,27 @@ class Queries:
         self.lengths = lengths
         self.plan = plan
         self.ring = ring
+        self.PASSES = gl.constexpr(query.shape[0] // SLOTS.value)
         self.ROWS = gl.constexpr(weight.shape[1])
         self.HEADS = gl.constexpr(weight.shape[2])
         self.DIM = gl.constexpr(query.shape[2])
-        self.SPREAD = gl.constexpr(weight.shape[0] // SLOTS.value)
+        self.SPREAD = gl.constexpr(weight.shape[0] // query.shape[0])
 
     @gluon.jit
-    def weights(self, slot):
-        """The place of a slot's weights, [ROWS, HEADS]."""
-        return self.weight.index(slot.index * self.SPREAD)
+    def queries(self, slot, PASS: gl.constexpr):
+        """The place of a pass's queries in a slot, [ROWS * HEADS, DIM]."""
+        return self.query.index(slot.index * self.PASSES + PASS)
+
+    @gluon.jit
+    def weights(self, slot, PASS: gl.constexpr):
+        """The place of its weights, [ROWS, HEADS]."""
+        return self.weight.index((slot.index * self.PASSES + PASS) * self.SPREAD)
+
+    @gluon.jit
+    def seen(self, slot, PASS: gl.constexpr):
+        """The place of its rows' lengths, [max(ROWS, 2)]."""
+        PADDED: gl.constexpr = max(self.ROWS, 2)
+        return self.lengths.index(slot.index).slice(PASS * PADDED, PADDED)
 
 
 @gluon.constexpr_function
@@ -224,70 +251,94 @@ def load_queries(queries, maps, row, slot):
     BOX: gl.constexpr = query_box(ROWS, queries.HEADS, queries.DIM)
     full = queries.ring.full.index(slot.index)
     WEIGHT_BYTES: gl.constexpr = queries.weight.dtype.primitive_bitwidth // 8
-    mbarrier.expect(full, ROWS * queries.HEADS * (queries.DIM + WEIGHT_BYTES))
-    box = reinterpret(queries.query.index(slot.index), gl.float8e4nv, BOX, bytes_layout(queries.DIM, len(BOX)))
-    load_query(maps.queries, row, full, box, ROWS)
-    tma_load(maps.weights, [row, 0], full, queries.weights(slot))
+    mbarrier.expect(full, queries.PASSES * ROWS * queries.HEADS * (queries.DIM + WEIGHT_BYTES))
+    for one in gl.static_range(queries.PASSES):
+        box = reinterpret(queries.queries(slot, one), gl.float8e4nv, BOX, bytes_layout(queries.DIM, len(BOX)))
+        load_query(maps.queries, row + one * ROWS, full, box, ROWS)
+        tma_load(maps.weights, [row + one * ROWS, 0], full, queries.weights(slot, one))
 
 
 @gluon.jit
-def load_keys(keys, maps, table, entries, position, longest, stage):
+def load_keys(keys, maps, blocks, index, num_blocks, position, stage, BLOCK: gl.constexpr):
     """Start the copy of the tile that begins at key ``position``, piece by piece: a piece lies in one block.
 
-    A block outside the cache lies outside the tensor map, which fills the piece with zeros and reads nothing; a bit says so
-    to the consumer. A piece past the longest row's last key, which has no entry in the table, is treated alike.
+    Its blocks are those from ``index`` on. A block outside the cache lies outside the tensor map, which fills the piece with
+    zeros and reads nothing; a bit says so to the consumer.
     """
     KEYS: gl.constexpr = keys.KEYS
-    PIECE: gl.constexpr = piece_keys(table.BLOCK, KEYS)
+    PIECE: gl.constexpr = piece_keys(BLOCK, KEYS)
     full = keys.ring.full.index(stage.index)
     key = reinterpret(keys.key.index(stage.index), gl.float8e4nv, [KEYS // PIECE, PIECE, keys.DIM], bytes_layout(keys.DIM, 3))
     scale = reinterpret(keys.scale.index(stage.index), gl.float32, [KEYS // PIECE, PIECE], floats_layout(2))
-    blocks = ()
+    piece_blocks = ()
     missing = 0
     for piece in gl.static_range(KEYS // PIECE):
-        block, lacking = table.block(entries, position + piece * PIECE, longest)
-        missing |= lacking << piece
-        blocks += (block,)
+        block = nth(blocks, index + piece)
+        missing |= (block.to(gl.uint32) >= num_blocks.to(gl.uint32)).to(gl.int32) << piece
+        piece_blocks += (block,)
+    keys.ring.acquire(stage)
     store_scalar(keys.missing.index(stage.index), missing)
     barrier()
     mbarrier.expect(full, KEYS * (keys.DIM + 4))
     for piece in gl.static_range(KEYS // PIECE):
-        inside = (position + piece * PIECE) % table.BLOCK
-        tma_load(maps.keys, [blocks[piece], inside, 0], full, key.slice(piece, 1))
-        tma_load(maps.scales, [blocks[piece], inside], full, scale.slice(piece, 1))
+        inside = (position + piece * PIECE) % BLOCK
+        tma_load(maps.keys, [piece_blocks[piece], inside, 0], full, key.slice(piece, 1))
+        tma_load(maps.scales, [piece_blocks[piece], inside], full, scale.slice(piece, 1))
 
 
 @gluon.jit
 def produce(queries, keys, maps, lengths, share, table, first_row):
-    """The producer warp: keeps the consumer in keys."""
+    """The producer warp: keeps the consumer in keys.
+
+    Entries of the table come 32 at a time, and before they are needed: those of a request's first tiles with its lengths, while
+    the request before is copied, and others while the 32 before are used.
+    """
     ROWS: gl.constexpr = queries.ROWS
     KEYS: gl.constexpr = keys.KEYS
     NEXT_N: gl.constexpr = lengths.NEXT_N
-    each = gl.arange(0, max(ROWS, 2), gl.BlockedLayout([1], [32], [1], [0]))
+    PIECES: gl.constexpr = KEYS // piece_keys(table.BLOCK, KEYS)
+    splits = share.splits
+    PADDED: gl.constexpr = max(ROWS, 2)
+    each = gl.arange(0, queries.PASSES * PADDED, gl.BlockedLayout([1], [32], [1], [0]))
+    row = gl.where(each % PADDED < ROWS, first_row + each // PADDED * ROWS + each % PADDED, NEXT_N)
     stage = producers_turn(keys.ring.STAGES)
     slot = producers_turn(SLOTS)
-    turn = gl.program_id(0) % share.splits  # of this program, counted from a request's first tile
-    for request in range(share.first_request, share.stop()):
-        row = gl.where(each < ROWS, first_row + each, NEXT_N)
-        length = lengths.seen_by(request, row)
-        longest = gl.max(length, axis=0)
-        first, last = share.cut(request, gl.cdiv(longest, KEYS), KEYS)
-        mine = first + turn
-        if mine < last:
-            queries.ring.acquire(slot)
-            queries.lengths.index(slot.index).store(length)
-            store_scalar(queries.plan.first_tile(slot), mine)
-            store_scalar(queries.plan.tile_count(slot), gl.cdiv(last - mine, share.splits))
-            store_scalar(queries.plan.first_row(slot), request * NEXT_N + first_row)
-            barrier()
-            load_queries(queries, maps, request * NEXT_N + first_row, slot)
-            slot = slot.next()
-            entries = table.entries(request)
-            for tile in range(mine, last, share.splits):
-                keys.ring.acquire(stage)
-                load_keys(keys, maps, table, entries, tile * KEYS, longest, stage)
+    turn = gl.program_id(0) % splits  # of this program, counted from a request's first tile
+    stop = share.stop()
+    if share.first_request < stop:
+        begin, _ = share.cut(share.first_request, gl.cdiv(lengths.most, KEYS), KEYS)
+        blocks = table.blocks(share.first_request, begin + turn, splits, lengths.most, KEYS)
+        ahead = lengths.load(share.first_request, row)
+        for request in range(share.first_request, stop):
+            length = lengths.seen(ahead, row)
+            longest = gl.max(length, axis=0)
+            first, last = share.cut(request, gl.cdiv(longest, KEYS), KEYS)
+            tile = first + turn
+            if tile < last:
+                queries.ring.acquire(slot)
+                queries.lengths.index(slot.index).store(length)
+                store_scalar(queries.plan.first_tile(slot), tile)
+                store_scalar(queries.plan.tile_count(slot), gl.cdiv(last - tile, splits))
+                store_scalar(queries.plan.first_row(slot), request * NEXT_N + first_row)
+                barrier()
+                load_queries(queries, maps, request * NEXT_N + first_row, slot)
+                slot = slot.next()
+            turn = next_turn(turn, last - first, splits)
+            following = gl.minimum(request + 1, share.num_requests - 1)
+            first_blocks = table.blocks(following, turn, splits, lengths.most, KEYS)
+            ahead = lengths.load(following, row)
+            further = table.blocks(request, tile + 32 // PIECES * splits, splits, longest, KEYS)
+            index = 0
+            while tile < last:
+                load_keys(keys, maps, blocks, index, table.num_blocks, tile * KEYS, stage, table.BLOCK)
                 stage = stage.next()
-        turn = next_turn(turn, last - first, share.splits)
+                tile += splits
+                index += PIECES
+                if index == 32:
+                    index = 0
+                    blocks = further
+                    further = table.blocks(request, tile + 32 // PIECES * splits, splits, longest, KEYS)
+            blocks = first_blocks
     queries.ring.acquire(slot)
     store_scalar(queries.plan.tile_count(slot), 0)
     barrier()
@@ -297,6 +348,7 @@ def produce(queries, keys, maps, lengths, share, table, first_row):
 @gluon.jit
 def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
     """The consumer warpgroup: the logits of every tile of this program, one of so many splits."""
+    PASSES: gl.constexpr = queries.PASSES
     ROWS: gl.constexpr = queries.ROWS
     HEADS: gl.constexpr = queries.HEADS
     KEYS: gl.constexpr = keys.KEYS
@@ -310,38 +362,54 @@ def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
     local = gl.arange(0, KEYS, KEY)
     each = gl.arange(0, PADDED, ROW)
     zeros = gl.full([KEYS, PRODUCTS], 0.0, gl.float32, MMA)
-    weights = gl.full([PRODUCTS], 0.0, gl.float32, gl.SliceLayout(0, MMA))
-    # Of a lane's cell: how many keys its row sees from it on.
-    left = gl.full([KEYS, PADDED], 0, gl.int32, LOGIT)
-    cells = out.pointer + gl.full([KEYS, PADDED], 0, gl.int64, LOGIT)
+    weights = ()
+    left = ()  # of a lane's cell: how many keys its row sees from it on
+    cells = ()
+    for _ in gl.static_range(PASSES):
+        weights += (gl.full([PRODUCTS], 0.0, gl.float32, gl.SliceLayout(0, MMA)),)
+        left += (gl.full([KEYS, PADDED], 0, gl.int32, LOGIT),)
+        cells += (out.pointer + gl.full([KEYS, PADDED], 0, gl.int64, LOGIT),)
     stage = consumers_turn(keys.ring.STAGES)
     slot = consumers_turn(SLOTS)
     fresh = True
     queries.ring.wait(slot)
     tiles = scalar(queries.plan.tile_count(slot))
     while tiles > 0:
-        query = queries.query.index(slot.index).permute([1, 0])
-        keys.ring.wait(stage)
-        scores = hopper.warpgroup_mma(keys.key.index(stage.index), query, zeros, use_acc=False, is_async=True)
-        if fresh:
-            position = scalar(queries.plan.first_tile(slot)) * KEYS + local
-            row = scalar(queries.plan.first_row(slot)) + each
-            weights = product_weights(queries.weights(slot), ROWS, HEADS, gl.SliceLayout(0, MMA))
-            left = queries.lengths.index(slot.index).load(ROW)[None, :] - position[:, None]
-            offset = (row.to(gl.int64) * out.stride_row)[None, :] + (position.to(gl.int64) * out.stride_cell)[:, None]
-            cells = out.pointer + offset
-        scale = keys.scale.index(stage.index).load(KEY)[:, None]
-        missing = (scalar(keys.missing.index(stage.index)) >> local // PIECE & 1)[:, None]
-        scores = hopper.warpgroup_mma_wait(0, [scores])
-        barrier()  # of the warpgroup: one thread arrives for all
-        keys.ring.release(stage)
-        tiles -= 1
-        fresh = tiles == 0
-        queries.ring.release(slot, fresh)
-        logits = gl.where(missing == 0, head_sums(scores, weights, ROWS) * scale, float("-inf"))
-        gl.store(cells, logits, mask=left > 0)  # rounded to what cells hold
-        left -= KEYS * splits
-        cells += gl.to_tensor(KEYS * splits).to(gl.int64) * out.stride_cell
+        next_left = ()
+        next_cells = ()
+        for one in gl.static_range(PASSES):
+            query = queries.queries(slot, one).permute([1, 0])
+            if one == 0:
+                keys.ring.wait(stage)
+            scores = hopper.warpgroup_mma(keys.key.index(stage.index), query, zeros, use_acc=False, is_async=True)
+            if one == 0:
+                if fresh:
+                    position = scalar(queries.plan.first_tile(slot)) * KEYS + local
+                    weights = ()
+                    left = ()
+                    cells = ()
+                    for other in gl.static_range(PASSES):
+                        row = scalar(queries.plan.first_row(slot)) + other * ROWS + each
+                        weights += (product_weights(queries.weights(slot, other), ROWS, HEADS, gl.SliceLayout(0, MMA)),)
+                        left += (queries.seen(slot, other).load(ROW)[None, :] - position[:, None],)
+                        offset = row.to(gl.int64) * out.stride_row
+                        offset = offset[None, :] + (position.to(gl.int64) * out.stride_cell)[:, None]
+                        cells += (out.pointer + offset,)
+                scale = keys.scale.index(stage.index).load(KEY)[:, None]
+                missing = (scalar(keys.missing.index(stage.index)) >> local // PIECE & 1)[:, None]
+            scores = hopper.warpgroup_mma_wait(0, [scores])
+            if one == PASSES - 1:
+                barrier()  # of the warpgroup: one thread arrives for all
+                keys.ring.release(stage)
+                tiles -= 1
+                fresh = tiles == 0
+                queries.ring.release(slot, fresh)
+            logits = gl.where(missing == 0, head_sums(scores, weights[one], ROWS) * scale, float("-inf"))
+            gl.store(cells[one], logits, mask=left[one] > 0)  # rounded to what cells hold
+            next_left += (left[one] - KEYS * splits,)
+            next_cells += (cells[one] + gl.to_tensor(KEYS * splits).to(gl.int64) * out.stride_cell,)
+        left = next_left
+        cells = next_cells
         stage = stage.next()
         if fresh:
             slot = slot.next()
@@ -351,26 +419,38 @@ def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
 
 @gluon.jit
 def fill(lengths, out, width, rows):
-    """-inf into the cells of every row that it does not see; this program's strips of the rows."""
+    """-inf into the cells of every row that it does not see: this program's sections of the rows.
+
+    Programs take turns, each time at another section of a row, so that all have as much to fill where rows see alike. A lane
+    each finds out about one of the next 32 turns, so that stores wait for nothing.
+    """
     CELLS: gl.constexpr = 128 // out.pointer.dtype.element_ty.primitive_bitwidth  # of 16 bytes
     LINE: gl.constexpr = gl.BlockedLayout([CELLS], [32], [gl.num_warps()], [0])
     STRIP: gl.constexpr = 512 * gl.num_warps()
     column = gl.arange(0, STRIP, LINE)
     value = gl.full([STRIP], float("-inf"), out.pointer.dtype.element_ty, LINE)
-    strips = gl.cdiv(width, STRIP)
-    program = gl.program_id(0) * gl.num_programs(1) + gl.program_id(1)
-    step = gl.num_programs(0) * gl.num_programs(1)
-    for unit in range(program.to(gl.int64), rows.to(gl.int64) * strips, step):
-        row = (unit // strips).to(gl.int32)
-        base = (unit % strips).to(gl.int32) * STRIP
-        length = lengths.seen_by(row // lengths.NEXT_N, row % lengths.NEXT_N)
-        if base + STRIP > length:
-            start = out.pointer + row.to(gl.int64) * out.stride_row + base.to(gl.int64) * out.stride_cell
-            cells = start + column.to(gl.int64) * out.stride_cell
-            if (base >= length) & (base + STRIP <= width):
-                gl.store(cells, value)
-            else:
-                gl.store(cells, value, mask=(base + column >= length) & (base + column < width))
+    sections = gl.maximum(gl.cdiv(width, SECTION), 1)
+    units = rows * sections
+    programs = gl.num_programs(0) * gl.num_programs(1)
+    begin = gl.program_id(0) * gl.num_programs(1) + gl.program_id(1)
+    while begin < units:
+        unit = begin + gl.arange(0, 32, gl.BlockedLayout([1], [32], [gl.num_warps()], [0])) * programs
+        row = gl.minimum(unit // sections, rows - 1)
+        length = lengths.seen(lengths.load(row // lengths.NEXT_N, row % lengths.NEXT_N), row % lengths.NEXT_N)
+        base = (unit + row) % sections * SECTION
+        firsts = gl.maximum(base, length)
+        lasts = gl.where(unit < units, gl.minimum(base + SECTION, width), 0)
+        for turn in range(32):
+            first = nth(firsts, turn)
+            last = nth(lasts, turn)
+            cells = out.pointer + nth(row, turn).to(gl.int64) * out.stride_row + column.to(gl.int64) * out.stride_cell
+            for strip in range(first // STRIP * STRIP, last, STRIP):
+                start = cells + gl.to_tensor(strip).to(gl.int64) * out.stride_cell
+                if (strip >= first) & (strip + STRIP <= last):
+                    gl.store(start, value)
+                else:
+                    gl.store(start, value, mask=(strip + column >= first) & (strip + column < last))
+        begin += 32 * programs
 
 
 @gluon.jit
@@ -395,6 +475,7 @@ def paged_mqa_logits_kernel(
     stride_os,
     stride_on,
     NEXT_N: gl.constexpr,
+    PASSES: gl.constexpr,
     ROWS: gl.constexpr,
     HEADS: gl.constexpr,
     DIM: gl.constexpr,
@@ -407,7 +488,7 @@ def paged_mqa_logits_kernel(
     PRODUCER_REGISTERS: gl.constexpr,
 ):
     INTEGERS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    first_row = gl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
+    first_row = gl.program_id(1) * (PASSES * ROWS)  # of each request, where a program does not score all of its rows
     num_requests = gl.to_tensor(num_requests)
     first_request, first_chunk, last_request, last_chunk = load_share(
         schedule, gl.program_id(0) // splits, num_requests, ROW_LENS
@@ -416,13 +497,13 @@ def paged_mqa_logits_kernel(
     maps = Maps(queries, keys, scales, weights)
     table = Table(table, stride_tb, stride_tk, gl.to_tensor(num_blocks), BLOCK)
     queries = Queries(
-        gl.allocate_shared_memory(gl.float8e4nv, [SLOTS, ROWS * HEADS, DIM], bytes_layout(DIM, 2)),
+        gl.allocate_shared_memory(gl.float8e4nv, [SLOTS * PASSES, ROWS * HEADS, DIM], bytes_layout(DIM, 2)),
         gl.allocate_shared_memory(
             maps.weights.dtype,
-            [SLOTS * spread(ROWS, HEADS, maps.weights.dtype.primitive_bitwidth), ROWS, HEADS],
+            [SLOTS * PASSES * spread(ROWS, HEADS, maps.weights.dtype.primitive_bitwidth), ROWS, HEADS],
             maps.weights.layout,
         ),
-        gl.allocate_shared_memory(gl.int32, [SLOTS, max(ROWS, 2)], INTEGERS),
+        gl.allocate_shared_memory(gl.int32, [SLOTS, PASSES * max(ROWS, 2)], INTEGERS),
         Plan(gl.allocate_shared_memory(gl.int32, [SLOTS * FIELDS, 1], INTEGERS)),
         new_ring(SLOTS, 1),
     )
@@ -442,7 +523,7 @@ def paged_mqa_logits_kernel(
                 (produce, (queries, keys, maps, lengths, share, table, first_row)),
                 (fill, (lengths, out, width, num_requests * NEXT_N)),
             ],
-            [1, 1],
+            [1, 2],  # Triton makes four: as many as these and one more
             [PRODUCER_REGISTERS, PRODUCER_REGISTERS],
         )
     else:
@@ -487,6 +568,7 @@ def prepare(
     )
     keywords = {
         "NEXT_N": next_n,
+        "PASSES": tune.passes,
         "ROWS": rows,
         "HEADS": padded,
         "DIM": dim,

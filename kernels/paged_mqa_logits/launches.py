@@ -15,10 +15,15 @@ from .operands import Inputs
 from .operation import Problem
 
 
+def groups_of(tune: Tuning, next_n: int) -> int:
+    """How many programs share a request's rows."""
+    return -(-next_n // (tune.rows * (tune.passes or 1)))
+
+
 def workers(tuning: Callable[[Problem], Tuning], problem: Problem) -> int:
     """As :func:`capgate.kernels.paged_mqa_workers`, of a variant with these tunings."""
     tune = tuning(problem)
-    return workers_that_fit(problem.device, tune.resident, -(-problem.next_n // tune.rows))
+    return workers_that_fit(problem.device, tune.resident, groups_of(tune, problem.next_n))
 
 
 class Plan(NamedTuple):
@@ -51,7 +56,7 @@ def plan_of(tuning: Callable[[Problem], Tuning], problem: Problem, inputs: Input
     before: tuple[compat.Launch, ...] = ()
     if schedule is None:
         schedule, before = new_schedule(lens, workers(tuning, problem), chunk_keys)
-    groups = -(-inputs.q.shape[1] // tune.rows)
+    groups = groups_of(tune, inputs.q.shape[1])
     splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
     limit = min(out.shape[1], table.shape[1] * inputs.kv_cache.shape[1])
     row_lens = lens.ndim == 2

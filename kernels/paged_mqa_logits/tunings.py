@@ -125,6 +125,7 @@ _HOPPER = Tuning(
     resident=2,
     registers_thread=128,
     registers_producer=72,
+    passes=1,
 )
 GLUON_HOPPER: dict[int, Tuning] = {
     # Compiled, not timed: as with 64 heads.
@@ -142,7 +143,12 @@ GLUON_HOPPER: dict[int, Tuning] = {
 def gluon_hopper(problem: Problem) -> Tuning:
     """The row for a problem's heads, cut to the rows of a request."""
     padded = padded_heads(problem.heads)
-    return GLUON_HOPPER[padded].with_rows(_power_of_two(problem.next_n), padded)
+    row = GLUON_HOPPER[padded].with_rows(_power_of_two(problem.next_n), padded)
+    if problem.next_n <= row.rows or padded == 16:
+        return row
+    # Compiled, not timed: further rows read the keys in shared memory once more. With 56 registers of a producer 6 to 12 of a
+    # consumer spill, with 16 heads 2; a third pass would leave an SM one program.
+    return row._replace(passes=2, registers_producer=40)
 
 
 def _power_of_two(number: int) -> int:

@@ -309,8 +309,8 @@ class Values:
             return ANY
         if name == "zext" and numbers.first < 0:
             return up_to((1 << 8 * size_of(source.rpartition(" ")[0])) - 1)
-        if name == "zext" and numbers == ANY:
-            return up_to((1 << int(re.match(r"i(\d+)", source)[1])) - 1)
+        if name == "zext" and numbers == ANY and (bits := re.match(r"i(\d+)", source)):  # and no vector
+            return up_to((1 << int(bits[1])) - 1)
         return numbers
 
     def _selected(self, condition: str, yes: str, no: str) -> Numbers | None:

@@ -83,11 +83,24 @@ def strip_base(strip, first, last, STRIP: tl.constexpr):
 @triton.jit
 def seen(lens, request, row, most, stride_lb, stride_ln, NEXT_N: tl.constexpr, ROW_LENS: tl.constexpr):
     """How many keys a row of a request sees; none if the request has no such row."""
+    return seen_of(load_length(lens, request, row, stride_lb, stride_ln, NEXT_N, ROW_LENS), row, most, NEXT_N, ROW_LENS)
+
+
+@triton.jit
+def load_length(lens, request, row, stride_lb, stride_ln, NEXT_N: tl.constexpr, ROW_LENS: tl.constexpr):
+    """What the lengths say of a row of a request: how many keys it sees if ROW_LENS, or how many the last row does."""
     near = tl.minimum(row, NEXT_N - 1)
     if ROW_LENS:
-        length = tl.load(lens + request.to(tl.int64) * stride_lb + near.to(tl.int64) * stride_ln)
+        return tl.load(lens + request.to(tl.int64) * stride_lb + near.to(tl.int64) * stride_ln)
     else:
-        length = tl.maximum(tl.load(lens + request.to(tl.int64) * stride_lb), 0) - (NEXT_N - 1) + near
+        return tl.load(lens + request.to(tl.int64) * stride_lb)
+
+
+@triton.jit
+def seen_of(length, row, most, NEXT_N: tl.constexpr, ROW_LENS: tl.constexpr):
+    """How many keys a row sees by what :func:`load_length` found; none if its request has no such row."""
+    if not ROW_LENS:
+        length = tl.maximum(length, 0) - (NEXT_N - 1) + tl.minimum(row, NEXT_N - 1)
     return tl.where(row < NEXT_N, tl.minimum(tl.maximum(length, 0), most), 0)
 
 

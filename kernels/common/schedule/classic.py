@@ -8,7 +8,7 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..device.classic import locate, units_of
+from ..device.classic import units_of
 from ..hardware import multiprocessors
 from .operands import Inputs, last_lengths
 from .operation import CHUNK_KEYS, Problem
@@ -23,20 +23,28 @@ def schedule_kernel(
     num_workers,
     stride_lens,
     CHUNK: tl.constexpr,
-    WORKERS: tl.constexpr,
     REQUESTS: tl.constexpr,
 ):
     total = tl.full((), 0, tl.int64)
     for base in range(0, num_requests, REQUESTS):
         request = base + tl.arange(0, REQUESTS)
+        total += tl.sum(units_of(lens, request, num_requests, 0x7FFFFFFF, stride_lens, CHUNK), axis=0)
+    worker = tl.program_id(0)
+    share = total // num_workers
+    one_less = num_workers - (total - share * num_workers)  # workers in front that have one chunk less than those behind
+    start = share * worker + tl.maximum(worker - one_less, 0)
+    passed_requests = 0
+    first_chunk = 0
+    for base in range(0, num_requests, REQUESTS):
+        request = base + tl.arange(0, REQUESTS)
         units = units_of(lens, request, num_requests, 0x7FFFFFFF, stride_lens, CHUNK)
-        total += tl.sum(units, axis=0)
-    worker = tl.program_id(0) * WORKERS + tl.arange(0, WORKERS)
-    one_less = num_workers - total % num_workers  # workers in front that have one chunk less than those behind
-    start = total // num_workers * worker + tl.maximum(worker - one_less, 0)
-    request, chunk = locate(start, lens, num_requests, 0x7FFFFFFF, stride_lens, CHUNK, REQUESTS)
-    tl.store(schedule + 2 * worker, request, mask=worker <= num_workers)
-    tl.store(schedule + 2 * worker + 1, chunk.to(tl.int32), mask=worker <= num_workers)
+        chunk = start - (tl.cumsum(units, axis=0) - units)
+        passed_requests += tl.sum(((chunk >= units) & (request < num_requests)).to(tl.int32), axis=0)
+        # Of one request at most, and 2**24 at most: a sum of 32 bits is one instruction.
+        first_chunk += tl.sum(tl.where((chunk >= 0) & (chunk < units), chunk, 0).to(tl.int32), axis=0)
+        start -= tl.sum(units, axis=0)
+    tl.store(schedule + 2 * worker, passed_requests)
+    tl.store(schedule + 2 * worker + 1, first_chunk)
 
 
 def prepare(problem: Problem, inputs: Inputs, schedule: torch.Tensor, *, chunk_keys: int = CHUNK_KEYS) -> compat.Launch:
@@ -44,13 +52,8 @@ def prepare(problem: Problem, inputs: Inputs, schedule: torch.Tensor, *, chunk_k
     tune, lens = tuning(problem), last_lengths(inputs.context_lens)
     num_workers = schedule.shape[0] - 1
     arguments = (lens, schedule, lens.shape[0], num_workers, lens.stride(0))
-    keywords = {
-        "CHUNK": chunk_keys,
-        "WORKERS": tune.block_workers,
-        "REQUESTS": tune.requests,
-        "num_warps": tune.num_warps,
-    }
-    return compat.Launch(schedule_kernel, (-(-(num_workers + 1) // tune.block_workers),), arguments, keywords)
+    keywords = {"CHUNK": chunk_keys, "REQUESTS": tune.block_requests, "num_warps": tune.num_warps}
+    return compat.Launch(schedule_kernel, (num_workers + 1,), arguments, keywords)
 
 
 kernel = compat.Kernel(prepare, tuning=tuning)

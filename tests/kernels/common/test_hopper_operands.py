@@ -56,12 +56,23 @@ def reason(operation: compat.Operation, problem: Any) -> str:
 # --- fp8_mqa_logits -------------------------------------------------------------------------------------------------------
 
 
-def dense_problem(clean_logits: bool = False, compressed: bool = False, **changed: torch.Tensor) -> Any:
-    """Of 8 rows, 64 heads, 128 dims and 256 keys but for the operands given."""
+def dense_problem(clean_logits: bool = False, compressed: bool = False, few: bool = False, **changed: torch.Tensor) -> Any:
+    """Of 8 rows, 64 heads, 128 dims and 256 keys but for the operands given; taken for one of many more if not ``few``."""
     usual = {"q": fp8(8, 64, 128), "k": fp8(256, 128), "k_scale": floats(256), "weights": floats(8, 64), "out": floats(8, 256)}
     operands = {**usual, **changed}
     out, window = operands.pop("out"), torch.zeros(8, dtype=torch.int32)
-    return dense.describe(DenseInputs(**operands, starts=window, ends=window), out, clean_logits, compressed)
+    problem = dense.describe(DenseInputs(**operands, starts=window, ends=window), out, clean_logits, compressed)
+    return problem if few else problem._replace(few_products=False)
+
+
+def test_few_products_are_left_to_classic_by_the_dense_operation() -> None:
+    many = dense_problem(few=True, k=fp8(1025, 128), k_scale=floats(1025), out=floats(8, 1025))
+    few = dense_problem(few=True, k=fp8(1024, 128), k_scale=floats(1024), out=floats(8, 1024))
+    assert reason(dense_operation, many) == ""
+    assert "8192 rows x keys or fewer; name it" in reason(dense_operation, few)
+    few = few._replace(device="cuda:90")
+    assert dense_operation.explain(few).variant == "classic"
+    assert dense_operation.explain(few, "gluon_hopper").variant == "gluon_hopper"
 
 
 @pytest.mark.parametrize(
