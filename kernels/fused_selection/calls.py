@@ -63,6 +63,18 @@ def takes_paged(inputs: Paged, results: Results, budget: int, fused: bool | None
     return _taken(paged, _paged_problem(inputs, results, budget, fused, max_context_len, layout))
 
 
+def explain(inputs: Dense, results: Results, budget: int, fused: bool | None, *, max_window: int | None) -> "compat.Trace":
+    """Which variant a call would take, and why not the others; the reference stands for two steps."""
+    return dense.explain(_dense_problem(inputs, results, budget, fused, max_window))
+
+
+def explain_paged(
+    inputs: Paged, results: Results, budget: int, fused: bool | None, *, max_context_len: int, layout: str
+) -> "compat.Trace":
+    """As :func:`explain` for a paged cache."""
+    return paged.explain(_paged_problem(inputs, results, budget, fused, max_context_len, layout))
+
+
 def _taken(operation: "compat.Operation[Problem]", problem: Problem) -> bool:
     """The reference is the same two steps in torch, for which select_keys has variants of its own."""
     return problem.asked or operation.select(problem).name != "reference"
