@@ -65,7 +65,7 @@ class SelectionBatch(NamedTuple):
         fused : both in one kernel, where that is taken
         """
         top_k = self.select.keywords["top_k"]  # type: ignore[attr-defined]
-        calls = {
+        calls: dict[str, Call] = {
             "logits": self.score,
             "selection": partial(select_from_logits, self.logits, self.starts, self.ends, top_k=top_k, variant=variant),
             "topk": partial(torch.topk, self.logits, min(top_k, self.logits.shape[1]), dim=1, sorted=False),
@@ -165,7 +165,7 @@ class DecodeSelection:
         logits = batch.output()
         batch.call(None, True, logits)()
         score = batch.call(None, False, logits)
-        options = {"max_context_len": batch.max_context_len}
+        options: dict[str, Any] = {"max_context_len": batch.max_context_len}
         select = partial(select_paged_keys, *batch.operands, top_k=self.top_k, logits_budget_bytes=self.budget, **options)
         results = _results(len(logits), self.top_k)
         inputs = operands.Paged(*batch.operands)
