@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from capgate.compat.command import asking, prints_to_stderr
@@ -20,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workload",
         default="all",
-        help="names separated by commas (a, decode-8k, top512, 1k1k, ...), or groups: prefill, decode, selection, serving, all",
+        help="names separated by commas (a, decode-8k, top512, 1k1k, ...), or groups: prefill, decode, selection, "
+        "decode-selection, serving, all",
     )
     parser.add_argument(
         "--variants",
@@ -29,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "can run here, without the reference on a GPU",
     )
     parser.add_argument("--clean", choices=("both", "on", "off"), default="both", help="clean_logits")
+    parser.add_argument(
+        "--fused",
+        action="store_true",
+        help="of selections: time scoring and selecting in one kernel wherever one can; otherwise where it is taken by itself",
+    )
     parser.add_argument("--repeats", type=int, help="timed calls for each median (20 on a GPU, 3 on the CPU)")
     parser.add_argument("--rounds", type=int, default=3, help="medians of each variant, which take turns (3)")
     parser.add_argument("--flush-gb", type=float, default=8.0, help="gigabytes written before each timed call on a GPU (8)")
@@ -141,7 +148,7 @@ def _measure(
     from ..workloads.accuracy import Accuracy
     from ..workloads.decode import Decode
     from ..workloads.prefill import Prefill
-    from ..workloads.selection import Selection
+    from ..workloads.selection import DecodeSelection, Selection
     from ..workloads.serving import Serving
     from .ceilings import measure
     from .environment import describe
@@ -153,7 +160,8 @@ def _measure(
     cleans = {"both": (False, True), "on": (True,), "off": (False,)}[arguments.clean]
     plan = Plan(timer, getattr(torch, example(device).dtype), variants, cleans, arguments.rounds)
     kernels = [workload for workload in workloads if isinstance(workload, (Prefill, Decode))]
-    selections = [workload for workload in workloads if isinstance(workload, Selection)]
+    fused = True if arguments.fused else None
+    selections = [replace(each, fused=fused) for each in workloads if isinstance(each, (Selection, DecodeSelection))]
     runs = [workload for workload in workloads if isinstance(workload, Serving)]
     accuracies = [workload for workload in workloads if isinstance(workload, Accuracy)]
     _say_what_is_left_out(plan, [*runs, *accuracies])

@@ -13,7 +13,7 @@ from capgate.compat.thirdparty import Raised, ask
 
 from ..workloads.accuracy import Accuracy
 from ..workloads.batch import Batch, Call, Workload
-from ..workloads.selection import Selection
+from ..workloads.selection import DecodeSelection, Selection
 from ..workloads.serving import Sample, Serving, Share
 from .ceilings import Ceilings
 from .other_libraries import PEERS
@@ -187,12 +187,13 @@ def kernel_rows(plan: Plan, ceilings: Ceilings | None, workloads: Sequence[Workl
     return _each(plan, _track(workloads, "timing kernels"), rows_of)
 
 
-def selection_rows(plan: Plan, ceilings: Ceilings | None, workloads: Sequence[Selection]) -> list[Row]:
+def selection_rows(plan: Plan, ceilings: Ceilings | None, workloads: Sequence[Selection | DecodeSelection]) -> list[Row]:
     """A row for each workload and variant: ``NAME_ms`` are the medians of what :meth:`SelectionBatch.calls` names, one for each
-    round; ``read_ms`` is the time of a read of the logits, and ``peak_bytes`` memory besides operands and result."""
+    round; ``read_ms`` is the time of a read of the logits, and ``peak_bytes`` by name memory besides operands and result.
+    ``fused`` is the variant of the fused call, or None, and ``why_two_steps`` then says why there is none."""
     unclean = replace(plan, cleans=(False,))
 
-    def rows_of(workload: Selection) -> list[Row]:
+    def rows_of(workload: Selection | DecodeSelection) -> list[Row]:
         batch = workload.make(plan.timer.device, plan.dtype)
         calls = {variant: batch.calls(variant) for variant in plan.variants_of(workload.operations)}
         turns = {(variant, name): call for variant, named in calls.items() for name, call in named.items()}
@@ -203,6 +204,7 @@ def selection_rows(plan: Plan, ceilings: Ceilings | None, workloads: Sequence[Se
                 plan.remark(workload, (False, variant), "; ".join(failed))
                 continue
             medians = {name: [timing.median for timing in timings[variant, name]] for name in calls[variant]}
+            wholes = {"select_keys": "whole", "select_keys fused": "fused"}
             rows.append(
                 {
                     "workload": workload.name,
@@ -213,7 +215,13 @@ def selection_rows(plan: Plan, ceilings: Ceilings | None, workloads: Sequence[Se
                     **{f"{name}_ms": values for name, values in medians.items()},
                     "read_ms": ceilings.floor_ms(0, batch.least_bytes, "read") if ceilings else None,
                     "peak_bytes": batch.peak_bytes(variant),
-                    "metrics": {"select_keys, rows/s": [1e3 * workload.prefill.rows / median for median in medians["whole"]]},
+                    "fused": batch.fused_variant,
+                    "why_two_steps": batch.why_two_steps,
+                    "metrics": {
+                        f"{words}, rows/s": [1e3 * workload.rows / median for median in medians[name]]
+                        for words, name in wholes.items()
+                        if name in medians
+                    },
                 }
             )
         return rows

@@ -12,8 +12,8 @@ Results = dict[str, Any]
 
 SELECTION_WORDS = (
     "logits: of all rows at once; selection: the keys from those; x read: of a device read of the logits in the windows; topk: "
-    "torch.topk of the same logits; whole: select_keys within the budget; peak: its memory besides operands and result, as a "
-    "part of the budget."
+    "torch.topk of the same logits; whole: both steps within the budget; fused: both in one kernel, by that variant; peak MB: "
+    "memory besides operands and result, of the selection and topk besides the logits, too."
 )
 SERVING_WORDS = (
     "Not a serving engine: the run's tokens over the GPU time of the indexer's logits alone, in all of its layers; prefill and "
@@ -217,30 +217,38 @@ def _range(rounds: list[float]) -> str:
 
 
 def _show_selection(console: Any, results: Results) -> None:
-    columns = ("logits", "selec-\ntion", "x\nread", "topk", "whole", "x\nlogits", "noise", "peak")
-    table = empty("Selecting the keys: ms", ("shape", "variant", *columns))
+    table = empty("Selecting the keys", ("shape", "variant", "call", "ms", "x logits", "x read", "noise", "peak MB"))
     for row in results["selection"]:
-        logits, selection, topk, whole = (
-            statistics.median(row[f"{name}_ms"]) for name in ("logits", "selection", "topk", "whole")
-        )
-        figures = (
-            row["variant"],
-            f"{logits:.4g}",
-            f"{selection:.4g}",
-            f"{selection / row['read_ms']:.2f}" if row["read_ms"] else "",
-            f"{topk:.4g}",
-            f"{whole:.4g}",
-            f"{whole / logits:.2f}",
-            _range(row["whole_ms"]),
-            f"{row['peak_bytes'] / row['budget']:.2f}" if row["peak_bytes"] is not None else "",
-        )
-        _add(table, [row["workload"], row["size"], f"top {row['top_k']}"], [figures])
+        logits = statistics.median(row["logits_ms"])
+        rows = []
+        for name in ("logits", "selection", "topk", "whole", *(["fused"] if row["fused"] else [])):
+            rounds, of_read = row[f"{name}_ms"], name == "selection" and row["read_ms"]
+            took = statistics.median(rounds)
+            rows.append(
+                (
+                    row["fused"] if name == "fused" else row["variant"] if name in ("selection", "whole") else "",
+                    name,
+                    f"{took:.4g}",
+                    f"{took / logits:.2f}",
+                    f"{took / row['read_ms']:.2f}" if of_read else "",
+                    _range(rounds),
+                    f"{row['peak_bytes'][name] / 1e6:.1f}" if row["peak_bytes"] else "",
+                )
+            )
+        _add(table, [row["workload"], row["size"], f"top {row['top_k']}"], rows)
     print_whole(console, table)
     note(
         console,
-        f"{SELECTION_WORDS} Medians of {results['repeats']} calls and {results['rounds']} rounds; noise: of the whole, "
-        "between the fastest and the slowest round.",
+        f"{SELECTION_WORDS} Medians of {results['repeats']} calls and {results['rounds']} rounds; noise: between the fastest "
+        "and the slowest round.",
     )
+    places: dict[str, list[str]] = {}
+    for row in results["selection"]:
+        if row["why_two_steps"]:
+            named = places.setdefault(row["why_two_steps"], [])
+            named += [] if row["workload"] in named else [row["workload"]]
+    for words, named in places.items():
+        note(console, f"not fused: {words} ({', '.join(named)})")
 
 
 def _show_serving(console: Any, results: Results) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from .accuracy import Accuracy
 from .decode import Decode, around, given
 from .prefill import Prefill, causal, full, packed
-from .selection import Selection
+from .selection import DecodeSelection, Selection
 from .serving import Serving
 
 
@@ -58,6 +58,14 @@ SELECTION = (
     Selection(Prefill("top512", "causal", 8192, 8192, 64, 128, causal(8192, 8192)), 512),
     Selection(Prefill("top2048-full", "every row sees every key", 8192, 8192, 64, 128, full(8192, 8192)), 2048),
     Selection(Prefill("top2048-64k", "last rows of 65536", 4096, 65536, 64, 128, causal(4096, 65536)), 2048),
+    Selection(Prefill("top2048-128k", "last rows of 131072", 8192, 131072, 64, 128, causal(8192, 131072)), 2048),
+    Selection(Prefill("top512-128k", "last rows of 131072", 8192, 131072, 64, 128, causal(8192, 131072)), 512),
+    Selection(Prefill("top512-32k", "131072 tokens, a key for 4", 8192, 32768, 64, 128, causal(8192, 32768)), 512),
+)
+DECODE_SELECTION = (
+    DecodeSelection(Decode("decode-top2048-128k", "64 requests of 131072", 64, given([131072] * 64)), 2048),
+    DecodeSelection(Decode("decode-top512-32k", "64 requests of 32768 keys", 64, given([32768] * 64)), 512),
+    DecodeSelection(Decode("decode-top2048-1m", "one request of 1048576", 1, given([2**20])), 2048),
 )
 ACCURACY = (Accuracy("recall", "top 512 keys of an 8192-token prompt and of 32768-token contexts, against float32"),)
 
@@ -81,6 +89,9 @@ SMALL_SELECTION = (
     Selection(Prefill("top2048", "top 32, small", 128, 256, 64, 128, causal(128, 256)), 32, budget=2**16),
     Selection(Prefill("top2048-full", "top 32, small", 32, 256, 64, 128, full(32, 256)), 32),
 )
+SMALL_DECODE_SELECTION = (
+    DecodeSelection(Decode("decode-top2048-128k", "top 32, small", 2, given([400, 256])), 32, budget=2**20),
+)
 SMALL_ACCURACY = (Accuracy("recall", "top 32 keys, small", 512, 2, rows=8, requests=2, context_tokens=512, top_k=32),)
 
 
@@ -88,13 +99,14 @@ def _by_name(workloads: tuple[Any, ...]) -> dict[str, Any]:
     return {workload.name: workload for workload in workloads}
 
 
-WORKLOADS = _by_name(PREFILL + DECODE + SELECTION + SERVING + ACCURACY)
-SMALL = _by_name(SMALL_PREFILL + SMALL_DECODE + SMALL_SELECTION + SMALL_SERVING + SMALL_ACCURACY)
+WORKLOADS = _by_name(PREFILL + DECODE + SELECTION + DECODE_SELECTION + SERVING + ACCURACY)
+SMALL = _by_name(SMALL_PREFILL + SMALL_DECODE + SMALL_SELECTION + SMALL_DECODE_SELECTION + SMALL_SERVING + SMALL_ACCURACY)
 GROUPS = {
     "all": (object,),
     "prefill": (Prefill,),
     "decode": (Decode,),
     "selection": (Selection,),
+    "decode-selection": (DecodeSelection,),
     "serving": (Serving, Accuracy),
 }
 
