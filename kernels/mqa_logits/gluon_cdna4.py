@@ -24,7 +24,6 @@ from ..common.device.cdna4_packed import RELU_RANGE, clamp_keeps_nan
 from ..common.device.windows import cover, my_tiles, window
 from ..common.hardware import multiprocessors
 from ..common.rules import in_packets, packs_relu, padded_heads
-from ..common.tuning import simd_waves
 from .operands import Inputs
 from .operation import Problem
 from .tunings import gluon_cdna4 as tuning
@@ -75,6 +74,7 @@ def mqa_logits_kernel(
     CLEAN: gl.constexpr,
     COMPRESSED: gl.constexpr,
     INDEX: gl.constexpr,
+    PACKETS: gl.constexpr,
     PACKED_RELU: gl.constexpr,
 ):
     NUM_WARPS: gl.constexpr = gl.num_warps()
@@ -126,7 +126,7 @@ def mqa_logits_kernel(
     if my_first < my_last:
         query, weight = load_group(
             q, weights, first_row, num_queries, stride_qs, stride_qh, stride_qd, stride_ws, stride_wh,
-            HEADS, DIM, PADDED_HEADS, ROWS, INDEX, mfma,
+            HEADS, DIM, PADDED_HEADS, ROWS, INDEX, PACKETS, mfma,
         )  # fmt: skip
         if PACKED_RELU:
             clamp_keeps_nan()
@@ -214,11 +214,12 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "CLEAN": clean_logits,
         "COMPRESSED": compressed,
         "INDEX": gl.int32 if farthest < 2**31 else gl.int64,
+        "PACKETS": in_packets(q),
         "PACKED_RELU": packs_relu(problem.device, problem.dtype, dim),
         "num_warps": tune.num_warps,
         "enable_fp_fusion": True,
         **VGPRS_ONLY,
-        **dict(tune.options if in_packets(q) else simd_waves(2)),  # each byte is loaded to a register of its own
+        **dict(tune.options),
     }
     return compat.Launch(mqa_logits_kernel, (groups, splits), arguments, keywords)
 

@@ -7,14 +7,23 @@ import pytest
 import torch
 
 from capgate.compat import capabilities
-from capgate.compat.offline.child import describe
 from capgate.compat.offline.jobs import Job
 from capgate.kernels.common.rules import padded_heads
 from capgate.kernels.mqa_logits.api import copies_directly
 from capgate.kernels.mqa_logits.operation import operation
 from capgate.kernels.tools.compile_command import vector_per_32_keys
-from support.emulated_mqa import TARGET, VARIANTS, WINDOWS, Case, execute, prepare, windowed, with_64_bit_offsets
-from support.emulation import compile_launch
+from support.emulated_mqa import (
+    TARGET,
+    VARIANTS,
+    WINDOWS,
+    Case,
+    execute,
+    prepare,
+    spills_nothing,
+    turned,
+    windowed,
+    with_64_bit_offsets,
+)
 from support.steady_loop import check_steady_loop, steady_loop
 from support.wait_states import check_wait_states
 
@@ -48,14 +57,13 @@ def test_every_tuning_compiles_within_its_limits(compiled: dict[Job, Any], heads
     check_wait_states(row)
 
 
-def test_queries_whose_dims_are_not_adjacent_spill_nothing() -> None:
-    """They take a register for each byte while they are loaded, and a third wave its registers from them."""
-    variant, call = VARIANTS["gluon_cdna4"], operation.examples.call(operation.example(TARGET))
-    inputs, out = call.operands
-    turned = inputs._replace(q=inputs.q.transpose(1, 2).contiguous().transpose(1, 2))
-    launch = variant.kernel.prepare(operation.example(TARGET), turned, out, **call.options)[call.number]
-    code = compile_launch(launch, variant.make_source)
-    assert describe(code, TARGET, call, "")["spills"] == 0
+@pytest.mark.parametrize("heads", [64, 128])
+def test_queries_whose_dims_are_not_adjacent(heads: int) -> None:
+    """They take a register for each byte while they are loaded: in parts, so that none spills."""
+    prepared = prepare(VARIANTS["gluon_cdna4"], Case(turned(windowed([(0, 70)] * 3, heads, 128, keys=70)), False))
+    assert spills_nothing(prepared)
+    for landing in ("late", "early"):
+        execute(prepared, landing=landing)
 
 
 @pytest.mark.parametrize("mode", [*MODES, "clean-bf16"])
