@@ -71,10 +71,10 @@ def test_vector_instructions_of_64_heads(compiled: dict[Job, Any], mode: str) ->
     """32 keys of a row: 32 relu and 16 packed fma are the floor."""
     vector = vector_per_32_keys(compiled[Job("gluon_cdna4", 64, 128, mode)])
     assert vector is not None
-    assert 48 < vector <= 55
+    assert 48 < vector <= 54
 
 
-@pytest.mark.parametrize(("heads", "most"), [(16, 69), (32, 59)])
+@pytest.mark.parametrize(("heads", "most"), [(16, 67), (32, 57)])
 @pytest.mark.parametrize("mode", MODES)
 def test_vector_instructions_of_fewer_heads(compiled: dict[Job, Any], heads: int, most: float, mode: str) -> None:
     vector = vector_per_32_keys(compiled[Job("gluon_cdna4", heads, 128, mode)])
@@ -88,10 +88,11 @@ def test_vector_instructions_of_fewer_heads(compiled: dict[Job, Any], heads: int
 )
 def test_steady_loop(heads: int, dim: int, clean_logits: bool) -> None:
     """No bank conflict, and what :func:`check_steady_loop` asks for."""
-    case = Case(windowed([(0, 2048)] * 4, heads, dim, keys=2048), clean_logits)
+    case = Case(windowed([(0, 1920)] * 4, heads, dim, keys=1920), clean_logits)
     texts, counters = steady_loop(prepare(VARIANTS["gluon_cdna4"], case))
     check_steady_loop(texts)
     assert sum(text.startswith("v_mfma") for text in texts) >= 4
+    assert sum(text == "s_barrier" for text in texts) == 3  # one for each tile of a round
     assert counters.lds_cycles == counters.lds_ideal_cycles > 0
     assert any(text.startswith("v_pk_fma_f32") for text in texts)
 
