@@ -54,7 +54,7 @@ def copy_blocks(
     tile_blocks, entries, tile, longest, stride_tk, BLOCK: gl.constexpr, BLOCK_KEYS: gl.constexpr, LAYOUT: gl.constexpr
 ):
     """Start the copy of the table's entries for one tile to LDS: for each key its block."""
-    first = tile * BLOCK_KEYS // BLOCK
+    first = tile // (BLOCK // BLOCK_KEYS) if BLOCK % BLOCK_KEYS == 0 else tile * BLOCK_KEYS // BLOCK
     number = gl.arange(0, tile_blocks.shape[0], LAYOUT) % BLOCK_KEYS
     if BLOCK_KEYS % BLOCK == 0 or BLOCK % BLOCK_KEYS == 0:  # a tile begins where a block does, or lies in one
         number = number // min(BLOCK, BLOCK_KEYS)
@@ -81,10 +81,17 @@ def copy_tile(
         block = gl.max(async_copy.load_shared_relaxed(tile_blocks.slice(0, 1, 0), of_keys), 0)
         # Every lane has the same, but the compiler would loop over the lanes round each copy.
         block = gl.inline_asm_elementwise("v_readfirstlane_b32 $0, $1", "=s,v", [block], dtype=gl.int32, is_pure=True, pack=1)
-        held = near_block(block, num_blocks).to(gl.int64)
-        first = tile * PIECE_KEYS % BLOCK
-        keys += held * stride_keys + first * tile_keys.shape[2]
-        scales += held * stride_scales + first
+        apart = gl.to_tensor(stride_keys)
+        if apart.dtype == gl.int32:  # not below 0: one instruction multiplies instead of three
+            apart = apart.to(gl.uint32)
+        keys += near_block(block, num_blocks).to(gl.int64) * apart.to(gl.int64)
+        # A block's scales lie behind its keys: from one base, so that it is worked out once.
+        scales = keys.to(scales.dtype)
+        scale_at += BLOCK * tile_keys.shape[2] // 4
+        if BLOCK > PIECE_KEYS:
+            first = tile * PIECE_KEYS % BLOCK
+            scales += first
+            keys += first * tile_keys.shape[2]
     else:
         block = async_copy.load_shared_relaxed(tile_blocks.slice(0, BLOCKS * PIECE_KEYS, 0), of_lanes)
         pieces: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])

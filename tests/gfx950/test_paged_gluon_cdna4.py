@@ -108,6 +108,16 @@ def test_vector_instructions_of_64_heads(next_n: int, block: int, most: float) -
 
 
 @pytest.mark.parametrize(
+    ("heads", "next_n", "block", "most"), [(64, 1, 64, 50), (32, 1, 64, 50), (64, 2, 64, 50), (64, 4, 128, 64)]
+)
+def test_scalar_instructions(heads: int, next_n: int, block: int, most: int) -> None:
+    """Of a pass over a tile in one block: ten of them say where in LDS a copy goes."""
+    loop = compiled_for(heads, 128, next_n, block)["hot_loop"]
+    assert loop["keys"] == 64
+    assert 10 < loop["salu"] <= most
+
+
+@pytest.mark.parametrize(
     ("heads", "next_n", "block"),
     [(64, 1, 64), (64, 2, 64), (64, 1, 16), (64, 1, 256), (32, 2, 64), (16, 8, 64), (128, 1, 64)],
 )
