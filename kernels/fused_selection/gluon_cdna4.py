@@ -148,7 +148,7 @@ def select_scored_kernel(
         if my_first < my_last:
             query, weight = load_group(
                 q, weights, first_row, num_queries, stride_qs, stride_qh, stride_qd, stride_ws, stride_wh,
-                HEADS, DIM, PADDED_HEADS, ROWS, INDEX, mfma,
+                HEADS, DIM, PADDED_HEADS, ROWS, INDEX, True, mfma,
             )  # fmt: skip
 
             open_begin = in_all_lanes(begin, zeros) - lane  # of each key of a part, so that one scalar is compared with both

@@ -21,11 +21,11 @@ from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, barrier, cdna3, gl, gluon, reinterpret
 
 from ..common.device.cdna3 import logit_layout, of_quads, quads, score, write_tile
-from ..common.device.cdna4 import fill_outside, fill_strip, load, store
+from ..common.device.cdna4 import fill_outside, fill_strip, load, load_queries, store
 from ..common.device.formats import quad_to_fnuz
 from ..common.device.windows import cover, my_tiles, window
 from ..common.hardware import multiprocessors
-from ..common.rules import padded_heads
+from ..common.rules import in_packets, padded_heads
 from .operands import Inputs
 from .operation import Problem
 from .tunings import gluon_cdna3 as tuning
@@ -78,6 +78,7 @@ def mqa_logits_kernel(
     COMPRESSED: gl.constexpr,
     TO_FNUZ: gl.constexpr,
     INDEX: gl.constexpr,
+    PACKETS: gl.constexpr,
 ):
     NUM_WARPS: gl.constexpr = gl.num_warps()
     SOME_HEADS: gl.constexpr = min(PADDED_HEADS, 64)  # whose products are in registers at a time
@@ -129,12 +130,10 @@ def mqa_logits_kernel(
         queries = ()
         factors = ()  # weights times what makes up for relu, which gives twice the value, and for two operands halved
         for first_head in gl.static_range(0, PADDED_HEADS, SOME_HEADS):
-            column = gl.arange(0, COLUMNS, gl.SliceLayout(1, operand))
-            column_row = gl.minimum(column // SOME_HEADS, num_queries - 1 - first_row).to(INDEX)
-            near_head = gl.minimum(first_head + column % SOME_HEADS, HEADS - 1).to(INDEX)
-            dim = gl.arange(0, DIM, gl.SliceLayout(0, operand)).to(INDEX)
-            query_offset = (column_row * stride_qs + near_head * stride_qh)[:, None] + (dim * stride_qd)[None, :]
-            query = load(q + first_row.to(gl.int64) * stride_qs, query_offset)
+            query = load_queries(
+                q + first_row.to(gl.int64) * stride_qs, num_queries - 1 - first_row, first_head,
+                stride_qs, stride_qh, stride_qd, HEADS, DIM, SOME_HEADS, ROWS, INDEX, PACKETS, operand,
+            )  # fmt: skip
             if TO_FNUZ:
                 query = of_quads(quad_to_fnuz(quads(query)), operand)
             queries += (query,)
@@ -218,6 +217,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "COMPRESSED": compressed,
         "TO_FNUZ": k.dtype == torch.float8_e4m3fn,  # the matrix unit reads e4m3fnuz
         "INDEX": gl.int32 if farthest < 2**31 else gl.int64,
+        "PACKETS": in_packets(q),
         "num_warps": tune.num_warps,
         "enable_fp_fusion": True,
         **VGPRS_ONLY,

@@ -24,17 +24,21 @@ from ..common.device.cdna4_packed import RELU_RANGE, clamp_keeps_nan
 from ..common.device.windows import cover, my_tiles, window
 from ..common.hardware import multiprocessors
 from ..common.rules import in_packets, packs_relu, padded_heads
-from ..common.tuning import simd_waves
 from .operands import Inputs
 from .operation import Problem
 from .tunings import gluon_cdna4 as tuning
 
 
 @gluon.jit
+def first_key(tile, num_keys, BLOCK_KEYS: gl.constexpr):
+    """A tile's first key. The last tile moves back to end with the keys: what it shares with the one before is scored twice."""
+    return gl.minimum(tile * BLOCK_KEYS, gl.maximum(num_keys - BLOCK_KEYS, 0))
+
+
+@gluon.jit
 def copy_tile(keys, scales, slot, tile, k, k_scale, near, packet, num_keys, stride_kn, stride_scale, BLOCK_KEYS: gl.constexpr):
-    """Start the copy of one key tile and its scales to LDS; returns the tile's first key."""
-    # The last tile moves back to end with the keys: what it shares with the one before is computed twice, alike.
-    base = gl.minimum(tile * BLOCK_KEYS, gl.maximum(num_keys - BLOCK_KEYS, 0)).to(gl.int64)
+    """Start the copy of one key tile and its scales to LDS."""
+    base = first_key(tile, num_keys, BLOCK_KEYS).to(gl.int64)
     async_copy.buffer_load_to_shared(keys.index(slot), k + base * stride_kn, packet)
     async_copy.buffer_load_to_shared(scales.index(slot), k_scale + base * stride_scale, near)
     async_copy.commit_group()
@@ -75,6 +79,7 @@ def mqa_logits_kernel(
     CLEAN: gl.constexpr,
     COMPRESSED: gl.constexpr,
     INDEX: gl.constexpr,
+    PACKETS: gl.constexpr,
     PACKED_RELU: gl.constexpr,
 ):
     NUM_WARPS: gl.constexpr = gl.num_warps()
@@ -126,7 +131,7 @@ def mqa_logits_kernel(
     if my_first < my_last:
         query, weight = load_group(
             q, weights, first_row, num_queries, stride_qs, stride_qh, stride_qd, stride_ws, stride_wh,
-            HEADS, DIM, PADDED_HEADS, ROWS, INDEX, mfma,
+            HEADS, DIM, PADDED_HEADS, ROWS, INDEX, PACKETS, mfma,
         )  # fmt: skip
         if PACKED_RELU:
             clamp_keeps_nan()
@@ -158,29 +163,33 @@ def mqa_logits_kernel(
             copy_tile(
                 keys, scales, stage, my_first + stage, k, k_scale, near, packet, num_keys, stride_kn, stride_scale, BLOCK_KEYS
             )
-        slot = 0
-        free = STAGES - 1
-        for tile in range(my_first, my_last):
-            ahead = gl.minimum(tile + STAGES - 1, my_last - 1)
-            copy_tile(keys, scales, free, ahead, k, k_scale, near, packet, num_keys, stride_kn, stride_scale, BLOCK_KEYS)
-            async_copy.wait_group(STAGES - 1)
-            base = gl.minimum(tile * BLOCK_KEYS, gl.maximum(num_keys - BLOCK_KEYS, 0))
-            for part in gl.static_range(0, BLOCK_KEYS, PART_KEYS):
-                first_product = (slot * BLOCK_KEYS + part) // 32
-                logit = score(query, weight, keys_read, first_product, ROWS, PADDED_HEADS, PART_KEYS, PACKED_RELU)
-                scale = async_copy.load_shared_relaxed(scales.index(slot).slice(part, PART_KEYS, 0), gl.SliceLayout(0, logits))
-                logit *= scale[None, :]
-                inside = (base + part >= begin) & (base + part < end)
-                if COMPRESSED:
-                    store(rows, cell + (base + part) * stride_on, logit, inside)
-                else:
-                    store(rows + (base + part).to(gl.int64) * stride_on, cell, logit, inside)
-            free = slot
-            slot = gl.where(slot == STAGES - 1, 0, slot + 1)
-            if CLEAN:
-                strip = (tile - my_first) * splits + split
-                if strip < strips:
-                    fill_strip(rows, strip, first, last, fill_offset, fill_wanted, stride_on, STRIP, INDEX, filled)
+        for round_first in range(my_first, my_last, STAGES):
+            for slot in gl.static_range(STAGES):  # a constant, and so are all places in LDS
+                tile = round_first + slot
+                async_copy.wait_group(STAGES - 2)  # and for the waves that still read what is copied over now
+                ahead = gl.minimum(tile + STAGES - 1, my_last - 1)
+                copy_tile(
+                    keys, scales, (slot + STAGES - 1) % STAGES, ahead, k, k_scale, near, packet, num_keys,
+                    stride_kn, stride_scale, BLOCK_KEYS,
+                )  # fmt: skip
+                if tile < my_last:
+                    base = first_key(tile, num_keys, BLOCK_KEYS)
+                    for part in gl.static_range(0, BLOCK_KEYS, PART_KEYS):
+                        first_product = (slot * BLOCK_KEYS + part) // 32
+                        logit = score(query, weight, keys_read, first_product, ROWS, PADDED_HEADS, PART_KEYS, PACKED_RELU)
+                        scale = async_copy.load_shared_relaxed(
+                            scales.index(slot).slice(part, PART_KEYS, 0), gl.SliceLayout(0, logits)
+                        )
+                        logit *= scale[None, :]
+                        inside = (base + part >= begin) & (base + part < end)
+                        if COMPRESSED:
+                            store(rows, cell + (base + part) * stride_on, logit, inside)
+                        else:
+                            store(rows + (base + part).to(gl.int64) * stride_on, cell, logit, inside)
+                    if CLEAN:
+                        strip = (tile - my_first) * splits + split
+                        if strip < strips:
+                            fill_strip(rows, strip, first, last, fill_offset, fill_wanted, stride_on, STRIP, INDEX, filled)
         async_copy.wait_group(0)
 
 
@@ -214,11 +223,12 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "CLEAN": clean_logits,
         "COMPRESSED": compressed,
         "INDEX": gl.int32 if farthest < 2**31 else gl.int64,
+        "PACKETS": in_packets(q),
         "PACKED_RELU": packs_relu(problem.device, problem.dtype, dim),
         "num_warps": tune.num_warps,
         "enable_fp_fusion": True,
         **VGPRS_ONLY,
-        **dict(tune.options if in_packets(q) else simd_waves(2)),  # each byte is loaded to a register of its own
+        **dict(tune.options),
     }
     return compat.Launch(mqa_logits_kernel, (groups, splits), arguments, keywords)
 

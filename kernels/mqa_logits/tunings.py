@@ -73,7 +73,7 @@ GLUON_CDNA4: dict[int, Tuning] = {
     16: Tuning(block_keys=128, columns=128, num_warps=4, num_stages=3, resident=3, options=simd_waves(3), part_keys=64),
     # Compiled and emulated, never timed: two rows of a wave share each LDS read, 1 vector instruction less than 128 columns.
     32: Tuning(block_keys=128, columns=256, num_warps=4, num_stages=3, resident=3, options=simd_waves(3), part_keys=64),
-    # Compiled and emulated, never timed: 53-54 vector instructions per 32 keys of a row; 512 columns spill 145 registers.
+    # Compiled and emulated, never timed: 52-53 vector instructions per 32 keys of a row; 512 columns spill 145 registers.
     64: Tuning(block_keys=128, columns=256, num_warps=4, num_stages=3, resident=3, options=simd_waves(3), part_keys=64),
     # Compiled and emulated, never timed: tiles of 128 keys spill, parts of 64 have no room, and neither has a third wave.
     128: Tuning(block_keys=64, columns=512, num_warps=4, num_stages=3, resident=2, options=simd_waves(2), part_keys=32),

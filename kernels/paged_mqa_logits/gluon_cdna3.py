@@ -26,13 +26,12 @@ from capgate.compat.gluon import VGPRS_ONLY, cdna3, gl, gluon, reinterpret
 
 from ..common.device.cached_keys import first_byte, further_byte
 from ..common.device.cdna3 import head_sums, logit_layout, of_both_halves, of_quads, quads, write_tile
-from ..common.device.cdna4 import fill, load, store
+from ..common.device.cdna4 import fill, load, load_queries, store
 from ..common.device.formats import quad_to_fnuz
 from ..common.device.pieces import piece_keys
 from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
 from ..common.rules import in_packets
 from ..common.schedule.operation import CHUNK_KEYS
-from ..common.tuning import simd_waves
 from .launches import launches_of, plan_of, workers
 from .operands import Inputs
 from .operation import Problem
@@ -177,6 +176,7 @@ def paged_mqa_logits_kernel(
     ROW_LENS: gl.constexpr,
     TO_FNUZ: gl.constexpr,
     INDEX: gl.constexpr,
+    PACKETS: gl.constexpr,
 ):
     NUM_WARPS: gl.constexpr = gl.num_warps()
     SOME_HEADS: gl.constexpr = min(PADDED_HEADS, 64)  # whose products are in registers at a time
@@ -221,10 +221,6 @@ def paged_mqa_logits_kernel(
                 fill(rows, first, last - first, strip_offset, near_strip == 0, stride_on, STRIP, INDEX, filled)
 
     # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
-    column = gl.arange(0, COLUMNS, gl.SliceLayout(1, operand))
-    column_row = gl.minimum(first_row + column // SOME_HEADS, NEXT_N - 1).to(INDEX)
-    column_head = column % SOME_HEADS
-    dim = gl.arange(0, DIM, gl.SliceLayout(0, operand)).to(INDEX)
     weight_column = gl.arange(0, max(COLUMNS, 64 * NUM_WARPS), line_loaded) % COLUMNS
     weight_row = gl.minimum(first_row + weight_column // SOME_HEADS, NEXT_N - 1)
     weight_head = weight_column % SOME_HEADS
@@ -263,9 +259,10 @@ def paged_mqa_logits_kernel(
             queries = ()
             given_weights = ()
             for first_head in gl.static_range(0, PADDED_HEADS, SOME_HEADS):
-                near_head = gl.minimum(first_head + column_head, HEADS - 1).to(INDEX)
-                query_offset = (column_row * stride_qn + near_head * stride_qh)[:, None] + (dim * stride_qd)[None, :]
-                query = load(q + request64 * stride_qb, query_offset)
+                query = load_queries(
+                    q + (request64 * stride_qb + first_row.to(gl.int64) * stride_qn), NEXT_N - 1 - first_row, first_head,
+                    stride_qn, stride_qh, stride_qd, HEADS, DIM, SOME_HEADS, ROWS, INDEX, PACKETS, operand,
+                )  # fmt: skip
                 if TO_FNUZ:
                     query = of_quads(quad_to_fnuz(quads(query)), operand)
                 queries += (query,)
@@ -343,8 +340,9 @@ def prepare(
         "PART_KEYS": tune.part_keys,
         "TO_FNUZ": q.dtype == torch.float8_e4m3fn,  # the matrix unit reads e4m3fnuz
         "INDEX": gl.int32 if farthest < 2**31 else gl.int64,
+        "PACKETS": in_packets(q),
         **VGPRS_ONLY,
-        **dict(tune.options if in_packets(q) else simd_waves(1)),  # each byte is loaded to a register of its own
+        **dict(tune.options),
     }
     return launches_of(
         paged_mqa_logits_kernel, plan, inputs, out, constants,

@@ -26,13 +26,12 @@ from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, constexpr_function, gl, gluon, reinterpret
 
 from ..common.device.cached_keys import first_byte
-from ..common.device.cdna4 import fill, load, logit_layout, score, store
+from ..common.device.cdna4 import fill, load, load_queries, logit_layout, score, store
 from ..common.device.cdna4_packed import RELU_RANGE, clamp_keeps_nan
 from ..common.device.pieces import piece_keys
 from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
 from ..common.rules import in_packets, packs_relu
 from ..common.schedule.operation import CHUNK_KEYS
-from ..common.tuning import simd_waves
 from .launches import launches_of, plan_of, workers
 from .operands import Inputs
 from .operation import Problem
@@ -55,7 +54,7 @@ def copy_blocks(
     tile_blocks, entries, tile, longest, stride_tk, BLOCK: gl.constexpr, BLOCK_KEYS: gl.constexpr, LAYOUT: gl.constexpr
 ):
     """Start the copy of the table's entries for one tile to LDS: for each key its block."""
-    first = tile * BLOCK_KEYS // BLOCK
+    first = tile // (BLOCK // BLOCK_KEYS) if BLOCK % BLOCK_KEYS == 0 else tile * BLOCK_KEYS // BLOCK
     number = gl.arange(0, tile_blocks.shape[0], LAYOUT) % BLOCK_KEYS
     if BLOCK_KEYS % BLOCK == 0 or BLOCK % BLOCK_KEYS == 0:  # a tile begins where a block does, or lies in one
         number = number // min(BLOCK, BLOCK_KEYS)
@@ -82,10 +81,17 @@ def copy_tile(
         block = gl.max(async_copy.load_shared_relaxed(tile_blocks.slice(0, 1, 0), of_keys), 0)
         # Every lane has the same, but the compiler would loop over the lanes round each copy.
         block = gl.inline_asm_elementwise("v_readfirstlane_b32 $0, $1", "=s,v", [block], dtype=gl.int32, is_pure=True, pack=1)
-        held = near_block(block, num_blocks).to(gl.int64)
-        first = tile * PIECE_KEYS % BLOCK
-        keys += held * stride_keys + first * tile_keys.shape[2]
-        scales += held * stride_scales + first
+        apart = gl.to_tensor(stride_keys)
+        if apart.dtype == gl.int32:  # not below 0: one instruction multiplies instead of three
+            apart = apart.to(gl.uint32)
+        keys += near_block(block, num_blocks).to(gl.int64) * apart.to(gl.int64)
+        # A block's scales lie behind its keys: from one base, so that it is worked out once.
+        scales = keys.to(scales.dtype)
+        scale_at += BLOCK * tile_keys.shape[2] // 4
+        if BLOCK > PIECE_KEYS:
+            first = tile * PIECE_KEYS % BLOCK
+            scales += first
+            keys += first * tile_keys.shape[2]
     else:
         block = async_copy.load_shared_relaxed(tile_blocks.slice(0, BLOCKS * PIECE_KEYS, 0), of_lanes)
         pieces: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
@@ -155,6 +161,7 @@ def paged_mqa_logits_kernel(
     CLEAN: gl.constexpr,
     ROW_LENS: gl.constexpr,
     INDEX: gl.constexpr,
+    PACKETS: gl.constexpr,
     PACKED_RELU: gl.constexpr,
 ):
     NUM_WARPS: gl.constexpr = gl.num_warps()
@@ -201,11 +208,6 @@ def paged_mqa_logits_kernel(
                 fill(rows, first, last - first, strip_offset, near_strip == 0, stride_on, STRIP, INDEX, filled)
 
     # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
-    column = gl.arange(0, COLUMNS, gl.SliceLayout(1, operand))
-    column_row = gl.minimum(first_row + column // PADDED_HEADS, NEXT_N - 1).to(INDEX)
-    near_head = gl.minimum(column % PADDED_HEADS, HEADS - 1).to(INDEX)
-    dim = gl.arange(0, DIM, gl.SliceLayout(0, operand)).to(INDEX)
-    query_offset = (column_row * stride_qn + near_head * stride_qh)[:, None] + (dim * stride_qd)[None, :]
     column = gl.arange(0, max(COLUMNS, 64 * NUM_WARPS), line_copied) % COLUMNS
     column_row = gl.minimum(first_row + column // PADDED_HEADS, NEXT_N - 1)
     weight_at = column_row * stride_ws + gl.minimum(column % PADDED_HEADS, HEADS - 1) * stride_wh
@@ -252,7 +254,10 @@ def paged_mqa_logits_kernel(
             else:  # no copy to LDS has 2 bytes for a lane
                 columns_weights.store(load(request_weights, weight_at).to(gl.float32))
             async_copy.commit_group()
-            query = load(q + request64 * stride_qb, query_offset)
+            query = load_queries(
+                q + (request64 * stride_qb + first_row.to(gl.int64) * stride_qn), NEXT_N - 1 - first_row, 0,
+                stride_qn, stride_qh, stride_qd, HEADS, DIM, PADDED_HEADS, ROWS, INDEX, PACKETS, operand,
+            )  # fmt: skip
             async_copy.wait_group(0)
             weight = async_copy.load_shared_relaxed(columns_weights.slice(0, COLUMNS, 0), gl.SliceLayout(1, mfma))
             weight = gl.where(head < HEADS, weight, 0.0)
@@ -339,8 +344,9 @@ def prepare(
         "STAGES": tune.num_stages,
         "PACKED_RELU": packs_relu(problem.device, problem.dtype, dim),
         "INDEX": gl.int32 if farthest < 2**31 else gl.int64,
+        "PACKETS": in_packets(q),
         **VGPRS_ONLY,
-        **dict(tune.options if in_packets(q) else simd_waves(2)),  # each byte is loaded to a register of its own
+        **dict(tune.options),
     }
     return launches_of(
         paged_mqa_logits_kernel, plan, inputs, out, constants,

@@ -14,7 +14,19 @@ from capgate.kernels.mqa_logits.operation import operation
 from capgate.kernels.tools.compile_command import vector_per_32_keys
 from emulator import parse
 from emulator.hazards import hazards
-from support.emulated_mqa import VARIANTS, WINDOWS, Case, Variant, execute, on_gfx942, prepare, windowed, with_64_bit_offsets
+from support.emulated_mqa import (
+    VARIANTS,
+    WINDOWS,
+    Case,
+    Variant,
+    execute,
+    on_gfx942,
+    prepare,
+    spills_nothing,
+    turned,
+    windowed,
+    with_64_bit_offsets,
+)
 from support.steady_loop import check_defects_are_found, steady_loop
 
 TARGET = "hip:gfx942"
@@ -97,6 +109,16 @@ def test_windows(windows: str, heads: int, dim: int, clean_logits: bool, max_win
 def test_shapes(rows: int, keys: int, heads: int) -> None:
     windows = [(row % 3, keys - row % 5) for row in range(rows)]
     execute(prepare(gluon_variant(), Case(windowed(windows, heads, 128, keys, dtype=FNUZ), True)), measure=False)
+
+
+@gluon
+@pytest.mark.parametrize(("heads", "dtype"), [(128, FNUZ), (64, FN)], ids=str)
+def test_queries_whose_dims_are_not_adjacent(heads: int, dtype: torch.dtype) -> None:
+    """They take a register for each byte while they are loaded: in parts, so that none spills."""
+    case = Case(turned(windowed([(0, 70)] * 3, heads, 128, keys=70, dtype=dtype)), True, aligned=True)
+    prepared = prepare(gluon_variant(), case)
+    assert spills_nothing(prepared)
+    execute(prepared, measure=False)
 
 
 @gluon

@@ -7,14 +7,23 @@ import pytest
 import torch
 
 from capgate.compat import capabilities
-from capgate.compat.offline.child import describe
 from capgate.compat.offline.jobs import Job
 from capgate.kernels.common.rules import padded_heads
 from capgate.kernels.mqa_logits.api import copies_directly
 from capgate.kernels.mqa_logits.operation import operation
 from capgate.kernels.tools.compile_command import vector_per_32_keys
-from support.emulated_mqa import TARGET, VARIANTS, WINDOWS, Case, execute, prepare, windowed, with_64_bit_offsets
-from support.emulation import compile_launch
+from support.emulated_mqa import (
+    TARGET,
+    VARIANTS,
+    WINDOWS,
+    Case,
+    execute,
+    prepare,
+    spills_nothing,
+    turned,
+    windowed,
+    with_64_bit_offsets,
+)
 from support.steady_loop import check_steady_loop, steady_loop
 from support.wait_states import check_wait_states
 
@@ -48,14 +57,13 @@ def test_every_tuning_compiles_within_its_limits(compiled: dict[Job, Any], heads
     check_wait_states(row)
 
 
-def test_queries_whose_dims_are_not_adjacent_spill_nothing() -> None:
-    """They take a register for each byte while they are loaded, and a third wave its registers from them."""
-    variant, call = VARIANTS["gluon_cdna4"], operation.examples.call(operation.example(TARGET))
-    inputs, out = call.operands
-    turned = inputs._replace(q=inputs.q.transpose(1, 2).contiguous().transpose(1, 2))
-    launch = variant.kernel.prepare(operation.example(TARGET), turned, out, **call.options)[call.number]
-    code = compile_launch(launch, variant.make_source)
-    assert describe(code, TARGET, call, "")["spills"] == 0
+@pytest.mark.parametrize("heads", [64, 128])
+def test_queries_whose_dims_are_not_adjacent(heads: int) -> None:
+    """They take a register for each byte while they are loaded: in parts, so that none spills."""
+    prepared = prepare(VARIANTS["gluon_cdna4"], Case(turned(windowed([(0, 70)] * 3, heads, 128, keys=70)), False))
+    assert spills_nothing(prepared)
+    for landing in ("late", "early"):
+        execute(prepared, landing=landing)
 
 
 @pytest.mark.parametrize("mode", [*MODES, "clean-bf16"])
@@ -63,10 +71,10 @@ def test_vector_instructions_of_64_heads(compiled: dict[Job, Any], mode: str) ->
     """32 keys of a row: 32 relu and 16 packed fma are the floor."""
     vector = vector_per_32_keys(compiled[Job("gluon_cdna4", 64, 128, mode)])
     assert vector is not None
-    assert 48 < vector <= 55
+    assert 48 < vector <= 54
 
 
-@pytest.mark.parametrize(("heads", "most"), [(16, 69), (32, 59)])
+@pytest.mark.parametrize(("heads", "most"), [(16, 67), (32, 57)])
 @pytest.mark.parametrize("mode", MODES)
 def test_vector_instructions_of_fewer_heads(compiled: dict[Job, Any], heads: int, most: float, mode: str) -> None:
     vector = vector_per_32_keys(compiled[Job("gluon_cdna4", heads, 128, mode)])
@@ -80,10 +88,11 @@ def test_vector_instructions_of_fewer_heads(compiled: dict[Job, Any], heads: int
 )
 def test_steady_loop(heads: int, dim: int, clean_logits: bool) -> None:
     """No bank conflict, and what :func:`check_steady_loop` asks for."""
-    case = Case(windowed([(0, 2048)] * 4, heads, dim, keys=2048), clean_logits)
+    case = Case(windowed([(0, 1920)] * 4, heads, dim, keys=1920), clean_logits)
     texts, counters = steady_loop(prepare(VARIANTS["gluon_cdna4"], case))
     check_steady_loop(texts)
     assert sum(text.startswith("v_mfma") for text in texts) >= 4
+    assert sum(text == "s_barrier" for text in texts) == 3  # one for each tile of a round
     assert counters.lds_cycles == counters.lds_ideal_cycles > 0
     assert any(text.startswith("v_pk_fma_f32") for text in texts)
 

@@ -19,7 +19,7 @@ from capgate.kernels.paged_mqa_logits.api import copies_directly
 from capgate.kernels.paged_mqa_logits.operation import Problem, example_call, operation
 from capgate.kernels.tools.compile_command import vector_per_32_keys
 from emulator import Pieces, Pointer, parse, run
-from support.emulated_mqa import TARGET, execute, prepare, with_64_bit_offsets
+from support.emulated_mqa import TARGET, execute, prepare, spills_nothing, turned, with_64_bit_offsets
 from support.emulated_paged_mqa import VARIANTS, PagedCase, paged_launch
 from support.emulation import bound, compile_launch
 from support.judge import agree
@@ -108,6 +108,16 @@ def test_vector_instructions_of_64_heads(next_n: int, block: int, most: float) -
 
 
 @pytest.mark.parametrize(
+    ("heads", "next_n", "block", "most"), [(64, 1, 64, 50), (32, 1, 64, 50), (64, 2, 64, 50), (64, 4, 128, 64)]
+)
+def test_scalar_instructions(heads: int, next_n: int, block: int, most: int) -> None:
+    """Of a pass over a tile in one block: ten of them say where in LDS a copy goes."""
+    loop = compiled_for(heads, 128, next_n, block)["hot_loop"]
+    assert loop["keys"] == 64
+    assert 10 < loop["salu"] <= most
+
+
+@pytest.mark.parametrize(
     ("heads", "next_n", "block"),
     [(64, 1, 64), (64, 2, 64), (64, 1, 16), (64, 1, 256), (32, 2, 64), (16, 8, 64), (128, 1, 64)],
 )
@@ -151,6 +161,16 @@ def test_64_bit_offsets_inside_a_program(clean_logits: bool) -> None:
     """The kernel of calls whose rows lie further apart than buffer instructions reach, executed on a small one."""
     case = PagedCase(make_call([130, 0, 70], 2, 64, 128), 131, clean_logits)
     execute(prepare(with_64_bit_offsets(VARIANTS["gluon_cdna4"]), case))
+
+
+@pytest.mark.parametrize(("heads", "next_n"), [(128, 1), (64, 2)])
+def test_queries_whose_dims_are_not_adjacent(heads: int, next_n: int) -> None:
+    """Each takes a register for each byte while it is loaded: in parts, so that none spills."""
+    case = PagedCase(turned(make_call([130, 0, 70], next_n, heads, 128)), 131, False, workers=1)
+    prepared = prepare(VARIANTS["gluon_cdna4"], case)
+    assert spills_nothing(prepared)
+    for landing in ("late", "early"):
+        execute(prepared, landing=landing)
 
 
 def emulate(launch: Launch, pieces: dict[int, Pieces | Pointer]) -> None:

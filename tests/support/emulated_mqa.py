@@ -1,5 +1,6 @@
 """MQA logits in the emulator: a variant's compiled kernel, launched on a call and held against the formula in float64."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +36,16 @@ def on_gfx942(variant: Variant) -> Variant:
         return variant.kernel.prepare(problem._replace(device=Target("hip", "gfx942", 64)), *operands, **options)
 
     return variant._replace(kernel=Kernel(prepare_there), target=GFX942)
+
+
+def turned(call: Any) -> Any:
+    """The call with the heads of a row's queries side by side, and not their dims."""
+    return call._replace(q=call.q.transpose(-1, -2).contiguous().transpose(-1, -2))
+
+
+def spills_nothing(prepared: "Prepared") -> bool:
+    """Whether the compiled kernel keeps no register in memory."""
+    return not re.search(r"gpr_spill_count: +[1-9]", prepared.compiled.asm["amdgcn"])
 
 
 def with_64_bit_offsets(variant: Variant) -> Variant:

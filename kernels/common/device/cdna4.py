@@ -4,7 +4,7 @@ Compiled and emulated; they have not run on a GPU. Those that :mod:`.classic` ha
 there, in the same order, and the same parameters in front of the layouts.
 """
 
-from capgate.compat.gluon import KEEP_NAN, async_copy, cdna4, constexpr_function, gl, gluon
+from capgate.compat.gluon import KEEP_NAN, async_copy, cdna4, constexpr_function, gl, gluon, reinterpret
 
 from .cdna4_packed import sum_packed
 from .windows import strip_base
@@ -117,24 +117,72 @@ def pairs_of_heads(x, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr):
 
 
 @gluon.jit
+def query_offset(
+    column, last_row, first_head, stride_row, stride_head, stride_dim,
+    HEADS: gl.constexpr, DIM: gl.constexpr, SOME_HEADS: gl.constexpr, INDEX: gl.constexpr,
+):  # fmt: skip
+    """[columns, DIM] places of queries, a column for each of SOME_HEADS heads of a row; past an edge those of the last one."""
+    layout: gl.constexpr = column.type.layout.parent
+    row = gl.minimum(column // SOME_HEADS, last_row).to(INDEX)
+    head = gl.minimum(first_head + column % SOME_HEADS, HEADS - 1).to(INDEX)
+    dim = gl.arange(0, DIM, gl.SliceLayout(0, layout)).to(INDEX)
+    return (row * stride_row + head * stride_head)[:, None] + (dim * stride_dim)[None, :]
+
+
+@gluon.jit
+def load_queries(
+    q, last_row, first_head, stride_row, stride_head, stride_dim,
+    HEADS: gl.constexpr, DIM: gl.constexpr, SOME_HEADS: gl.constexpr, ROWS: gl.constexpr, INDEX: gl.constexpr,
+    PACKETS: gl.constexpr, LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """[ROWS * SOME_HEADS, DIM] queries of the rows from ``q`` on, heads from ``first_head`` on, as an MFMA takes them.
+
+    Nothing is masked: in place of rows past ``last_row`` and of heads that are not there the last one is loaded.
+
+    PACKETS : whether 16 adjacent dims can be loaded at a time. Otherwise each byte takes a register while it is loaded: 32 of
+        a lane at a time go through LDS, so that all have room
+    """
+    COLUMNS: gl.constexpr = ROWS * SOME_HEADS
+    if PACKETS:
+        column = gl.arange(0, COLUMNS, gl.SliceLayout(1, LAYOUT))
+        return load(
+            q,
+            query_offset(column, last_row, first_head, stride_row, stride_head, stride_dim, HEADS, DIM, SOME_HEADS, INDEX),
+        )
+    else:
+        NUM_WARPS: gl.constexpr = gl.num_warps()
+        PIECE: gl.constexpr = min(32 * 64 * NUM_WARPS // DIM, COLUMNS)
+        loaded: gl.constexpr = gl.BlockedLayout([1, 4], [256 // DIM, DIM // 4], [NUM_WARPS, 1], [1, 0])
+        plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+        pieces = gl.allocate_shared_memory(q.dtype.element_ty, [COLUMNS // PIECE, PIECE, DIM], plain)
+        # The compiler must not know how many, for it would begin with all of them.
+        number = gl.inline_asm_elementwise("", "=s,0", [gl.to_tensor(COLUMNS // PIECE)], dtype=gl.int32, is_pure=False, pack=1)
+        for piece in range(number):
+            column = piece * PIECE + gl.arange(0, PIECE, gl.SliceLayout(1, loaded))
+            offset = query_offset(
+                column, last_row, first_head, stride_row, stride_head, stride_dim, HEADS, DIM, SOME_HEADS, INDEX
+            )
+            pieces.index(piece).store(load(q, offset))
+        return reinterpret(pieces, q.dtype.element_ty, [COLUMNS, DIM], plain).load(LAYOUT)
+
+
+@gluon.jit
 def load_group(
     q, weights, first_row, num_queries, stride_qs, stride_qh, stride_qd, stride_ws, stride_wh,
     HEADS: gl.constexpr, DIM: gl.constexpr, PADDED_HEADS: gl.constexpr, ROWS: gl.constexpr, INDEX: gl.constexpr,
-    MFMA: gl.constexpr,
+    PACKETS: gl.constexpr, MFMA: gl.constexpr,
 ):  # fmt: skip
     """The queries [ROWS * PADDED_HEADS, DIM] and the weights [ROWS * PADDED_HEADS], float32, of the rows from ``first_row`` on.
 
-    Addresses past an edge are clamped, not masked: heads that are not there have weight 0, and what rows get is never kept.
+    Heads that are not there have weight 0; what rows past the last one get is for nobody. PACKETS : as :func:`load_queries`
     """
-    operand: gl.constexpr = gl.DotOperandLayout(0, MFMA, 16)
-    column = gl.arange(0, ROWS * PADDED_HEADS, gl.SliceLayout(1, operand))
-    column_row = gl.minimum(column // PADDED_HEADS, num_queries - 1 - first_row).to(INDEX)
-    near_head = gl.minimum(column % PADDED_HEADS, HEADS - 1).to(INDEX)
-    dim = gl.arange(0, DIM, gl.SliceLayout(0, operand)).to(INDEX)
-    query_offset = (column_row * stride_qs + near_head * stride_qh)[:, None] + (dim * stride_qd)[None, :]
-    query = load(q + first_row.to(gl.int64) * stride_qs, query_offset)
+    last_row = num_queries - 1 - first_row
+    query = load_queries(
+        q + first_row.to(gl.int64) * stride_qs, last_row, 0, stride_qs, stride_qh, stride_qd,
+        HEADS, DIM, PADDED_HEADS, ROWS, INDEX, PACKETS, gl.DotOperandLayout(0, MFMA, 16),
+    )  # fmt: skip
     column = gl.arange(0, ROWS * PADDED_HEADS, gl.SliceLayout(1, MFMA))
-    column_row = gl.minimum(column // PADDED_HEADS, num_queries - 1 - first_row).to(INDEX)
+    column_row = gl.minimum(column // PADDED_HEADS, last_row).to(INDEX)
     head = column % PADDED_HEADS
     near_head = gl.minimum(head, HEADS - 1).to(INDEX)
     weight_offset = column_row * stride_ws + near_head * stride_wh
