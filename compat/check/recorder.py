@@ -66,10 +66,12 @@ class Recorder:
         if fake and run:
             raise ValueError("fake: got True with launches that are run, needs run=False")
         self._unrun = UnrunGpu(self.target, fake)
-        if fake:
-            acts["torch"] = self._fake_torch
         if not run:
-            acts |= {"triton.runtime.driver": self._replace_driver, "triton.testing": self._replace_benchmark}
+            acts |= {
+                "torch": self._replace_torch,
+                "triton.runtime.driver": self._replace_driver,
+                "triton.testing": self._replace_benchmark,
+            }
         self._watch = AfterImport(acts)
 
     def __enter__(self) -> "Recorder":
@@ -185,9 +187,11 @@ class Recorder:
         finally:
             self.run = before
 
-    def _fake_torch(self, module: ModuleType) -> None:
+    def _replace_torch(self, module: ModuleType) -> None:
         for name, answer in self._unrun.cuda().items():
             self._put(module.cuda, name, answer)
+        if not self._unrun.fake:
+            return
         # Torch asks torch.cuda, which answers of the GPU that is not here, whether it should do without a driver.
         mode = type("Fakes", (module._subclasses.FakeTensorMode,), {"avoid_device_init": True})
         self._fakes = mode(allow_non_fake_inputs=True)

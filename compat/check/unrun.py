@@ -47,7 +47,10 @@ class UnrunGpu(AbsentGpu):
         return (9, 4) if self.target.arch == "gfx942" else (9, 5)
 
     def cuda(self) -> dict[str, Any]:
-        """Functions of ``torch.cuda``, as they answer of this GPU: what libraries ask before they launch anything."""
+        """Functions of ``torch.cuda``, as they answer of this GPU: what libraries ask before they launch anything.
+
+        Whether there is any GPU is torch's to say, unless tensors on one can be made.
+        """
         properties = self.get_device_properties()
         major, minor = self.get_device_capability()
         known = SimpleNamespace(
@@ -60,9 +63,9 @@ class UnrunGpu(AbsentGpu):
             shared_memory_per_block_optin=properties["max_shared_mem"],
             gcnArchName=self.target.arch,
         )
+        there = {"is_available": lambda: True, "device_count": lambda: 1} if self.fake else {}
         return {
-            "is_available": lambda: True,
-            "device_count": lambda: 1,
+            **there,
             "current_device": lambda: 0,
             "set_device": lambda device: None,
             "synchronize": lambda device=None: None,
