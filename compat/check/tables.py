@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 from ..markdown import escape
 from ..markdown import table as markdown_table
 from ..terminal import console as plain_console
-from ..terminal import plain
+from ..terminal import plain, print_whole
 
 Result = dict[str, Any]
 Row = dict[str, Any]
@@ -108,7 +108,7 @@ def show(result: Result) -> None:
             for cell, row in zip(_cells(result, line), line.rows, strict=True)
         ]
         table.add_row(result["subjects"][line.subject]["title"], line.target, *cells)
-    console.print(table)
+    print_whole(console, table)
     for cause, number in causes(result).items():
         console.print(Text(f"{number}: {plain(cause)}", "red"))
     console.print(Text(LEGEND, "dim"))
