@@ -25,6 +25,7 @@ command       how a command ends; ``outputs``: the files that it writes; ``forei
 ============  =========================================================================================================
 """
 
+from ._additions import Addition
 from ._bound import Bound
 from ._capabilities import Capabilities, CapabilityError, Verdict
 from ._kernel import ExampleCall, Examples, Kernel, Launch
@@ -38,6 +39,7 @@ from .table import Capability
 from .targets import Target
 
 __all__ = [
+    "Addition",
     "Bound",
     "Call",
     "Calls",

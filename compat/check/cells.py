@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from ..offline.answers import Answers, environment
+from ..offline.occupancy import shared_limit
 from ..targets import Target
 from .results import Results
 from .subjects import Subject
@@ -115,9 +116,18 @@ class Check(NamedTuple):
                         "error": None,
                         "cached": cached,
                         **answer,
+                        **_too_large(answer, work.target),
                     }
                     if child.gone:
                         break
+
+
+def _too_large(answer: Row, target: Target) -> Row:
+    """Of a kernel that compiles, and for which no block of the target has the memory, the failure that its launch would be."""
+    needs, has = answer.get("lds_bytes") or 0, shared_limit(target.backend, target.arch)
+    if not answer.get("compiled") or has is None or needs <= has:
+        return {}
+    return {"compiled": False, "error": f"compiles, and cannot be launched: needs {needs} bytes of shared memory, found {has}"}
 
 
 def _passing(answer: Row) -> bool:

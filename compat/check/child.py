@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from capgate import compat
 
 from .._errors import summary
 from .._installation import version
-from ..offline.absent import set_absent_gpu
 from ..offline.answers import Answer, serve
 from ..offline.child import describe
 from .recordings import Launch
 from .results import Results
 from .sources import MissingSourceError, Sources, kernel_of
+from .unrun import UnrunGpu
 from .values import rebuild
 
 KEYS = ("vgprs", "agprs", "sgprs", "spills", "scratch_bytes", "lds_bytes", "waves_per_simd", "code_bytes", "unread")
@@ -34,13 +34,25 @@ def main() -> None:
 def begin(request: dict[str, Any]) -> Answer:
     """What answers the request's jobs, each a recorded launch."""
     target = compat.capabilities(request["target"]).target
-    set_absent_gpu(target)  # before a module asks for a driver while it is imported
+    _pretend(UnrunGpu(target, fake=False))  # before a module asks while it is imported
     sys.path += [entry for entry in request["path"] if entry not in sys.path]
     import triton
 
     build = f"{triton.__version__} {request['build']}"
     sources, results = Sources(Path(request["root"])), Results(request["results"])
     return lambda launch: answer(sources, results, target, build, launch)
+
+
+def _pretend(gpu: UnrunGpu) -> None:
+    """Let Triton's driver and torch.cuda answer of a GPU, as they do where the modules are imported that are checked."""
+    from triton.runtime import driver
+
+    driver.set_active(gpu)
+    with suppress(ImportError):
+        import torch
+
+        for name, function in gpu.cuda().items():
+            setattr(torch.cuda, name, function)
 
 
 def answer(sources: Sources, results: Results, target: compat.Target, build: str, launch: Launch) -> Iterator[dict[str, Any]]:

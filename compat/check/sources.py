@@ -5,6 +5,7 @@ the function's code names, and those that they name.
 """
 
 import ast
+import symtable
 import sys
 from collections.abc import Iterable
 from importlib import import_module
@@ -86,7 +87,7 @@ def needed(body: list[ast.stmt], name: str) -> list[ast.stmt]:
         for number, names in enumerate(binds):
             if one in names and number not in chosen:
                 chosen.add(number)
-                new = {node.id for node in ast.walk(body[number]) if isinstance(node, ast.Name)} - seen
+                new = _named(body[number]) - seen
                 seen |= new
                 wanted += new
     return [
@@ -94,6 +95,17 @@ def needed(body: list[ast.stmt], name: str) -> list[ast.stmt]:
         for number, statement in enumerate(body)
         if number in chosen or (isinstance(statement, ast.ImportFrom) and statement.module == "__future__")
     ]
+
+
+def _named(statement: ast.stmt) -> set[str]:
+    """The names of the module that a statement reads, also inside functions, whose own variables are none of them."""
+
+    def read(table: symtable.SymbolTable) -> set[str]:
+        top = table.get_type() == "module"
+        names = {one.get_name() for one in table.get_symbols() if one.is_referenced() and (top or one.is_global())}
+        return names.union(*map(read, table.get_children()))
+
+    return read(symtable.symtable(ast.unparse(statement), "statement", "exec"))
 
 
 def _bound(statement: ast.stmt) -> set[str]:

@@ -68,7 +68,11 @@ def describe(value: Any, refer: Callable[[Any], Described]) -> Described:
         named = {"type": _type(value)} if hasattr(value, "_fields") else {}
         return {"kind": kind, **named, "items": [describe(item, refer) for item in value]}
     if dataclasses.is_dataclass(value):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        # What has its default is left to the class: a field that another Triton does not have is no obstacle then.
+        given = [
+            field for field in dataclasses.fields(value) if field.init and not _is_default(field, getattr(value, field.name))
+        ]
+        fields = {field.name: getattr(value, field.name) for field in given}
         return {
             "kind": "object",
             "type": _type(value),
@@ -177,6 +181,11 @@ def _tensor(value: Any) -> Described:
     storage = getattr(value, "untyped_storage", None)
     small = storage is not None and storage().size() <= FAR
     return {"kind": "tensor", "dtype": _dtype(value.dtype), "aligned": aligned, "small": small}
+
+
+def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
+    default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    return default is not dataclasses.MISSING and type(default) is type(value) and bool(default == value)
 
 
 def _dtype(dtype: Any) -> str:

@@ -37,6 +37,9 @@ def broken(x, kernel, SIZE: tl.constexpr):
     tl.store(x + tl.arange(0, SIZE), tl.no_such_function(kernel))
 
 
+at = open("begun", "x")  # a name that kernels have for their own; a second time this fails
+
+
 def run(gpu):
     x, out = torch.ones(1024, device=gpu), torch.zeros(1024, device=gpu)
     grid = lambda given: (triton.cdiv(1024, given["BLOCK"]),)
@@ -80,8 +83,11 @@ def twice(value):
     return value + value
 """
 GLUONS = """
+import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+
+MAJOR = torch.cuda.get_device_capability()[0]  # as libraries ask when they are imported
 
 
 @gluon.jit

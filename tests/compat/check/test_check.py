@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from capgate import compat
-from capgate.compat.check import command, configuration, tables, tritons
+from capgate.compat.check import cells, command, configuration, tables, tritons
 from capgate.compat.check.sources import Sources, kernel_of
 from capgate.compat.check.values import Pointer, UnrecordableError, describe, rebuild
 from capgate.kernels.cli import main
@@ -82,6 +83,16 @@ def test_an_operation_is_compiled_where_it_applies(project: Path) -> None:
 # --- arguments ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Descriptor:
+    """As Triton's and Gluon's, which get fields from release to release."""
+
+    block: list[int]
+    rounded: int
+    padding: str = "zero"
+    bases: list[int] = field(default_factory=list)
+
+
 def refused(value: Any) -> dict[str, Any]:
     raise UnrecordableError("a function")
 
@@ -98,6 +109,8 @@ def test_arguments_come_back_as_triton_sees_them() -> None:
     assert rebuild(far, refused).ptr_range() >= 2**31
     for plain in (None, True, 7, -(2**40), 0.5, float("inf"), "none", (1, (2.0, None)), torch.float16):
         assert rebuild(json.loads(json.dumps(describe(plain, refused))), refused) == plain
+    padded = describe(Descriptor([16], 3), refused)
+    assert list(padded["fields"]) == ["block", "rounded"]  # what has its default is left to the class, which may not have it
     tl = pytest.importorskip("triton.language")
     assert rebuild(describe(tl.constexpr(tl.float8e5), refused), refused) == tl.float8e5
     with pytest.raises(UnrecordableError, match=r"a builtins\.set, which no file can hold"):
@@ -211,6 +224,18 @@ def test_what_fails_is_what_was_asked_to_fail() -> None:
     fails = {name: [command._fails(result, name) for result in (spilling, changed, failing)] for name in command.FAIL_ON}
     assert fails == {"failures": [False, False, True], "spills": [True, False, True], "changes": [True, True, True]}
     assert not command._fails(result_of({}, FAILS, trial=True), "changes")  # an autotuner passes over it
+
+
+@pytest.mark.one_lane
+def test_what_no_block_has_the_memory_for_is_a_failure() -> None:
+    """Triton compiles it, and raises OutOfResources when it is launched."""
+    target = compat.capabilities("hip:gfx942").target
+    fits, too_large = ({"compiled": True, "lds_bytes": size} for size in (65536, 65537))
+    assert cells._too_large(fits, target) == {}
+    words = "compiles, and cannot be launched: needs 65537 bytes of shared memory, found 65536"
+    assert cells._too_large(too_large, target) == {"compiled": False, "error": words}
+    assert cells._too_large(too_large, compat.capabilities("cuda:90").target) == {}
+    assert cells._too_large({"compiled": False, "error": "no"}, target) == {}
 
 
 @pytest.mark.one_lane
