@@ -66,6 +66,8 @@ def test_fake_launches_are_noted_and_answered(
     assert hidden["unrecorded"] == "it is defined inside a function, where no other process finds it"
     assert "script.py:closure.<locals>.hidden: cannot be recorded" in capfd.readouterr().err
     assert str(project) not in (project / OTHERWISE).read_text()
+    twice = recordings.merged([recordings.DOCUMENT.read(str(project / OTHERWISE))] * 2)["launches"]
+    assert [launch["launches"] for launch in twice] == [2 * launch["launches"] for launch in found]
 
 
 @pytest.mark.one_lane
