@@ -13,16 +13,19 @@ These names, and these modules, are for anybody; a module whose name begins with
 module        what it is for
 ============  =========================================================================================================
 gluon         one Gluon surface over Triton 3.6 to 3.9: what kernels import
+check         anybody's launches, recorded, and compiled for other Tritons and GPUs
 offline       compiling an operation's variants for a GPU that is not here, and reading what they became
 table         every capability: its meaning, and where it is known from
 targets       targets by name, and the GPUs of this machine
 versions      the builds of Triton, triton_kernels and torch; ``releases``: the release inside a version's text
 report        everything that can be said, as JSON or for people
-command       how a command ends; ``outputs``: the files that it writes; ``terminal``: text of others as text;
+command       how a command ends; ``outputs``: the files that it writes; ``foreign``: files of others, checked;
+              ``markdown``: tables; ``terminal``: text of others as text;
               ``thirdparty``: calls of code that may end in any way; ``spelling``: what helps after a misspelt name
 ============  =========================================================================================================
 """
 
+from ._additions import Addition
 from ._bound import Bound
 from ._capabilities import Capabilities, CapabilityError, Verdict
 from ._kernel import ExampleCall, Examples, Kernel, Launch
@@ -31,10 +34,12 @@ from ._operation import Operation, Step, Trace, Variant
 from ._registry import operations
 from ._repeats import Call, Calls, Repeats, extent
 from ._switches import SwitchError, override, strict
+from .check import record
 from .table import Capability
 from .targets import Target
 
 __all__ = [
+    "Addition",
     "Bound",
     "Call",
     "Calls",
@@ -57,6 +62,7 @@ __all__ = [
     "extent",
     "operations",
     "override",
+    "record",
     "require",
     "strict",
 ]

@@ -25,6 +25,7 @@ from importlib import import_module
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from . import _probes, _registry, _switches
+from ._additions import Addition, additions_to
 from ._bound import Bound
 from ._capabilities import CapabilityError
 from ._errors import of_the_machine, summary
@@ -96,6 +97,7 @@ class Variant(Generic[P]):
         self.accepts = accepts
         self.unless_named = unless_named
         self.last_resort = last_resort
+        self.added_by: str | None = None  # the distribution, where that is not the operation's own
         self._implementation = implementation
 
     def load(self) -> Callable[..., Any] | Kernel[P]:
@@ -190,16 +192,58 @@ class Operation(_registry.Registered, Generic[P]):
         self.example = example
         self.examples = examples
         self.offers = _names("offers", offers, OFFERS, "part of a Kernel")
-        self.variants: dict[str, Variant[P]] = {}
+        self._variants: dict[str, Variant[P]] = {}
+        self._to_add: list[tuple[str, Addition]] | None = None  # until they are first asked for
+        self.not_added: list[str] = []  # why what a distribution adds is not there, in words
         self._set_aside: dict[tuple[str, P | None, str], str] = {}
         self.module: str | None = sys._getframe(1).f_globals.get("__name__")
         _registry.register(self)
 
+    @property
+    def variants(self) -> dict[str, Variant[P]]:
+        """The variants by name, in the order in which they are asked, with those that other distributions add."""
+        if self._to_add is None:
+            self._to_add = list(additions_to(self.name, self.not_added))
+            for words in self.not_added:
+                LOG.warning("%s", words)
+        if self._to_add:
+            self._to_add = [(whose, addition) for whose, addition in self._to_add if not self._place(whose, addition)]
+        return self._variants
+
     def add(self, variant: Variant[P]) -> None:
         """Add a variant after those added before it. Raises ValueError when its name is taken."""
-        if variant.name in self.variants:
+        if variant.name in self._variants:
             raise ValueError(f"variant: {self.name} has a variant {variant.name!r} already")
-        self.variants[variant.name] = variant
+        self._variants[variant.name] = variant
+
+    def _place(self, whose: str, addition: Addition) -> bool:
+        """Put an addition in its place; False where that is not there yet."""
+        variant, anchor, names = addition.variant, addition.before or addition.after, list(self._variants)
+        if not names or (anchor is not None and anchor not in names):
+            return False
+        if variant.name in names:
+            self._refuse(f"variant {variant.name!r} of {whose} is not added: {self.name} has one of that name")
+            return True
+        place = 0 if anchor is None else names.index(anchor) + (addition.before is None)
+        variant.added_by = whose
+        ordered = list(self._variants.items())
+        ordered.insert(place, (variant.name, variant))
+        self._variants.clear()
+        self._variants.update(ordered)
+        return True
+
+    def _settle(self) -> None:
+        """Refuse what is to stand beside a variant that does not exist: once somebody asks, the operation is defined."""
+        if self.variants and self._to_add:
+            for whose, addition in self._to_add:
+                anchor = str(addition.before or addition.after)
+                where = f"{self.name} has no variant {anchor!r}; {nearest(anchor, self._variants)}"
+                self._refuse(f"variant {addition.variant.name!r} of {whose} is not added: {where}")
+            self._to_add = []
+
+    def _refuse(self, words: str) -> None:
+        self.not_added.append(words)
+        LOG.warning("%s", words)
 
     def variant(self, name: str, **rules: Any) -> Callable[[F], F]:
         """Decorate a function to add it as a variant; ``rules`` are the other parameters of :class:`Variant`."""
@@ -278,6 +322,7 @@ class Operation(_registry.Registered, Generic[P]):
         """The full trace of the choice. Without a problem only capabilities and switches are asked, for ``device``."""
         hash(problem)  # TypeError for what cannot be remembered
         variant = variant or self._named_by_switch()
+        self._settle()
         if variant is not None and variant not in self.variants:
             raise ValueError(f"variant: {self.name} has no variant {variant!r}; {nearest(variant, self.variants)}")
         caps = capabilities(getattr(problem, "device", device))

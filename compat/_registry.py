@@ -47,7 +47,7 @@ def operations() -> "dict[str, Operation[Any]]":
 def find_operations() -> "tuple[dict[str, Operation[Any]], dict[str, str]]":
     """As :func:`operations`, and for each entry point that gives no operation of its name why not, in words."""
     failed: dict[str, str] = {}
-    for entry in _entry_points(failed):
+    for entry in entry_points(ENTRY_POINTS, failed):
         if entry.name in REGISTERED:
             continue
         operation = ask(entry.load)
@@ -60,16 +60,16 @@ def find_operations() -> "tuple[dict[str, Operation[Any]], dict[str, str]]":
     return dict(REGISTERED), failed
 
 
-def _entry_points(failed: dict[str, str]) -> list[Any]:
-    """Those of ENTRY_POINTS; a distribution whose entry points cannot be read goes into ``failed`` and hides no other."""
+def entry_points(group: str, failed: dict[str, str]) -> list[Any]:
+    """Those of a group; a distribution whose entry points cannot be read goes into ``failed`` and hides no other."""
     from importlib import metadata
 
-    every = ask(lambda: list(metadata.entry_points(group=ENTRY_POINTS)))
+    every = ask(lambda: list(metadata.entry_points(group=group)))
     if not isinstance(every, Raised):
         return every
     found = []
     for distribution in metadata.distributions():
-        own = ask(partial(_entry_points_of, distribution))
+        own = ask(partial(_entry_points_of, distribution, group))
         if isinstance(own, Raised):
             named = ask(partial(_name_of, distribution))
             name = "without a name" if isinstance(named, Raised) else named
@@ -79,8 +79,8 @@ def _entry_points(failed: dict[str, str]) -> list[Any]:
     return found
 
 
-def _entry_points_of(distribution: Any) -> list[Any]:
-    return list(distribution.entry_points.select(group=ENTRY_POINTS))
+def _entry_points_of(distribution: Any, group: str) -> list[Any]:
+    return list(distribution.entry_points.select(group=group))
 
 
 def _name_of(distribution: Any) -> str:

@@ -44,7 +44,8 @@ def collect(target: Target | str | None = None, dropins: Dropins | None = None) 
     ``target`` (the one asked about), ``targets`` (the GPUs found), ``notes`` (why a vendor has none, or one could not be read;
     what may hide this package),
     ``capabilities.<name>.available|reason|kind|meaning|source``,
-    ``operations.<name>.variant|trace`` with ``variant|accepted|reason`` for each step of the trace, and with ``error`` for an
+    ``operations.<name>.variant|trace`` with ``variant|accepted|reason`` for each step of the trace (and ``added_by``, the
+    distribution, where one adds the variant), and with ``error`` for an
     operation that does not load or that could be asked for its capabilities only.
     """
     asked = {} if dropins is None else {"dropins": {name: dict(state) for name, state in dropins().items()}}
@@ -61,7 +62,7 @@ def collect(target: Target | str | None = None, dropins: Dropins | None = None) 
         **{name: versions.find(name).text for name in PACKAGES},
         "target": str(caps.target),
         "targets": [str(gpu) for gpu in found.targets],
-        "notes": [*found.notes, *_installation.shadows()],
+        "notes": [*found.notes, *_installation.shadows(), *(words for one in known.values() for words in one.not_added)],
         "capabilities": {name: {**caps[name]._asdict(), **_of_the_table(name)} for name in caps},
         "operations": dict(sorted(choices.items())),
     }
@@ -85,15 +86,17 @@ def _choice(operation: Operation[Any], caps: Capabilities) -> dict[str, Any]:
             error = {"error": f"{what} raised {asked.words}; without it capabilities alone were asked"}
         else:
             trace = asked
-    return {"variant": trace.variant, "trace": [step._asdict() for step in trace.steps], **error}
+    added = {name: {"added_by": variant.added_by} for name, variant in operation.variants.items() if variant.added_by}
+    steps = [{**step._asdict(), **added.get(step.variant, {})} for step in trace.steps]
+    return {"variant": trace.variant, "trace": steps, **error}
 
 
 def _guarded(operation: Operation[Any]) -> Operation[Any]:
     """The operation with rules that raise nothing: a variant whose rule does is one that cannot be taken, which says so."""
     guarded = copy(operation)
-    guarded.variants = {}
+    guarded._variants = {}
     for name, variant in operation.variants.items():
-        guarded.variants[name] = own = copy(variant)
+        guarded._variants[name] = own = copy(variant)
         own.accepts, own.unless_named = (_guarded_rule(variant, rule) for rule in ("accepts", "unless_named"))
     return guarded
 
@@ -181,7 +184,8 @@ def show(report: dict[str, Any], console: Any = None, brief: bool = False) -> No
     for name, choice in report["operations"].items():
         steps = table(f"{name} takes {choice['variant'] or 'no variant'} on {report['target']}", "variant", "", "why")
         for step in choice["trace"]:
-            steps.add_row(words(step["variant"]), mark(step["accepted"]), words(step["reason"]))
+            whose = f"\n(of {step['added_by']})" if "added_by" in step else ""
+            steps.add_row(words(step["variant"] + whose), mark(step["accepted"]), words(step["reason"]))
         if error := choice.get("error"):
             steps.add_row("-", Text("error", "red"), words(error))
         console.print(steps)

@@ -31,3 +31,11 @@ def console(**options: Any) -> Any:
             raise  # rich calls it where it handles the error, and would end the process with status 1
 
     return PlainConsole(markup=False, emoji=False, highlight=False, **options)
+
+
+def print_whole(console: Any, table: Any) -> None:
+    """Print a table whole, wherever it is printed: a narrower console would cut figures short."""
+    from rich.measure import Measurement
+
+    console.width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
+    console.print(table)

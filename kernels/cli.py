@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Callable, Sequence
 
 from capgate.compat import report, versions
+from capgate.compat.check import command as check
+from capgate.compat.check import record_command
 from capgate.compat.command import CommandError, conclude
 
 from . import dropin
@@ -27,10 +29,12 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
         compile_command.run,
     ),
     "warm": ("compile what a deployment will launch into Triton's cache", warm.add_arguments, warm.run),
+    "record": ("note what a command launches, for check", record_command.add_arguments, record_command.run),
+    "check": ("compile a recording, or operations, for many Tritons and GPUs", check.add_arguments, check.run),
     "bench": ("time the variants here", bench.add_arguments, bench.run),
     "compare": ("put runs of bench on several stacks beside each other", compare.add_arguments, compare.run),
 }
-WITHOUT_TORCH = ("report", "compare")
+WITHOUT_TORCH = ("report", "record", "check", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +52,6 @@ def _run(argv: Sequence[str] | None) -> int:
         command.set_defaults(run=run)
     arguments = parser.parse_args(argv)
     if arguments.command not in WITHOUT_TORCH and versions.find("torch").text is None:
-        raise CommandError(f"this command needs torch; {' and '.join(WITHOUT_TORCH)} work without it")
+        raise CommandError(f"this command needs torch; {', '.join(WITHOUT_TORCH[:-1])} and {WITHOUT_TORCH[-1]} work without it")
     status: int = arguments.run(arguments)
     return status

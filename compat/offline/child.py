@@ -17,6 +17,7 @@ from capgate import compat
 from .._errors import summary
 from . import disassembly as listing
 from . import occupancy as resources
+from .absent import set_absent_gpu
 from .answers import Answer, serve
 
 NVDISASM_TIMEOUT = 60  # seconds; it takes less than one
@@ -71,28 +72,6 @@ def answer(
         except OSError as error:
             row["error"] = f"compiled, and not saved: {summary(error)}"
     yield {**row, "compiled": True}
-
-
-def set_absent_gpu(target: compat.Target) -> None:
-    """Make Triton compile for a GPU that is not here, as if a driver had found it."""
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime import driver
-
-    arch = int(target.arch) if target.backend == "cuda" else target.arch
-
-    class AbsentGpu:
-        """As much of a driver as ``warmup`` asks for: Triton's own argument binder then finds divisibilities and constants."""
-
-        def get_current_target(self) -> Any:
-            return GPUTarget(target.backend, arch, target.warp_size)
-
-        def get_current_device(self) -> int:
-            return 0
-
-        def get_current_stream(self, device: int = 0) -> int:
-            return 0
-
-    driver.set_active(AbsentGpu())
 
 
 class UnreadableError(Exception):

@@ -144,3 +144,10 @@ def warps_of_ptx(ptx: str, otherwise: int) -> int:
     """Warps of a block: with those of warp-specialised partitions, which Triton's ``num_warps`` leaves out."""
     threads = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", ptx)
     return -(-int(threads[1]) // 32) if threads else otherwise
+
+
+def shared_limit(backend: str, arch: str) -> int | None:
+    """Bytes of LDS or shared memory that one workgroup or block can have; None for an architecture without a row above."""
+    if backend == "hip":
+        return LDS[arch][0] if arch in LDS else None
+    return MULTIPROCESSORS[arch].shared_bytes - RESERVED_SHARED_BYTES if arch in MULTIPROCESSORS else None

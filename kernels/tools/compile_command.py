@@ -9,14 +9,13 @@ from typing import Any
 
 from capgate import compat
 from capgate.compat.command import asking, printing, prints_to_stderr
+from capgate.compat.foreign import TEXT, Document, Schema, list_of, map_of, object_with, or_none
+from capgate.compat.markdown import escape
+from capgate.compat.markdown import table as markdown_table
 from capgate.compat.offline.answers import TIMEOUT
 from capgate.compat.offline.jobs import Job, compile_variants
 from capgate.compat.outputs import look_at_folder
 from capgate.compat.terminal import console as plain_console
-
-from .foreign import TEXT, Document, Schema, list_of, map_of, object_with, or_none
-from .markdown import escape
-from .markdown import table as markdown_table
 
 Result = dict[str, Any]
 

@@ -17,7 +17,8 @@ from typing import IO
 from capgate import compat
 from capgate.compat import versions
 from capgate.compat.command import in_words
-from capgate.compat.offline.child import machine_code, set_absent_gpu
+from capgate.compat.offline.absent import set_absent_gpu
+from capgate.compat.offline.child import machine_code
 from capgate.compat.offline.children import Child
 from capgate.compat.offline.disassembly import normal_form
 from support import mbarriers

@@ -3,6 +3,7 @@
 import ast
 import json
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -44,6 +45,19 @@ def test_the_tour(newcomer: Any) -> None:
     assert [line for line in printed.splitlines() if len(line) > 80] == []
     (row,) = json.loads(newcomer.run("capgate", "compile", "doubling", "--target", "hip:gfx950", "--json"))["variants"]
     assert (row["variant"], row["compiled"], row["spills"]) == ("classic", True, 0), row
+
+
+def test_checking(newcomer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(newcomer.folder / "cache"))
+    newcomer.follow("docs/check.md", only=lambda text: "--triton" not in text)
+    rows = json.loads((newcomer.folder / "check.json").read_text())["rows"]
+    assert [(row["target"], row["compiled"]) for row in rows] == [("cuda:90", True), ("hip:gfx950", True)] * 2
+    suites = [
+        (suite.get("tests"), suite.get("failures")) for suite in ElementTree.parse(newcomer.folder / "check.xml").getroot()
+    ]
+    assert suites == [("2", "0")] * 3
 
 
 def test_a_capability(newcomer: Any) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import triton
 
 from capgate import compat
-from capgate.compat.offline import child
+from capgate.compat.offline import absent, child
 from capgate.compat.offline.disassembly import read_sass
 
 from . import code_reading, mbarriers
@@ -31,7 +31,7 @@ def main(operation: str, *kinds: str) -> None:
     triton.knobs.compilation.always_compile = True  # a cached result comes without ptxas's log
     triton.knobs.nvidia.dump_ptxas_log = True
     child.disassembled = lru_cache(maxsize=1)(child.disassembled)  # of each cubin once, for its figures and its descriptors
-    child.set_absent_gpu(compat.capabilities("cuda:90").target)
+    absent.set_absent_gpu(compat.capabilities("cuda:90").target)
     for kind in kinds:
         print(json.dumps(compile_kind(operation, kind)), flush=True)
 

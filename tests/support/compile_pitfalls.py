@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from capgate import compat
-from capgate.compat.offline.child import disassembled, set_absent_gpu
+from capgate.compat.offline.absent import set_absent_gpu
+from capgate.compat.offline.child import disassembled
 from capgate.compat.offline.disassembly import read_sass
 
 from . import code_reading, mbarriers, pitfalls

@@ -20,7 +20,7 @@ from triton import knobs
 from triton.runtime import driver
 
 from capgate.compat import targets
-from capgate.compat.offline.child import set_absent_gpu
+from capgate.compat.offline.absent import set_absent_gpu
 from capgate.compat.offline.jobs import operation_of
 from capgate.kernels import (
     fp8_mqa_logits,

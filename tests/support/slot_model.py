@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/, as pytest has it there
+from capgate.compat.markdown import table
 from capgate.compat.offline.disassembly import Listing, hot_loop, hot_loop_body, read_amdgcn
-from capgate.kernels.tools.markdown import table
 from emulator.assembly import parse_instruction
 from emulator.hazards import passes_of
 

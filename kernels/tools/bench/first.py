@@ -11,10 +11,10 @@ from typing import Any
 
 from capgate.compat.command import CommandError
 from capgate.compat.offline.children import Child
-from capgate.compat.terminal import console
+from capgate.compat.terminal import console, print_whole
 
 from . import first_steps
-from .tables import empty, note, print_whole
+from .tables import empty, note
 
 CACHES = ("cold", "warm")
 WORDS = (

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from capgate import compat
-from capgate.compat.terminal import console
+from capgate.compat.terminal import console, print_whole
 from capgate.compat.thirdparty import Raised
 
 from ...common.schedule import operands as scheduled
@@ -39,7 +39,7 @@ from ..workloads.batch import Call
 from ..workloads.decode import Decode, DecodeBatch, given
 from ..workloads.prefill import Prefill, PrefillBatch, causal
 from .other_libraries import PEERS
-from .tables import empty, note, print_whole
+from .tables import empty, note
 from .trial import Trial, try_peer
 
 OURS, PLACED, PLAIN, PEER = COLUMNS = ("capgate", "drop-in", "kernel[grid]", "peer")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from capgate.compat.terminal import console as plain_console
-from capgate.compat.terminal import plain
+from capgate.compat.terminal import plain, print_whole
 
 Row = dict[str, Any]
 Results = dict[str, Any]
@@ -141,14 +141,6 @@ def empty(title: str, columns: Iterable[str]) -> Any:
     for column in columns:
         table.add_column(column, justify="left" if column in LEFT else "right", no_wrap=True)
     return table
-
-
-def print_whole(console: Any, table: Any) -> None:
-    """Whole, wherever it is printed: a narrower console would cut figures short."""
-    from rich.measure import Measurement
-
-    console.width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
-    console.print(table)
 
 
 def _add(table: Any, lines: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

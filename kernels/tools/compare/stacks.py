@@ -4,10 +4,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from capgate.compat.foreign import POSITIVE, TEXT, Document, clipped, list_of, map_of, object_with, or_none, shown
 from capgate.compat.releases import parse_release
 
 from ..bench.tables import FORMS
-from ..foreign import POSITIVE, TEXT, Document, clipped, list_of, map_of, object_with, or_none, shown
 
 Results = dict[str, Any]
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from capgate.compat.markdown import escape
+from capgate.compat.markdown import table as markdown_table
 from capgate.compat.terminal import console as plain_console
 
 from ..bench.plot import picture
 from ..bench.tables import ACCURACY_WORDS, SERVING_WORDS
-from ..markdown import escape
-from ..markdown import table as markdown_table
 from .stacks import Comparison, Delta, Metric, Stack
 
 

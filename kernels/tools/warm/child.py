@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import Any
 
 from capgate import compat
+from capgate.compat.offline.absent import set_absent_gpu
 from capgate.compat.offline.answers import Answer, serve
-from capgate.compat.offline.child import set_absent_gpu
 from capgate.compat.offline.launchers import Launchers
 from capgate.compat.thirdparty import Raised, ask
 

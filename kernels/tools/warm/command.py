@@ -15,6 +15,7 @@ from capgate.compat.offline.answers import TIMEOUT, Answers, environment
 from capgate.compat.offline.jobs import operation_of
 from capgate.compat.spelling import nearest
 from capgate.compat.terminal import console as plain_console
+from capgate.compat.terminal import print_whole
 
 from ...common.key_formats import BLOCK_SIZES, BLOCK_WORDS, LAYOUTS, layouts_of
 from ...common.rules import MAX_NEXT, check_sizes
@@ -300,7 +301,7 @@ def show(result: dict[str, Any]) -> None:
     """Print the kernels for people; plain text when the output is not a terminal."""
     from rich.text import Text
 
-    from ..bench.tables import empty, note, print_whole
+    from ..bench.tables import empty, note
 
     console, rows = plain_console(), result["kernels"]
     title = f"For {result['target']} by Triton {result['triton']}, into {result['cache']}; nothing was run"

@@ -7,7 +7,7 @@ import stat
 from functools import cached_property
 from typing import Any
 
-from capgate.compat.terminal import plain
+from .terminal import plain
 
 Schema = dict[str, Any]
 

@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt  # rich brings it
 
+from capgate.compat.markdown import escape, table
 from capgate.compat.terminal import plain
-from capgate.kernels.tools.markdown import escape, table
 
 READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 ACTIVE = st.text(st.sampled_from("\\`*_{}[]()<>#+-.!|~&;:/\"'=$@ ab1\n\x1b"), max_size=30)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capgate.compat import foreign
+from capgate.compat.foreign import Document, list_of, map_of, object_with
 from capgate.kernels import cli
-from capgate.kernels.tools import foreign
 from capgate.kernels.tools.compare import stacks as compare
-from capgate.kernels.tools.foreign import Document, list_of, map_of, object_with
 
 NUMBERS = Document("a test writes", object_with(runs=list_of(object_with(median=foreign.POSITIVE))))
 SAYS = "does not hold what a test writes"

@@ -1,0 +1,251 @@
+"""Recordings and operations are compiled for other GPUs and Tritons, and what is found is said."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from capgate import compat
+from capgate.compat.check import cells, command, configuration, tables, tritons
+from capgate.compat.check.sources import Sources, kernel_of
+from capgate.compat.check.values import Pointer, UnrecordableError, describe, rebuild
+from capgate.kernels.cli import main
+
+torch = pytest.importorskip("torch")
+triton = pytest.importorskip("triton")
+
+
+def rows_of(file: Path, **wanted: Any) -> list[dict[str, Any]]:
+    result = json.loads(file.read_text())
+    rows = [{**row, "title": result["subjects"][row["subject"]]["title"]} for row in result["rows"]]
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def test_a_recording_is_compiled_without_running_the_script(record: Callable[..., int], project: Path) -> None:
+    assert record("--fake", "script.py", "fake") == 0
+    (project / "gone.py").write_text("")
+    asked = ["--target", "cuda:90,hip:gfx950", "--json", "r.json", "--junit", "r.xml", "--markdown", "r.md"]
+    assert main(["check", *asked]) == 1
+    rows = rows_of(project / "r.json")
+    assert len(rows) == 2 * 6
+    scaled = [row for row in rows if "scaled" in row["title"]]
+    assert [(row["compiled"], row["spills"]) for row in scaled] == [(True, 0)] * 6, scaled
+    assert all(row["vgprs"] > 0 and row["code_bytes"] > 0 for row in scaled)
+    # They differ in alignment and in divisibility alone.
+    assert len({row["code_bytes"] for row in scaled if row["target"] == "cuda:90"}) > 1
+    tiled = {row["target"]: row for row in rows if "tiled" in row["title"]}
+    assert tiled["cuda:90"]["compiled"]
+    assert not tiled["hip:gfx950"]["compiled"]  # its layout has 32 lanes, and a wave there 64
+    (broken,) = {row["error"] for row in rows if "broken" in row["title"]}
+    assert "has no attribute 'no_such_function'" in broken
+    (hidden,) = {row["error"] for row in rows if "hidden" in row["title"]}
+    assert hidden.startswith("not recorded: it is defined inside a function")
+
+    suites = ElementTree.parse(project / "r.xml").getroot()
+    assert [(suite.get("tests"), suite.get("failures")) for suite in suites] == [("6", "2"), ("6", "3")]
+    page = (project / "r.md").read_text()
+    assert "script.py:broken | cuda:90 | no 1 |" in page
+    assert f"\n\n1. {broken[:20]}" in page
+
+
+@pytest.mark.one_lane
+def test_a_result_is_known_until_the_source_changes(record: Callable[..., int], project: Path) -> None:
+    assert record("--no-run", "script.py") == 0
+    asked = ["check", "--target", "hip:gfx950", "--json", "r.json"]
+
+    def cached() -> list[bool]:
+        assert main(asked) == 0
+        return [row["cached"] for row in rows_of(project / "r.json")]
+
+    assert cached() == [False] * 3
+    first = rows_of(project / "r.json")
+    assert cached() == [True] * 3
+    assert [{**row, "cached": False} for row in rows_of(project / "r.json")] == first
+    neighbour = project / "neighbour.py"
+    neighbour.write_text(neighbour.read_text().replace("value + value", "value * 2 + 1"))  # which the kernel calls
+    assert cached() == [False] * 3
+
+
+@pytest.mark.one_lane
+def test_an_operation_is_compiled_where_it_applies(project: Path) -> None:
+    assert main(["check", "paged_mqa_schedule", "--target", "hip:gfx950", "--json", "r.json"]) == 0
+    rows = rows_of(project / "r.json", applies=True)
+    assert [(row["title"].split(",")[0], row["compiled"]) for row in rows] == [("paged_mqa_schedule: classic", True)]
+
+
+# --- arguments ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Descriptor:
+    """As Triton's and Gluon's, which get fields from release to release."""
+
+    block: list[int]
+    rounded: int
+    padding: str = "zero"
+    bases: list[int] = field(default_factory=list)
+
+
+def refused(value: Any) -> dict[str, Any]:
+    raise UnrecordableError("a function")
+
+
+@pytest.mark.one_lane
+def test_arguments_come_back_as_triton_sees_them() -> None:
+    x = torch.zeros(64, dtype=torch.bfloat16)
+    for value, aligned in ((x, True), (x[1:], False), (torch.empty(8, device="meta")[1:], False)):
+        pointer = rebuild(json.loads(json.dumps(describe(value, refused))), refused)
+        assert isinstance(pointer, Pointer)
+        assert (pointer.dtype, pointer.data_ptr() % 16 == 0) == (value.dtype, aligned)
+        assert pointer.ptr_range() < 2**31
+    far = describe(torch.empty(2**31, dtype=torch.uint8, device="meta"), refused)
+    assert rebuild(far, refused).ptr_range() >= 2**31
+    for plain in (None, True, 7, -(2**40), 0.5, float("inf"), "none", (1, (2.0, None)), torch.float16):
+        assert rebuild(json.loads(json.dumps(describe(plain, refused))), refused) == plain
+    padded = describe(Descriptor([16], 3), refused)
+    assert list(padded["fields"]) == ["block", "rounded"]  # what has its default is left to the class, which may not have it
+    tl = pytest.importorskip("triton.language")
+    assert rebuild(describe(tl.constexpr(tl.float8e5), refused), refused) == tl.float8e5
+    with pytest.raises(UnrecordableError, match=r"a builtins\.set, which no file can hold"):
+        describe({1}, refused)
+
+
+@pytest.mark.one_lane
+def test_of_a_script_only_what_a_kernel_needs_is_run(project: Path) -> None:
+    for file in ("ran", "begun"):  # with either the script raises
+        (project / file).write_text("")
+    sources = Sources(project)
+    found = sources.find("__main__", "script.py", "scaled")
+    assert kernel_of(found).__name__ == "scaled"
+    assert kernel_of(found) is not found
+    assert "run" not in kernel_of(found).fn.__globals__
+    assert sources.find("gone", "neighbour.py", "twice").__name__ == "twice"  # a module that nobody has on the path
+
+
+# --- which Tritons --------------------------------------------------------------------------------------------------------
+
+
+def wheel(folder: Path, version: str) -> None:
+    """A Triton of no great use."""
+    info = f"triton-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"triton-{version}-py3-none-any.whl", "w") as file:
+        file.writestr("triton/__init__.py", f"__version__ = '{version}'\n")
+        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: triton\nVersion: {version}\n")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", "")
+
+
+@pytest.mark.one_lane
+def test_a_triton_is_fetched_once_and_beside_the_installed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pip")
+    wheel(tmp_path, "9.8.7")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    said: list[str] = []
+    found = tritons.overlay("9.8.7", tmp_path / "cache", said.append)
+    assert found.folder is not None
+    assert (found.name, (found.folder / "triton" / "__init__.py").is_file()) == ("9.8.7", True)
+    assert tritons.overlay("9.8.7", tmp_path / "cache", said.append) == found
+    assert said == ["fetching Triton 9.8.7"]
+    assert [one.name for one in found.folder.parent.iterdir()] == ["triton-9.8.7"]
+    code = "import triton; print(triton.__version__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(found.folder)}, check=True
+    )
+    assert done.stdout == "9.8.7\n"
+    with pytest.raises(ValueError, match=r"pip gets no 9\.8\.8: ERROR: .*9\.8\.8"):
+        tritons.overlay("9.8.8", tmp_path / "cache")
+    assert tritons.overlay(str(found.folder), tmp_path).name == "9.8.7"
+    for wrong in ("newest", "./nowhere"):
+        with pytest.raises(ValueError, match=f"triton: got '{wrong}', needs a version"):
+            tritons.overlay(wrong, tmp_path)
+
+
+# --- what is asked, and what is said --------------------------------------------------------------------------------------
+
+
+@pytest.mark.one_lane
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("tritons = ['3.6.0']", "no key 'tritons'; the nearest"),
+        ("triton = '3.6.0'", "triton: got '3.6.0', needs a list of texts"),
+        ("fail-on = 'always'", "fail-on: got 'always', needs one of failures"),
+        ("timeout = 0", "timeout: got 0, needs more than 0"),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    table: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / configuration.FILE).write_text(f"[tool.capgate.check]\n{table}\n")
+    assert main(["check"]) == 2
+    said = capsys.readouterr().err
+    assert words in said or "needs Python 3.11" in said
+
+
+def result_of(*rows: dict[str, Any], trial: bool = False) -> tables.Result:
+    """Of one kernel on two Tritons."""
+    base = {"subject": 0, "target": "cuda:90", "applies": True, "compiled": True, "error": None, "cached": False}
+    figures = {"vgprs": 40, "spills": 0, "lds_bytes": 1024}
+    made = [{**base, **figures, "triton": name, **row} for name, row in zip(("3.5.1", "3.6.0"), rows, strict=True)]
+    subjects = [{"title": "k", "told": ["x *float32"], "trial": trial}]
+    return {"tritons": ["3.5.1", "3.6.0"], "targets": ["cuda:90"], "subjects": subjects, "rows": made}
+
+
+FAILS = {"compiled": False, "error": "CompilationError: <no>"}
+
+
+@pytest.mark.one_lane
+def test_what_changed_is_told_from_the_first_triton() -> None:
+    for row, cell, words in (
+        ({}, "=", []),
+        ({"vgprs": 48, "spills": 8}, "48/8/1024", ["registers 40 -> 48", "spills 0 -> 8"]),
+        (FAILS, "no 1", ["compiles no more"]),
+    ):
+        result = result_of({}, row)
+        assert f"| k | cuda:90 | 40/0/1024 | {cell} |" in tables.markdown(result)
+        assert tables.changes(*result["rows"]) == words
+    assert tables.changes(*result_of(FAILS, {})["rows"]) == ["compiles now"]
+    assert r"1. CompilationError: \<no\>" in tables.markdown(result_of({}, FAILS))
+    cases = ElementTree.fromstring(tables.junit(result_of({}, FAILS)).encode()).iter("failure")
+    assert [case.get("message") for case in cases] == [FAILS["error"]]
+
+
+@pytest.mark.one_lane
+def test_what_fails_is_what_was_asked_to_fail() -> None:
+    spilling, changed, failing = result_of({}, {"spills": 8}), result_of({}, {"vgprs": 41}), result_of({}, FAILS)
+    fails = {name: [command._fails(result, name) for result in (spilling, changed, failing)] for name in command.FAIL_ON}
+    assert fails == {"failures": [False, False, True], "spills": [True, False, True], "changes": [True, True, True]}
+    assert not command._fails(result_of({}, FAILS, trial=True), "changes")  # an autotuner passes over it
+
+
+@pytest.mark.one_lane
+def test_what_no_block_has_the_memory_for_is_a_failure() -> None:
+    """Triton compiles it, and raises OutOfResources when it is launched."""
+    target = compat.capabilities("hip:gfx942").target
+    fits, too_large = ({"compiled": True, "lds_bytes": size} for size in (65536, 65537))
+    assert cells._too_large(fits, target) == {}
+    words = "compiles, and cannot be launched: needs 65537 bytes of shared memory, found 65536"
+    assert cells._too_large(too_large, target) == {"compiled": False, "error": words}
+    assert cells._too_large(too_large, compat.capabilities("cuda:90").target) == {}
+    assert cells._too_large({"compiled": False, "error": "no"}, target) == {}
+
+
+@pytest.mark.one_lane
+def test_neither_torch_nor_triton_is_imported_to_be_asked() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['triton'] = None\n"
+        "from capgate.kernels.cli import main; sys.exit(main(['check', 'nowhere.json']))"
+    )
+    environment = {"PYTHONPATH": ":".join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (2, "capgate: [Errno 2] No such file or directory: 'nowhere.json'\n")
+    assert compat.record is not None
