@@ -6,7 +6,7 @@ import torch
 
 from capgate import compat
 
-from ..common.logits import FLOATS, FP8
+from ..common.logits import FLOATS, FP8, mappable
 from ..common.rules import in_packets
 from ..key_selection.operands import Dense, Paged
 from ..key_selection.results import Results, bytes_of
@@ -84,7 +84,10 @@ def _dense_problem(inputs: Dense, results: Results, budget: int, fused: bool | N
     rows, heads, dim = inputs.q.shape
     keys = inputs.k.shape[0] if max_window is None else max_window
     problem = _problem(inputs, results, (heads, dim), rows, keys, budget, fused)
-    return problem._replace(packets=in_packets(inputs.q) and copies_directly(inputs.k, inputs.k_scale))
+    return problem._replace(
+        packets=in_packets(inputs.q) and copies_directly(inputs.k, inputs.k_scale),
+        tensor_maps=all(mappable(operand) for operand in (inputs.q, inputs.k, inputs.k_scale, inputs.weights)),
+    )
 
 
 def _paged_problem(
@@ -125,7 +128,9 @@ def _select(
     if not _taken(operation, problem):
         return False
     if len(results.out) == 0:
-        operation.select(problem, variant)  # a variant that cannot run is an error for empty calls too
+        operation.select(
+            problem._replace(tensor_maps=True), variant
+        )  # a variant that cannot run is an error for empty calls too
         return True
     memory: torch.Tensor | None = bytes_of(results.workspace)
     operation(problem, inputs, results.out, results.out_scores, variant=variant, memory=memory, **options)

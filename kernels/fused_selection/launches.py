@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..key_selection.operands import Dense
-from .operation import Problem
+from .operation import MOST_PARTS, Problem
 from .scratch import Lists, list_entries, lists, programs, slot_entries
 from .tunings import Tuning, slots_of
 
@@ -41,13 +41,24 @@ def plan_of(
     running = max(1, min(programs(problem, tune), groups * max(tiles, 1)))
     whole = groups // running * running
     shared = groups - whole
-    splits = max(1, min(running // shared, tiles)) if shared else 1
+    splits = _splits(shared, running, tiles, tune.shares, top_k / max(columns, 1)) if shared else 1
     slot_row = splits * slot_entries(top_k) if splits > 1 else 0
     entries = running * tune.rows * list_entries(tune, top_k)
     held = lists(entries, shared * tune.rows * slot_row, memory, inputs.q.device)
     if splits == 1:
         held = held._replace(slot_values=None, slot_indices=None)
     return Plan(columns, running, groups, whole, shared, splits, slot_row, held)
+
+
+def _splits(shared: int, running: int, tiles: int, shares: int, merging: float) -> int:
+    """How many programs share each of the groups that are left: so many that all have one share, or more where that is more
+    even, up to ``shares`` for each.
+
+    merging : what a further share costs the merge, in times of a group: that of as many keys as are selected, by estimate
+    """
+    least = max(1, min(running // shared, tiles))
+    choices = range(least, max(least, min(shares * running // shared, MOST_PARTS, tiles)) + 1 if shares > 1 else least + 1)
+    return min(choices, key=lambda splits: -(-shared * splits // running) / splits + splits * merging)
 
 
 def strides_of(*tensors: torch.Tensor | None, axes: int = 1) -> tuple[int | None, ...]:

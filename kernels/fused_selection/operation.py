@@ -34,6 +34,7 @@ class Problem(NamedTuple):
     rows, keys : query rows, and keys that a row can see: see :func:`size_class`
     next_n : rows of a request whose keys are in a paged cache; None for packed keys
     packets : whether queries, and packed keys for a direct copy to LDS, lie in aligned packets of 16 bytes
+    tensor_maps : whether a tensor map can describe each of packed keys, their scales, queries and weights
     budget : bytes that the lists may take
     asked : whether the caller wants it fused, so that neither the rule nor what was measured matters
     mode : what an offline compile takes of it, a key of MODES; no matter to a call
@@ -51,6 +52,7 @@ class Problem(NamedTuple):
     layout: str = "flat"
     weights_dtype: str = FLOAT32
     packets: bool = True
+    tensor_maps: bool = True
     budget: int = 2**31
     asked: bool = False
     mode: str = "indices"
@@ -61,13 +63,17 @@ def size_class(size: int) -> int:
     return 1 << size.bit_length() >> 1
 
 
-def why_two_steps(problem: Problem) -> str | None:
-    """None where fusing pays by the cost model of docs/design/fused_selection.md, or the reason why not: of shapes alone."""
+def why_two_steps(problem: Problem, tune: tunings.Tuning | None = None) -> str | None:
+    """None where fusing pays by the cost model of docs/design/fused_selection.md, or the reason why not: of shapes alone.
+
+    tune : of the variant that is meant; the classic one's otherwise
+    """
+    tune = tune or tunings.classic(problem)
     keys, top_k = problem.keys, problem.top_k
     if keys < LEAST_KEYS * top_k:
         return f"rows of about {keys} keys are two steps: top_k {top_k} is fused from {LEAST_KEYS * top_k} keys on"
-    groups = -(-problem.rows // tunings.classic(problem).rows)
-    share = min(keys, groups * keys // programs(problem))
+    groups = -(-problem.rows // tune.rows)
+    share = min(keys, groups * keys // programs(problem, tune))
     if share < LEAST_SHARE * top_k:
         return f"each program would see about {share} keys of a row: top_k {top_k} is fused from {LEAST_SHARE * top_k} on"
     if keys > MOST_PARTS * share:
@@ -177,13 +183,32 @@ def _gluon_cdna4_accepts(problem: Problem) -> str | None:
     return None
 
 
-def _fused_unless_named(problem: Problem) -> str | None:
+def _gluon_hopper_accepts(problem: Problem) -> str | None:
+    if problem.top_k > tunings.MAX_TOP_K:
+        return f"needs top_k of at most {tunings.MAX_TOP_K}: found {problem.top_k}"
+    if reason := needs_e4m3fn(problem.device, problem.dtype):
+        return reason
+    if padded_heads(problem.heads) not in tunings.GLUON_HOPPER or problem.heads % 4:
+        return f"needs a multiple of 4 heads, 36 to 64, so that a warp's lanes have 16 keys of two rows: found {problem.heads}"
+    if not problem.tensor_maps:
+        return "needs operands that tensor maps describe: 16-byte aligned lines of adjacent elements, one key at least"
+    needed = bytes_needed(problem, tunings.gluon_hopper(problem))
+    if needed > problem.budget:
+        return f"needs {needed} bytes for lists of programs: found a budget of {problem.budget}"
+    return None
+
+
+def _fused_unless_named(problem: Problem, tune: tunings.Tuning | None = None) -> str | None:
     if problem.asked:
         return None
     label = compat.capabilities(problem.device).target.label
-    return why_two_steps(problem) or (
+    return why_two_steps(problem, tune) or (
         None if label in MEASURED else f"never timed against two steps on {label}: fused=True takes it, and CAPGATE_VARIANT"
     )
+
+
+def _gluon_hopper_unless_named(problem: Problem) -> str | None:
+    return _fused_unless_named(problem, tunings.gluon_hopper(problem))
 
 
 def _classic_unless_named(problem: Problem) -> str | None:
@@ -228,6 +253,15 @@ dense.add(
         requires=("gluon_cdna4", "torch"),
         accepts=_gluon_cdna4_accepts,
         unless_named=_fused_unless_named,
+    )
+)
+dense.add(
+    compat.Variant(
+        "gluon_hopper",
+        f"{__package__}.gluon_hopper:kernel",
+        requires=("gluon_hopper", "torch"),
+        accepts=_gluon_hopper_accepts,
+        unless_named=_gluon_hopper_unless_named,
     )
 )
 _with_variants(dense, "classic", "launch")

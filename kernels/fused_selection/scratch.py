@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ENTRY_BYTES = 8  # a logit and the index that it stands for
 ALIGNMENT = 16  # entries: a list begins on a 16-byte boundary, and Triton is told of multiples of 16
-SLOTS_DENSE, SLOTS_PAGED = 1, 2  # of top_k entries for each row of a program: a worker shares its first request and its last
+SLOTS_PAGED = 2  # of top_k entries for each row of a program: a worker shares its first request and its last
 
 
 class Lists(NamedTuple):
@@ -54,7 +54,7 @@ def bytes_needed(problem: "Problem", tune: tunings.Tuning | None = None) -> int:
     """Bytes of the lists and slots of a call with as many programs as the device holds: the most that a call takes. ``tune`` as
     of :func:`programs`."""
     tune = tune or tunings.classic(problem)
-    slots = SLOTS_DENSE if problem.next_n is None else SLOTS_PAGED
+    slots = tune.shares if problem.next_n is None else SLOTS_PAGED
     row_entries = list_entries(tune, problem.top_k) + slots * slot_entries(problem.top_k)
     return ENTRY_BYTES * programs(problem, tune) * tune.rows * row_entries
 

@@ -10,8 +10,9 @@ import torch
 
 from capgate import compat
 from capgate.kernels import select_keys, select_paged_keys
+from capgate.kernels.fused_selection import launches, reference, scratch, tunings
 from capgate.kernels.fused_selection import operation as fusing
-from capgate.kernels.fused_selection import reference, scratch, tunings
+from capgate.kernels.key_selection import operands
 from support import judge, paged
 
 
@@ -77,10 +78,10 @@ def test_lists_of_one_row_are_not_asked_for_on_amd() -> None:
 def test_a_row_that_many_programs_would_share_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch, "multiprocessors", lambda device: 132)
     one = fusing.example_paged("cuda:90")._replace(rows=1, keys=2**20, top_k=512)
-    assert "rows would be shared by about 265 programs" in reason(one, fusing.paged)
+    assert "rows would be shared by about 397 programs" in reason(one, fusing.paged)
     assert reason(one._replace(rows=64, keys=131072), fusing.paged) == ""
     few = fusing.example("cuda:90")._replace(rows=64, keys=16384)
-    assert reason(few) == "each program would see about 1985 keys of a row: top_k 2048 is fused from 8192 on"
+    assert reason(few) == "each program would see about 1323 keys of a row: top_k 2048 is fused from 8192 on"
 
 
 @pytest.mark.parametrize("operation", [fusing.dense, fusing.paged], ids=lambda operation: operation.name)
@@ -92,8 +93,27 @@ def test_nothing_is_fused_by_default_before_it_was_measured(operation: Any, targ
     assert trace.variant == "reference"
     assert "never timed against two steps" in step_of(trace, "classic").reason
     assert operation.explain(problem, "classic").variant == "classic"
-    waves = target == "hip:gfx950" and operation is fusing.dense and compat.capabilities(target).gluon_cdna4
-    assert operation.explain(problem._replace(asked=True)).variant == ("gluon_cdna4" if waves else "classic")
+    gluon = {"hip:gfx950": "gluon_cdna4", "cuda:90": "gluon_hopper"}[target]
+    taken = operation is fusing.dense and compat.capabilities(target)[gluon]
+    assert operation.explain(problem._replace(asked=True)).variant == (gluon if taken else "classic")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"top_k": 4096}, "needs top_k of at most 2048: found 4096"),
+        ({"heads": 32}, "needs a multiple of 4 heads, 36 to 64, .*: found 32"),
+        ({"heads": 62}, "needs a multiple of 4 heads, 36 to 64, .*: found 62"),
+        ({"tensor_maps": False}, "needs operands that tensor maps describe"),
+        ({"budget": 2**10}, "needs .* bytes for lists of programs: found a budget of 1024"),
+    ],
+    ids=str,
+)
+@pytest.mark.skipif(not compat.capabilities("cuda:90").gluon_hopper, reason=compat.capabilities("cuda:90").why("gluon_hopper"))
+def test_what_warps_do_not_take_is_said(changed: dict[str, Any], words: str) -> None:
+    problem = fusing.example("cuda:90")._replace(asked=True)
+    assert fusing.dense.explain(problem).variant == "gluon_hopper"
+    assert re.match(words, step_of(fusing.dense.explain(problem._replace(**changed)), "gluon_hopper").reason)
 
 
 @pytest.mark.parametrize(
@@ -150,12 +170,45 @@ def test_memory_is_of_programs_and_not_of_rows_or_keys() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scratch, "multiprocessors", lambda device: 132)
         prefill, decode = fusing.example("cuda:90"), fusing.example_paged("cuda:90")
-        assert scratch.bytes_needed(prefill) == 43_253_760
-        assert scratch.bytes_needed(prefill._replace(rows=1, keys=1)) == 43_253_760
-        assert scratch.bytes_needed(prefill._replace(top_k=512)) == 10_813_440
-        assert scratch.bytes_needed(decode) == 25_952_256
+        assert scratch.bytes_needed(prefill) == 64_880_640
+        assert scratch.bytes_needed(prefill._replace(rows=1, keys=1)) == 64_880_640
+        assert scratch.bytes_needed(prefill._replace(top_k=512)) == 16_220_160
+        assert scratch.bytes_needed(decode) == 38_928_384
         tune = tunings.classic(prefill)
         assert (tune.rows, tune.block_entries, tune.segment_tiles) == (2, 6144, 16)
+        assert scratch.bytes_needed(prefill, tunings.gluon_hopper(prefill)) == 95_158_272
+        assert (
+            scratch.bytes_needed(prefill._replace(top_k=512), tunings.gluon_hopper(prefill._replace(top_k=512))) == 23_789_568
+        )
+
+
+@pytest.mark.any_triton
+@pytest.mark.parametrize(
+    ("rows", "keys", "top_k", "splits"),
+    [(4096, 65536, 2048, 5), (8192, 131072, 512, 7), (8192, 8192, 2048, 1), (8, 131072, 2048, 66), (528, 65536, 2048, 1)],
+)
+def test_groups_that_are_left_are_shared_so_that_programs_end_together(rows: int, keys: int, top_k: int, splits: int) -> None:
+    """By gluon_hopper's 132 programs of 4 rows; 66 is what gives each one share, and memory bounds what is more than that."""
+    problem = fusing.example("cuda:90")._replace(rows=rows, keys=keys, top_k=top_k)
+    meta = {"device": "meta", "dtype": torch.int32}
+    inputs: Any = operands.Dense(torch.empty((rows, 64, 128), **meta), torch.empty((keys, 128), **meta), *[None] * 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scratch, "multiprocessors", lambda device: 132)
+        tune = tunings.gluon_hopper(problem)
+        plan = launches.plan_of(problem, inputs, top_k, None, tune, None)
+        assert plan.splits == splits
+        taken = 8 * plan.running * tune.rows * scratch.list_entries(tune, top_k) + 8 * plan.shared * tune.rows * plan.slot_row
+        assert taken <= scratch.bytes_needed(problem, tune)
+
+
+@pytest.mark.any_triton
+@pytest.mark.parametrize("top_k", [1, 32, 512, 513, 1024, 1025, 2048])
+def test_a_run_has_room_for_all_that_is_kept(top_k: int) -> None:
+    """In gluon_hopper's lists, and for the tiles before the next look, and 16 places that are no entries; and so has a list,
+    which is looked at when it has half of the places of its four runs."""
+    tune = tunings.gluon_hopper(fusing.example("cuda:90")._replace(top_k=top_k))
+    assert tune.block_entries // 4 - 16 >= top_k + 32 * tune.segment_tiles
+    assert tune.block_entries // 2 >= top_k + 128 * tune.segment_tiles
 
 
 @pytest.mark.any_triton

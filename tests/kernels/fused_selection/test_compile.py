@@ -9,6 +9,8 @@ from capgate.compat import capabilities
 from capgate.compat.offline.jobs import Job
 from capgate.kernels.tools.compile_command import vector_per_32_keys
 
+# Bytes of a thread's stack. On an H200 three programs an SM, of 168 registers and with these, were faster than two without any.
+STACK = {"cuda:90": 72, "hip:gfx950": 0, "hip:gfx942": 0}
 MEMORY = {"cuda:90": 227 * 1024, "hip:gfx950": 160 * 1024, "hip:gfx942": 64 * 1024}
 CELLS = [
     ("fp8_select_keys", "cuda:90"),
@@ -19,13 +21,15 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("operation", "target"), CELLS)
-def test_classic_fits_and_spills_nothing_to_memory(compile_once: Callable[..., Any], operation: str, target: str) -> None:
-    """On AMD scalar registers with kernel arguments go to lanes of a vector register: docs/design/fused_selection.md."""
+def test_classic_fits_and_spills_little_to_memory(compile_once: Callable[..., Any], operation: str, target: str) -> None:
+    """On NVIDIA as many programs fit an SM as the tuning says; on AMD nothing goes to memory, and scalar registers with kernel
+    arguments go to lanes of a vector register: docs/design/fused_selection.md."""
     (row,) = compile_once(operation, target, [Job("classic", mode="indices")])
     assert row["compiled"], row["error"]
-    assert row["lds_bytes"] <= MEMORY[target]
-    assert row["scratch_bytes"] == 0
-    assert row["spills"] == 0 or target.startswith("hip:")
+    resident = row["tuning"]["resident"] if target.startswith("cuda:") else 1
+    assert row["lds_bytes"] * resident <= MEMORY[target]
+    assert row["scratch_bytes"] <= STACK[target]
+    assert row["vgprs"] * 128 * resident <= 65536
 
 
 @pytest.mark.skipif(not capabilities("hip:gfx950").gluon_cdna4, reason=capabilities("hip:gfx950").why("gluon_cdna4"))
@@ -40,6 +44,19 @@ def test_waves_append_at_little_cost(compile_once: Callable[..., Any]) -> None:
     vector = vector_per_32_keys(row)
     assert vector is not None
     assert 50 < vector <= 57
+
+
+@pytest.mark.skipif(not capabilities("cuda:90").gluon_hopper, reason=capabilities("cuda:90").why("gluon_hopper"))
+def test_warps_append_at_little_cost(compile_once: Callable[..., Any]) -> None:
+    """Instructions of a warp for a tile of 128 keys and two rows of 64 heads: with the code of a new group the logits alone
+    are 438. What spills is none of the loop's: there a tile has 2 loads of scales, 2 exchanges and 4 stores of entries."""
+    (row,) = compile_once("fp8_select_keys", "cuda:90", [Job("gluon_hopper", mode="indices")])
+    assert row["compiled"], row["error"]
+    assert row["lds_bytes"] <= MEMORY["cuda:90"]
+    assert row["scratch_bytes"] <= 40
+    loop = row["hot_loop"]
+    assert (loop["mfma"], loop["lds"], loop["vmem"]) == (8, 4, 4)
+    assert 350 < loop["total"] <= 410
 
 
 @pytest.mark.one_lane

@@ -1,0 +1,94 @@
+"""The fused selections on a GPU: what two steps return, bit for bit, by way of every slow path."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from capgate import compat
+from capgate.kernels import select_keys
+from capgate.kernels.common.logits import FP8
+from capgate.kernels.fused_selection import tunings
+from capgate.kernels.fused_selection.operation import Problem, dense
+from capgate.kernels.key_selection.operands import Dense
+from support import fused_selection as fused
+from support import judge, selection, taking
+
+pytestmark = pytest.mark.gpu
+TRITON = [name for name in dense.variants if name != "reference"]
+ORDERS = ["random", "ascending", "descending", "equal", "plateau", "nans"]
+
+
+@contextmanager
+def short_lists() -> Iterator[None]:
+    """Rows of every table with lists of 256 entries, or twice as many where they are four runs: looked at after few tiles."""
+    with pytest.MonkeyPatch.context() as patch, compat.override():
+        for table in (tunings.CLASSIC, tunings.GLUON_CDNA4, tunings.GLUON_HOPPER):
+            for key, row in list(table.items()):
+                patch.setitem(table, key, row._replace(block_entries=256, planes=4))
+        yield
+
+
+def make_call(order: str, rows: int, keys: int, heads: int, dim: int) -> judge.Call:
+    """Ragged windows, and keys whose logits come in an order."""
+    call = judge.make_call(rows, keys, heads, dim, "ragged", seed=keys, device="cuda")
+    if order == "random":
+        return call
+    growing = torch.linspace(1, 2, keys, device="cuda")
+    draw = torch.rand(keys, generator=torch.Generator("cuda").manual_seed(rows), device="cuda")
+    scales = {
+        "ascending": growing,
+        "descending": 3 - growing,
+        "equal": torch.ones_like(growing),
+        "plateau": (draw < 0.02) * growing,
+    }
+    if order == "nans":
+        return call._replace(k_scale=torch.where(draw < 0.3, float("nan"), growing))
+    return call._replace(k=call.k[:1].expand(keys, -1).contiguous(), k_scale=scales[order], weights=call.weights.abs())
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    ("rows", "keys", "heads", "dim", "top_k"),
+    [(1101, 3003, 64, 128, 32), (3, 20_001, 64, 64, 7), (540, 2500, 40, 128, 48), (100, 2500, 32, 32, 20)],
+    ids=str,
+)
+@pytest.mark.parametrize("variant", TRITON)
+def test_short_lists(
+    gpu: torch.device, variant: str, order: str, rows: int, keys: int, heads: int, dim: int, top_k: int
+) -> None:
+    call = make_call(order, rows, keys, heads, dim)
+    options: dict[str, Any] = {"top_k": top_k, "return_scores": True}
+    problem = Problem(gpu, heads, dim, FP8[call.q.dtype], top_k, rows, keys, asked=True)
+    with short_lists():
+        taking.taken(dense, problem, variant)
+        two, two_scores = select_keys(*call, **options, fused=False, logits_variant=variant)
+        for _ in range(3):
+            one, one_scores = select_keys(*call, **options, fused=True, variant=variant)
+            assert torch.equal(one, two)
+            assert selection.same(one_scores, two_scores)
+        counters = torch.zeros((4096, fused.COUNTS), dtype=torch.int32, device="cuda")
+        kernel: Any = dense.load(dense.variants[variant])
+        options = {"max_window": None, "relative": False, "counters": counters}
+        for launch in kernel.prepare(problem, Dense(*call), one, None, **options):
+            launch()
+    refreshed, tied, closed = counters.sum(0).tolist()
+    assert refreshed > 0
+    assert tied > 0 or order not in ("equal", "plateau")
+    assert closed > 0 or order != "nans"
+
+
+@pytest.mark.parametrize("top_k", [512, 2048])
+@pytest.mark.parametrize("variant", TRITON)
+def test_lists_of_models(gpu: torch.device, variant: str, top_k: int) -> None:
+    """Rows that a program has alone, and rows that programs share, with all that a result may be."""
+    call = judge.make_call(1101, 30_001, 64, 128, "ragged", device="cuda")
+    taking.taken(dense, Problem(gpu, 64, 128, FP8[call.q.dtype], top_k, 1101, 30_001, asked=True), variant)
+    pages = torch.randint(-1, 999, (1101, 480), dtype=torch.int32, device="cuda")
+    offsets = torch.arange(1101, dtype=torch.int32, device="cuda") % 64 * 3
+    for options in ({}, {"relative": True}, {"max_window": 20_000}, {"offsets": offsets, "page_table": pages, "page_size": 64}):
+        options = {**options, "top_k": top_k}
+        two = select_keys(*call, **options, fused=False, logits_variant=variant)
+        assert torch.equal(select_keys(*call, **options, fused=True, variant=variant), two)
