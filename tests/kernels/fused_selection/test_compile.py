@@ -48,7 +48,7 @@ def test_waves_append_at_little_cost(compile_once: Callable[..., Any]) -> None:
 
 @pytest.mark.skipif(not capabilities("cuda:90").gluon_hopper, reason=capabilities("cuda:90").why("gluon_hopper"))
 def test_warps_append_at_little_cost(compile_once: Callable[..., Any]) -> None:
-    """Instructions of a warp for a tile of 128 keys and two rows of 64 heads: with the branch of a new group the logits alone
+    """Instructions of a warp for a tile of 128 keys and two rows of 64 heads: with the code of a new group the logits alone
     are 438. What spills is none of the loop's: there a tile has 2 loads of scales, 2 exchanges and 4 stores of entries."""
     (row,) = compile_once("fp8_select_keys", "cuda:90", [Job("gluon_hopper", mode="indices")])
     assert row["compiled"], row["error"]
