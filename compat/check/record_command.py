@@ -29,12 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--configs", choices=CONFIGS, default=CONFIGS[0], help="of an autotuned kernel: the chosen configuration, or all"
     )
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and the command, such as: -- python script.py")
+    parser.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="command", help="-- and the command, such as: -- python script.py"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit status; 1 where it succeeds and launches nothing."""
-    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    command = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
     if not command:
         raise CommandError("record: no command given, needs one such as: capgate record -- python script.py")
     with asking():

@@ -1,6 +1,7 @@
 """Recordings and operations are compiled for other GPUs and Tritons, and what is found is said."""
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -243,9 +244,11 @@ def test_what_no_block_has_the_memory_for_is_a_failure() -> None:
 def test_neither_torch_nor_triton_is_imported_to_be_asked() -> None:
     code = (
         "import sys; sys.modules['torch'] = sys.modules['triton'] = None\n"
-        "from capgate.kernels.cli import main; sys.exit(main(['check', 'nowhere.json']))"
+        "from capgate.kernels.cli import main; print(main(['record', '--', 'true'])); sys.exit(main(['check', 'nowhere.json']))"
     )
-    environment = {"PYTHONPATH": ":".join(filter(None, sys.path))}
+    environment = {"PYTHONPATH": ":".join(filter(None, sys.path)), "PATH": os.environ["PATH"]}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert (done.returncode, done.stderr) == (2, "capgate: [Errno 2] No such file or directory: 'nowhere.json'\n")
+    nothing, missing = done.stderr.splitlines()
+    assert (done.stdout, nothing) == ("1\n", "capgate: no launch of a Triton kernel was noted, and no file written")
+    assert (done.returncode, missing) == (2, "capgate: [Errno 2] No such file or directory: 'nowhere.json'")
     assert compat.record is not None
