@@ -12,7 +12,7 @@ These names, and these modules, are for anybody; a module whose name begins with
 ============  =========================================================================================================
 module        what it is for
 ============  =========================================================================================================
-gluon         one Gluon surface over Triton 3.6 to 3.9: what kernels import
+gluon         one Gluon surface over Triton 3.6 to 3.9: what kernels import; ``tl``: the classic language's, from 3.5.1 on
 check         anybody's launches, recorded, and compiled for other Tritons and GPUs
 offline       compiling an operation's variants for a GPU that is not here, and reading what they became
 table         every capability: its meaning, and where it is known from

@@ -1,6 +1,5 @@
 """What a target makes of the table of capabilities: verdicts, whose reasons join what was needed and what was found."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -8,7 +7,7 @@ from . import _probes
 from ._probes import Finding
 from .spelling import nearest
 from .table import TABLE, Capability
-from .targets import Target
+from .targets import Target, base_label
 
 
 class CapabilityError(RuntimeError):
@@ -96,7 +95,7 @@ class Capabilities:
             finding = _probes.run(row.asks, self.target)
         else:
             words = ""
-            holds = self.target.is_gpu if row.archs == ("*",) else _base(self.target.label) in row.archs
+            holds = self.target.is_gpu if row.archs == ("*",) else base_label(self.target.label) in row.archs
             if holds and row.unproven:
                 holds = row.name in self._enabled
                 words = f", enabled by {self._enabled[row.name]}" if holds else ""
@@ -123,11 +122,6 @@ class Capabilities:
         return "; ".join(
             f"needs {name}: {reasons[name]}" if name in self._disabled else reasons[name] for name in first.values()
         )
-
-
-def _base(label: str) -> str:
-    """The architecture that a variant of it belongs to: sm90a to sm90, sm100f to sm100, gfx950:sramecc+ to gfx950."""
-    return re.sub(r"^(sm\d+)[af]$|^(gfx\w+)(?:[:-].*)$", r"\1\2", label)
 
 
 def _verdict(capabilities: Capabilities, name: str) -> Verdict:

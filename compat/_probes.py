@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from . import versions
 from ._errors import of_the_machine, summary
 from .releases import parse_release
-from .targets import Target
+from .targets import Target, base_label
 
 GLUON = "triton.experimental.gluon"
 GL = f"{GLUON}.language"
@@ -191,7 +191,7 @@ BLOCK_SCALED_DOT = {
 def block_scaled_dot(target: Target) -> Finding:
     """Whether the installed Triton makes block-scaled matrix instructions of tl.dot_scaled."""
     build = versions.find("triton")
-    least = BLOCK_SCALED_DOT.get(target.label)
+    least = BLOCK_SCALED_DOT.get(base_label(target.label))
     return Finding(least is not None and build.at_least(*least), f"{build.found} for {target.label}")
 
 

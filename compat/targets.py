@@ -68,6 +68,11 @@ def cuda(arch: int | str) -> Target:
     return Target("cuda", str(arch), 32)
 
 
+def base_label(label: str) -> str:
+    """The architecture that a variant of it belongs to: sm90a to sm90, sm100f to sm100, gfx950:sramecc+ to gfx950."""
+    return re.sub(r"^(sm\d+)[af]$|^(gfx\w+)(?:[:-].*)$", r"\1\2", label)
+
+
 def parse(text: str) -> Target:
     """The target that ``hip:gfx950``, ``cuda:90`` or ``cpu`` names; bare ``gfx950`` and ``sm90`` serve too.
 

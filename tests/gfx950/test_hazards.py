@@ -113,4 +113,7 @@ def test_waits_dropped(program: Program) -> None:
     ]
     assert waits
     for index in waits:
-        assert hazards(without(program, {index})), program.instructions[index - 1].text
+        # LLVM counts no wait state for inline assembly, and so more of them may be left than the hardware needs.
+        uncounted = {step for step in program.inline if index - 32 < step < index}
+        dropped = any(hazards(without(program, steps)) for steps in ({index}, {index, *uncounted}))
+        assert dropped, program.instructions[index - 1].text
