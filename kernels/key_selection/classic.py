@@ -16,33 +16,17 @@ import triton.language as tl
 
 from capgate import compat
 
+from . import classic_long
+from .device.rows import list_all, load_four
 from .device.search import COUNT_BIT, find_threshold
 from .device.words import index_of, join_quads, leave_words, place_of, split_quads, word_after
-from .operands import Inputs
+from .operands import Inputs, in_quads
 from .operation import Problem
 from .scratch import buffers, rooms
 from .tunings import classic as tuning
 
+LONG = True
 SMALLEST_SLOTS = 128  # a store of 16 bytes of each thread of a warp
-
-
-@triton.jit
-def load_four(source, offset, size, stride, QUADS: tl.constexpr, INDEX: tl.constexpr):
-    """Four tensors, the elements at ``offset``, ``offset + 1`` and so on; from ``size`` on they hold anything.
-
-    QUADS : every offset is 16-byte aligned; with a load of 16 bytes comes also what lies behind ``size``
-    """
-    if QUADS:
-        nth = tl.arange(0, 4)
-        quads = tl.load(source + offset[:, None] + nth[None, :], mask=(offset < size)[:, None] & (nth < 4)[None, :])
-        first, second, third, fourth = split_quads(quads)
-    else:
-        cell = source + offset.to(INDEX) * stride
-        first = tl.load(cell, mask=offset < size)
-        second = tl.load(cell + stride, mask=offset + 1 < size)
-        third = tl.load(cell + 2 * stride, mask=offset + 2 < size)
-        fourth = tl.load(cell + 3 * stride, mask=offset + 3 < size)
-    return first, second, third, fourth
 
 
 @triton.jit
@@ -162,31 +146,6 @@ def write_first_equals(
         written += tl.sum(selected.to(tl.int32), 0)
 
 
-@triton.jit
-def list_all(
-    source,
-    count,
-    stride,
-    numbering,
-    indices,
-    values,
-    room,
-    RUNS: tl.constexpr,
-    INDEX: tl.constexpr,
-):
-    """Write the indices of ``count`` logits, and their values where ``values`` is given, and -1 and -inf up to ``room``."""
-    for first in range(0, room, RUNS):
-        number = first + tl.arange(0, RUNS)
-        exists = number < count
-        index = index_of(number, exists, numbering, -1)
-        if numbering[0] is None:
-            index = tl.where(exists, index, -1)
-        tl.store(indices + number, index, mask=number < room)
-        if values is not None:
-            value = tl.load(source + number.to(INDEX) * stride, mask=exists, other=float("-inf"))
-            tl.store(values + number, value.to(tl.float32), mask=number < room)
-
-
 @triton.jit(do_not_specialize=["columns", "num_keys", "num_requests", "num_pages"])
 def select_keys_kernel(
     source,  # [S, columns] float32 or bfloat16: logits, or from the second launch on candidates, float32
@@ -297,16 +256,6 @@ def select_keys_kernel(
                 )
 
 
-def in_quads(source: torch.Tensor) -> bool:
-    """Whether the rows can be read four logits at a time: they begin on boundaries of 16 logits, and memory goes on to the next
-    multiple of four."""
-    rows, columns = source.shape
-    if source.stride(1) != 1 or source.stride(0) % 16 or source.data_ptr() % 16:
-        return False
-    end = source.storage_offset() + (rows - 1) * source.stride(0) + -(-columns // 4) * 4
-    return bool(source.itemsize * end <= source.untyped_storage().nbytes())
-
-
 def prepare(
     problem: Problem,
     inputs: Inputs,
@@ -328,6 +277,18 @@ def prepare(
     (rows, columns), top_k = logits.shape, indices.shape[1]
     tune = tuning(problem).for_columns(columns)
     block = tune.block_logits
+    if columns > block and LONG:
+        return classic_long.prepare(
+            problem,
+            inputs,
+            indices,
+            scores,
+            num_keys=num_keys,
+            relative=relative,
+            page_size=page_size,
+            rows_per_request=rows_per_request,
+            scratch=scratch,
+        )
     between = buffers(rows, columns, top_k, block, scratch, logits.device)
     found: list[compat.Launch] = []
     source: torch.Tensor = logits

@@ -53,3 +53,13 @@ class Paged(NamedTuple):
 
 
 OPERANDS, DENSE, PAGED = Operands(Inputs), Operands(Dense), Operands(Paged)
+
+
+def in_quads(source: torch.Tensor) -> bool:
+    """Whether the rows can be read four logits at a time: they begin on boundaries of 16 logits, and memory goes on to the next
+    multiple of four."""
+    rows, columns = source.shape
+    if source.stride(1) != 1 or source.stride(0) % 16 or source.data_ptr() % 16:
+        return False
+    end = source.storage_offset() + (rows - 1) * source.stride(0) + -(-columns // 4) * 4
+    return bool(source.itemsize * end <= source.untyped_storage().nbytes())

@@ -4,6 +4,7 @@ import torch
 
 from capgate import compat
 
+from ..common.hardware import multiprocessors
 from . import tunings
 
 CANDIDATE_BYTES = 8  # a logit and the index that it stands for
@@ -64,3 +65,27 @@ def rows_within(budget: int, row_bytes: int, rows: int) -> int:
     if most >= ROW_GRANULE:
         return most // ROW_GRANULE * ROW_GRANULE
     return 1 << most.bit_length() >> 1
+
+
+def list_bytes(tune: tunings.LongRows, top_k: int) -> int:
+    """Bytes of a list of candidates, with how many they are and the bar behind them."""
+    return CANDIDATE_BYTES * (tune.room(top_k) + 2)
+
+
+def lists_in(
+    on: object,
+    tune: tunings.LongRows,
+    rows: int,
+    columns: int,
+    top_k: int,
+    memory: torch.Tensor | None,
+    device: torch.device,
+) -> tuple[torch.Tensor, int]:
+    """(lists, sections): a list for each section of a row, int64, and in how many a row is cut: no more than ``memory`` has
+    room for, where it is given."""
+    sections, size = tune.sections(rows, columns, multiprocessors(on)), list_bytes(tune, top_k)
+    if memory is None:
+        memory = torch.empty(rows * sections * size, dtype=torch.uint8, device=device)
+    sections = max(1, min(sections, len(memory) // (rows * size)))
+    taken = memory[: rows * sections * size].view(torch.int64)
+    return taken.view(rows, sections, size // CANDIDATE_BYTES), sections

@@ -42,6 +42,66 @@ CLASSIC: dict[str, Tuning] = {
 }
 
 
+# --- rows that are longer than a block ------------------------------------------------------------------------------------
+
+
+class LongRows(NamedTuple):
+    """How the selection from a row that is longer than a block is cut.
+
+    block_logits : logits that a program takes at a time, a power of two
+    num_warps : warps or waves of a program
+    planes : of the logits of a thread: 4, 8 or 16
+    sample : logits that are looked at first, a power of two
+    programs : wanted for each SM or CU; where rows are fewer they are cut in sections
+    section : logits of a section at least
+    last_warps : warps of a program that selects from the lists of several sections
+    ahead : a block is loaded while the one before it is looked at
+    options : as in :class:`Tuning`
+    """
+
+    block_logits: int
+    num_warps: int
+    planes: int
+    sample: int
+    programs: int
+    section: int
+    last_warps: int
+    ahead: bool = False
+    options: Options = ()
+
+    def room(self, top_k: int) -> int:
+        """Candidates that a list has room for: half as many more as are appended as a rule, and a block; 16 a thread."""
+        return min(MOST_ROOM, 1 << (2 * top_k + self.block_logits - 1).bit_length())
+
+    def sections(self, rows: int, columns: int, multiprocessors: int) -> int:
+        """In how many each row is cut."""
+        wanted = -(-self.programs * multiprocessors // max(rows, 1))
+        return max(1, min(wanted, columns // self.section, MOST_SECTIONS))
+
+
+MOST_ROOM = 16384  # as a block's logits: what eight warps can hold in registers
+MOST_SECTIONS = 64
+
+LONG: dict[str, LongRows] = {
+    "sm90": LongRows(
+        block_logits=4096,
+        num_warps=8,
+        planes=16,
+        sample=4096,
+        programs=2,
+        section=8192,
+        last_warps=16,
+        options=(("maxnreg", 96),),
+    ),
+    ANY: LongRows(block_logits=4096, num_warps=8, planes=16, sample=4096, programs=2, section=8192, last_warps=16),
+}
+
+
+def long_rows(problem: "Problem") -> LongRows:
+    """The row for a problem's target."""
+    return row_for(LONG, compat.capabilities(problem.device).target.label)
+
+
 def classic(problem: "Problem") -> Tuning:
     """The row for a problem's target."""
     return for_target(compat.capabilities(problem.device).target)
