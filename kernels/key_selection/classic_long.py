@@ -1,12 +1,13 @@
 """Classic Triton for rows that are longer than a block, one source for 3.5.1 to 3.9.0 on CUDA and HIP.
 
-A quad of each of many parts of the row is a sample, which says what logit a few more than top_k should reach: the bar. The row is
-then read once, and what reaches the bar is appended to a list of candidates (:mod:`.device.candidates`), from which exactly top_k
-are selected. How many they are is counted, so a sample may mislead and cost time, and never a key: where too few reach the bar
-the row is read again without one, and a list that grows too long is cut to its top_k on the way. One program takes a whole row,
-or where there are few rows a section of one each, with lists of their own; a second launch then selects from a row's lists.
+A quad of each of many parts of a row is a sample, which says what logit a few more than top_k should reach: the bar. The first
+launch reads the row once, in sections where there are few rows, and appends what reaches the bar to lists of candidates
+(:mod:`.device.candidates`); the second selects exactly top_k of them. How many they are is counted, so a sample that misleads
+costs time, and never a key: where too few or too many reach the bar the threshold is found by counting in the row itself.
 Nothing is added up in an order that may change, so results repeat bit for bit.
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -14,11 +15,11 @@ import triton.language as tl
 
 from capgate import compat
 
-from .device.candidates import append_section, sample_bar, write_top
-from .device.rows import list_all
-from .operands import Inputs, in_quads
+from .device.candidates import LEAST_BAR, append_section, sample_bar, write_by_counting, write_top
+from .device.rows import list_all, pages_of, window_of
+from .operands import Arguments
 from .operation import Problem
-from .scratch import lists_in
+from .scratch import lists_in, wanted_bytes
 from .tunings import long_rows
 
 
@@ -30,15 +31,15 @@ def select_long_rows_kernel(
     offsets,  # [S] int32, or None: 0
     page_table,  # [num_requests, num_pages] int32, or None
     requests,  # [S] int32, or None: row // ROWS
-    lists,  # [S, sections, ROOM + 2] int64: candidates, how many they are, and the bar
     indices,  # [S, top_k] int32
     values,  # as indices, float32, or None
+    lists,  # [S, sections, ROOM + 2] int64: candidates, how many they are, and the bar
     columns,
     num_keys,
     top_k,
-    sections,
     num_requests,
     num_pages,
+    sections,
     stride_source,
     stride,
     stride_starts,
@@ -53,214 +54,103 @@ def select_long_rows_kernel(
     PLANES: tl.constexpr,
     SAMPLE: tl.constexpr,
     ROOM: tl.constexpr,
-    MOST: tl.constexpr,  # of them are left for the selection
-    LIST_PLANES: tl.constexpr,
-    APPENDS: tl.constexpr,  # to lists, those of a section each
-    SELECTS: tl.constexpr,  # from lists, those of a row
+    CUT: tl.constexpr,  # in sections
+    APPENDS: tl.constexpr,  # to the list of a section; otherwise it selects from those of a row
     COMPRESSED: tl.constexpr,
     RELATIVE: tl.constexpr,
     PAGE: tl.constexpr,  # positions of a page
     ROWS: tl.constexpr,  # that look into the same row of the page table
     ALIGNED: tl.constexpr,  # sections begin on 16-byte boundaries, and the first one skips what is no key
-    QUADS: tl.constexpr,
     INDEX: tl.constexpr,
     AHEAD: tl.constexpr,  # a block is loaded while the one before it is looked at
 ):
     # Under a causal window the last rows see the most keys: longest work first.
     row = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
-    start = tl.full((), 0, tl.int32)
-    if starts is not None:
-        start = tl.load(starts + row * stride_starts)
-    end = tl.load(ends + row * stride_ends)
-    if COMPRESSED:
-        end = tl.minimum(end, start + columns)
-    begin = tl.minimum(tl.maximum(start, 0), num_keys)
-    count = tl.maximum(tl.maximum(tl.minimum(end, num_keys), 0) - begin, 0)
-    column = begin - start if COMPRESSED else begin
-    aligned = column // 4 * 4 if ALIGNED else column
-    skip = column - aligned
-    size = count + skip
+    begin, aligned, skip, size = window_of(
+        starts, ends, row, stride_starts, stride_ends, columns, num_keys, COMPRESSED, ALIGNED
+    )
+    count = size - skip
     first_index = (0 if RELATIVE else begin) - skip
     if offsets is not None:
         first_index += tl.load(offsets + row * stride_offsets)
     source += row * stride_source + aligned.to(tl.int64) * stride
-    lists += row * sections * (ROOM + 2)
-
+    lists += row * (sections if CUT else 1) * (ROOM + 2)
     runs: tl.constexpr = BLOCK // PLANES
-    if count > top_k:
-        fill = tl.full((), 0, tl.int32)
-        bar = tl.full((), float("-inf"), tl.float32)
-        if APPENDS:
+    if APPENDS:
+        if count > top_k:
+            bar = tl.full((), LEAST_BAR, tl.float32)
             if count > ROOM:
-                bar = sample_bar(source, skip, size, stride, top_k, SAMPLE // PLANES, PLANES, QUADS, INDEX)
-            if SELECTS:
-                reached = bar
-                while fill < top_k:
-                    bar = reached
-                    fill = append_section(
-                        source,
-                        skip,
-                        skip * 0,
-                        size,
-                        stride,
-                        first_index,
-                        bar,
-                        top_k,
-                        lists,
-                        runs,
-                        PLANES,
-                        ROOM,
-                        MOST,
-                        LIST_PLANES,
-                        QUADS,
-                        INDEX,
-                        AHEAD,
-                    )
-                    reached = tl.full((), float("-inf"), tl.float32)
-            else:
+                bar = sample_bar(source, skip, size, stride, top_k, SAMPLE // PLANES, PLANES, ALIGNED, INDEX)
+            if CUT:
                 section = tl.program_id(1)
                 share = tl.cdiv(tl.cdiv(size, sections), 4 * runs) * 4 * runs
-                mine = lists + section * (ROOM + 2)
-                fill = append_section(
-                    source,
-                    skip,
-                    section * share,
-                    tl.minimum((section + 1) * share, size),
-                    stride,
-                    first_index,
-                    bar,
-                    top_k,
-                    mine,
-                    runs,
-                    PLANES,
-                    ROOM,
-                    MOST,
-                    LIST_PLANES,
-                    QUADS,
-                    INDEX,
-                    AHEAD,
-                )
-                tl.store(mine + ROOM, fill.to(tl.int64))
-                tl.store(mine + ROOM + 1, bar.to(tl.int32, bitcast=True).to(tl.int64))
-        if SELECTS:
-            taken = fill * 0 + fill
-            held = tl.cdiv(fill, 4)
-            found = sections
-            if not APPENDS:
-                bar = tl.load(lists + ROOM + 1).to(tl.int32).to(tl.float32, bitcast=True)
-                for section in range(sections):
-                    number = tl.load(lists + section * (ROOM + 2) + ROOM).to(tl.int32)
-                    taken += number
-                    held += tl.cdiv(number, 4)
-                if (taken < top_k) | (held * 4 > MOST):
-                    bar = tl.full((), float("-inf"), tl.float32)
-                    taken = append_section(
-                        source,
-                        skip,
-                        skip * 0,
-                        size,
-                        stride,
-                        first_index,
-                        bar,
-                        top_k,
-                        lists,
-                        runs,
-                        PLANES,
-                        ROOM,
-                        MOST,
-                        LIST_PLANES,
-                        QUADS,
-                        INDEX,
-                        AHEAD,
-                    )
-                    held = tl.cdiv(taken, 4)
-                    found = 1
-                    tl.debug_barrier()
-                    tl.store(lists + ROOM, taken.to(tl.int64))
-            tl.debug_barrier()
-            if page_table is not None:
-                request = row // ROWS if requests is None else tl.load(requests + row * stride_requests).to(tl.int64)
-                known = (request >= 0) & (request < num_requests)
-                page_table += tl.where(known, request, 0) * stride_table
-                num_pages = tl.where(known, num_pages, 0)
-            numbering = (None, 0, page_table, num_pages, stride_pages, PAGE)
-            indices += row * stride_indices
-            if values is not None:
-                values += row * stride_values
-            lists_of = None if APPENDS else found
-            list_runs: tl.constexpr = ROOM // LIST_PLANES
-            write_top(
-                lists, lists_of, taken, bar, top_k, numbering, indices, values, list_runs, LIST_PLANES * MOST // ROOM, ROOM
+                first = section * share
+                skip -= first
+                size = tl.minimum(size - first, share)
+                first_index += first
+                source += first.to(tl.int64) * stride
+                lists += section * (ROOM + 2)
+            fill = append_section(
+                source, skip, size, stride, first_index, bar, lists, runs, PLANES, ROOM, ALIGNED, INDEX, AHEAD
             )
-    elif SELECTS:
+            tl.store(lists + ROOM, fill.to(tl.int64))
+            tl.store(lists + ROOM + 1, bar.to(tl.int32, bitcast=True).to(tl.int64))
+    else:
         if page_table is not None:
-            request = row // ROWS if requests is None else tl.load(requests + row * stride_requests).to(tl.int64)
-            known = (request >= 0) & (request < num_requests)
-            page_table += tl.where(known, request, 0) * stride_table
-            num_pages = tl.where(known, num_pages, 0)
-        numbering = (None, first_index + skip, page_table, num_pages, stride_pages, PAGE)
+            table_row, num_pages = pages_of(requests, row, num_requests, num_pages, stride_table, stride_requests, ROWS)
+            page_table += table_row
+        numbering = (None, first_index, page_table, num_pages, stride_pages, PAGE)
         indices += row * stride_indices
         if values is not None:
             values += row * stride_values
-        list_all(source + skip * stride, count, stride, numbering, indices, values, top_k, ROOM // LIST_PLANES, INDEX)
+        list_runs: tl.constexpr = ROOM // PLANES
+        if count <= top_k:
+            skipped = (None, first_index + skip, page_table, num_pages, stride_pages, PAGE)
+            list_all(source + skip * stride, count, stride, skipped, indices, values, top_k, list_runs, INDEX)
+        else:
+            bar = tl.load(lists + ROOM + 1).to(tl.int32).to(tl.float32, bitcast=True)
+            total = tl.full((), 0, tl.int32)
+            held = tl.full((), 0, tl.int32)  # in whole quads
+            for section in range(sections if CUT else 1):
+                number = tl.load(lists + section * (ROOM + 2) + ROOM).to(tl.int32)
+                total += number
+                held += tl.cdiv(number, 4) * 4
+            if (total < top_k) | (held > ROOM):
+                write_by_counting(
+                    source, skip, size, stride, bar, top_k, numbering, indices, values, runs, PLANES, ALIGNED, INDEX
+                )
+            elif held <= ROOM // 2:
+                write_top(lists, sections, total, bar, top_k, numbering, indices, values, list_runs, PLANES // 2, ROOM, CUT)
+            else:
+                write_top(lists, sections, total, bar, top_k, numbering, indices, values, list_runs, PLANES, ROOM, CUT)
 
 
-def prepare(
-    problem: Problem,
-    inputs: Inputs,
-    indices: torch.Tensor,
-    scores: torch.Tensor | None,
-    *,
-    num_keys: int | None,
-    relative: bool,
-    page_size: int,
-    rows_per_request: int,
-    scratch: torch.Tensor | None,
+def launches(
+    problem: Problem, arguments: Arguments, constants: dict[str, Any], scratch: torch.Tensor | None
 ) -> list[compat.Launch]:
-    """As :func:`.classic.prepare`, of rows that are longer than its block."""
-    logits, starts, ends, offsets, page_table, requests = inputs
-    (rows, columns), top_k = logits.shape, indices.shape[1]
-    tune = long_rows(problem)
+    """As :func:`.classic.prepare`; ``constants`` are those that its kernel has, too."""
+    (rows, columns), stride = arguments.tensors[0].shape, arguments.tensors[0].stride(1)
+    top_k = arguments.tensors[-2].shape[1]
+    if scratch is None:
+        size = wanted_bytes(problem.device, rows, columns, top_k)
+        scratch = torch.empty(size, dtype=torch.uint8, device=arguments.tensors[0].device)
+    lists = lists_in(problem.device, rows, columns, top_k, scratch)
+    sections = lists.shape[1]
+    tune = long_rows(compat.capabilities(problem.device).target)
     room = tune.room(top_k)
-    lists, sections = lists_in(problem.device, tune, rows, columns, top_k, scratch, logits.device)
-    counts = (
-        columns,
-        columns if num_keys is None else num_keys,
-        top_k,
-        sections,
-        *((None, None) if page_table is None else page_table.shape),
-    )
-    strides = (
-        *logits.stride(),
-        0 if starts is None else starts.stride(0),
-        ends.stride(0),
-        None if offsets is None else offsets.stride(0),
-        *((None, None) if page_table is None else page_table.stride()),
-        None if requests is None else requests.stride(0),
-        indices.stride(0),
-        0 if scores is None else scores.stride(0),
-    )
-    arguments = (logits, starts, ends, offsets, page_table, requests, lists, indices, scores, *counts, *strides)
-    keywords = {
+    given = (*arguments.tensors, lists, *arguments.counts, sections, *arguments.strides)
+    shared = {
         "BLOCK": tune.block_logits,
         "PLANES": tune.planes,
         "SAMPLE": tune.sample,
         "ROOM": room,
-        "LIST_PLANES": tune.planes,
-        "COMPRESSED": num_keys is not None,
-        "RELATIVE": relative,
-        "PAGE": page_size,
-        "ROWS": rows_per_request,
-        "ALIGNED": in_quads(logits),
-        "QUADS": in_quads(logits),
-        "INDEX": tl.int32 if columns * logits.stride(1) < 2**31 else tl.int64,
+        "CUT": sections > 1,
+        **constants,
+        "INDEX": tl.int32 if columns * stride < 2**31 else tl.int64,
         "AHEAD": tune.ahead,
-        "num_warps": tune.num_warps,
-        **dict(tune.options),
     }
-    if sections == 1:
-        steps = [((rows, 1), {"APPENDS": True, "SELECTS": True, "MOST": room // 2})]
-    else:
-        last = {"APPENDS": False, "SELECTS": True, "MOST": room, "num_warps": tune.last_warps}
-        steps = [((rows, sections), {"APPENDS": True, "SELECTS": False, "MOST": room}), ((rows, 1), last)]
-    return [compat.Launch(select_long_rows_kernel, grid, arguments, keywords | step) for grid, step in steps]
+    filtering, selecting = tune.options if sections == 1 else tune.cut_options
+    append = {"APPENDS": True, "num_warps": tune.num_warps, **dict(filtering)}
+    select = {"APPENDS": False, "num_warps": tune.list_warps(top_k, sections), **dict(selecting)}
+    steps = (((rows, sections), append), ((rows, 1), select))
+    return [compat.Launch(select_long_rows_kernel, grid, given, shared | step) for grid, step in steps]

@@ -7,6 +7,42 @@ from .words import index_of, split_quads
 
 
 @triton.jit
+def window_of(
+    starts,
+    ends,
+    row,
+    stride_starts,
+    stride_ends,
+    columns,
+    num_keys,
+    COMPRESSED: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """(begin, aligned, skip, size): the first key that a row sees, and where it is: ``skip`` cells behind column ``aligned``, a
+    multiple of four with ALIGNED, from which on ``size`` cells are read."""
+    start = tl.full((), 0, tl.int32)
+    if starts is not None:
+        start = tl.load(starts + row * stride_starts)
+    end = tl.load(ends + row * stride_ends)
+    if COMPRESSED:
+        end = tl.minimum(end, start + columns)
+    begin = tl.minimum(tl.maximum(start, 0), num_keys)
+    count = tl.maximum(tl.maximum(tl.minimum(end, num_keys), 0) - begin, 0)
+    column = begin - start if COMPRESSED else begin
+    aligned = column // 4 * 4 if ALIGNED else column
+    skip = column - aligned
+    return begin, aligned, skip, count + skip
+
+
+@triton.jit
+def pages_of(requests, row, num_requests, num_pages, stride_table, stride_requests, ROWS: tl.constexpr):
+    """Where in the page table the row begins that a row looks into, and how many pages are known there."""
+    request = row // ROWS if requests is None else tl.load(requests + row * stride_requests).to(tl.int64)
+    known = (request >= 0) & (request < num_requests)
+    return tl.where(known, request, 0) * stride_table, tl.where(known, num_pages, 0)
+
+
+@triton.jit
 def load_four(source, offset, size, stride, QUADS: tl.constexpr, INDEX: tl.constexpr):
     """Four tensors, the elements at ``offset``, ``offset + 1`` and so on; from ``size`` on they hold anything.
 

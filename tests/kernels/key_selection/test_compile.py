@@ -13,7 +13,7 @@ from capgate.kernels.key_selection.operation import MODES, operation
 TARGETS = {"cuda:90": 227 * 1024, "hip:gfx942": 64 * 1024}
 # The launches that hold most, and what a serving call asks for where its programs are counted.
 SERVED = [Job("classic", mode="indices"), Job("classic", mode="indices", dtype="bfloat16")]
-HOLDING = [Job("classic", mode="scores"), Job("classic", mode="candidates")]
+HOLDING = [Job("classic", mode=mode) for mode in ("scores", "long", "cut", "candidates")]
 JOBS = {target: [*SERVED, *HOLDING] if target == "cuda:90" else HOLDING for target in TARGETS}
 
 
@@ -50,7 +50,7 @@ def test_all_modes_are_compiled_unless_some_are_named(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"modes": ["clean"]}, "mode: got 'clean', needs one of indices, scores, cut, candidates"),
+        ({"modes": ["clean"]}, "mode: got 'clean', needs one of indices, scores, long, cut, candidates"),
         ({"dtype": "float8_e4m3fn"}, "dtype: got 'float8_e4m3fn', needs float32 or bfloat16: "),
     ],
 )
