@@ -141,9 +141,9 @@ def append_section(
             for quad in tl.static_range(PLANES // 4):
                 place = places[quad]
                 for plane in tl.static_range(4):
-                    logit = logits[quad * 4 + plane]
-                    mark = ~(logit < bar)
-                    tl.store(cells + place, candidate_of(logit, index + (quad * RUNS * 4 + plane)), mask=mark)
+                    mark = ~(logits[quad * 4 + plane] < bar)
+                    candidate = candidate_of(logits[quad * 4 + plane], index + (quad * RUNS * 4 + plane))
+                    tl.store(cells + place, candidate, mask=mark)
                     place += mark.to(tl.int32)
         fill += total
     return fill

@@ -121,13 +121,13 @@ def test_nothing_in_the_cache(variant: str) -> None:
 
 @pytest.mark.parametrize("budget", [3 * 4096, 10**6])
 def test_buffers_stay_within_the_budget_and_are_reused(variant: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of 600 columns are padded to 768; a list has room for 512 candidates of 8 bytes, and 16 bytes behind it."""
+    """Rows of 600 columns are padded to 768; a list has room for 256 candidates of 8 bytes, and 16 bytes behind it."""
     selection.shorten_blocks(monkeypatch)
     call = judge.make_call(5, 600, 16, 32, "full")
     keywords = {"top_k": 80, "variant": variant, "logits_variant": "reference"}
     expected = select_keys(*call, **keywords | {"variant": "reference"})
-    row_bytes = 4 * 768 + 8 * 514
-    assert scratch_bytes(CPU, 600, 80) == 8 * 514
+    row_bytes = 4 * 768 + 8 * 258
+    assert scratch_bytes(CPU, 600, 80) == 8 * 258
     rows = rows_within(budget, row_bytes, 5)
     buffers = Buffers(monkeypatch)
     assert torch.equal(select_keys(*call, **keywords, logits_budget_bytes=budget), expected)
