@@ -119,6 +119,8 @@ def select_long_rows_kernel(
                 write_by_counting(
                     source, skip, size, stride, bar, top_k, numbering, indices, values, runs, PLANES, ALIGNED, INDEX
                 )
+            elif CUT:
+                write_top(lists, sections, total, bar, top_k, numbering, indices, values, list_runs, PLANES, ROOM, CUT)
             elif held <= ROOM // 2:
                 write_top(lists, sections, total, bar, top_k, numbering, indices, values, list_runs, PLANES // 2, ROOM, CUT)
             else:
