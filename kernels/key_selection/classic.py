@@ -4,10 +4,8 @@
 
 A program reads up to BLOCK logits of a row into registers, once, and looks for the threshold that exactly top_k of them reach
 (:mod:`.device.search`). A prefix sum then says where the selected logits of each thread go, and they are written four at a time
-(:mod:`.device.words`). A longer row is cut: each program leaves the top_k of its block, in order, and the next launch selects
-from those, until a row fits one block. How many launches that takes depends on shapes alone. Counts are exact and nothing is
-added up in an order that may change, so results repeat bit for bit. A row of top_k keys or fewer is listed, and its logits are
-not read but for its scores and, where rows are cut, as candidates' values.
+(:mod:`.device.words`). Longer rows: :mod:`.classic_long`. Counts are exact and nothing is added up in an order that may change,
+so results repeat bit for bit. A row of top_k keys or fewer is listed, and its logits are not read but for its scores.
 """
 
 import torch
@@ -16,33 +14,15 @@ import triton.language as tl
 
 from capgate import compat
 
+from . import classic_long
+from .device.rows import list_all, load_four, pages_of, window_of
 from .device.search import COUNT_BIT, find_threshold
 from .device.words import index_of, join_quads, leave_words, place_of, split_quads, word_after
-from .operands import Inputs
+from .operands import Arguments, Inputs, in_quads
 from .operation import Problem
-from .scratch import buffers, rooms
 from .tunings import classic as tuning
 
 SMALLEST_SLOTS = 128  # a store of 16 bytes of each thread of a warp
-
-
-@triton.jit
-def load_four(source, offset, size, stride, QUADS: tl.constexpr, INDEX: tl.constexpr):
-    """Four tensors, the elements at ``offset``, ``offset + 1`` and so on; from ``size`` on they hold anything.
-
-    QUADS : every offset is 16-byte aligned; with a load of 16 bytes comes also what lies behind ``size``
-    """
-    if QUADS:
-        nth = tl.arange(0, 4)
-        quads = tl.load(source + offset[:, None] + nth[None, :], mask=(offset < size)[:, None] & (nth < 4)[None, :])
-        first, second, third, fourth = split_quads(quads)
-    else:
-        cell = source + offset.to(INDEX) * stride
-        first = tl.load(cell, mask=offset < size)
-        second = tl.load(cell + stride, mask=offset + 1 < size)
-        third = tl.load(cell + 2 * stride, mask=offset + 2 < size)
-        fourth = tl.load(cell + 3 * stride, mask=offset + 3 < size)
-    return first, second, third, fourth
 
 
 @triton.jit
@@ -162,50 +142,23 @@ def write_first_equals(
         written += tl.sum(selected.to(tl.int32), 0)
 
 
-@triton.jit
-def list_all(
-    source,
-    count,
-    stride,
-    numbering,
-    indices,
-    values,
-    room,
-    RUNS: tl.constexpr,
-    INDEX: tl.constexpr,
-):
-    """Write the indices of ``count`` logits, and their values where ``values`` is given, and -1 and -inf up to ``room``."""
-    for first in range(0, room, RUNS):
-        number = first + tl.arange(0, RUNS)
-        exists = number < count
-        index = index_of(number, exists, numbering, -1)
-        if numbering[0] is None:
-            index = tl.where(exists, index, -1)
-        tl.store(indices + number, index, mask=number < room)
-        if values is not None:
-            value = tl.load(source + number.to(INDEX) * stride, mask=exists, other=float("-inf"))
-            tl.store(values + number, value.to(tl.float32), mask=number < room)
-
-
 @triton.jit(do_not_specialize=["columns", "num_keys", "num_requests", "num_pages"])
 def select_keys_kernel(
-    source,  # [S, columns] float32 or bfloat16: logits, or from the second launch on candidates, float32
-    places,  # [S, columns] int32: the candidates' indices; None for logits
+    source,  # [S, columns] float32 or bfloat16
     starts,  # [S] int32, or None: 0
     ends,  # [S] int32
-    offsets,  # [S] int32, or None: 0; of the first launch
-    page_table,  # [num_requests, num_pages] int32, or None; of the last launch
+    offsets,  # [S] int32, or None: 0
+    page_table,  # [num_requests, num_pages] int32, or None
     requests,  # [S] int32, or None: row // ROWS
-    indices,  # [S, top_k] int32, or of the next launch's candidates
+    indices,  # [S, top_k] int32
     values,  # as indices, float32, or None
-    columns,  # of the logits
+    columns,
     num_keys,
     top_k,
     num_requests,
     num_pages,
     stride_source,
     stride,
-    stride_places,
     stride_starts,
     stride_ends,
     stride_offsets,
@@ -217,94 +170,50 @@ def select_keys_kernel(
     BLOCK: tl.constexpr,
     PLANES: tl.constexpr,
     SLOTS: tl.constexpr,  # a power of two that is not less than top_k
-    LAUNCH: tl.constexpr,  # how many came before
-    LAST: tl.constexpr,
     COMPRESSED: tl.constexpr,
     RELATIVE: tl.constexpr,
     PAGE: tl.constexpr,  # positions of a page
     ROWS: tl.constexpr,  # that look into the same row of the page table
-    ALIGNED: tl.constexpr,  # of the first launch: blocks begin on 16-byte boundaries, and its first one skips what is no key
-    QUADS: tl.constexpr,
+    ALIGNED: tl.constexpr,  # the block begins on a 16-byte boundary, and skips what is no key
     INDEX: tl.constexpr,
 ):
     # Under a causal window the last rows see the most keys: longest work first.
     row = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
-    start = tl.full((), 0, tl.int32)
-    if starts is not None:
-        start = tl.load(starts + row * stride_starts)
-    end = tl.load(ends + row * stride_ends)
-    if COMPRESSED:
-        end = tl.minimum(end, start + columns)
-    begin = tl.minimum(tl.maximum(start, 0), num_keys)
-    count = tl.maximum(tl.maximum(tl.minimum(end, num_keys), 0) - begin, 0)
-    column = begin - start if COMPRESSED else begin
-    aligned = column // 4 * 4 if ALIGNED else column
-    skip = column - aligned
-    size = count + skip
-    for _ in tl.static_range(LAUNCH):
-        kept = size // BLOCK * top_k + tl.minimum(size % BLOCK, top_k)
-        size = tl.where(size <= BLOCK, tl.minimum(size - skip, top_k), kept)
-        skip = skip * 0
-    if LAUNCH > 0:
-        aligned = aligned * 0
-
-    block = tl.program_id(1)
-    first = block * BLOCK
-    if (first < size) | LAST:
-        first_index = first - skip + (0 if RELATIVE else begin)
-        if offsets is not None:
-            first_index += tl.load(offsets + row * stride_offsets)
-        skip = tl.where(block == 0, skip, 0)
-        size = tl.minimum(size - first, BLOCK)
-        source += row * stride_source + (aligned + first).to(tl.int64) * stride
-        if places is not None:
-            places += row * stride_places + first
-        if page_table is not None:
-            request = row // ROWS if requests is None else tl.load(requests + row * stride_requests).to(tl.int64)
-            known = (request >= 0) & (request < num_requests)
-            page_table += tl.where(known, request, 0) * stride_table
-            num_pages = tl.where(known, num_pages, 0)
-        numbering = (places, first_index, page_table, num_pages, stride_pages, PAGE)
-        # The last launch has one block, and the compiler can then know that its slots are aligned.
-        before = 0 if LAST else block * top_k
-        indices += row * stride_indices + before
-        if values is not None:
-            values += row * stride_values + before
-        runs: tl.constexpr = BLOCK // PLANES
-        half: tl.constexpr = PLANES // 2
-        fourth: tl.constexpr = PLANES // 4
-        if size - skip <= top_k:
-            room = top_k if LAST else size - skip
-            source += skip * stride
-            skipped = (places, first_index + skip, page_table, num_pages, stride_pages, PAGE)
-            list_all(source, size - skip, stride, skipped, indices, values, room, runs, INDEX)
+    begin, aligned, skip, size = window_of(
+        starts, ends, row, stride_starts, stride_ends, columns, num_keys, COMPRESSED, ALIGNED
+    )
+    first_index = (0 if RELATIVE else begin) - skip
+    if offsets is not None:
+        first_index += tl.load(offsets + row * stride_offsets)
+    if page_table is not None:
+        table_row, num_pages = pages_of(requests, row, num_requests, num_pages, stride_table, stride_requests, ROWS)
+        page_table += table_row
+    numbering = (None, first_index, page_table, num_pages, stride_pages, PAGE)
+    source += row * stride_source + aligned.to(tl.int64) * stride
+    indices += row * stride_indices
+    if values is not None:
+        values += row * stride_values
+    runs: tl.constexpr = BLOCK // PLANES
+    half: tl.constexpr = PLANES // 2
+    fourth: tl.constexpr = PLANES // 4
+    if size - skip <= top_k:
+        skipped = (None, first_index + skip, page_table, num_pages, stride_pages, PAGE)
+        list_all(source + skip * stride, size - skip, stride, skipped, indices, values, top_k, runs, INDEX)
+    else:
+        if size <= BLOCK // 4:
+            threshold, reached, exceeded = select_block(
+                source, skip, size, stride, top_k, numbering, indices, values, runs, fourth, SLOTS, ALIGNED, INDEX
+            )
+        elif size <= BLOCK // 2:
+            threshold, reached, exceeded = select_block(
+                source, skip, size, stride, top_k, numbering, indices, values, runs, half, SLOTS, ALIGNED, INDEX
+            )
         else:
-            if size <= BLOCK // 4:
-                threshold, reached, exceeded = select_block(
-                    source, skip, size, stride, top_k, numbering, indices, values, runs, fourth, SLOTS, QUADS, INDEX
-                )
-            elif size <= BLOCK // 2:
-                threshold, reached, exceeded = select_block(
-                    source, skip, size, stride, top_k, numbering, indices, values, runs, half, SLOTS, QUADS, INDEX
-                )
-            else:
-                threshold, reached, exceeded = select_block(
-                    source, skip, size, stride, top_k, numbering, indices, values, runs, PLANES, SLOTS, QUADS, INDEX
-                )
-            if reached != top_k:
-                write_first_equals(
-                    source, skip, size, stride, top_k, threshold, exceeded, numbering, indices, values, runs, INDEX
-                )
-
-
-def in_quads(source: torch.Tensor) -> bool:
-    """Whether the rows can be read four logits at a time: they begin on boundaries of 16 logits, and memory goes on to the next
-    multiple of four."""
-    rows, columns = source.shape
-    if source.stride(1) != 1 or source.stride(0) % 16 or source.data_ptr() % 16:
-        return False
-    end = source.storage_offset() + (rows - 1) * source.stride(0) + -(-columns // 4) * 4
-    return bool(source.itemsize * end <= source.untyped_storage().nbytes())
+            threshold, reached, exceeded = select_block(
+                source, skip, size, stride, top_k, numbering, indices, values, runs, PLANES, SLOTS, ALIGNED, INDEX
+            )
+        if reached != top_k:
+            write_first_equals(source, skip, size, stride, top_k, threshold, exceeded, numbering, indices, values, runs, INDEX)
 
 
 def prepare(
@@ -322,62 +231,31 @@ def prepare(
     """The launches of one call, in order, with the scratch that they share; ``scores`` is written if it is given.
 
     rows_per_request : how many rows look into one row of the page table, where no ``requests`` are given
-    scratch : bytes for the candidates between launches, aligned and enough of them; allocated otherwise
+    scratch : bytes for the candidates of rows that are longer than a block, aligned and enough of them; allocated otherwise
     """
-    logits, starts, ends, offsets, page_table, requests = inputs
-    (rows, columns), top_k = logits.shape, indices.shape[1]
+    (rows, columns), top_k = inputs.logits.shape, indices.shape[1]
+    arguments = Arguments(inputs, indices, scores, num_keys)
+    constants = {
+        "COMPRESSED": num_keys is not None,
+        "RELATIVE": relative,
+        "PAGE": page_size,
+        "ROWS": rows_per_request,
+        "ALIGNED": in_quads(inputs.logits),
+    }
     tune = tuning(problem).for_columns(columns)
     block = tune.block_logits
-    between = buffers(rows, columns, top_k, block, scratch, logits.device)
-    found: list[compat.Launch] = []
-    source: torch.Tensor = logits
-    places: torch.Tensor | None = None
-    left = rooms(columns, top_k, block)
-    for number in range(len(left) + 1):
-        last = number == len(left)
-        kept, values = (indices, scores) if last else between[number % 2]
-        added = offsets if number == 0 else None
-        table, looking = (page_table, requests) if last else (None, None)
-        # What is None here is no parameter of the compiled kernel.
-        counts = (
-            columns,
-            columns if num_keys is None else num_keys,
-            top_k,
-            *((None, None) if table is None else table.shape),
-        )
-        strides = (
-            *source.stride(),
-            0 if places is None else places.stride(0),
-            0 if starts is None else starts.stride(0),
-            ends.stride(0),
-            None if added is None else added.stride(0),
-            *((None, None) if table is None else table.stride()),
-            None if looking is None else looking.stride(0),
-            kept.stride(0),
-            0 if values is None else values.stride(0),
-        )
-        arguments = (source, places, starts, ends, added, table, looking, kept, values, *counts, *strides)
-        keywords = {
-            "BLOCK": block,
-            "PLANES": tune.planes,
-            "SLOTS": max(SMALLEST_SLOTS, 1 << (top_k - 1).bit_length()),
-            "LAUNCH": number,
-            "LAST": last,
-            "COMPRESSED": num_keys is not None,
-            "RELATIVE": relative,
-            "PAGE": page_size,
-            "ROWS": rows_per_request,
-            "ALIGNED": in_quads(logits),
-            "QUADS": in_quads(source),
-            "INDEX": tl.int32 if block * source.stride(1) < 2**31 else tl.int64,
-            "num_warps": tune.num_warps,
-            **(dict(tune.options) if places is None else {}),
-        }
-        blocks = 1 if last else -(-(columns if number == 0 else left[number - 1]) // block)
-        found.append(compat.Launch(select_keys_kernel, (rows, blocks), arguments, keywords))
-        if not last:
-            places, source = between[number % 2]
-    return found
+    if columns > block:
+        return classic_long.launches(problem, arguments, constants, scratch)
+    keywords = {
+        "BLOCK": block,
+        "PLANES": tune.planes,
+        "SLOTS": max(SMALLEST_SLOTS, 1 << (top_k - 1).bit_length()),
+        **constants,
+        "INDEX": tl.int32 if block * inputs.logits.stride(1) < 2**31 else tl.int64,
+        "num_warps": tune.num_warps,
+        **dict(tune.options),
+    }
+    return [compat.Launch(select_keys_kernel, (rows,), (*arguments.tensors, *arguments.counts, *arguments.strides), keywords)]
 
 
 kernel = compat.Kernel(prepare, tuning=tuning)

@@ -31,7 +31,7 @@ from .operators import (
 from .repeats import Kept, Memory, Step, given_of
 from .results import Results, bytes_of
 
-_ONE_CELL = Memory((1, 1))  # of no_logits
+_ONE_CELL = Memory(4)  # of no_logits
 
 
 def kept_from_logits(
@@ -128,7 +128,7 @@ def _scored(bound: compat.Bound | None, inputs: Any) -> Step | None:
 
 
 def _kept_memory(results: Results, buffer: torch.Tensor) -> Memory:
-    return Memory(tuple(buffer.shape)) if results.workspace is None else Memory(None, buffer.nbytes)
+    return Memory(buffer.untyped_storage().nbytes() if results.workspace is None else None, buffer.nbytes)
 
 
 def _all_kept(inputs: Any, given: Results, steps: list[Step | None], memory: Memory) -> Kept | None:

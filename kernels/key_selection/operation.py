@@ -7,8 +7,14 @@ from capgate import compat
 from ..common.rules import classic_runs, interpreted_when_named
 from .tunings import max_top_k
 
-# Columns, whether scores are returned, and which of the launches: a row of 65536 logits takes two.
-MODES = {"indices": (8192, False, 0), "scores": (8192, True, 0), "cut": (65536, False, 0), "candidates": (65536, False, 1)}
+# Rows, columns, whether scores are returned, and which of the launches: few rows of 65536 logits are cut, and take two.
+MODES = {
+    "indices": (4096, 8192, False, 0),
+    "scores": (4096, 8192, True, 0),
+    "long": (4096, 65536, False, 0),
+    "cut": (1, 65536, False, 0),
+    "candidates": (1, 65536, False, 1),
+}
 DTYPES = ("float32", "bfloat16")
 
 
@@ -44,7 +50,7 @@ def example_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | N
 
 
 def example_call(problem: Problem) -> compat.ExampleCall:
-    """A call with 4096 rows, for an offline compile."""
+    """A call with 4096 rows, or one that is cut, for an offline compile."""
     import torch
 
     from .operands import Inputs
@@ -52,8 +58,8 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    columns, scores, number = MODES[problem.mode]
-    rows, window = 4096, meta(4096, dtype=torch.int32)
+    rows, columns, scores, number = MODES[problem.mode]
+    window = meta(rows, dtype=torch.int32)
     selected = (meta(rows, problem.top_k, dtype=torch.int32), meta(rows, problem.top_k) if scores else None)
     return compat.ExampleCall(
         (Inputs(meta(rows, columns, dtype=getattr(torch, problem.dtype)), window, window), *selected),

@@ -19,7 +19,7 @@ from ..paged_mqa_logits import operands as paged
 from .operands import DENSE, OPERANDS, PAGED, Dense, Inputs, Paged
 from .operation import Problem, operation
 from .results import Results, bytes_of, check_results_apart, new_results
-from .scratch import rows_within, scratch_bytes
+from .scratch import rows_within, scratch_bytes, wanted_bytes
 
 
 def problem_of(inputs: Inputs, out: torch.Tensor) -> Problem:
@@ -234,9 +234,9 @@ def no_logits(rows: int, columns: int, device: torch.device) -> torch.Tensor:
 
 def memory_of(
     results: Results, groups: int, rows: int, columns: int, budget: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A buffer for the logits of as many groups of ``rows`` rows as the budget has room for, of ``groups``; rows are padded.
-    With a workspace it lies there, and the bytes behind it are for the candidates between launches."""
+    With a workspace it lies there. The bytes behind it are for candidates."""
     top_k, memory = results.out.shape[1], bytes_of(results.workspace)
     padded = -(-columns // ROW_ALIGNMENT) * ROW_ALIGNMENT
     group_bytes = rows * (4 * padded + scratch_bytes(compat.capabilities(device).target, columns, top_k))
@@ -250,7 +250,8 @@ def memory_of(
         raise ValueError(f"{short}: got {got}, needs at least {group_bytes} for a {what} of {columns} keys")
     shape, size = (taken * rows, padded), 4 * taken * rows * padded
     if memory is None:
-        return torch.empty(shape, dtype=torch.float32, device=device), None
+        candidates = min(wanted_bytes(device, taken * rows, columns, top_k), budget - size)
+        memory = torch.empty(size + candidates, dtype=torch.uint8, device=device)
     return memory[:size].view(torch.float32).view(shape), memory[size:]
 
 

@@ -24,11 +24,11 @@ class Step(NamedTuple):
 class Memory(NamedTuple):
     """What lies between the steps of a call.
 
-    buffer : shape of a new one for logits, None where none is made
-    behind : where the room for candidates begins in a workspace, in bytes behind the logits; None where none is worked in
+    buffer : bytes of a new one for logits and candidates, None where none is made
+    behind : where the room for candidates begins in it or in a workspace, in bytes behind the logits; None without such room
     """
 
-    buffer: tuple[int, ...] | None = None
+    buffer: int | None = None
     behind: int | None = None
 
 
@@ -58,8 +58,8 @@ class Kept:
             return None
         results = results_or_new(*wanted)
         out, scores, workspace = results
-        shape, behind = self._memory
-        buffer = None if shape is None else torch.empty(shape, dtype=torch.float32, device=out.device)
+        size, behind = self._memory
+        buffer = None if size is None else torch.empty(size, dtype=torch.uint8, device=out.device)
         base = 0 if buffer is None else buffer.data_ptr()
         if behind is not None and workspace is not None:
             base = workspace.data_ptr()

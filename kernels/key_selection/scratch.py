@@ -1,56 +1,44 @@
-"""What memory a selection takes beside its results: candidates of rows that are cut, and as many rows as fit a budget."""
+"""What memory a selection takes beside its results: candidates of long rows, and as many rows as fit a budget."""
+
+from typing import Any
 
 import torch
 
 from capgate import compat
 
+from ..common.hardware import multiprocessors
 from . import tunings
 
 CANDIDATE_BYTES = 8  # a logit and the index that it stands for
 ROW_GRANULE = 128
 
 
-def rooms(columns: int, top_k: int, block: int) -> list[int]:
-    """Candidates that a row may have after each launch but the last.
-
-    A program leaves ``top_k`` of its block, or all of what it has if that is less; the launch that finds a row's candidates
-    in one block is the last.
-    """
-    found = []
-    while columns > block:
-        columns = columns // block * top_k + min(columns % block, top_k)
-        found.append(columns)
-    return found
-
-
-def scratch_rooms(columns: int, top_k: int, block: int) -> list[int]:
-    """Candidates that a row has room for in each scratch buffer: two at most, which the launches fill in turn. Their rows
-    begin on 16-byte boundaries, and Triton is told of multiples of 16 elements."""
-    return [-(-room // 16) * 16 for room in rooms(columns, top_k, block)[:2]]
+def list_bytes(tune: tunings.LongRows, top_k: int) -> int:
+    """Bytes of a list of candidates, with how many they are and the bar behind them: 16-byte boundaries stay such."""
+    return CANDIDATE_BYTES * (tune.room(top_k) + 2)
 
 
 def scratch_bytes(target: compat.Target, columns: int, top_k: int) -> int:
-    """Bytes of scratch that the classic variant allocates for each row."""
-    return CANDIDATE_BYTES * sum(scratch_rooms(columns, top_k, tunings.for_target(target).for_columns(columns).block_logits))
+    """The least bytes of scratch that the classic variant works in, for each row: a list, where it is longer than a block."""
+    if columns <= tunings.for_target(target).block_logits:
+        return 0
+    return list_bytes(tunings.long_rows(target), top_k)
 
 
-def buffers(
-    rows: int, columns: int, top_k: int, block: int, memory: torch.Tensor | None, device: torch.device
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The scratch buffers, each of indices and of logits, [rows, room], in bytes of ``memory``, or new ones."""
-    found = []
-    for room in scratch_rooms(columns, top_k, block):
-        size = rows * room
-        if memory is None:
-            memory = torch.empty(
-                CANDIDATE_BYTES * rows * sum(scratch_rooms(columns, top_k, block)), dtype=torch.uint8, device=device
-            )
-        pair = []
-        for dtype in (torch.int32, torch.float32):
-            taken, memory = memory[: 4 * size], memory[4 * size :]
-            pair.append(taken.view(dtype).view(rows, room))
-        found.append((pair[0], pair[1]))
-    return found
+def wanted_bytes(device: Any, rows: int, columns: int, top_k: int) -> int:
+    """Bytes of scratch with which no row is cut in fewer sections than it should be; ``device`` as a problem has it."""
+    target = compat.capabilities(device).target
+    sections = tunings.long_rows(target).sections(rows, columns, multiprocessors(device))
+    return rows * sections * scratch_bytes(target, columns, top_k)
+
+
+def lists_in(device: Any, rows: int, columns: int, top_k: int, memory: torch.Tensor) -> torch.Tensor:
+    """The lists of a call, int64 [rows, sections, a list], in bytes of ``memory``: of as many sections as there should be, or
+    as it has room for."""
+    tune = tunings.long_rows(compat.capabilities(device).target)
+    size = list_bytes(tune, top_k)
+    sections = max(1, min(tune.sections(rows, columns, multiprocessors(device)), len(memory) // (rows * size)))
+    return memory[: rows * sections * size].view(torch.int64).view(rows, sections, size // CANDIDATE_BYTES)
 
 
 def rows_within(budget: int, row_bytes: int, rows: int) -> int:

@@ -1,5 +1,6 @@
 """The tuning table of select_keys. What was tried for it: docs/design/selection.md."""
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from capgate import compat
@@ -40,6 +41,84 @@ CLASSIC: dict[str, Tuning] = {
     # Compiled and, for gfx950, emulated, never timed: as sm90.
     ANY: Tuning(block_logits=16384, num_warps=8, planes=16),
 }
+
+
+# --- rows that are longer than a block ------------------------------------------------------------------------------------
+
+
+class LongRows(NamedTuple):
+    """How the selection from a row that is longer than a block is cut.
+
+    block_logits : logits that a program takes at a time, a power of two
+    num_warps : warps or waves of a program that filters
+    planes : of the logits of a thread: 8 or 16
+    sample : logits that are looked at first, a power of two
+    resident : programs that filter whole rows, as many as an SM or CU holds
+    few_resident : of those that filter sections, into which rows are cut where they are few
+    section : logits of a section at least
+    ahead : a block is loaded while the one before it is looked at
+    options : as in :class:`Tuning`, of the launch that filters whole rows, and of the one that selects from their lists
+    cut_options : of those on rows that are cut
+    """
+
+    block_logits: int
+    num_warps: int
+    planes: int
+    sample: int
+    resident: int
+    few_resident: int
+    section: int
+    ahead: bool = False
+    options: tuple[Options, Options] = ((), ())
+    cut_options: tuple[Options, Options] = ((), ())
+
+    def room(self, top_k: int) -> int:
+        """Candidates that a list has room for: a third or a half of it is filled as a rule."""
+        return min(MOST_ROOM, max(self.block_logits, 1 << (3 * top_k - 1).bit_length()))
+
+    def list_warps(self, top_k: int, sections: int) -> int:
+        """Warps of a program that selects from lists: 16 candidates a thread where rows are few, otherwise 32, at most."""
+        return max(1, min(16, self.room(top_k) // (1024 if sections == 1 else 512)))
+
+    def sections(self, rows: int, columns: int, multiprocessors: int) -> int:
+        """In how many each row is cut: enough for all SMs, and so that few of them idle while the last programs run."""
+        most = max(1, min(columns // self.section, MOST_SECTIONS))
+        fewest = max(1, min(most, self.few_resident * multiprocessors // max(rows, 1)))
+
+        def filled(sections: int) -> float:
+            turns = rows * sections / (multiprocessors * (self.resident if sections == 1 else self.few_resident))
+            return turns / max(1, math.ceil(turns))
+
+        sections = range(fewest, most + 1)
+        return next((number for number in sections if filled(number) >= FILLED), max(sections, key=filled))
+
+
+MOST_ROOM = 16384  # as a block's logits: what sixteen warps can hold in registers
+MOST_SECTIONS = 64
+FILLED = 0.9  # of the places for programs, as a share, is enough
+
+LONG: dict[str, LongRows] = {
+    # By count, not yet measured: on an H200 80 registers were faster than 96. Compiled by Triton 3.6.0 nothing spills.
+    "sm90": LongRows(
+        block_logits=4096,
+        num_warps=8,
+        planes=16,
+        sample=4096,
+        resident=4,
+        few_resident=3,
+        section=8192,
+        ahead=True,
+        options=((("maxnreg", 64),), (("maxnreg", 80),)),
+        cut_options=((("maxnreg", 80),), (("maxnreg", 64),)),
+    ),
+    # Compiled, and for gfx950 emulated, never timed: as sm90.
+    ANY: LongRows(block_logits=4096, num_warps=8, planes=16, sample=4096, resident=2, few_resident=2, section=8192),
+}
+
+
+def long_rows(target: compat.Target) -> LongRows:
+    """The row for a target."""
+    return row_for(LONG, target.label)
 
 
 def classic(problem: "Problem") -> Tuning:

@@ -8,11 +8,22 @@ from typing import Any
 import torch
 
 from capgate.kernels import select_from_logits
+from capgate.kernels.key_selection import tunings
 
 from . import judge
 
 INF, NAN = float("inf"), float("nan")
 KINDS = ("normal", "skewed", "equal", "few-values", "zeros", "nans", "all-nan", "infinities", "wide", "tiny", "outlier")
+
+
+def shorten_blocks(patch: Any, programs: int = 1, **fields: Any) -> None:
+    """One program of the classic variant selects from 512 logits at most, and takes 256 of a longer row at a time.
+
+    programs : wanted at once; fewer rows are cut in as many sections as that takes, of 300 logits or more
+    """
+    patch.setitem(tunings.CLASSIC, "", tunings.Tuning(block_logits=512, num_warps=1, planes=16))
+    row = tunings.LongRows(block_logits=256, num_warps=1, planes=16, sample=256, resident=1, few_resident=programs, section=300)
+    patch.setitem(tunings.LONG, "", row._replace(**fields))
 
 
 def make_logits(kind: str, rows: int, columns: int, *, device: str = "cpu", seed: int = 0) -> torch.Tensor:

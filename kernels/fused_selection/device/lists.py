@@ -8,7 +8,8 @@ others of the same row in the order (logit descending, index ascending), and so 
 import triton
 import triton.language as tl
 
-from ...key_selection.classic import list_all, select_block, write_first_equals
+from ...key_selection.classic import select_block, write_first_equals
+from ...key_selection.device.rows import list_all
 
 # Of a program's counts, for tests: selections to make room, selections where equal logits were told apart, and rows that took
 # no more keys because all of their top_k are NaN.

@@ -55,24 +55,26 @@ def tally_reaching(logits, pivot, RUNS: tl.constexpr, PLANES: tl.constexpr):
 
 
 @triton.jit
-def find_threshold(logits, skip, size, top_k, RUNS: tl.constexpr, PLANES: tl.constexpr):
+def find_threshold(logits, skip, size, top_k, RUNS: tl.constexpr, PLANES: tl.constexpr, most=None, guessed=None):
     """(threshold, reached, exceeded, tally): ``reached`` logits are not less than ``threshold``, top_k at least. Where it is
     top_k, ``tally`` is :func:`tally_reaching` of the threshold; otherwise ``exceeded`` of them, fewer than top_k, are larger
     than the threshold, and the rest equal it. NaN is less than nothing, and counts as inf here.
 
     The threshold's key lies in [low, high), whose values at_low and at_high logits reach. It is found once at_low is top_k, or
-    once one key is left.
+    once one key is left. Where ``most`` is given, at_low need not be top_k, but no more than that; ``guessed`` is what takes
+    the place of :func:`first_guess`.
     """
+    enough_at = top_k if most is None else most
     low = tl.full((), LOWEST, tl.uint32)
     high = tl.full((), PAST_LARGEST, tl.uint32)
     at_low = size - skip
     at_high = tl.full((), 0, tl.int32)
-    guess, spacing = first_guess(logits, skip, size, top_k, RUNS, PLANES)
+    guess, spacing = first_guess(logits, skip, size, top_k, RUNS, PLANES) if guessed is None else guessed
     pivot = tl.where(tl.abs(guess) < float("inf"), key_of(guess), low + ((high - low) >> 1))
     tally = tl.zeros((RUNS,), tl.int32)
     step = tl.full((), 0, tl.int32)
     stalled = tl.full((), 0, tl.int32)
-    while (at_low != top_k) & (high - low > 1):
+    while (at_low > enough_at) & (high - low > 1):
         step += 1
         if step % STEPS == 0:
             low, high = draw_in(logits, low, high, RUNS, PLANES)

@@ -74,6 +74,12 @@ def index_of(place, exists, numbering, missing=None):
         that of the block's first place; and the row of a page table in which an index is looked up, or None
     """
     index = numbering[1] + place if numbering[0] is None else tl.load(numbering[0] + place, mask=exists, other=missing)
+    return slot_of(index, exists, numbering)
+
+
+@triton.jit
+def slot_of(index, exists, numbering):
+    """What an index that ``exists`` is written as: its slot, where ``numbering``, as of :func:`index_of`, has a page table."""
     if numbering[2] is not None:
         page = index // numbering[5]
         known = exists & (index >= 0) & (page < numbering[3])

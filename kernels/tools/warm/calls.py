@@ -28,7 +28,6 @@ from ...paged_mqa_logits.operation import operation as paged_operation
 from .deployment import Deployment, Shape
 
 META = torch.device("meta")
-SELECTED_ROWS = 16  # any number: a program takes a row
 
 
 class Call(NamedTuple):
@@ -145,23 +144,24 @@ def _schedule(target: compat.Target, deployment: Deployment, shape: Shape, varia
 def _selection(target: compat.Target, deployment: Deployment, shape: Shape, variant: str | None) -> Call:
     """From a buffer of logits, as select_keys and select_paged_keys have it, or where all keys are selected from none."""
     columns, next_n, requests = shape["columns"], shape["next_n"], shape["requests"]
-    results = new_results(SELECTED_ROWS, shape["top_k"], shape["mode"] == "scores", META)
+    rows = shape["rows"]
+    results = new_results(rows, shape["top_k"], shape["mode"] == "scores", META)
     if shape["listed"]:
-        logits = operators.no_logits(SELECTED_ROWS, columns, META)
+        logits = operators.no_logits(rows, columns, META)
     else:
         dtype = torch.bfloat16 if shape["half"] else torch.float32
         step = ROW_ALIGNMENT * -(-columns // ROW_ALIGNMENT)
-        logits = _meta(max(SELECTED_ROWS, -(-shape["storage"] // (step * dtype.itemsize))), step, dtype=dtype)
-        logits = logits[:SELECTED_ROWS, :columns]
+        logits = _meta(max(rows, -(-shape["storage"] // (step * dtype.itemsize))), step, dtype=dtype)
+        logits = logits[:rows, :columns]
     page_size = deployment.page_size
     table = None if page_size is None else _integers(requests, -(-deployment.max_context // page_size))
-    rows = _integers(SELECTED_ROWS)
+    of_rows = _integers(rows)
     inputs = selected.Inputs(
         logits,
-        starts=rows if next_n is None else None,
-        ends=rows,
+        starts=of_rows if next_n is None else None,
+        ends=of_rows,
         page_table=table,
-        requests=rows if table is not None and next_n is None else None,
+        requests=of_rows if table is not None and next_n is None else None,
     )
     problem = operators.problem_of(inputs, results.out)._replace(device=target)
     options = {

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 from capgate import compat
 
+from ...common.hardware import multiprocessors
 from ...common.rules import BF16
 from ...key_selection.operation import MODES as SELECTIONS
+from ...key_selection.tunings import for_target, long_rows
 from ...mqa_logits.operation import MODES as DENSE
 from ...paged_mqa_logits.operation import MODES as PAGED
 
@@ -22,6 +24,7 @@ SCHEDULES = ("own", "deep_gemm", "none")
 SMALL = (1, 2, 3, 4, 8, 16)  # all that matters of a size where it is a factor of another: odd, or times a power of two
 FEWEST_KEYS = 16
 FAR = 2**31  # bytes from which on AMD's offsets are no longer 32 bits wide, as Triton takes it
+FEW_ROWS = 16  # any number; of long rows few enough to be cut
 PAGE_TABLES = (1, 3, 16)  # rows of a page table: as many as there are requests
 
 
@@ -141,9 +144,17 @@ def _selections(target: compat.Target, deployment: Deployment, variants: Sequenc
     for mode, top_k, half, storage, requests in product(modes, deployment.top_k, sorted(bfloat16), storages, tables):
         for call in calls:
             shape = {"mode": mode, "top_k": top_k, "half": half, "storage": storage, "requests": requests, **call}
-            yield {**shape, "listed": False}
+            for rows in _selected_rows(target, call["columns"]):
+                yield {**shape, "rows": rows, "listed": False}
             if call["columns"] <= top_k and mode == "indices":  # where all keys are selected nobody asks for a logit
-                yield {**shape, "listed": True}
+                yield {**shape, "rows": FEW_ROWS, "listed": True}
+
+
+def _selected_rows(target: compat.Target, columns: int) -> tuple[int, ...]:
+    """Numbers of rows between which a selection's kernels differ: of long rows those that are cut, and those that are not."""
+    if columns <= for_target(target).block_logits:
+        return (FEW_ROWS,)
+    return FEW_ROWS, long_rows(target).resident * multiprocessors(target)
 
 
 def _writing(target: compat.Target, deployment: Deployment, variants: Sequence[str]) -> Iterator[Shape]:

@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from capgate.kernels import select_from_logits
-from capgate.kernels.key_selection import tunings
-from capgate.kernels.key_selection.tunings import Tuning
 from support import selection
 
 # Triton's interpreter computes with numpy, which warns of what a GPU does not: infinities that meet, and overflow to them.
@@ -25,7 +23,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """One program selects from 512 logits at most, so that short rows are cut as well."""
-    monkeypatch.setitem(tunings.CLASSIC, "", Tuning(block_logits=512, num_warps=1, planes=16))
+    selection.shorten_blocks(monkeypatch)
 
 
 @pytest.mark.dealt

@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from capgate.kernels import select_from_logits
-from capgate.kernels.key_selection import tunings
-from capgate.kernels.key_selection.tunings import Tuning
 from support import selection
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
@@ -31,7 +29,7 @@ def test_layouts(variant: str, layout: dict[str, object]) -> None:
 
 def test_rows_that_are_cut(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Candidates are float32, and the same ones."""
-    monkeypatch.setitem(tunings.CLASSIC, "", Tuning(block_logits=512, num_warps=1, planes=16))
+    selection.shorten_blocks(monkeypatch)
     logits = selection.make_logits("few-values", 1, 600).bfloat16()
     selection.check(logits, None, torch.tensor([590], dtype=torch.int32), 60, variant, alone=False)
 

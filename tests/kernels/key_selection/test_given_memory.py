@@ -9,8 +9,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from capgate.kernels import select_from_logits, select_keys, select_paged_keys
-from capgate.kernels.key_selection import tunings
-from capgate.kernels.key_selection.tunings import Tuning
 from support import judge, paged, selection
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
@@ -40,7 +38,7 @@ class Allocations(TorchDispatchMode):
 @pytest.fixture
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """One program selects from 512 logits at most, so that short rows need memory for candidates."""
-    monkeypatch.setitem(tunings.CLASSIC, "", Tuning(block_logits=512, num_warps=1, planes=16))
+    selection.shorten_blocks(monkeypatch)
 
 
 def wide(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
@@ -99,7 +97,7 @@ def test_a_workspace_is_the_budget(name: str, dtype: torch.dtype) -> None:
 def test_candidates_of_long_rows_lie_in_the_workspace(variant: str) -> None:
     logits, ends = selection.make_logits("normal", 2, 600), torch.tensor([600, 20], dtype=INT)
     right, _ = selection.expected(logits, None, ends, 60)
-    needed = 2 * 8 * 128  # 60 of the first block and of what is behind it, to whole vectors
+    needed = 2 * 8 * 258  # a list for each row
     found = select_from_logits(
         logits, None, ends, top_k=60, workspace=torch.zeros(needed + 16, dtype=torch.uint8), variant=variant
     )
@@ -115,7 +113,7 @@ def test_nothing_that_grows_is_allocated(name: str) -> None:
     top_k = 60 if name == "logits" else 8
     rows = 2 if name == "logits" else 8
     options = {"out": torch.zeros(rows, top_k, dtype=INT), "out_scores": torch.zeros(rows, top_k), "return_scores": True}
-    options |= {"workspace": torch.zeros(2**14, dtype=torch.uint8), "variant": "classic", "top_k": top_k}
+    options |= {"workspace": torch.zeros(2**15, dtype=torch.uint8), "variant": "classic", "top_k": top_k}
     if name == "dense":
         run = partial(select_keys, *judge.make_call(rows, 20, 16, 32), logits_variant="classic", **options)
     elif name == "paged":

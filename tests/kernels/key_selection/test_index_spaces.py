@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from capgate.kernels import select_from_logits, select_keys, select_paged_keys
-from capgate.kernels.key_selection import tunings
-from capgate.kernels.key_selection.tunings import Tuning
 from support import judge, paged, selection
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
@@ -63,7 +61,7 @@ def test_a_page_table_without_pages_has_no_slots(variant: str) -> None:
 @pytest.mark.parametrize("kind", ["normal", "few-values"])
 def test_rows_that_are_cut(variant: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Candidates between launches keep what was added, and are looked up once."""
-    monkeypatch.setitem(tunings.CLASSIC, "", Tuning(block_logits=512, num_warps=1, planes=16))
+    selection.shorten_blocks(monkeypatch)
     logits = selection.make_logits(kind, 1, 600)
     starts, ends = torch.tensor([5], dtype=INT), torch.tensor([599], dtype=INT)
     plain, _ = selection.expected(logits, starts, ends, 60, relative=True)

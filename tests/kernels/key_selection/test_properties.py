@@ -7,8 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capgate.kernels.key_selection import tunings
-from capgate.kernels.key_selection.tunings import Tuning
 from support import selection
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
@@ -66,5 +64,5 @@ def test_classic_holds_for_any_logits(interpreter: None, drawn: dict[str, Any]) 
 @given(drawn=problems(2, 1100), top_k=st.integers(1, 256))
 def test_classic_holds_for_rows_that_are_cut(interpreter: None, drawn: dict[str, Any], top_k: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tunings.CLASSIC, "", Tuning(block_logits=512, num_warps=1, planes=16))
+        selection.shorten_blocks(patch)
         holds(drawn | {"top_k": top_k}, "classic")

@@ -1,6 +1,5 @@
 """Scores and selection together: the selected keys are those of the logits, whatever the budget makes of the rows."""
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,8 +10,7 @@ from hypothesis import strategies as st
 from capgate import compat
 from capgate.kernels import fp8_mqa_logits, fp8_paged_mqa_logits, select_keys, select_paged_keys
 from capgate.kernels.key_selection import tunings
-from capgate.kernels.key_selection.scratch import rooms, rows_within, scratch_bytes
-from capgate.kernels.key_selection.tunings import Tuning
+from capgate.kernels.key_selection.scratch import rows_within, scratch_bytes
 from support import judge, paged, selection
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
@@ -123,18 +121,18 @@ def test_nothing_in_the_cache(variant: str) -> None:
 
 @pytest.mark.parametrize("budget", [3 * 4096, 10**6])
 def test_buffers_stay_within_the_budget_and_are_reused(variant: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of 600 columns are padded to 768 and cut into blocks of 512, which leaves 160 candidates of 8 bytes."""
-    monkeypatch.setitem(tunings.CLASSIC, "", Tuning(block_logits=512, num_warps=1, planes=16))
+    """Rows of 600 columns are padded to 768; a list has room for 256 candidates of 8 bytes, and 16 bytes behind it."""
+    selection.shorten_blocks(monkeypatch)
     call = judge.make_call(5, 600, 16, 32, "full")
     keywords = {"top_k": 80, "variant": variant, "logits_variant": "reference"}
     expected = select_keys(*call, **keywords | {"variant": "reference"})
-    row_bytes = 4 * 768 + 8 * 160
-    assert scratch_bytes(CPU, 600, 80) == 8 * 160
+    row_bytes = 4 * 768 + 8 * 258
+    assert scratch_bytes(CPU, 600, 80) == 8 * 258
     rows = rows_within(budget, row_bytes, 5)
     buffers = Buffers(monkeypatch)
     assert torch.equal(select_keys(*call, **keywords, logits_budget_bytes=budget), expected)
     assert rows * row_bytes <= budget
-    logits = [size for size in buffers.bytes if size == rows * 4 * 768]
+    logits = [size for size in buffers.bytes if size == rows * row_bytes]
     assert len(logits) == 1, "one buffer serves all chunks"
     assert max(buffers.bytes) <= rows * row_bytes
 
@@ -150,16 +148,16 @@ def test_rows_are_cut_as_engines_cut_them(budget: int, row_bytes: int, rows: int
         assert taken % 128 == 0 if taken > 128 else taken & (taken - 1) == 0
 
 
-@given(columns=st.integers(0, 2**29), top_k=st.integers(1, 8192))
-def test_every_launch_leaves_fewer_candidates_and_the_last_one_a_block(columns: int, top_k: int) -> None:
-    for label in tunings.CLASSIC:
-        block = min(tunings.CLASSIC[label].block_logits, 16384)
-        left = rooms(columns, top_k, block)
-        sizes = [columns, *left]
-        assert all(after < before for before, after in pairwise(sizes))
-        assert sizes[-1] <= block
-        assert all(size > block for size in sizes[:-1])
-        assert tunings.max_top_k(compat.capabilities("cuda:90").target) * 2 <= block
+@given(top_k=st.integers(1, 8192), rows=st.integers(1, 9999), columns=st.integers(16385, 2**29), sms=st.integers(1, 400))
+def test_a_list_has_room_for_the_selected_and_a_block(top_k: int, rows: int, columns: int, sms: int) -> None:
+    """And for the sample; threads hold 32 candidates at most."""
+    for tune in tunings.LONG.values():
+        room = tune.room(top_k)
+        assert max(top_k, tune.sample, tune.block_logits) <= room <= 1024 * tune.list_warps(top_k, 1) <= 1024 * 16
+        assert room // tune.planes >= 128
+        assert 1 <= tune.sections(rows, columns, sms) <= columns // tune.section
+        assert tune.sections(rows, columns, sms) * (room + 2) < 2**22, "cells_of counts quads in 20 bits"
+    assert max(tunings.max_top_k(compat.capabilities(target).target) for target in ("cuda:90", "hip:gfx950")) == 8192
 
 
 def test_the_budget_must_have_room_for_one_row() -> None:

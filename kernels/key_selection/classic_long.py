@@ -1,0 +1,158 @@
+"""Classic Triton for rows that are longer than a block, one source for 3.5.1 to 3.9.0 on CUDA and HIP.
+
+A quad of each of many parts of a row is a sample, which says what logit a few more than top_k should reach: the bar. The first
+launch reads the row once, in sections where there are few rows, and appends what reaches the bar to lists of candidates
+(:mod:`.device.candidates`); the second selects exactly top_k of them. How many they are is counted, so a sample that misleads
+costs time, and never a key: where too few or too many reach the bar the threshold is found by counting in the row itself.
+Nothing is added up in an order that may change, so results repeat bit for bit.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from capgate import compat
+
+from .device.candidates import LEAST_BAR, append_section, sample_bar, write_by_counting, write_top
+from .device.rows import list_all, pages_of, window_of
+from .operands import Arguments
+from .operation import Problem
+from .scratch import lists_in, wanted_bytes
+from .tunings import long_rows
+
+
+@triton.jit(do_not_specialize=["columns", "num_keys", "sections", "num_requests", "num_pages"])
+def select_long_rows_kernel(
+    source,  # [S, columns] float32 or bfloat16
+    starts,  # [S] int32, or None: 0
+    ends,  # [S] int32
+    offsets,  # [S] int32, or None: 0
+    page_table,  # [num_requests, num_pages] int32, or None
+    requests,  # [S] int32, or None: row // ROWS
+    indices,  # [S, top_k] int32
+    values,  # as indices, float32, or None
+    lists,  # [S, sections, ROOM + 2] int64: candidates, how many they are, and the bar
+    columns,
+    num_keys,
+    top_k,
+    num_requests,
+    num_pages,
+    sections,
+    stride_source,
+    stride,
+    stride_starts,
+    stride_ends,
+    stride_offsets,
+    stride_table,
+    stride_pages,
+    stride_requests,
+    stride_indices,
+    stride_values,
+    BLOCK: tl.constexpr,
+    PLANES: tl.constexpr,
+    SAMPLE: tl.constexpr,
+    ROOM: tl.constexpr,
+    CUT: tl.constexpr,  # in sections
+    APPENDS: tl.constexpr,  # to the list of a section; otherwise it selects from those of a row
+    COMPRESSED: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    PAGE: tl.constexpr,  # positions of a page
+    ROWS: tl.constexpr,  # that look into the same row of the page table
+    ALIGNED: tl.constexpr,  # sections begin on 16-byte boundaries, and the first one skips what is no key
+    INDEX: tl.constexpr,
+    AHEAD: tl.constexpr,  # a block is loaded while the one before it is looked at
+):
+    # Under a causal window the last rows see the most keys: longest work first.
+    row = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
+    begin, aligned, skip, size = window_of(
+        starts, ends, row, stride_starts, stride_ends, columns, num_keys, COMPRESSED, ALIGNED
+    )
+    count = size - skip
+    first_index = (0 if RELATIVE else begin) - skip
+    if offsets is not None:
+        first_index += tl.load(offsets + row * stride_offsets)
+    source += row * stride_source + aligned.to(tl.int64) * stride
+    lists += row * (sections if CUT else 1) * (ROOM + 2)
+    runs: tl.constexpr = BLOCK // PLANES
+    if APPENDS:
+        if count > top_k:
+            bar = tl.full((), LEAST_BAR, tl.float32)
+            if count > ROOM:
+                bar = sample_bar(source, skip, size, stride, top_k, SAMPLE // PLANES, PLANES, ALIGNED, INDEX)
+            if CUT:
+                section = tl.program_id(1)
+                share = tl.cdiv(tl.cdiv(size, sections), 4 * runs) * 4 * runs
+                first = section * share
+                skip -= first
+                size = tl.minimum(size - first, share)
+                first_index += first
+                source += first.to(tl.int64) * stride
+                lists += section * (ROOM + 2)
+            fill = append_section(
+                source, skip, size, stride, first_index, bar, lists, runs, PLANES, ROOM, ALIGNED, INDEX, AHEAD
+            )
+            tl.store(lists + ROOM, fill.to(tl.int64))
+            tl.store(lists + ROOM + 1, bar.to(tl.int32, bitcast=True).to(tl.int64))
+    else:
+        if page_table is not None:
+            table_row, num_pages = pages_of(requests, row, num_requests, num_pages, stride_table, stride_requests, ROWS)
+            page_table += table_row
+        numbering = (None, first_index, page_table, num_pages, stride_pages, PAGE)
+        indices += row * stride_indices
+        if values is not None:
+            values += row * stride_values
+        list_runs: tl.constexpr = ROOM // PLANES
+        if count <= top_k:
+            skipped = (None, first_index + skip, page_table, num_pages, stride_pages, PAGE)
+            list_all(source + skip * stride, count, stride, skipped, indices, values, top_k, list_runs, INDEX)
+        else:
+            bar = tl.load(lists + ROOM + 1).to(tl.int32).to(tl.float32, bitcast=True)
+            total = tl.full((), 0, tl.int32)
+            held = tl.full((), 0, tl.int32)  # in whole quads
+            for section in range(sections if CUT else 1):
+                number = tl.load(lists + section * (ROOM + 2) + ROOM).to(tl.int32)
+                total += number
+                held += tl.cdiv(number, 4) * 4
+            if (total < top_k) | (held > ROOM):
+                write_by_counting(
+                    source, skip, size, stride, bar, top_k, numbering, indices, values, runs, PLANES, ALIGNED, INDEX
+                )
+            elif CUT:
+                write_top(lists, sections, total, bar, top_k, numbering, indices, values, list_runs, PLANES, ROOM, CUT)
+            elif held <= ROOM // 2:
+                write_top(lists, sections, total, bar, top_k, numbering, indices, values, list_runs, PLANES // 2, ROOM, CUT)
+            else:
+                write_top(lists, sections, total, bar, top_k, numbering, indices, values, list_runs, PLANES, ROOM, CUT)
+
+
+def launches(
+    problem: Problem, arguments: Arguments, constants: dict[str, Any], scratch: torch.Tensor | None
+) -> list[compat.Launch]:
+    """As :func:`.classic.prepare`; ``constants`` are those that its kernel has, too."""
+    (rows, columns), stride = arguments.tensors[0].shape, arguments.tensors[0].stride(1)
+    top_k = arguments.tensors[-2].shape[1]
+    if scratch is None:
+        size = wanted_bytes(problem.device, rows, columns, top_k)
+        scratch = torch.empty(size, dtype=torch.uint8, device=arguments.tensors[0].device)
+    lists = lists_in(problem.device, rows, columns, top_k, scratch)
+    sections = lists.shape[1]
+    tune = long_rows(compat.capabilities(problem.device).target)
+    room = tune.room(top_k)
+    given = (*arguments.tensors, lists, *arguments.counts, sections, *arguments.strides)
+    shared = {
+        "BLOCK": tune.block_logits,
+        "PLANES": tune.planes,
+        "SAMPLE": tune.sample,
+        "ROOM": room,
+        "CUT": sections > 1,
+        **constants,
+        "INDEX": tl.int32 if columns * stride < 2**31 else tl.int64,
+        "AHEAD": tune.ahead,
+    }
+    filtering, selecting = tune.options if sections == 1 else tune.cut_options
+    append = {"APPENDS": True, "num_warps": tune.num_warps, **dict(filtering)}
+    select = {"APPENDS": False, "num_warps": tune.list_warps(top_k, sections), **dict(selecting)}
+    steps = (((rows, sections), append), ((rows, 1), select))
+    return [compat.Launch(select_long_rows_kernel, grid, given, shared | step) for grid, step in steps]

@@ -1,0 +1,425 @@
+"""Candidates of a long row, in Triton: logits that reach a bar are appended to a list, from which top_k are selected.
+
+A candidate is 64 bits: the logit, and above it the index that it stands for. A list has them in the order of their keys. Here
+element ``run`` of plane ``p`` is number ``(p // 4 * RUNS + run) * 4 + p % 4`` of a block: a warp's threads take adjacent quads.
+"""
+
+import triton
+import triton.language as tl
+
+from .rows import load_four
+from .search import LOWEST, PAST_LARGEST, find_threshold, key_of, tally_reaching, value_of
+from .words import slot_of
+
+LEAST_BAR = tl.constexpr(-3.4028234663852886e38)  # the least float32 but -inf
+MARGIN = tl.constexpr(5.0)  # standard deviations of a sample's count by which its bar is lower than where top_k should reach it
+GOLDEN = tl.constexpr(2654435769)  # 2 ** 32 over the golden ratio: its multiples are spread evenly modulo 2 ** 32
+
+
+@triton.jit
+def quad_counts(bits):
+    """How many of each four of sixteen bits are set, in four bits each."""
+    pairs = bits - ((bits >> 1) & 0x5555)
+    return (pairs & 0x3333) + ((pairs >> 2) & 0x3333)
+
+
+@triton.jit
+def places_of(bits, RUNS: tl.constexpr, PLANES: tl.constexpr):
+    """(places, total): how many marked logits come before each quad of a run, in the order of their numbers, and how many there
+    are. ``bits`` has a bit for each plane whose logit is marked."""
+    counts = quad_counts(bits)
+    packed = ((counts & 0xF) | ((counts & 0xF0) << 12)).to(tl.int64)  # in sixteen bits each
+    if PLANES > 8:
+        packed |= (((counts >> 8) & 0xF) | ((counts & 0xF000) << 4)).to(tl.int64) << 32
+    before = tl.cumsum(packed, 0) - packed
+    sums = tl.sum(packed, 0)
+    places = ()
+    total = tl.full((), 0, tl.int32)
+    for quad in tl.static_range(PLANES // 4):
+        places += (total + ((before >> (quad * 16)) & 0xFFFF).to(tl.int32),)
+        total += ((sums >> (quad * 16)) & 0xFFFF).to(tl.int32)
+    return places, total
+
+
+@triton.jit
+def bits_between(low, high):
+    """The lower four bits from number ``low`` on and below number ``high``."""
+    low = tl.minimum(tl.maximum(low, 0), 4)
+    high = tl.minimum(tl.maximum(high, 0), 4)
+    return ((1 << high) - 1) & ~((1 << low) - 1)
+
+
+@triton.jit
+def sample_bar(
+    source, skip, size, stride, top_k, RUNS: tl.constexpr, PLANES: tl.constexpr, QUADS: tl.constexpr, INDEX: tl.constexpr
+):
+    """A logit that a few more than top_k of source[skip:size] should reach; to be verified by counting.
+
+    It is sampled: a quad of each of RUNS * PLANES / 4 parts of the row, anywhere in its part, so that nothing that repeats at a
+    constant distance is seen always or never.
+    """
+    points: tl.constexpr = RUNS * PLANES // 4
+    first = tl.cdiv(skip, 4)
+    quads = size // 4 - first
+    step = quads // points
+    spare = quads - step * points
+    sample = ()
+    for group in tl.static_range(PLANES // 4):
+        point = tl.arange(0, RUNS) * (PLANES // 4) + group  # each plane has all of the row, for the first guess
+        inside = tl.umulhi(point.to(tl.uint32) * GOLDEN, step.to(tl.uint32)).to(tl.int32)
+        place = (first + point * step + point * spare // points + inside) * 4
+        loaded = load_four(source, place, size, stride, QUADS, INDEX)
+        for plane in tl.static_range(4):
+            sample += (loaded[plane].to(tl.float32),)
+    expected = 1.0 * top_k * (RUNS * PLANES) / (size - skip).to(tl.float32)
+    least = tl.minimum((expected + MARGIN * tl.sqrt(expected)).to(tl.int32) + 2, RUNS * PLANES - 1)
+    bar, _reached, _exceeded, _tally = find_threshold(
+        sample, 0, tl.full((), RUNS * PLANES, tl.int32), least, RUNS, PLANES, least + (least >> 3)
+    )
+    return tl.maximum(bar, LEAST_BAR)
+
+
+@triton.jit
+def load_block(source, first, end, stride, RUNS: tl.constexpr, PLANES: tl.constexpr, QUADS: tl.constexpr, INDEX: tl.constexpr):
+    """source[first:end] as PLANES tensors, of a block's size at most; behind ``end`` they hold anything."""
+    loaded = ()
+    for quad in tl.static_range(PLANES // 4):
+        loaded += load_four(source, first + (quad * RUNS + tl.arange(0, RUNS)) * 4, end, stride, QUADS, INDEX)
+    return loaded
+
+
+@triton.jit
+def inside_bits(first, skip, end, RUNS: tl.constexpr, PLANES: tl.constexpr):
+    """[RUNS] int32: a bit for each plane whose logit, of a block that begins with cell ``first``, is one of [skip, end)."""
+    bits = tl.zeros((RUNS,), tl.int32)
+    for quad in tl.static_range(PLANES // 4):
+        place = tl.arange(0, RUNS) * 4 + (first + quad * RUNS * 4)
+        bits |= bits_between(skip - place, end - place) << (quad * 4)
+    return bits
+
+
+@triton.jit
+def append_section(
+    source,
+    skip,
+    size,
+    stride,
+    first_index,
+    bar,
+    candidates,
+    RUNS: tl.constexpr,
+    PLANES: tl.constexpr,
+    ROOM: tl.constexpr,
+    QUADS: tl.constexpr,
+    INDEX: tl.constexpr,
+    AHEAD: tl.constexpr,
+):
+    """Make a list of the logits of source[:size] that are not less than ``bar``, which is larger than -inf, and return how
+    many those are. The list has room for ROOM. Cells before ``skip`` are no keys. Index i of the row is ``first_index + i``."""
+    block: tl.constexpr = RUNS * PLANES
+    fill = tl.full((), 0, tl.int32)
+    if AHEAD:
+        coming = load_block(source, 0, size, stride, RUNS, PLANES, QUADS, INDEX)
+    for first in range(0, size, block):
+        loaded = coming if AHEAD else load_block(source, first, size, stride, RUNS, PLANES, QUADS, INDEX)
+        logits = ()
+        for plane in tl.static_range(PLANES):
+            logits += (loaded[plane].to(tl.float32),)
+        if AHEAD:
+            coming = load_block(source, first + block, size, stride, RUNS, PLANES, QUADS, INDEX)
+        if (first < skip) | (first + block > size):
+            number = tl.arange(0, RUNS) * 4 + first
+            cut = ()
+            for plane in tl.static_range(PLANES):
+                place = number + (plane // 4 * RUNS * 4 + plane % 4)
+                cut += (tl.where((place >= skip) & (place < size), logits[plane], float("-inf")),)
+            logits = cut
+        places, total = places_of(tally_reaching(logits, bar, RUNS, PLANES) & 0xFFFF, RUNS, PLANES)
+        if fill + total <= ROOM:
+            index = first_index + first + tl.arange(0, RUNS) * 4
+            cells = candidates + fill
+            for quad in tl.static_range(PLANES // 4):
+                place = places[quad]
+                for plane in tl.static_range(4):
+                    mark = ~(logits[quad * 4 + plane] < bar)
+                    candidate = candidate_of(logits[quad * 4 + plane], index + (quad * RUNS * 4 + plane))
+                    tl.store(cells + place, candidate, mask=mark)
+                    place += mark.to(tl.int32)
+        fill += total
+    return fill
+
+
+@triton.jit
+def candidate_of(logit, index):
+    """The 64 bits of a logit and its index."""
+    return (index.to(tl.int64) << 32) | (logit.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF)
+
+
+@triton.jit
+def load_candidates(candidates, cell, left):
+    """Four tensors of candidates, those in ``cell`` and behind it; from number ``left`` on they are anything."""
+    nth = tl.arange(0, 2)  # 16 bytes a thread: of 32 Triton makes two threads' work, and moves them
+    cells = candidates + cell[:, None] + nth[None, :]
+    first, second = tl.split(tl.load(cells, mask=(left > 0)[:, None] & (nth < 2)[None, :]))
+    third, fourth = tl.split(tl.load(cells + 2, mask=(left > 2)[:, None] & (nth < 2)[None, :]))
+    return first, second, third, fourth
+
+
+@triton.jit
+def logit_of(candidate):
+    """Its logit."""
+    return candidate.to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def guess_above(logits, bar, total, top_k, RUNS: tl.constexpr, PLANES: tl.constexpr):
+    """As :func:`.search.first_guess`, for ``total`` logits larger than ``bar``: the tail of a distribution, which falls about
+    as an exponential one does. Without a bar, -inf, the mean is one, and half of them are larger."""
+    number = total.to(tl.float32)
+    if bar == LEAST_BAR:
+        summed = tl.zeros((RUNS,), tl.float32)
+        for plane in tl.static_range(PLANES):
+            summed += tl.where(tl.abs(logits[plane]) < float("inf"), logits[plane], 0.0)
+        bar = tl.sum(summed, 0) / number
+        number *= 0.5
+    summed = tl.zeros((RUNS,), tl.float32)
+    for plane in tl.static_range(PLANES):
+        summed += tl.maximum(logits[plane] - bar, 0.0)
+    scale = tl.sum(summed, 0) / number
+    return bar + scale * 0.6931472 * tl.log2(number / top_k), scale / top_k
+
+
+@triton.jit
+def bits_larger(logits, threshold, RUNS: tl.constexpr, PLANES: tl.constexpr):
+    """[RUNS] int32: a bit for each plane whose logit is larger than ``threshold``, or NaN."""
+    bits = tl.zeros((RUNS,), tl.int32)
+    for plane in tl.static_range(PLANES):
+        bits |= tl.where(logits[plane] <= threshold, 0, 1 << plane)
+    return bits
+
+
+@triton.jit
+def count_of(bits):
+    """How many of sixteen bits are set."""
+    counts = quad_counts(bits)
+    pairs = (counts & 0x0F0F) + ((counts >> 4) & 0x0F0F)
+    return (pairs & 0xFF) + (pairs >> 8)
+
+
+@triton.jit
+def first_of(bits, before, number, RUNS: tl.constexpr, PLANES: tl.constexpr):
+    """The first ``number`` of the marked logits, by how many come before each quad."""
+    found = tl.zeros((RUNS,), tl.int32)
+    for quad in tl.static_range(PLANES // 4):
+        place = before[quad]
+        for plane in tl.static_range(4):
+            mark = (bits >> (quad * 4 + plane)) & 1
+            found |= tl.where(place < number, mark, 0) << (quad * 4 + plane)
+            place += mark
+    return found
+
+
+@triton.jit
+def mark_top(candidates, cells, left, total, bar, top_k, RUNS: tl.constexpr, PLANES: tl.constexpr):
+    """[RUNS] int32, a bit for each plane: which of ``total`` candidates are the top_k largest, of equal ones the first.
+
+    cells, left : for each quad of a run, where it begins and how many candidates are left in its list from there on
+    bar : what they are not less than
+    """
+    logits = ()
+    exist = tl.zeros((RUNS,), tl.int32)
+    for quad in tl.static_range(PLANES // 4):
+        found = load_candidates(candidates, cells[quad], left[quad])
+        for plane in tl.static_range(4):
+            logits += (tl.where(left[quad] > plane, logit_of(found[plane]), float("-inf")),)
+        exist |= bits_between(0, left[quad]) << (quad * 4)
+    guessed = guess_above(logits, bar, total, top_k, RUNS, PLANES)
+    threshold, reached, _exceeded, _tally = find_threshold(logits, 0, total, top_k, RUNS, PLANES, guessed=guessed)
+    bits = tally_reaching(logits, threshold, RUNS, PLANES) & exist
+    if reached != top_k:
+        larger = bits_larger(logits, threshold, RUNS, PLANES) & exist
+        exceeded = tl.sum(count_of(larger), 0)
+        equals = bits & ~larger
+        if exceeded >= top_k:  # larger than inf is NaN; where there are enough of those, they are the equal ones
+            equals = larger
+            larger = larger * 0
+            exceeded = exceeded * 0
+        before, _number = places_of(equals, RUNS, PLANES)
+        bits = larger | first_of(equals, before, top_k - exceeded, RUNS, PLANES)
+    return bits
+
+
+@triton.jit
+def cells_of(
+    candidates,
+    sections,
+    RUNS: tl.constexpr,
+    PLANES: tl.constexpr,
+    ROOM: tl.constexpr,
+):
+    """(cells, left), as :func:`mark_top` takes them, for the lists of a row's sections, one after the other."""
+    width: tl.constexpr = 16
+    weight: tl.constexpr = 2**20  # more than quads before
+    section = tl.arange(0, width)
+    packed = ()
+    for _ in tl.static_range(PLANES // 4):
+        packed += (tl.zeros((RUNS,), tl.int32),)
+    upto = tl.full((), 0, tl.int32)
+    for first in range(0, sections, width):
+        cell = (first + section) * (ROOM + 2) + ROOM
+        quads = (tl.load(candidates + cell, mask=first + section < sections, other=0).to(tl.int32) + 3) // 4
+        ends = upto + tl.cumsum(quads, 0)
+        weights = tl.where(first + section < sections, quads + weight, 0)
+        summed = ()
+        for quad in tl.static_range(PLANES // 4):
+            number = quad * RUNS + tl.arange(0, RUNS)
+            passed = tl.where(ends[:, None] <= number[None, :], weights[:, None], 0)
+            summed += (packed[quad] + tl.sum(passed, 0),)
+        packed = summed
+        upto += tl.sum(quads, 0)
+    cells = ()
+    left = ()
+    for quad in tl.static_range(PLANES // 4):
+        mine = packed[quad] // weight
+        before = (quad * RUNS + tl.arange(0, RUNS) - packed[quad] % weight) * 4
+        count = tl.load(candidates + mine * (ROOM + 2) + ROOM, mask=mine < sections, other=0).to(tl.int32)
+        cells += (mine * (ROOM + 2) + before,)
+        left += (tl.where(mine < sections, count - before, 0),)
+    return cells, left
+
+
+@triton.jit
+def write_top(
+    candidates,
+    sections,
+    total,
+    bar,
+    top_k,
+    numbering,
+    indices,
+    values,
+    RUNS: tl.constexpr,
+    PLANES: tl.constexpr,
+    ROOM: tl.constexpr,
+    CUT: tl.constexpr,
+):
+    """Write indices and values of the top_k of ``total`` candidates, in the lists of a row's sections: one if it is not CUT."""
+    if CUT:
+        cells, left = cells_of(candidates, sections, RUNS, PLANES, ROOM)
+    else:
+        cells = ()
+        left = ()
+        for quad in tl.static_range(PLANES // 4):
+            cells += ((quad * RUNS + tl.arange(0, RUNS)) * 4,)
+            left += (total - cells[quad],)
+    bits = mark_top(candidates, cells, left, total, bar, top_k, RUNS, PLANES)
+    places, _taken = places_of(bits, RUNS, PLANES)
+    for quad in tl.static_range(PLANES // 4):
+        found = load_candidates(candidates, cells[quad], left[quad])
+        place = places[quad]
+        for plane in tl.static_range(4):
+            number = (bits >> (quad * 4 + plane)) & 1
+            mark = number != 0
+            index = (found[plane] >> 32).to(tl.int32)
+            tl.store(indices + place, slot_of(index, mark, numbering), mask=mark)
+            if values is not None:
+                tl.store(values + place, logit_of(found[plane]), mask=mark)
+            place += number
+
+
+@triton.jit
+def count_reaching(
+    source,
+    skip,
+    size,
+    stride,
+    value,
+    RUNS: tl.constexpr,
+    PLANES: tl.constexpr,
+    QUADS: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """(how many of source[skip:size] are not less than ``value``, how many are NaN), by a read of the row."""
+    number = tl.zeros((RUNS,), tl.int32)
+    unordered = tl.zeros((RUNS,), tl.int32)
+    for first in range(0, size, RUNS * PLANES):
+        logits = ()
+        loaded = load_block(source, first, size, stride, RUNS, PLANES, QUADS, INDEX)
+        for plane in tl.static_range(PLANES):
+            logits += (loaded[plane].to(tl.float32),)
+        inside = inside_bits(first, skip, size, RUNS, PLANES)
+        number += count_of(tally_reaching(logits, value, RUNS, PLANES) & inside)
+        unordered += count_of(bits_larger(logits, float("inf"), RUNS, PLANES) & inside)
+    return tl.sum(number, 0), tl.sum(unordered, 0)
+
+
+@triton.jit
+def write_by_counting(
+    source,
+    skip,
+    size,
+    stride,
+    bar,
+    top_k,
+    numbering,
+    indices,
+    values,
+    RUNS: tl.constexpr,
+    PLANES: tl.constexpr,
+    QUADS: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """Write indices and values of the top_k largest of source[skip:size] without a list: the row is read for each count.
+
+    The threshold is searched for as in :func:`.search.find_threshold`, by halves, but for two looks at first: where many logits
+    equal the bar, which is why they were too many for a list, it is the bar.
+    """
+    low = tl.full((), LOWEST, tl.uint32)
+    high = tl.full((), PAST_LARGEST, tl.uint32)
+    at_low = size - skip
+    at_high = tl.full((), 0, tl.int32)
+    unordered = tl.full((), 0, tl.int32)
+    barred = key_of(bar + 0.0)  # of 0 and not of -0
+    pivot = barred + 1
+    step = tl.full((), 0, tl.int32)
+    while (at_low != top_k) & (high - low > 1):
+        step += 1
+        pivot = tl.minimum(tl.maximum(pivot, low + 1), high - 1)
+        reached, unordered = count_reaching(source, skip, size, stride, value_of(pivot), RUNS, PLANES, QUADS, INDEX)
+        enough = reached >= top_k
+        low = tl.where(enough, pivot, low)
+        high = tl.where(enough, high, pivot)
+        at_low = tl.where(enough, reached, at_low)
+        at_high = tl.where(enough, at_high, reached)
+        pivot = tl.where(step == 1, barred, low + ((high - low) >> 1))
+    threshold = value_of(low)
+    # Larger than inf is NaN; where there are enough of those, they are the equal ones.
+    only_nan = (threshold == float("inf")) & (unordered >= top_k)
+    exceeded = tl.where(threshold == float("inf"), unordered, at_high)
+    spare = top_k - tl.where(only_nan, 0, exceeded)
+    taken = tl.full((), 0, tl.int32)
+    written = tl.full((), 0, tl.int32)
+    for first in range(0, size, RUNS * PLANES):
+        logits = ()
+        loaded = load_block(source, first, size, stride, RUNS, PLANES, QUADS, INDEX)
+        for plane in tl.static_range(PLANES):
+            logits += (loaded[plane].to(tl.float32),)
+        inside = inside_bits(first, skip, size, RUNS, PLANES)
+        larger = bits_larger(logits, threshold, RUNS, PLANES) & inside
+        equals = tally_reaching(logits, threshold, RUNS, PLANES) & inside & ~larger
+        equals = tl.where(only_nan, larger, equals)
+        before, number = places_of(equals, RUNS, PLANES)
+        bits = tl.where(only_nan, 0, larger) | first_of(equals, before, spare - taken, RUNS, PLANES)
+        taken += number
+        places, number = places_of(bits, RUNS, PLANES)
+        index = numbering[1] + first + tl.arange(0, RUNS) * 4
+        for quad in tl.static_range(PLANES // 4):
+            place = places[quad] + written
+            for plane in tl.static_range(4):
+                mark = (bits >> (quad * 4 + plane)) & 1
+                found = slot_of(index + (quad * RUNS * 4 + plane), mark != 0, numbering)
+                tl.store(indices + place, found, mask=mark != 0)
+                if values is not None:
+                    tl.store(values + place, logits[quad * 4 + plane], mask=mark != 0)
+                place += mark
+        written += number
