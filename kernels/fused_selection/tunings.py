@@ -113,7 +113,7 @@ def gluon_cdna4(problem: "Problem") -> Tuning:
 
 GLUON_HOPPER: dict[int, Tuning] = {
     # As in fp8_mqa_logits, but for the registers, of which Triton 3.8.0 and 3.9.0 spill none, and the lists:
-    # measured on an H200 with Triton 3.6.0, top 2048 of 4096 x 65536 5.25 ms, 512 of 8192 x 32768 4.50; thrice top_k 5.45, 4.86.
+    # measured on an H200 with Triton 3.6.0, top 2048 of 4096 x 65536 5.25 ms, 512 of 8192 x 32768 4.50; thrice top_k 5.45, 4.86
     64: Tuning(
         block_keys=128,
         columns=256,  # of two warpgroups

@@ -146,7 +146,7 @@ def gluon_hopper(problem: Problem) -> Tuning:
     row = GLUON_HOPPER[padded].with_rows(_power_of_two(problem.next_n), padded)
     if -(-problem.next_n // row.rows) % 2 or padded == 16:
         return row
-    # Measured on an H200 with Triton 3.6.0, 64 heads and 64k contexts: next_n of 4 takes 928 us in two passes, which read keys
+    # Measured on an H200 with Triton 3.6.0, 64 heads, 64k contexts: next_n of 4 takes 928 us in two passes, which read keys
     # once, and 1020 in two programs; of 6, whose last program would have no row in its second pass, 1784 and not 1524. With 56
     # registers of a producer 6 to 12 of a consumer spill, with 16 heads 2; a third pass would leave an SM one program.
     return row._replace(passes=2, registers_producer=40)
