@@ -5,7 +5,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from markdown_it import MarkdownIt  # rich brings it
+
+pytest.importorskip("markdown_it")  # rich brings it, but for the oldest that is taken
+
+from markdown_it import MarkdownIt
 
 from capgate.compat.markdown import escape, table
 from capgate.compat.terminal import plain

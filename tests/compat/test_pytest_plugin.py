@@ -1,6 +1,7 @@
 """pytest's plugin, in a pytest of somebody who has capgate installed."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ def test_a_test_is_skipped_with_the_reason(tmp_path: Path) -> None:
     status, printed = run(tmp_path, TESTS, "--capgate-target", "cuda:90")
     assert status == 0, printed
     assert "1 passed, 1 skipped" in printed
-    assert "needs gluon_cdna4: needs gfx950: found sm90" in printed
+    assert re.search("needs gluon_cdna4: .*needs gfx950: found sm90", printed)
     (header,) = [line for line in printed.splitlines() if line.startswith("capgate ")]
     assert header.endswith("target cuda:90")
     status, printed = run(tmp_path, TESTS, CAPGATE_TARGET="hip:gfx950")
