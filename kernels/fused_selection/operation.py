@@ -203,7 +203,9 @@ def _fused_unless_named(problem: Problem, tune: tunings.Tuning | None = None) ->
         return None
     label = compat.capabilities(problem.device).target.label
     return why_two_steps(problem, tune) or (
-        None if label in MEASURED else f"never timed against two steps on {label}: fused=True takes it, and CAPGATE_VARIANT"
+        None
+        if label in MEASURED
+        else f"not measured to be faster than two steps on {label}: fused=True takes it, and CAPGATE_VARIANT"
     )
 
 

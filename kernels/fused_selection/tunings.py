@@ -132,6 +132,6 @@ GLUON_HOPPER: dict[int, Tuning] = {
 
 def gluon_hopper(problem: "Problem") -> Tuning:
     """As :func:`classic` of packed keys for the Gluon kernel. Its lists have twice the places, since all that is kept of a row
-    may lie in one of its four runs; they are selected from when they have as many entries as the classic ones have room for."""
+    may lie in one of its four runs; they are selected from when half of the places are taken."""
     tune = GLUON_HOPPER[padded_heads(problem.heads)].for_problem(problem.heads, 128, problem.top_k)
     return tune._replace(block_entries=2 * tune.block_entries)

@@ -86,12 +86,12 @@ def test_a_row_that_many_programs_would_share_is_not_fused(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("operation", [fusing.dense, fusing.paged], ids=lambda operation: operation.name)
 @pytest.mark.parametrize("target", ["cuda:90", "hip:gfx950"])
-def test_nothing_is_fused_by_default_before_it_was_measured(operation: Any, target: str) -> None:
+def test_nothing_is_fused_by_default_before_it_was_measured_to_be_faster(operation: Any, target: str) -> None:
     problem = operation.example(target)
     assert fusing.why_two_steps(problem) is None
     trace = operation.explain(problem)
     assert trace.variant == "reference"
-    assert "never timed against two steps" in step_of(trace, "classic").reason
+    assert "not measured to be faster than two steps" in step_of(trace, "classic").reason
     assert operation.explain(problem, "classic").variant == "classic"
     gluon = {"hip:gfx950": "gluon_cdna4", "cuda:90": "gluon_hopper"}[target]
     taken = operation is fusing.dense and compat.capabilities(target)[gluon]
@@ -176,10 +176,9 @@ def test_memory_is_of_programs_and_not_of_rows_or_keys() -> None:
         assert scratch.bytes_needed(decode) == 38_928_384
         tune = tunings.classic(prefill)
         assert (tune.rows, tune.block_entries, tune.segment_tiles) == (2, 6144, 16)
-        assert scratch.bytes_needed(prefill, tunings.gluon_hopper(prefill)) == 95_158_272
-        assert (
-            scratch.bytes_needed(prefill._replace(top_k=512), tunings.gluon_hopper(prefill._replace(top_k=512))) == 23_789_568
-        )
+        assert scratch.bytes_needed(prefill, tunings.gluon_hopper(prefill)) == 112_459_776
+        few = prefill._replace(top_k=512)
+        assert scratch.bytes_needed(few, tunings.gluon_hopper(few)) == 80_019_456
 
 
 @pytest.mark.any_triton
