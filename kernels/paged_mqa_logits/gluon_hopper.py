@@ -6,7 +6,7 @@ A program is one worker of the schedule, or one of several where a request has m
 has few workers: then they take turns at its tiles. It walks its chunks of keys from one request to the next. One warp produces:
 it reads the block table and keeps STAGES tiles of 64 keys on their way from the cache, which is what this kernel lives on:
 bytes in flight. One warpgroup consumes: the keys of a tile on the M side of the product, rows x heads on the N side. With CLEAN
-another warp writes -inf into the cells that their row does not see. Relu, weights and head sum happen in registers. No sum
+two more warps write -inf into the cells that their row does not see. Relu, weights and head sum happen in registers. No sum
 crosses programs, so results repeat bit for bit.
 """
 
