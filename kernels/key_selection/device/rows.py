@@ -53,11 +53,14 @@ def load_four(source, offset, size, stride, QUADS: tl.constexpr, INDEX: tl.const
         quads = tl.load(source + offset[:, None] + nth[None, :], mask=(offset < size)[:, None] & (nth < 4)[None, :])
         first, second, third, fourth = split_quads(quads)
     else:
-        cell = source + offset.to(INDEX) * stride
+        cell = source + offset.to(INDEX) * stride  # and on by one stride at a time: three of them may need 64 bits
         first = tl.load(cell, mask=offset < size)
-        second = tl.load(cell + stride, mask=offset + 1 < size)
-        third = tl.load(cell + 2 * stride, mask=offset + 2 < size)
-        fourth = tl.load(cell + 3 * stride, mask=offset + 3 < size)
+        cell += stride
+        second = tl.load(cell, mask=offset + 1 < size)
+        cell += stride
+        third = tl.load(cell, mask=offset + 2 < size)
+        cell += stride
+        fourth = tl.load(cell, mask=offset + 3 < size)
     return first, second, third, fourth
 
 

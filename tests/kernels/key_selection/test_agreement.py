@@ -1,5 +1,6 @@
 """Every variant of the selection against sorted integers: windows, equal and unordered logits, layouts, rows that are cut."""
 
+import mmap
 from typing import Any
 
 import pytest
@@ -71,7 +72,7 @@ def test_equal_unordered_and_distant_logits(variant: str, kind: str, top_k: int)
 )
 @pytest.mark.usefixtures("short_blocks")
 def test_rows_that_are_cut(variant: str, kind: str, top_k: int, layout: dict[str, Any]) -> None:
-    """Up to three launches; windows that end at a cut, or begin or end a few keys away from it, and one of few keys."""
+    """In two launches; windows that end at a cut, or begin or end a few keys away from it, and one of few keys."""
     logits = selection.judge.laid_out(selection.make_logits(kind, 6, 1800), **layout)
     starts = torch.tensor([0, 3, 7, 1000, 4, 1003], dtype=torch.int32)
     ends = torch.tensor([1800, 1799, 1031, 1512, 515, 1040], dtype=torch.int32)
@@ -98,6 +99,16 @@ def test_layouts(variant: str, name: str) -> None:
     wide = torch.full((14, 3), 5, dtype=torch.int32)
     wide[::2, 1], wide[::2, 2] = starts, ends
     selection.check(logits, wide[::2, 1], wide[::2, 2], 50, variant, alone=False, relative=relative)
+
+
+def test_columns_far_apart(variant: str) -> None:
+    """Three strides are no 32-bit number, though one is."""
+    noreserve = 0x4000  # Linux's MAP_NORESERVE, which Python names from 3.13 on
+    memory = mmap.mmap(-1, 2**33, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | noreserve)
+    logits = torch.frombuffer(memory, dtype=torch.bfloat16).as_strided((2, 4), (1, 2**30))
+    logits.copy_(torch.tensor([[1.0, 4.0, 2.0, 3.0], [9.0, 1.0, 8.0, 0.0]]))
+    found = select_from_logits(logits, None, torch.tensor([4, 3], dtype=torch.int32), top_k=2, variant=variant)
+    assert found.tolist() == [[1, 3], [0, 2]]
 
 
 def test_cells_outside_the_windows_are_not_looked_at(variant: str) -> None:
