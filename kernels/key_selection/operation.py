@@ -12,6 +12,7 @@ MODES = {
     "indices": (4096, 8192, False, 0),
     "scores": (4096, 8192, True, 0),
     "long": (4096, 65536, False, 0),
+    "filtered": (4096, 65536, False, 1),
     "cut": (1, 65536, False, 0),
     "candidates": (1, 65536, False, 1),
 }

@@ -13,8 +13,11 @@ from capgate.kernels.key_selection.operation import MODES, operation
 TARGETS = {"cuda:90": 227 * 1024, "hip:gfx942": 64 * 1024}
 # The launches that hold most, and what a serving call asks for where its programs are counted.
 SERVED = [Job("classic", mode="indices"), Job("classic", mode="indices", dtype="bfloat16")]
+FILTERED = Job("classic", mode="filtered")
 HOLDING = [Job("classic", mode=mode) for mode in ("scores", "long", "cut", "candidates")]
-JOBS = {target: [*SERVED, *HOLDING] if target == "cuda:90" else HOLDING for target in TARGETS}
+JOBS = {target: [*SERVED, *HOLDING, FILTERED] if target == "cuda:90" else HOLDING for target in TARGETS}
+# Bytes that Triton 3.9.0 spills and the others do not, of what no loop changes: six and one of the registers.
+SPILLED = {"long": 112, "filtered": 8}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -23,8 +26,8 @@ def test_classic_fits_without_spills(compile_once: Callable[..., Any], target: s
     for job, row in zip(JOBS[target], compile_once("select_keys", target, JOBS[target]), strict=True):
         assert row["compiled"], row["error"]
         assert row["lds_bytes"] <= TARGETS[target]
-        if row["mode"] == "long" and target == "cuda:90":  # six of 64 registers, which the loop does not change, on 3.9.0
-            assert row["spills"] <= 112
+        if row["mode"] in SPILLED and target == "cuda:90":
+            assert row["spills"] <= SPILLED[row["mode"]]
         else:
             assert (row["spills"], row["scratch_bytes"]) == (0, 0), row["mode"]
         assert row["waves_per_simd"] >= 2, "not even one program of eight waves fits"
@@ -53,7 +56,7 @@ def test_all_modes_are_compiled_unless_some_are_named(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"modes": ["clean"]}, "mode: got 'clean', needs one of indices, scores, long, cut, candidates"),
+        ({"modes": ["clean"]}, "mode: got 'clean', needs one of indices, scores, long, filtered, cut, candidates"),
         ({"dtype": "float8_e4m3fn"}, "dtype: got 'float8_e4m3fn', needs float32 or bfloat16: "),
     ],
 )
