@@ -2,9 +2,10 @@
 
     logits[i, j] = sum_h weights[i, h] * relu(q[i, h, :] . k[j, :])    for max(starts[i], 0) <= j < min(ends[i], N)
 
-q and k being values times their scales, which the f8f6f4 MFMA multiplies. All else is as in fp8_mqa_logits' variant, whose
+q and k being values times their scales, which the f8f6f4 MFMA multiplies. Most else is as in fp8_mqa_logits' variant, whose
 docstring says how keys get to LDS: packet c (16 bytes) of key n lies at c ^ (n * B / 256 mod B / 16), B being its bytes. Words
-of scales lie beside them, and a lane reads the bytes of its key and groups.
+of scales lie beside them, and a lane reads the bytes of its key and groups. Unlike there, the place of a tile in LDS is a
+number that the loop carries, and queries by the byte are loaded all at once, on fewer waves.
 """
 
 import torch
@@ -24,7 +25,7 @@ from .tunings import gluon_cdna4 as tuning
 
 @gluon.jit
 def copy_tile(keys, scales, slot, tile, k, k_scale, near, packet, num_keys, stride_kn, stride_scale, BLOCK_KEYS: gl.constexpr):
-    """Start the copy of one key tile and its scales to LDS; returns the tile's first key."""
+    """Start the copy of one key tile and its scales to LDS."""
     # The last tile moves back to end with the keys: what it shares with the one before is computed twice, alike.
     base = gl.minimum(tile * BLOCK_KEYS, gl.maximum(num_keys - BLOCK_KEYS, 0)).to(gl.int64)
     async_copy.buffer_load_to_shared(keys.index(slot), k + base * stride_kn, packet)
