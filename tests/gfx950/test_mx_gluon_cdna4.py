@@ -17,15 +17,16 @@ from support.wait_states import check_wait_states
 
 pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
 
-# Heads, dims, mode, waves of a SIMD, and the most vector instructions for 32 keys of a row: those of fp8 keys and 3.
+# Heads, dims, mode, waves of a SIMD, and the most vector instructions for 32 keys of a row: as counted in
+# docs/design/mx_logits.md on Triton 3.6.0, where there are most.
 KINDS = [
-    (64, 128, "mxfp4-unclean", 4, 56.25),
-    (64, 128, "mxfp4-clean", 4, 56.75),
-    (32, 128, "mxfp4-clean", 4, 60.75),
+    (64, 128, "mxfp4-unclean", 4, 55.25),
+    (64, 128, "mxfp4-clean", 4, 55.75),
+    (32, 128, "mxfp4-clean", 4, 59.25),
     (16, 128, "mxfp4-clean", 4, 70.5),
-    (128, 128, "mxfp4-clean", 2, 56.75),
-    (64, 64, "mxfp4-clean", 4, 56.25),
-    (64, 128, "mxfp8-clean", 3, 56.75),
+    (128, 128, "mxfp4-clean", 2, 54.25),
+    (64, 64, "mxfp4-clean", 4, 52.5),
+    (64, 128, "mxfp8-clean", 3, 56.25),
 ]
 
 
