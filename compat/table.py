@@ -238,7 +238,7 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     Capability("known_target", "both", "this Triton's compiler for the target (ptxas, or LLVM for AMD) takes it",
                "a compiler that knows the target", "the compiler's own word", asks=_compilers.knows),
     Capability("block_scaled_dot", "both", "tl.dot_scaled becomes block-scaled matrix instructions",
-               "a Triton that makes block-scaled instructions for the target", 
+               "a Triton that makes block-scaled instructions for the target",
                f"compiled here by {_FIVE}: docs/design/mx_logits.md", asks=_probes.block_scaled_dot),
     _both("triton_gpu", "classic Triton kernels on this target", "triton", "gpu", "known_target"),
     _both("gluon_cdna3", "Gluon kernels for CDNA3", "triton", "gluon", "gluon_cdna3_mfma", "gfx942", "mfma", "known_target"),

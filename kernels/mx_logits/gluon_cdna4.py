@@ -2,9 +2,10 @@
 
     logits[i, j] = sum_h weights[i, h] * relu(q[i, h, :] . k[j, :])    for max(starts[i], 0) <= j < min(ends[i], N)
 
-q and k being values times their scales, which the f8f6f4 MFMA multiplies. All else is as in fp8_mqa_logits' variant, whose
+q and k being values times their scales, which the f8f6f4 MFMA multiplies. Most else is as in fp8_mqa_logits' variant, whose
 docstring says how keys get to LDS: packet c (16 bytes) of key n lies at c ^ (n * B / 256 mod B / 16), B being its bytes. Words
-of scales lie beside them, and a lane reads the bytes of its key and groups.
+of scales lie beside them, and a lane reads the bytes of its key and groups. Unlike there, the place of a tile in LDS is a
+number that the loop carries.
 """
 
 import torch
@@ -12,11 +13,10 @@ import torch
 from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, gl, gluon, reinterpret
 
-from ..common.device.cdna4 import fill_outside, fill_strip, load, logit_layout, score, store
+from ..common.device.cdna4 import fill_outside, fill_strip, load, load_queries, logit_layout, score, store
 from ..common.device.windows import cover, my_tiles, window
 from ..common.hardware import multiprocessors
 from ..common.rules import in_packets, padded_heads
-from ..common.tuning import simd_waves
 from .operands import Inputs
 from .operation import Problem
 from .tunings import gluon_cdna4 as tuning
@@ -24,7 +24,7 @@ from .tunings import gluon_cdna4 as tuning
 
 @gluon.jit
 def copy_tile(keys, scales, slot, tile, k, k_scale, near, packet, num_keys, stride_kn, stride_scale, BLOCK_KEYS: gl.constexpr):
-    """Start the copy of one key tile and its scales to LDS; returns the tile's first key."""
+    """Start the copy of one key tile and its scales to LDS."""
     # The last tile moves back to end with the keys: what it shares with the one before is computed twice, alike.
     base = gl.minimum(tile * BLOCK_KEYS, gl.maximum(num_keys - BLOCK_KEYS, 0)).to(gl.int64)
     async_copy.buffer_load_to_shared(keys.index(slot), k + base * stride_kn, packet)
@@ -72,6 +72,7 @@ def mx_mqa_logits_kernel(
     CLEAN: gl.constexpr,
     COMPRESSED: gl.constexpr,
     INDEX: gl.constexpr,
+    PACKETS: gl.constexpr,
 ):
     NUM_WARPS: gl.constexpr = gl.num_warps()
     COLUMNS: gl.constexpr = ROWS * PADDED_HEADS
@@ -124,12 +125,10 @@ def mx_mqa_logits_kernel(
 
     if my_first < my_last:
         # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
-        column = gl.arange(0, COLUMNS, gl.SliceLayout(1, operand))
-        column_row = gl.minimum(column // PADDED_HEADS, num_queries - 1 - first_row).to(INDEX)
-        near_head = gl.minimum(column % PADDED_HEADS, HEADS - 1).to(INDEX)
-        query_byte = gl.arange(0, Q_BYTES, gl.SliceLayout(0, operand)).to(INDEX)
-        query_offset = (column_row * stride_qs + near_head * stride_qh)[:, None] + (query_byte * stride_qd)[None, :]
-        query = load(q + first_row.to(gl.int64) * stride_qs, query_offset)
+        query = load_queries(
+            q + first_row.to(gl.int64) * stride_qs, num_queries - 1 - first_row, 0, stride_qs, stride_qh, stride_qd,
+            HEADS, Q_BYTES, PADDED_HEADS, ROWS, INDEX, PACKETS, operand,
+        )  # fmt: skip
         column = gl.arange(0, COLUMNS, gl.SliceLayout(1, of_queries))
         column_row = gl.minimum(column // PADDED_HEADS, num_queries - 1 - first_row).to(INDEX)
         near_head = gl.minimum(column % PADDED_HEADS, HEADS - 1).to(INDEX)
@@ -234,10 +233,11 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         "CLEAN": clean_logits,
         "COMPRESSED": compressed,
         "INDEX": gl.int32 if farthest < 2**31 else gl.int64,
+        "PACKETS": in_packets(q),
         "num_warps": tune.num_warps,
         "enable_fp_fusion": True,
         **VGPRS_ONLY,
-        **dict(tune.options if in_packets(q) else simd_waves(2)),  # each byte is loaded to a register of its own
+        **dict(tune.options),
     }
     return compat.Launch(mx_mqa_logits_kernel, (groups, splits), arguments, keywords)
 

@@ -15,7 +15,7 @@ CLASSIC: dict[str, Tuning] = {
     **dict.fromkeys(("gfx942", "gfx950"), Tuning(block_keys=64, columns=128, num_warps=4, num_stages=2, resident=2)),
     # Compiled, never run: block-scaled instructions there are of 128 keys at least.
     **dict.fromkeys(("sm100", "sm103"), Tuning(block_keys=128, columns=128, num_warps=8, num_stages=3, resident=2)),
-    # Compiled for sm90 and sm120, never run there.
+    # Compiled for sm89, sm90 and sm120, never run there.
     ANY: Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=2),
 }
 

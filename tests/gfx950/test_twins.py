@@ -33,7 +33,7 @@ OF_GLUON = {
     "first_scale",
     "Q_KIND",
     "K_KIND",
-}  # layouts, which of the products in LDS are meant, and how relu is taken
+}  # layouts, which of the products in LDS are meant, how relu is taken, and scales of MX formats
 
 
 def functions(module: Any) -> dict[str, list[str]]:

@@ -22,6 +22,7 @@ GRID = [
 GRID += [(9, 76, 16, 32, ("mxfp8", "mxfp8"), "clean")]
 
 
+@pytest.mark.dealt("pair", "mode")
 @pytest.mark.parametrize(("rows", "keys", "heads", "dim", "pair", "mode"), GRID, ids=lambda value: str(value))
 def test_logits_agree(variant: str, rows: int, keys: int, heads: int, dim: int, pair: tuple[str, str], mode: str) -> None:
     clean_logits, max_window = MODES[mode]

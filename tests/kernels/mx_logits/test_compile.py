@@ -17,7 +17,13 @@ TARGETS = {
 }
 
 
-CASES = [*(("mx_mqa_logits", target) for target in TARGETS), ("mx_paged_mqa_logits", "cuda:90")]
+# The products for gfx942 are executed in every lane, by tests/gfx950/test_mx_logits.py; paged ones are those of the first case.
+CASES = [
+    ("mx_mqa_logits", "cuda:90"),
+    ("mx_mqa_logits", "cuda:100"),
+    pytest.param("mx_mqa_logits", "hip:gfx942", marks=pytest.mark.one_lane),
+    pytest.param("mx_paged_mqa_logits", "cuda:90", marks=pytest.mark.one_lane),
+]
 
 
 @pytest.mark.parametrize(("operation", "target"), CASES)
