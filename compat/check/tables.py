@@ -121,7 +121,7 @@ def markdown(result: Result) -> str:
     cells = ([escape(result["subjects"][line.subject]["title"]), line.target, *_cells(result, line)] for line in lines(result))
     table = markdown_table(head, ["---"] * 2 + ["---:"] * len(result["tritons"]), cells)
     listed = "\n".join(f"{number}. {escape(plain(cause))}" for cause, number in causes(result).items())
-    return "\n\n".join(part for part in (table, f"{LEGEND} {_counts(result)}", listed) if part)
+    return "\n\n".join(part for part in (table, f"{LEGEND} {_counts(result)}", listed) if part) + "\n"
 
 
 def junit(result: Result) -> str:
