@@ -70,7 +70,7 @@ def pytest_runtest_setup(item: "pytest.Item") -> None:
             try:
                 verdict = capabilities()[name]
             except (KeyError, ValueError) as error:
-                pytest.fail(f"needs: {error.args[0]}", pytrace=False)
+                raise pytest.fail.Exception(f"needs: {error.args[0]}", pytrace=False) from None
             if not verdict:
                 pytest.skip(f"needs {name}: {verdict.reason}")
 
@@ -90,6 +90,9 @@ class _Run:
 
             self._record = Recorder(f"{self._file}.{self._worker}" if self._worker else self._file)
             self._record.__enter__()
+            if self._worker is None:
+                for part in self._parts():  # of a run that was killed; workers begin after this
+                    part.unlink()
 
     def pytest_unconfigure(self, config: "pytest.Config") -> None:
         """End it; of several processes the first one takes together what the others noted."""
@@ -100,12 +103,16 @@ class _Run:
         if self._worker is None:
             from .check import recordings
 
-            path = Path(self._file)
-            parts = sorted(path.parent.glob(f"{path.name}.gw*"))
+            path, parts = Path(self._file), self._parts()
             found: list[Any] = [recordings.DOCUMENT.read(str(file)) for file in (*parts, path)]
             recordings.write(path, recordings.merged(found))
             for part in parts:
                 part.unlink()
+
+    def _parts(self) -> list[Path]:
+        """What workers noted, each in a file beside."""
+        path = Path(self._file)
+        return sorted(path.parent.glob(f"{path.name}.gw*"))
 
     def _set(self, target: str | None) -> None:
         if target is None:

@@ -87,6 +87,7 @@ def test_what_workers_launch_is_one_recording(tmp_path: Path) -> None:
     pytest.importorskip("xdist")
     pytest.importorskip("torch")
     pytest.importorskip("triton")
+    (tmp_path / "launches.json.gw7").touch()  # of a run that was killed
     status, printed = run(tmp_path, LAUNCHES, "--capgate-record", "launches.json", "-n", "2", TRITON_INTERPRET="1")
     assert status == 0, printed
     launches = recordings.DOCUMENT.read(str(tmp_path / "launches.json"))["launches"]
