@@ -26,8 +26,20 @@ def pytest_addoption(parser: "pytest.Parser") -> None:
 
 def pytest_configure(config: "pytest.Config") -> None:
     """Declare the marker, and begin what the options ask for."""
+    import pytest
+
+    from .targets import parse
+
     config.addinivalue_line("markers", "needs(*capabilities): skip unless capgate's capabilities hold, with the reason why not")
-    if config.getoption("--capgate-target") or config.getoption("--capgate-record"):
+    target, file = config.getoption("--capgate-target"), config.getoption("--capgate-record")
+    if target:
+        try:
+            parse(target)
+        except ValueError as error:
+            raise pytest.UsageError(f"--capgate-{error}") from error
+    if file and not Path(file).parent.is_dir():
+        raise pytest.UsageError(f"--capgate-record: got {file!r}, needs a folder that exists")
+    if target or file:
         config.pluginmanager.register(_Run(config), "capgate-run")
 
 
@@ -53,12 +65,12 @@ def pytest_runtest_setup(item: "pytest.Item") -> None:
 
     for marker in item.iter_markers("needs"):
         if marker.kwargs or not marker.args:
-            raise pytest.UsageError(f"needs: got {marker.args} {marker.kwargs}, needs names of capabilities")
+            pytest.fail(f"needs: got {marker.args} {marker.kwargs}, needs names of capabilities", pytrace=False)
         for name in marker.args:
             try:
                 verdict = capabilities()[name]
             except (KeyError, ValueError) as error:
-                raise pytest.UsageError(f"needs: {error.args[0]}") from error
+                raise pytest.fail.Exception(f"needs: {error.args[0]}", pytrace=False) from None
             if not verdict:
                 pytest.skip(f"needs {name}: {verdict.reason}")
 
@@ -78,6 +90,9 @@ class _Run:
 
             self._record = Recorder(f"{self._file}.{self._worker}" if self._worker else self._file)
             self._record.__enter__()
+            if self._worker is None:
+                for part in self._parts():  # of a run that was killed; workers begin after this
+                    part.unlink()
 
     def pytest_unconfigure(self, config: "pytest.Config") -> None:
         """End it; of several processes the first one takes together what the others noted."""
@@ -88,12 +103,16 @@ class _Run:
         if self._worker is None:
             from .check import recordings
 
-            path = Path(self._file)
-            parts = sorted(path.parent.glob(f"{path.name}.gw*"))
+            path, parts = Path(self._file), self._parts()
             found: list[Any] = [recordings.DOCUMENT.read(str(file)) for file in (*parts, path)]
             recordings.write(path, recordings.merged(found))
             for part in parts:
                 part.unlink()
+
+    def _parts(self) -> list[Path]:
+        """What workers noted, each in a file beside."""
+        path = Path(self._file)
+        return sorted(path.parent.glob(f"{path.name}.gw*"))
 
     def _set(self, target: str | None) -> None:
         if target is None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import _installation
-from ..command import asking, prints_to_stderr
+from ..command import CommandError, asking, prints_to_stderr
 from ..offline.answers import TIMEOUT
 from ..outputs import Outputs
 from ..targets import Target, parse
+from ..terminal import plain
 from . import configuration, subjects, tables, tritons
 from .cells import Check, Row
 from .results import cache_folder
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compile and print. Returns 1 where what ``--fail-on`` names was found, 2 where nothing could be asked."""
+    """Compile and print. Returns 1 where what ``--fail-on`` names was found, 2 where there was nothing to compile."""
     outputs: Outputs[tables.Result] = Outputs()
     with asking():
         configured = {} if arguments.no_config else configuration.load(Path.cwd())
@@ -93,6 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
     }
     with outputs.written(result):
         tables.show(result)
+    if not any(row["applies"] for row in rows):
+        reasons = dict.fromkeys(row["error"] for row in rows)
+        raise CommandError("what: nothing to compile, because no variant is taken:", *map(plain, reasons))
     return 1 if _fails(result, chosen["fail-on"]) else 0
 
 

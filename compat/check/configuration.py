@@ -21,6 +21,8 @@ def load(folder: Path) -> dict[str, Any]:
     try:
         tomllib = import_module("tomllib")
     except ModuleNotFoundError as error:
+        if b"capgate" not in file.read_bytes():
+            return {}
         raise ValueError(f"{FILE}: needs Python 3.11 or newer to be read; --no-config leaves it") from error
 
     try:

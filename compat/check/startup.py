@@ -16,7 +16,7 @@ try:
     from capgate.compat.check.startup import begin
     begin()
 except ImportError as error:
-    print(f"capgate record: {{sys.executable}} notes nothing: {{error}}", file=sys.stderr)
+    print(f"capgate record: {{sys.executable}} notes nothing, since capgate does not import there: {{error}}", file=sys.stderr)
 from importlib.machinery import PathFinder
 theirs = PathFinder.find_spec("sitecustomize")
 if theirs and theirs.loader:

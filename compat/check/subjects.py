@@ -36,6 +36,8 @@ def all_of(names: Sequence[str]) -> list[Subject]:
     """
     files = [name for name in dict.fromkeys(names) if Path(name).exists() or name.endswith(".json")]
     found = [subject for name in dict.fromkeys(names) if name not in files for subject in _of_operation(name)]
+    if missing := next((file for file in files if not Path(file).exists()), None):
+        raise ValueError(f"what: no file {missing!r}, needs one that capgate record wrote, or an operation's name")
     if files:
         whole = recordings.merged(recordings.DOCUMENT.read(file) for file in files)
         found += [_of_launch(launch) for launch in whole["launches"]]

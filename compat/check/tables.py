@@ -121,7 +121,7 @@ def markdown(result: Result) -> str:
     cells = ([escape(result["subjects"][line.subject]["title"]), line.target, *_cells(result, line)] for line in lines(result))
     table = markdown_table(head, ["---"] * 2 + ["---:"] * len(result["tritons"]), cells)
     listed = "\n".join(f"{number}. {escape(plain(cause))}" for cause, number in causes(result).items())
-    return "\n\n".join(part for part in (table, f"{LEGEND} {_counts(result)}", listed) if part)
+    return "\n\n".join(part for part in (table, f"{LEGEND} {_counts(result)}", listed) if part) + "\n"
 
 
 def junit(result: Result) -> str:
@@ -137,9 +137,8 @@ def junit(result: Result) -> str:
                 row = line.rows[result["tritons"].index(triton)]
                 counted.append(row)
                 _case(suite, result, line, row)
-            failed = [row for row in counted if row in failures(result)]
             suite.set("tests", str(len(counted)))
-            suite.set("failures", str(len(failed)))
+            suite.set("failures", str(len(failures({**result, "rows": counted}))))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 

@@ -4,12 +4,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..offline.absent import AbsentGpu
+from ..offline.occupancy import shared_limit
 from ..targets import Target
 
-# Multiprocessors or compute units, and shared memory or LDS of a block in bytes: CUDA C++ Programming Guide, technical
-# specifications by compute capability, with the H100 SXM's count; AMD's CDNA 3 and CDNA 4 white papers (MI300X, MI350X).
-SIZES = {"cuda:90": (132, 232448), "hip:gfx942": (304, 65536), "hip:gfx950": (256, 163840)}
-OTHERWISE = (132, 65536)
+# Multiprocessors or compute units: the H100 SXM's; AMD's CDNA 3 and CDNA 4 white papers (MI300X, MI350X).
+MULTIPROCESSORS = {"cuda:90": 132, "hip:gfx942": 304, "hip:gfx950": 256}
+OTHERWISE = 132
+SHARED = 65536  # bytes of shared memory or LDS of a block, where the table of occupancy has no row
 MEMORY = 2**36  # bytes: of no GPU in particular
 REGISTERS = 65536  # 32-bit ones of a block, as both vendors' drivers say
 
@@ -32,10 +33,9 @@ class UnrunGpu(AbsentGpu):
 
     def get_device_properties(self, device: int = 0) -> dict[str, int]:
         """As Triton's drivers say them."""
-        multiprocessors, shared = SIZES.get(str(self.target), OTHERWISE)
         return {
-            "multiprocessor_count": multiprocessors,
-            "max_shared_mem": shared,
+            "multiprocessor_count": MULTIPROCESSORS.get(str(self.target), OTHERWISE),
+            "max_shared_mem": shared_limit(self.target.backend, self.target.arch) or SHARED,
             "max_num_regs": REGISTERS,
             "warpSize": self.target.warp_size,
         }
@@ -44,7 +44,8 @@ class UnrunGpu(AbsentGpu):
         """As ``torch.cuda`` says it, whose figures for AMD are the gfx number's."""
         if self.target.backend == "cuda":
             return divmod(int(self.target.arch), 10)
-        return (9, 4) if self.target.arch == "gfx942" else (9, 5)
+        number = self.target.arch.partition("-")[0].removeprefix("gfx")  # such as 942: major 9, minor 4, stepping 2
+        return int(number[:-2]), int(number[-2])
 
     def cuda(self) -> dict[str, Any]:
         """Functions of ``torch.cuda``, as they answer of this GPU: what libraries ask before they launch anything.

@@ -8,6 +8,7 @@ import enum
 import math
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -196,10 +197,8 @@ def _dtype(dtype: Any) -> str:
 def _dtype_of(name: str, of: str = "torch") -> Any:
     """torch's dtype, or Triton's where torch has none of this name or Triton's is asked for."""
     if of == "torch":
-        import torch
-
-        if hasattr(torch, name):
-            return getattr(torch, name)
+        with suppress(ModuleNotFoundError, AttributeError):
+            return getattr(import_module("torch"), name)
     import triton.language as tl
 
     return tl.dtype(next((theirs for theirs, ours in _TORCH_NAMES.items() if ours == name), name))

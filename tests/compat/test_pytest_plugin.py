@@ -70,10 +70,24 @@ def test_a_misspelt_need_is_an_error(tmp_path: Path) -> None:
     assert "wgmma" in printed
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--capgate-target", "gfx95", "ERROR: --capgate-target: got 'gfx95', which is no AMD architecture; the nearest are "),
+        ("--capgate-record", "nowhere/r.json", "ERROR: --capgate-record: got 'nowhere/r.json', needs a folder that exists"),
+    ],
+)
+def test_a_wrong_option_is_an_error_before_any_test(option: str, value: str, words: str, tmp_path: Path) -> None:
+    status, printed = run(tmp_path, TESTS, option, value)
+    assert status == pytest.ExitCode.USAGE_ERROR
+    assert printed.startswith(words)
+
+
 def test_what_workers_launch_is_one_recording(tmp_path: Path) -> None:
     pytest.importorskip("xdist")
     pytest.importorskip("torch")
     pytest.importorskip("triton")
+    (tmp_path / "launches.json.gw7").touch()  # of a run that was killed
     status, printed = run(tmp_path, LAUNCHES, "--capgate-record", "launches.json", "-n", "2", TRITON_INTERPRET="1")
     assert status == 0, printed
     launches = recordings.DOCUMENT.read(str(tmp_path / "launches.json"))["launches"]

@@ -16,6 +16,7 @@ import pytest
 from capgate import compat
 from capgate.compat.check import cells, command, configuration, tables, tritons
 from capgate.compat.check.sources import Sources, kernel_of
+from capgate.compat.check.unrun import UnrunGpu
 from capgate.compat.check.values import Pointer, UnrecordableError, describe, rebuild
 from capgate.kernels.cli import main
 
@@ -192,6 +193,28 @@ def test_a_wrong_setting_is_named(
     assert words in said or "needs Python 3.11" in said
 
 
+@pytest.mark.one_lane
+def test_a_python_that_reads_no_toml_needs_to_only_for_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tomllib", None)
+    (tmp_path / configuration.FILE).write_text("[project]\nname = 'theirs'\n")
+    assert configuration.load(tmp_path) == {}
+    (tmp_path / configuration.FILE).write_text("[tool.capgate.check]\n")
+    with pytest.raises(ValueError, match=r"needs Python 3\.11 or newer"):
+        configuration.load(tmp_path)
+
+
+@pytest.mark.one_lane
+def test_a_check_that_compiles_nothing_is_none(tmp_path: Path) -> None:
+    code = "import sys; from capgate.kernels.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "check", "quantize_mx", "--target", "cuda:90", "--json", "r.json"]
+    switches = {"CAPGATE_CACHE": str(tmp_path), "CAPGATE_DISABLE": "triton"}
+    environment = {**os.environ, "PYTHONPATH": ":".join(filter(None, sys.path)), **switches}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "capgate: needs triton: disabled" in done.stderr
+    assert not any(row["applies"] for row in rows_of(tmp_path / "r.json"))
+
+
 def result_of(*rows: dict[str, Any], trial: bool = False) -> tables.Result:
     """Of one kernel on two Tritons."""
     base = {"subject": 0, "target": "cuda:90", "applies": True, "compiled": True, "error": None, "cached": False}
@@ -229,6 +252,25 @@ def test_what_fails_is_what_was_asked_to_fail() -> None:
 
 
 @pytest.mark.one_lane
+@pytest.mark.parametrize(
+    ("target", "capability", "shared"),
+    [("cuda:90", (9, 0), 232448), ("cuda:120", (12, 0), 101376), ("hip:gfx950", (9, 5), 163840), ("gfx1201", (12, 0), 65536),
+     ("gfx90a", (9, 0), 65536), ("gfx1250-strict", (12, 5), 65536)],
+)  # fmt: skip
+def test_a_script_is_told_of_the_target(target: str, capability: tuple[int, int], shared: int) -> None:
+    gpu = UnrunGpu(compat.capabilities(target).target, fake=False)
+    assert (gpu.get_device_capability(), gpu.get_device_properties()["max_shared_mem"]) == (capability, shared)
+
+
+@pytest.mark.one_lane
+def test_a_pointer_without_torch_has_a_dtype_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    described = {"kind": "tensor", "dtype": "bfloat16", "aligned": True, "small": True}
+    assert rebuild(described, pytest.fail).dtype is torch.bfloat16
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert rebuild(described, pytest.fail).dtype == triton.language.bfloat16
+
+
+@pytest.mark.one_lane
 def test_what_no_block_has_the_memory_for_is_a_failure() -> None:
     """Triton compiles it, and raises OutOfResources when it is launched."""
     target = compat.capabilities("hip:gfx942").target
@@ -250,5 +292,6 @@ def test_neither_torch_nor_triton_is_imported_to_be_asked() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     nothing, missing = done.stderr.splitlines()
     assert (done.stdout, nothing) == ("1\n", "capgate: no launch of a Triton kernel was noted, and no file written")
-    assert (done.returncode, missing) == (2, "capgate: [Errno 2] No such file or directory: 'nowhere.json'")
+    assert done.returncode == 2
+    assert missing == "capgate: what: no file 'nowhere.json', needs one that capgate record wrote, or an operation's name"
     assert compat.record is not None

@@ -82,9 +82,10 @@ def test_a_run_that_breaks_off_leaves_what_it_did(record: Callable[..., int], pr
 def test_a_context_records_and_leaves_triton_as_it_was(project: Path) -> None:
     code = (
         "import sys; sys.argv = ['script.py', 'nothing']; from capgate import compat\n"
-        "from triton.runtime.jit import JITFunction; before = JITFunction.run\n"
-        "with compat.record('here.json', run=False):\n    import script\n"
-        "assert JITFunction.run is before"
+        "from triton.runtime.jit import JITFunction; from triton.runtime import driver\n"
+        "before = JITFunction.run, driver._active\n"
+        "with compat.record('here.json', run=False):\n    import script\n    assert driver.active.get_current_device() == 0\n"
+        "assert before == (JITFunction.run, driver._active)"
     )
     environment = {"PYTHONPATH": ":".join([str(project), *sys.path]), "PATH": ""}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=project, capture_output=True)
