@@ -128,9 +128,9 @@ def test_only_the_persistent_one_trusts_its_bound() -> None:
 
 
 def test_a_workspace_is_used_where_it_has_room() -> None:
-    """A row of 40000 logits leaves candidates: two times 512 of 16384, and as many of the rest."""
+    """A row of 40000 logits has a list of 4096 candidates for 512 keys, how many they are, and the bar that they reached."""
     logits = torch.zeros(2, 40000)
-    needed = 2 * 1536 * 8 + 255
+    needed = 2 * (4096 + 2) * 8 + 255
     for size, taken in ((needed, True), (needed - 256, False)):
         workspace = torch.zeros(size, dtype=torch.uint8)
         assert (selected.room_in(workspace, logits, 512) is workspace) is taken
