@@ -4,7 +4,7 @@ import torch
 
 from ..common import mx
 from ..common.mx_operands import FORMAT_OF, dim_of
-from ..common.reference import KEY_TILE, SCORE_BYTES, score, score_in_bfloat16
+from ..common.reference import Logits, fill_windows, score, score_in_bfloat16
 from .operands import Inputs
 
 
@@ -26,30 +26,20 @@ def launch(
     bounded by a few times SCORE_BYTES.
     """
     q, q_scale, k, k_scale, weights, starts, ends = inputs
-    rows, heads, _ = q.shape
-    (num_keys, columns), dim = (k.shape[0], out.shape[1]), dim_of(q)
     of_heads = score_in_bfloat16 if bfloat16_sums else score
-    key_tile = min(KEY_TILE, columns)
-    row_tile = max(1, SCORE_BYTES // (max(heads, dim) * key_tile * accumulate.itemsize))
-    for row in range(0, rows, row_tile):
-        block = slice(row, row + row_tile)
-        query, weight = _values(q[block], q_scale[block]).to(accumulate), weights[block].to(accumulate)
-        start, end = starts[block, None].long(), ends[block, None].long()
-        for column in range(0, columns, key_tile):
-            cells = out[block, column : column + key_tile]
-            key = torch.arange(column, column + cells.shape[1], device=q.device)
-            if compressed:
-                key = key + start
-            inside = (key >= start.clamp(min=0)) & (key < end.clamp(max=num_keys))
-            outside = torch.full_like(cells, float("-inf")) if clean_logits else cells
-            if num_keys == 0 or (q.device.type == "cpu" and not inside.any()):  # a look that would stop a GPU's queue
-                cells.copy_(outside)
-            else:
-                near = key.clamp(0, num_keys - 1)
-                keys = _values(k, k_scale, near).to(accumulate)
-                # Compressed, every row has keys of its own.
-                logits = of_heads(query[:, None], weight[:, None], keys)[:, 0] if compressed else of_heads(query, weight, keys)
-                cells.copy_(torch.where(inside, logits.to(out.dtype), outside))
+
+    def scorer(rows: slice) -> Logits:
+        query, weight = _values(q[rows], q_scale[rows]).to(accumulate), weights[rows].to(accumulate)
+
+        def logits(near: torch.Tensor) -> torch.Tensor:
+            keys = _values(k, k_scale, near).to(accumulate)
+            # Compressed, every row has keys of its own.
+            return of_heads(query[:, None], weight[:, None], keys)[:, 0] if compressed else of_heads(query, weight, keys)
+
+        return logits
+
+    options = {"clean_logits": clean_logits, "compressed": compressed, "accumulate": accumulate}
+    fill_windows(out, starts, ends, k.shape[0], max(q.shape[1], dim_of(q)), scorer, **options)
 
 
 def _values(octets: torch.Tensor, scales: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:

@@ -7,7 +7,7 @@ from ..common.cache import readable
 from ..common.key_formats import GROUP
 from ..common.mx_cache import format_of, pages_of, places
 from ..common.mx_operands import FORMAT_OF, dim_of
-from ..common.reference import KEY_TILE, SCORE_BYTES, row_lengths, score, score_in_bfloat16
+from ..common.reference import fill_requests, score, score_in_bfloat16
 from ..common.schedule.operation import CHUNK_KEYS
 from .operands import Inputs
 
@@ -35,35 +35,16 @@ def launch(
     q, q_scale, kv_cache, weights, context_lens, block_table, _ = inputs
     (requests, next_n, heads), dim = q.shape[:3], dim_of(q)
     key_format, of_heads = format_of(kv_cache, dim), score_in_bfloat16 if bfloat16_sums else score
-    blocks, block = kv_cache.shape[:2]
-    columns = out.shape[1]
-    limit = min(columns, block_table.shape[1] * block)
-    lengths = row_lengths(context_lens, next_n)[..., None].clamp(max=limit)  # [B, next_n, 1]
-    pages = pages_of(readable(kv_cache), None, layout)
-    key_tile = min(KEY_TILE, columns)
-    request_tile = max(1, SCORE_BYTES // (max(next_n * heads, dim) * key_tile * accumulate.itemsize))
-    for first in range(0, requests, request_tile):
-        batch = slice(first, first + request_tile)
-        length = lengths[batch]
-        for column in range(0, columns, key_tile):
-            cells = out[first * next_n : (first + len(length)) * next_n, column : column + key_tile]
-            position = torch.arange(column, column + cells.shape[1], device=q.device)
-            inside = position < length  # [b, next_n, columns]
-            flat = inside.flatten(0, 1)
-            outside = torch.full_like(cells, float("-inf")) if clean_logits else cells
-            if column >= limit or (q.device.type == "cpu" and not inside.any()):  # a look that would stop a GPU's queue
-                cells.copy_(outside)
-                continue
-            # What the table holds past a request's longest row is not looked at.
-            entry = block_table[batch, (position // block).clamp(max=block_table.shape[1] - 1)].long()
-            held = inside.any(1) & (entry >= 0) & (entry < blocks)  # [b, columns]
-            page, inside = torch.where(held, entry, 0), position % block
-            value_at, scale_at = places(inside, pages)
-            scale = pages.scales[page[..., None], scale_at][..., : dim // GROUP]
-            key = mx.dequantize(pages.values[page[..., None], value_at], scale, key_format).to(accumulate)  # [b, columns, D]
-            words = mx.unpacked(q_scale[batch], dim)
-            query = mx.dequantize(q[batch].view(torch.uint8), words, FORMAT_OF[q.dtype]).to(accumulate)
-            weight = weights.unflatten(0, (requests, next_n))[batch].to(accumulate)
-            logits = of_heads(query, weight, key)
-            logits.masked_fill_(~held[:, None], float("-inf"))
-            cells.copy_(torch.where(flat, logits.flatten(0, 1).to(out.dtype), outside))
+    pages, weights = pages_of(readable(kv_cache), None, layout), weights.unflatten(0, (requests, next_n))
+
+    def logits(batch: slice, page: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        value_at, scale_at = places(place, pages)
+        scale = pages.scales[page[..., None], scale_at][..., : dim // GROUP]
+        key = mx.dequantize(pages.values[page[..., None], value_at], scale, key_format).to(accumulate)  # [b, columns, D]
+        words = mx.unpacked(q_scale[batch], dim)
+        query = mx.dequantize(q[batch].view(torch.uint8), words, FORMAT_OF[q.dtype]).to(accumulate)
+        return of_heads(query, weights[batch].to(accumulate), key)
+
+    cache, widest = (kv_cache.shape[0], kv_cache.shape[1]), max(next_n * heads, dim)
+    options = {"clean_logits": clean_logits, "accumulate": accumulate}
+    fill_requests(out, context_lens, block_table, cache, next_n, widest, logits, **options)

@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from capgate import compat
 from capgate.kernels import fp8_mqa_logits
+from capgate.kernels.common import reference as tiles
 from capgate.kernels.mqa_logits import reference
 from capgate.kernels.mqa_logits.operands import Inputs
 from support import judge
@@ -151,8 +152,8 @@ def test_reference_bounds_its_memory_and_agrees_in_small_chunks(
     monkeypatch: pytest.MonkeyPatch, clean_logits: bool, max_window: int | None
 ) -> None:
     call = judge.make_call(61, 113, 16, 32, "ragged")
-    monkeypatch.setattr(reference, "SCORE_BYTES", 2**15)
-    monkeypatch.setattr(reference, "KEY_TILE", 32)
+    monkeypatch.setattr(tiles, "SCORE_BYTES", 2**15)
+    monkeypatch.setattr(tiles, "KEY_TILE", 32)
     out = judge.check(call, "reference", clean_logits=clean_logits, max_window=max_window)
     with LargestResult() as largest:
         keywords = {"clean_logits": clean_logits, "compressed": max_window is not None}

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from capgate.kernels import mx_mqa_logits, quantize_mx_keys, quantize_mx_queries
+from capgate.kernels.common import reference as tiles
 from capgate.kernels.common.reference import score_in_bfloat16
 from capgate.kernels.mx_logits import reference
 from capgate.kernels.mx_logits.operands import Inputs
@@ -102,8 +103,8 @@ def test_quantised_operands_score_as_what_they_were() -> None:
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 def test_reference_in_float64_is_the_formula_rounded_once(pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in small chunks, which bound its memory."""
-    monkeypatch.setattr(reference, "SCORE_BYTES", 2**15)
-    monkeypatch.setattr(reference, "KEY_TILE", 32)
+    monkeypatch.setattr(tiles, "SCORE_BYTES", 2**15)
+    monkeypatch.setattr(tiles, "KEY_TILE", 32)
     call, out = make_call(17, 76, 64, 128, pair, "ragged"), torch.empty(17, 76)
     reference.launch(Inputs(*call), out, clean_logits=True, compressed=False, accumulate=torch.float64)
     answer = judge.formula(mx_logits.meaning(call))

@@ -5,6 +5,7 @@ import torch
 
 from capgate import compat
 from capgate.kernels import fp8_paged_mqa_logits, paged_mqa_schedule
+from capgate.kernels.common import reference as tiles
 from capgate.kernels.paged_mqa_logits import reference
 from capgate.kernels.paged_mqa_logits.operands import Inputs
 from support import paged
@@ -186,8 +187,8 @@ def test_the_default_on_cpu_tensors_is_the_reference() -> None:
 @pytest.mark.any_triton
 @cleaning
 def test_reference_agrees_in_small_parts(monkeypatch: pytest.MonkeyPatch, clean_logits: bool) -> None:
-    monkeypatch.setattr(reference, "SCORE_BYTES", 2**15)
-    monkeypatch.setattr(reference, "KEY_TILE", 48)
+    monkeypatch.setattr(tiles, "SCORE_BYTES", 2**15)
+    monkeypatch.setattr(tiles, "KEY_TILE", 48)
     paged.check(paged.make_call(LENS, 3), "reference", 300, clean_logits=clean_logits)
 
 
