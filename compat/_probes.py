@@ -136,6 +136,11 @@ def resolve(path: str) -> Any:
     return found
 
 
+def first(*paths: str) -> Any:
+    """The first of several names under which builds offer one thing; None where a build has none of them."""
+    return next((found for path in paths if (found := resolve(path)) is not None), None)
+
+
 def has(path: str) -> Probe:
     """Holds where ``module:attribute`` exists."""
     return lambda: _finding(resolve(path) is not None)

@@ -65,18 +65,14 @@ from triton.experimental import gluon  # noqa: E402
 from triton.experimental.gluon import language as gl  # noqa: E402
 from triton.language import core as _core  # noqa: E402
 
-
-def _first(*paths: str) -> Any:
-    """The first of several names under which builds offer one thing; None where a build has none of them."""
-    return next((found for path in paths if (found := _probes.resolve(path)) is not None), None)
-
-
 # --- every target ---------------------------------------------------------------------------------------------------------
 
 constexpr_function = gluon.constexpr_function
-aggregate = _first(f"{_probes.GLUON}:aggregate", "triton.language.core:_aggregate")
-barrier = _first(f"{_probes.GL}:barrier", f"{_probes.GL}:thread_barrier")  # of the threads of a workgroup or warp partition
-GluonASTSource = _first(f"{_probes.GLUON}:GluonASTSource", f"{_probes.GLUON}._runtime:GluonASTSource")
+aggregate = _probes.first(f"{_probes.GLUON}:aggregate", "triton.language.core:_aggregate")
+barrier = _probes.first(
+    f"{_probes.GL}:barrier", f"{_probes.GL}:thread_barrier"
+)  # of the threads of a workgroup or warp partition
+GluonASTSource = _probes.first(f"{_probes.GLUON}:GluonASTSource", f"{_probes.GLUON}._runtime:GluonASTSource")
 
 KEEP_NAN = gl.constexpr(_core.PropagateNan.ALL)  # gl.maximum's default drops a NaN operand, from 3.8 in the interpreter too
 
@@ -128,6 +124,6 @@ hopper = _probes.resolve(f"{_probes.GL}.nvidia.hopper")
 mbarrier = _probes.resolve(f"{_probes.GL}.nvidia.hopper:mbarrier")
 TensorDescriptor = _probes.resolve(f"{_probes.GLUON}.nvidia.hopper:TensorDescriptor")  # of the host: a kernel's argument
 _tma = f"{_probes.GL}.nvidia.hopper:tma"
-tma_load = _first(f"{_tma}.async_load", f"{_tma}.async_copy_global_to_shared")
-tma_store = _first(f"{_tma}.async_store", f"{_tma}.async_copy_shared_to_global")
+tma_load = _probes.first(f"{_tma}.async_load", f"{_tma}.async_copy_global_to_shared")
+tma_store = _probes.first(f"{_tma}.async_store", f"{_tma}.async_copy_shared_to_global")
 tma_store_wait = _probes.resolve(f"{_tma}.store_wait")

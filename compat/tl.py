@@ -14,8 +14,6 @@ that has them changes its imports, and where it loads or stores a block, :func:`
 
 # ruff: noqa: RET505 - a branch on a constant of a kernel needs its else
 
-from typing import Any
-
 from . import _probes
 from ._lookup import capabilities
 from .targets import CPU
@@ -39,19 +37,13 @@ capabilities(CPU).require("triton")  # of the build: the same for every target
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
-
-def _first(*paths: str) -> Any:
-    """The first of several names under which builds offer one thing; None where a build has none of them."""
-    return next((found for path in paths if (found := _probes.resolve(path)) is not None), None)
-
-
 KEEP_NAN = tl.constexpr(tl.PropagateNan.ALL)  # tl.maximum's and tl.minimum's default drops a NaN operand in compiled code
-aggregate = _first("triton:aggregate", "triton.language.core:_aggregate")
+aggregate = _probes.first("triton:aggregate", "triton.language.core:_aggregate")
 constexpr_function = triton.constexpr_function
 libdevice = _probes.resolve("triton.language.extra.libdevice")
 TensorDescriptor = _probes.resolve("triton.tools.tensor_descriptor:TensorDescriptor")  # of the host: a kernel's argument
-CompilationError = _first("triton:CompilationError", "triton.compiler.errors:CompilationError")
-OutOfResources = _first("triton:OutOfResources", "triton.runtime.errors:OutOfResources")
+CompilationError = _probes.first("triton:CompilationError", "triton.compiler.errors:CompilationError")
+OutOfResources = _probes.first("triton:OutOfResources", "triton.runtime.errors:OutOfResources")
 
 
 @constexpr_function
