@@ -155,21 +155,29 @@ def example_paged_call(problem: Problem) -> compat.ExampleCall:
     return compat.ExampleCall((inputs, *selected), options, padded_heads(problem.heads) * problem.dim, number)
 
 
-def _classic_accepts(problem: Problem) -> str | None:
+def _too_many_keys(problem: Problem) -> str | None:
     if problem.top_k > tunings.MAX_TOP_K:
         return f"needs top_k of at most {tunings.MAX_TOP_K}: found {problem.top_k}"
-    if compat.capabilities(problem.device).target.backend == "hip" and tunings.classic(problem).rows == 1:
-        return f"needs at most 64 heads on AMD, where Triton 3.6.0 compiles no lists of one row: found {problem.heads}"
-    needed = bytes_needed(problem)
+    return None
+
+
+def _too_little_room(problem: Problem, tune: tunings.Tuning | None = None) -> str | None:
+    needed = bytes_needed(problem, tune)
     if needed > problem.budget:
         return f"needs {needed} bytes for lists of programs: found a budget of {problem.budget}"
-    return classic_scores(problem.device, problem.dtype)
+    return None
+
+
+def _classic_accepts(problem: Problem) -> str | None:
+    if reason := _too_many_keys(problem):
+        return reason
+    if compat.capabilities(problem.device).target.backend == "hip" and tunings.classic(problem).rows == 1:
+        return f"needs at most 64 heads on AMD, where Triton 3.6.0 compiles no lists of one row: found {problem.heads}"
+    return _too_little_room(problem) or classic_scores(problem.device, problem.dtype)
 
 
 def _gluon_cdna4_accepts(problem: Problem) -> str | None:
-    if problem.top_k > tunings.MAX_TOP_K:
-        return f"needs top_k of at most {tunings.MAX_TOP_K}: found {problem.top_k}"
-    if reason := needs_e4m3fn(problem.device, problem.dtype):
+    if reason := _too_many_keys(problem) or needs_e4m3fn(problem.device, problem.dtype):
         return reason
     if problem.heads > tunings.MAX_WAVE_HEADS:
         return (
@@ -177,25 +185,17 @@ def _gluon_cdna4_accepts(problem: Problem) -> str | None:
         )
     if not problem.packets:
         return "needs q and k in 16-byte aligned rows of adjacent elements, those of k less than 8 MiB apart"
-    needed = bytes_needed(problem, tunings.gluon_cdna4(problem))
-    if needed > problem.budget:
-        return f"needs {needed} bytes for lists of programs: found a budget of {problem.budget}"
-    return None
+    return _too_little_room(problem, tunings.gluon_cdna4(problem))
 
 
 def _gluon_hopper_accepts(problem: Problem) -> str | None:
-    if problem.top_k > tunings.MAX_TOP_K:
-        return f"needs top_k of at most {tunings.MAX_TOP_K}: found {problem.top_k}"
-    if reason := needs_e4m3fn(problem.device, problem.dtype):
+    if reason := _too_many_keys(problem) or needs_e4m3fn(problem.device, problem.dtype):
         return reason
     if padded_heads(problem.heads) not in tunings.GLUON_HOPPER or problem.heads % 4:
         return f"needs a multiple of 4 heads, 36 to 64, so that a warp's lanes have 16 keys of two rows: found {problem.heads}"
     if not problem.tensor_maps:
         return "needs operands that tensor maps describe: 16-byte aligned lines of adjacent elements, one key at least"
-    needed = bytes_needed(problem, tunings.gluon_hopper(problem))
-    if needed > problem.budget:
-        return f"needs {needed} bytes for lists of programs: found a budget of {problem.budget}"
-    return None
+    return _too_little_room(problem, tunings.gluon_hopper(problem))
 
 
 def _fused_unless_named(problem: Problem, tune: tunings.Tuning | None = None) -> str | None:
