@@ -9,9 +9,12 @@ which ``docs/key-formats.md`` says whose they are. They hold for integers and fo
 Needs neither torch nor Triton.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
 
-from .rules import DIMS
+from .rules import DIMS, output_of
+
+Output = TypeVar("Output", bound=tuple[Any, ...])
 
 PACKET = 16  # bytes of a key that lie together in any layout
 GROUP = 32  # elements that share a UE8M0 byte
@@ -105,3 +108,24 @@ LAYOUTS = {
 def layouts_of(name: str) -> tuple[str, ...]:
     """The layouts that a format's keys have."""
     return tuple(layout for layout, row in LAYOUTS.items() if name in row.formats)
+
+
+# Formats of queries and keys, by the name that an output's mode has in front of it.
+PAIRS = {
+    "mxfp4": ("mxfp4", "mxfp4"),
+    "mxfp8": ("mxfp8", "mxfp8"),
+    "mxfp8-mxfp4": ("mxfp8", "mxfp4"),
+    "mxfp4-mxfp8": ("mxfp4", "mxfp8"),
+}
+
+
+def mx_output_of(mode: str, modes: Mapping[str, Output], dim: int, dtype: str | None) -> tuple[Output, str]:
+    """As :func:`.rules.output_of` for modes that mean formats first, of query and key; ValueError also for a dim that one of
+    them lacks, and for a dtype."""
+    output, floats = output_of(mode, modes)
+    if dtype is not None:
+        raise ValueError(f"dtype: got {dtype!r}, needs none: the mode says the formats")
+    for name in output[:2]:
+        if dim not in FORMATS[name].dims:
+            raise ValueError(f"dim: got {dim}, needs one of {', '.join(map(str, FORMATS[name].dims))} in mode {mode}")
+    return output, floats

@@ -5,17 +5,10 @@ from typing import Any, NamedTuple
 
 from capgate import compat
 
-from ..common.key_formats import FORMATS
-from ..common.rules import FLOAT32, check_sizes, classic_runs, interpreted_when_named, output_of, padded_heads
+from ..common.key_formats import FORMATS, PAIRS, mx_output_of
+from ..common.rules import FLOAT32, check_sizes, classic_runs, interpreted_when_named, padded_heads
 
 OUTPUTS = {"unclean": (False, False), "clean": (True, False), "compressed": (False, True)}  # clean_logits, compressed
-# Formats of queries and keys, by the name that an output's mode has in front of it.
-PAIRS = {
-    "mxfp4": ("mxfp4", "mxfp4"),
-    "mxfp8": ("mxfp8", "mxfp8"),
-    "mxfp8-mxfp4": ("mxfp8", "mxfp4"),
-    "mxfp4-mxfp8": ("mxfp4", "mxfp8"),
-}
 MODES = {f"{pair}-{output}": (*PAIRS[pair], *OUTPUTS[output]) for pair, output in product(PAIRS, OUTPUTS)}
 
 
@@ -47,14 +40,9 @@ def example(device: Any) -> Problem:
 
 
 def example_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | None = None) -> Problem:
-    """As :func:`example` with these sizes and mode (see :func:`output_of`); ValueError for what does not exist."""
+    """As :func:`example` with these sizes and mode (see :func:`mx_output_of`); ValueError for what does not exist."""
     check_sizes(heads, dim)
-    (q_format, k_format, clean_logits, compressed), floats = output_of(mode, MODES)
-    if dtype is not None:
-        raise ValueError(f"dtype: got {dtype!r}, needs none: the mode says the formats")
-    for name in (q_format, k_format):
-        if dim not in FORMATS[name].dims:
-            raise ValueError(f"dim: got {dim}, needs one of {', '.join(map(str, FORMATS[name].dims))} in mode {mode}")
+    (q_format, k_format, clean_logits, compressed), floats = mx_output_of(mode, MODES, dim, dtype)
     return Problem(device, heads, dim, q_format, k_format, clean_logits, compressed, weights_dtype=floats, logits_dtype=floats)
 
 

@@ -11,7 +11,7 @@ from ..common.checks import check_apart, check_choice, check_flag, check_integer
 from ..common.logits import FLOATS, LOGITS, empty_logits
 from ..common.mx_cache import check_inside, format_of
 from ..common.mx_operands import FORMAT_OF, check_dim, dim_of
-from ..common.schedule.operation import CHUNK_KEYS, CHUNKS
+from ..common.schedule.operation import CHUNK_KEYS, CHUNKS, workers_of
 from ..common.torch_ops import register
 from .operands import OPERANDS, SHAPED, Inputs, Shaped
 from .operation import Problem, operation
@@ -170,10 +170,7 @@ def mx_paged_mqa_workers(
     check_cache(q, kv_cache, layout)
     check_flag("clean_logits", clean_logits)
     check_variant("variant", variant, operation)
-    problem = describe(_ordinary(shaped), clean_logits, layout=layout)
-    chosen = operation.select(problem, variant)
-    kernel = operation.load(chosen)
-    return kernel.workers(problem) if isinstance(kernel, compat.Kernel) and kernel.workers else 1  # torch looks at no schedule
+    return workers_of(operation, describe(_ordinary(shaped), clean_logits, layout=layout), variant)
 
 
 def _ordinary(shaped: Shaped) -> Inputs:

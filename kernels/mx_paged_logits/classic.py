@@ -6,6 +6,8 @@ q and keys being values times their scales. Programs walk their chunks of keys a
 as in mx_mqa_logits: keys in their format where the target has block-scaled matrix instructions, in bfloat16 elsewhere.
 """
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -19,8 +21,8 @@ from ..common.device.mx import mx_products, mx_query, scale_octets
 from ..common.device.windows import keys_of_share, load_share, longest_seen, next_turn, seen
 from ..common.mx_cache import pages_of
 from ..common.rules import mx_product_options, padded_heads
-from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
+from ..common.schedule.plan import plan_of, workers
 from .operands import Inputs
 from .operation import Problem
 from .tunings import classic as tuning
@@ -197,12 +199,6 @@ def mx_paged_mqa_logits_kernel(
         turn = next_turn(turn, past_tile - begin // BLOCK_KEYS, splits)
 
 
-def workers(problem: Problem) -> int:
-    """As :func:`capgate.kernels.mx_paged_mqa_workers`."""
-    tune = tuning(problem)
-    return workers_that_fit(problem.device, tune.resident, -(-problem.next_n // tune.rows))
-
-
 def prepare(
     problem: Problem,
     inputs: Inputs,
@@ -216,30 +212,25 @@ def prepare(
 
     With ``clean_logits`` every other cell becomes -inf.
     """
-    q, q_scale, kv_cache, weights, context_lens, block_table, schedule = inputs
+    q, q_scale, kv_cache, weights, context_lens, block_table, _ = inputs
     requests, next_n, heads, q_bytes = q.shape
     blocks, width = kv_cache.shape[0], out.shape[1]
     values, scales, block, key_bytes, at = pages_of(readable(kv_cache), None, layout)
-    schedule, before = (schedule, ()) if schedule is not None else new_schedule(context_lens, workers(problem), chunk_keys)
-    tune, target = tuning(problem), compat.capabilities(problem.device).target
-    limit = min(width, block_table.shape[1] * block)
+    plan, target = plan_of(tuning, problem, inputs, out, chunk_keys), compat.capabilities(problem.device).target
+    tune = plan.tune
     lanes = max(32, target.warp_size)  # the interpreter has one lane, and no use for short strips
     strip = 16 * lanes * tune.num_warps  # four 16-byte stores a lane, or two of bfloat16
-    row_lens = context_lens.ndim == 2
-    lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
     strides = (*q.stride(), *q_scale.stride(), values.stride(0), scales.stride(0))
     _, qn, qh, qd, _, sn, sh, *_ = strides
-    strides += (*weights.stride(), *lens_strides, *block_table.stride(), *out.stride())
+    strides += (*weights.stride(), *plan.lens_strides, *block_table.stride(), *out.stride())
     ws, wh = weights.stride()
     farthest = max(  # element that a program reaches from its base pointers
         next_n * qn + heads * qh + q_bytes * qd,
         next_n * max(sn, ws) + heads * max(sh, wh),
         max(strip, tune.block_keys) * out.stride(1),
     )
-    groups = -(-next_n // tune.rows)
-    splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
-    counts = (requests, blocks, limit, width, requests * next_n * -(-width // strip), splits)
-    tensors = (q.view(torch.uint8), q_scale, values, scales, weights, context_lens, block_table, schedule, out)
+    counts = (requests, blocks, plan.limit, width, requests * next_n * -(-width // strip), plan.splits)
+    tensors = (q.view(torch.uint8), q_scale, values, scales, weights, context_lens, block_table, plan.schedule, out)
     arguments = (*tensors, *counts, *strides)
     keywords = {
         "NEXT_N": next_n,
@@ -258,7 +249,7 @@ def prepare(
         "CHUNK": chunk_keys,
         "STRIP": strip,
         "CLEAN": clean_logits,
-        "ROW_LENS": row_lens,
+        "ROW_LENS": plan.row_lens,
         "CUTS": compat.capabilities(problem.device).interpreter,
         "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
         "num_warps": tune.num_warps,
@@ -267,8 +258,7 @@ def prepare(
         **mx_product_options(problem.device, problem.dim),
         **dict(tune.options),
     }
-    grid = ((schedule.shape[0] - 1) * splits, groups)
-    return (*before, compat.Launch(mx_paged_mqa_logits_kernel, grid, arguments, keywords))
+    return (*plan.before, compat.Launch(mx_paged_mqa_logits_kernel, plan.grid, arguments, keywords))
 
 
-kernel = compat.Kernel(prepare, tuning=tuning, workers=workers)
+kernel = compat.Kernel(prepare, tuning=tuning, workers=partial(workers, tuning))

@@ -23,7 +23,7 @@ from ..common.logits import FLOATS, FP8, LOGITS, empty_logits, mappable
 from ..common.rules import MAX_HEADS
 from ..common.schedule import operands as scheduled
 from ..common.schedule import operation as scheduling
-from ..common.schedule.operation import CHUNK_KEYS, CHUNKS
+from ..common.schedule.operation import CHUNK_KEYS, CHUNKS, workers_of
 from ..common.torch_ops import register
 from .operands import OPERANDS, SHAPED, Inputs, Shaped
 from .operation import Problem, operation
@@ -239,10 +239,7 @@ def paged_mqa_workers(
     check_blocks(kv_cache, layout)
     check_flag("clean_logits", clean_logits)
     check_variant("variant", variant, operation)
-    problem = describe(_ordinary(shaped), clean_logits, layout=layout)
-    chosen = operation.select(problem, variant)
-    kernel = operation.load(chosen)
-    return kernel.workers(problem) if isinstance(kernel, compat.Kernel) and kernel.workers else 1  # torch looks at no schedule
+    return workers_of(operation, describe(_ordinary(shaped), clean_logits, layout=layout), variant)
 
 
 def _ordinary(shaped: Shaped) -> Inputs:

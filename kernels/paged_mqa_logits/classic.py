@@ -20,7 +20,8 @@ from ..common.device.classic import fill, fn_to_fnuz, load_blocks, operands, rou
 from ..common.device.windows import keys_of_share, load_share, longest_seen, next_turn, seen
 from ..common.rules import product_options
 from ..common.schedule.operation import CHUNK_KEYS
-from .launches import launches_of, plan_of, workers
+from ..common.schedule.plan import plan_of, workers
+from .launches import launches_of
 from .operands import Inputs
 from .operation import Problem
 from .tunings import classic as tuning

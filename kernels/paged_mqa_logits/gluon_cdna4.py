@@ -32,7 +32,8 @@ from ..common.device.pieces import piece_keys
 from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
 from ..common.rules import in_packets, packs_relu
 from ..common.schedule.operation import CHUNK_KEYS
-from .launches import launches_of, plan_of, workers
+from ..common.schedule.plan import plan_of, workers
+from .launches import launches_of
 from .operands import Inputs
 from .operation import Problem
 from .tunings import gluon_cdna4 as tuning

@@ -48,7 +48,7 @@ from ..common.device.pieces import piece_keys
 from ..common.device.windows import load_length, load_share, next_turn, seen_of
 from ..common.rules import padded_heads
 from ..common.schedule.operation import CHUNK_KEYS
-from .launches import plan_of, workers
+from ..common.schedule.plan import plan_of, workers
 from .operands import Inputs
 from .operation import Problem
 from .tunings import gluon_hopper as tuning

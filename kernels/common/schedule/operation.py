@@ -1,6 +1,7 @@
 """The variants that make a schedule, in the order in which they are tried."""
 
-from typing import Any, NamedTuple
+from collections.abc import Hashable
+from typing import Any, NamedTuple, TypeVar
 
 from capgate import compat
 
@@ -9,6 +10,7 @@ from ..rules import classic_runs, interpreted_when_named
 CHUNK_KEYS = 128  # a schedule's unit of work: a multiple of every variant's key tile
 DEEP_GEMM_KEYS = 256  # that of the schedules that DeepGEMM's kernels for sm90 make and read
 CHUNKS = (CHUNK_KEYS, DEEP_GEMM_KEYS)
+P = TypeVar("P", bound=Hashable)
 
 
 class Problem(NamedTuple):
@@ -54,3 +56,9 @@ operation.add(
     )
 )
 operation.add(compat.Variant("reference", f"{__package__}.reference:launch", requires=("torch",), last_resort=True))
+
+
+def workers_of(paged: compat.Operation[P], problem: P, variant: str | None) -> int:
+    """How many workers a schedule should have for a paged operation's calls; ``variant`` is the one that they name."""
+    kernel = paged.load(paged.select(problem, variant))
+    return kernel.workers(problem) if isinstance(kernel, compat.Kernel) and kernel.workers else 1  # torch looks at no schedule

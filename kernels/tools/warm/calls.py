@@ -12,7 +12,7 @@ from ...common.logits import ROW_ALIGNMENT, empty_logits
 from ...common.rules import BF16, native_fp8
 from ...common.schedule import operands as scheduled
 from ...common.schedule import operation as scheduling
-from ...common.schedule.operation import CHUNK_KEYS, DEEP_GEMM_KEYS
+from ...common.schedule.operation import CHUNK_KEYS, DEEP_GEMM_KEYS, workers_of
 from ...key_cache import operation as caching
 from ...key_cache.operands import Between, Gathered, Written
 from ...key_selection import operands as selected
@@ -116,8 +116,7 @@ def _workers(target: compat.Target, deployment: Deployment, problem: Any, varian
     """Of a schedule that a call of this problem is given."""
     if deployment.schedule == "deep_gemm":
         return multiprocessors(target)
-    kernel = paged_operation.load(paged_operation.select(problem, variant))
-    return kernel.workers(problem) if isinstance(kernel, compat.Kernel) and kernel.workers else 1
+    return workers_of(paged_operation, problem, variant)
 
 
 def _chunk_keys(deployment: Deployment) -> int:

@@ -314,12 +314,12 @@ def test_chunks_that_no_schedule_has_are_refused(chunk_keys: object, error: type
 @pytest.mark.parametrize("clean_logits", [False, True])
 def test_a_variant_wants_the_workers_that_it_takes_itself(interpreter, monkeypatch, next_n, clean_logits) -> None:
     from capgate.kernels.common.schedule import classic as schedules
-    from capgate.kernels.paged_mqa_logits import launches
+    from capgate.kernels.common.schedule import plan
 
     made, new_schedule = [], schedules.new_schedule
     monkeypatch.setattr(schedules, "multiprocessors", lambda device: 5)
     monkeypatch.setattr(
-        launches, "new_schedule", lambda lens, workers, *more: made.append(workers) or new_schedule(lens, workers, *more)
+        plan, "new_schedule", lambda lens, workers, *more: made.append(workers) or new_schedule(lens, workers, *more)
     )
     call = paged.make_call([5, 130], next_n, 64, 32)
     fp8_paged_mqa_logits(*call, max_context_len=130, clean_logits=clean_logits, variant="classic")

@@ -80,12 +80,12 @@ def test_bug_9_rows_are_padded(variant: str) -> None:
 def test_bug_12_any_number_of_compute_units_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """12: CU count hard-coded. The call's own schedule has as many workers as the device can hold."""
     from capgate.kernels.common.schedule import classic as schedules
-    from capgate.kernels.paged_mqa_logits import launches
+    from capgate.kernels.common.schedule import plan
 
     call, logits, workers = paged.make_call([300, 0, 7, 260]), [], []
     new_schedule = schedules.new_schedule
     monkeypatch.setattr(
-        launches, "new_schedule", lambda lens, count, *more: workers.append(count) or new_schedule(lens, count, *more)
+        plan, "new_schedule", lambda lens, count, *more: workers.append(count) or new_schedule(lens, count, *more)
     )
     for count in (1, 2, 30):
         monkeypatch.setattr(schedules, "multiprocessors", lambda device, count=count: count)
