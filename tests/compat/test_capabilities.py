@@ -43,6 +43,7 @@ HOLDS = {
     "default_backend_variable": _since("3.7.1"),
     "llvm_fn_attrs": _since("3.8.0"),
     "cluster_dims": _until("3.5.1"),
+    "launch_pdl": _since("3.5.1"),
     "schedule_hint": _until("3.7.1"),
     "waves_per_eu_exact": _since("3.6.0"),
     "amd_buffer_ops_default": _since("3.6.0"),
@@ -90,12 +91,12 @@ HAS = {
     "hip:gfx1250": {"gpu", "gfx1250", "fp8_e4m3fn"},
     "cuda:80": {"gpu"},
     "cuda:89": {"gpu", "sm89", "fp8_e4m3fn"},
-    "cuda:90": {"gpu", "sm90", "fp8_e4m3fn", "tma", "wgmma"},
-    "cuda:100": {"gpu", "sm100", "fp8_e4m3fn", "tma", "tcgen05"},
-    "cuda:103": {"gpu", "sm100", "fp8_e4m3fn", "tma", "tcgen05"},
-    "cuda:110": {"gpu", "fp8_e4m3fn", "tma", "tcgen05"},
-    "cuda:120": {"gpu", "sm120", "fp8_e4m3fn", "tma"},
-    "cuda:121": {"gpu", "sm120", "fp8_e4m3fn", "tma"},
+    "cuda:90": {"gpu", "sm90", "fp8_e4m3fn", "griddepcontrol", "tma", "wgmma"},
+    "cuda:100": {"gpu", "sm100", "fp8_e4m3fn", "griddepcontrol", "tma", "tcgen05"},
+    "cuda:103": {"gpu", "sm100", "fp8_e4m3fn", "griddepcontrol", "tma", "tcgen05"},
+    "cuda:110": {"gpu", "fp8_e4m3fn", "griddepcontrol", "tma", "tcgen05"},
+    "cuda:120": {"gpu", "sm120", "fp8_e4m3fn", "griddepcontrol", "tma"},
+    "cuda:121": {"gpu", "sm120", "fp8_e4m3fn", "griddepcontrol", "tma"},
 }
 
 BLOCK_SCALED_DOT = {
@@ -178,6 +179,7 @@ def test_of_both(lane: str, target: str) -> None:
     expected = {
         "known_target": known,
         "block_scaled_dot": lane in BLOCK_SCALED_DOT.get(target, ()),
+        "dependent_launch": known and "griddepcontrol" in HAS[target],
         "triton_gpu": known,
         "gluon_cdna3": target == "hip:gfx942" and lane != "3.5.1",
         "gluon_cdna4": target == "hip:gfx950" and lane != "3.5.1",

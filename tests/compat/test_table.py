@@ -50,6 +50,7 @@ PTX = {
     "tma": ".reg .b64 map; .reg .b32 to, x, barrier; "
     "cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes [to], [map, {x}], [barrier];",
     "wgmma": "wgmma.fence.sync.aligned;",
+    "griddepcontrol": "griddepcontrol.wait;",
     "tcgen05": ".reg .b32 at; tcgen05.dealloc.cta_group::1.sync.aligned.b32 at, 32;",
 }
 
