@@ -2,8 +2,9 @@
 
 A quad of each of many parts of a row is a sample, which says what logit a few more than top_k should reach: the bar. The first
 launch reads the row once, in sections where there are few rows, and appends what reaches the bar to lists of candidates
-(:mod:`.device.candidates`); the second selects exactly top_k of them. How many they are is counted, so a sample that misleads
-costs time, and never a key: where too few or too many reach the bar the threshold is found by counting in the row itself.
+(:mod:`.device.candidates`); the second, which may start meanwhile and then waits, selects exactly top_k of them. How many they
+are is counted, so a sample that misleads costs time, and never a key: where too few or too many reach the bar the threshold is
+found by counting in the row itself.
 Nothing is added up in an order that may change, so results repeat bit for bit.
 """
 
@@ -15,12 +16,14 @@ import triton.language as tl
 
 from capgate import compat
 
-from .device.candidates import LEAST_BAR, append_section, sample_bar, write_by_counting, write_top
+from ..common.device.dependent import gdc_launch_dependents, gdc_wait
+from ..common.hardware import multiprocessors
+from .device.candidates import LEAST_BAR, append_section, counts_of, sample_bar, write_by_counting, write_top
 from .device.rows import list_all, pages_of, window_of
 from .operands import Arguments
 from .operation import Problem
 from .scratch import lists_in, wanted_bytes
-from .tunings import long_rows
+from .tunings import MOST_SECTIONS, long_rows
 
 
 @triton.jit(do_not_specialize=["columns", "num_keys", "sections", "num_requests", "num_pages"])
@@ -55,7 +58,9 @@ def select_long_rows_kernel(
     SAMPLE: tl.constexpr,
     ROOM: tl.constexpr,
     CUT: tl.constexpr,  # in sections
+    MOST: tl.constexpr,  # sections of a row, a power of two
     APPENDS: tl.constexpr,  # to the list of a section; otherwise it selects from those of a row
+    EARLY: tl.constexpr,  # what selects is started while sections are still read, and waits for them
     COMPRESSED: tl.constexpr,
     RELATIVE: tl.constexpr,
     PAGE: tl.constexpr,  # positions of a page
@@ -64,6 +69,8 @@ def select_long_rows_kernel(
     INDEX: tl.constexpr,
     AHEAD: tl.constexpr,  # a block is loaded while the one before it is looked at
 ):
+    if EARLY and APPENDS:
+        gdc_launch_dependents()
     # Under a causal window the last rows see the most keys: longest work first.
     row = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
     begin, aligned, skip, size = window_of(
@@ -104,27 +111,29 @@ def select_long_rows_kernel(
         if values is not None:
             values += row * stride_values
         list_runs: tl.constexpr = ROOM // PLANES
+        if EARLY:
+            gdc_wait()
         if count <= top_k:
             skipped = (None, first_index + skip, page_table, num_pages, stride_pages, PAGE)
             list_all(source + skip * stride, count, stride, skipped, indices, values, top_k, list_runs, INDEX)
         else:
             bar = tl.load(lists + ROOM + 1).to(tl.int32).to(tl.float32, bitcast=True)
-            total = tl.full((), 0, tl.int32)
-            held = tl.full((), 0, tl.int32)  # in whole quads
-            for section in range(sections if CUT else 1):
-                number = tl.load(lists + section * (ROOM + 2) + ROOM).to(tl.int32)
-                total += number
-                held += tl.cdiv(number, 4) * 4
+            if CUT:
+                counts = counts_of(lists, sections, ROOM, MOST)
+                total = tl.sum(counts, 0)
+                held = tl.sum((counts + 3) // 4, 0) * 4  # in whole quads
+            else:
+                counts = None
+                total = tl.load(lists + ROOM).to(tl.int32)
+                held = total
             if (total < top_k) | (held > ROOM):
                 write_by_counting(
                     source, skip, size, stride, bar, top_k, numbering, indices, values, runs, PLANES, ALIGNED, INDEX
                 )
-            elif CUT:
-                write_top(lists, sections, total, bar, top_k, numbering, indices, values, list_runs, PLANES, ROOM, CUT)
             elif held <= ROOM // 2:
-                write_top(lists, sections, total, bar, top_k, numbering, indices, values, list_runs, PLANES // 2, ROOM, CUT)
+                write_top(lists, counts, total, bar, top_k, numbering, indices, values, list_runs, PLANES // 2, ROOM, MOST)
             else:
-                write_top(lists, sections, total, bar, top_k, numbering, indices, values, list_runs, PLANES, ROOM, CUT)
+                write_top(lists, counts, total, bar, top_k, numbering, indices, values, list_runs, PLANES, ROOM, MOST)
 
 
 def launches(
@@ -138,21 +147,29 @@ def launches(
         scratch = torch.empty(size, dtype=torch.uint8, device=arguments.tensors[0].device)
     lists = lists_in(problem.device, rows, columns, top_k, scratch)
     sections = lists.shape[1]
-    tune = long_rows(compat.capabilities(problem.device).target)
-    room = tune.room(top_k)
+    caps = compat.capabilities(problem.device)
+    tune = long_rows(caps.target)
+    room = tune.room(top_k, columns)
+    early = sections > 1 and caps.dependent_launch
     given = (*arguments.tensors, lists, *arguments.counts, sections, *arguments.strides)
     shared = {
         "BLOCK": tune.block_logits,
         "PLANES": tune.planes,
-        "SAMPLE": tune.sample,
+        "SAMPLE": tune.sampled(columns, sections),
         "ROOM": room,
         "CUT": sections > 1,
+        "MOST": MOST_SECTIONS,
+        "EARLY": early,
         **constants,
         "INDEX": tl.int32 if columns * stride < 2**31 else tl.int64,
         "AHEAD": tune.ahead,
     }
     filtering, selecting = tune.options if sections == 1 else tune.cut_options
+    if sections > 1 and rows <= multiprocessors(problem.device):
+        selecting = tune.alone_options
     append = {"APPENDS": True, "num_warps": tune.num_warps, **dict(filtering)}
-    select = {"APPENDS": False, "num_warps": tune.list_warps(top_k, sections), **dict(selecting)}
+    select = {"APPENDS": False, "num_warps": tune.list_warps(room, sections), **dict(selecting)}
+    if early:
+        select["launch_pdl"] = True
     steps = (((rows, sections), append), ((rows, 1), select))
     return [compat.Launch(select_long_rows_kernel, grid, given, shared | step) for grid, step in steps]

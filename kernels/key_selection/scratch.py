@@ -13,16 +13,16 @@ CANDIDATE_BYTES = 8  # a logit and the index that it stands for
 ROW_GRANULE = 128
 
 
-def list_bytes(tune: tunings.LongRows, top_k: int) -> int:
+def list_bytes(tune: tunings.LongRows, columns: int, top_k: int) -> int:
     """Bytes of a list of candidates, with how many they are and the bar behind them: 16-byte boundaries stay such."""
-    return CANDIDATE_BYTES * (tune.room(top_k) + 2)
+    return CANDIDATE_BYTES * (tune.room(top_k, columns) + 2)
 
 
 def scratch_bytes(target: compat.Target, columns: int, top_k: int) -> int:
     """The least bytes of scratch that the classic variant works in, for each row: a list, where it is longer than a block."""
     if columns <= tunings.for_target(target).block_logits:
         return 0
-    return list_bytes(tunings.long_rows(target), top_k)
+    return list_bytes(tunings.long_rows(target), columns, top_k)
 
 
 def wanted_bytes(device: Any, rows: int, columns: int, top_k: int) -> int:
@@ -36,7 +36,7 @@ def lists_in(device: Any, rows: int, columns: int, top_k: int, memory: torch.Ten
     """The lists of a call, int64 [rows, sections, a list], in bytes of ``memory``: of as many sections as there should be, or
     as it has room for."""
     tune = tunings.long_rows(compat.capabilities(device).target)
-    size = list_bytes(tune, top_k)
+    size = list_bytes(tune, columns, top_k)
     sections = max(1, min(tune.sections(rows, columns, multiprocessors(device)), len(memory) // (rows * size)))
     return memory[: rows * sections * size].view(torch.int64).view(rows, sections, size // CANDIDATE_BYTES)
 

@@ -52,13 +52,14 @@ class LongRows(NamedTuple):
     block_logits : logits that a program takes at a time, a power of two
     num_warps : warps or waves of a program that filters
     planes : of the logits of a thread: 8 or 16
-    sample : logits that are looked at first, a power of two
+    sample : logits that are looked at first, at most; a power of two
     resident : programs that filter whole rows, as many as an SM or CU holds
     few_resident : of those that filter sections, into which rows are cut where they are few
     section : logits of a section at least
     ahead : a block is loaded while the one before it is looked at
     options : as in :class:`Tuning`, of the launch that filters whole rows, and of the one that selects from their lists
     cut_options : of those on rows that are cut
+    alone_options : of the launch that selects from the lists of cut rows, where each of its programs has an SM for itself
     """
 
     block_logits: int
@@ -71,14 +72,26 @@ class LongRows(NamedTuple):
     ahead: bool = False
     options: tuple[Options, Options] = ((), ())
     cut_options: tuple[Options, Options] = ((), ())
+    alone_options: Options = ()
 
-    def room(self, top_k: int) -> int:
-        """Candidates that a list has room for: a quarter to a half of it is filled as a rule."""
-        return min(MOST_ROOM, max(self.block_logits, 1 << (3 * top_k - 1).bit_length()))
+    def sampled(self, columns: int, sections: int) -> int:
+        """Logits of a row that are looked at first: half of ``sample`` where it is not cut and not 32 times as long."""
+        return self.sample // 2 if sections == 1 and columns < 32 * self.sample else self.sample
 
-    def list_warps(self, top_k: int, sections: int) -> int:
+    def room(self, top_k: int, columns: int) -> int:
+        """Candidates that a list has room for: as many of ``columns`` logits as may reach a bar, by what a sample can tell.
+
+        Of the sample up to an eighth more reach the bar than were looked for (:func:`.device.candidates.sample_bar`). They are
+        a Poisson variable, whose mean is no more than ROOM_MARGIN of its deviations larger, as good as always.
+        """
+        part = max(columns / self.sampled(columns, 1), 1.0)
+        reached = 1.125 * (top_k / part + BAR_MARGIN * math.sqrt(top_k / part) + 2)
+        most = math.ceil((reached + ROOM_MARGIN * math.sqrt(reached)) * part)
+        return min(MOST_ROOM, max(self.block_logits, 1 << (max(most, 2 * top_k) - 1).bit_length()))
+
+    def list_warps(self, room: int, sections: int) -> int:
         """Warps of a program that selects from lists: 16 candidates a thread where rows are few, otherwise 32, at most."""
-        return max(1, min(16, self.room(top_k) // (1024 if sections == 1 else 512)))
+        return max(1, min(16, room // (1024 if sections == 1 else 512)))
 
     def sections(self, rows: int, columns: int, multiprocessors: int) -> int:
         """In how many each row is cut: enough for all SMs, and so that few of them idle while the last programs run."""
@@ -93,8 +106,10 @@ class LongRows(NamedTuple):
         return next((number for number in sections if filled(number) >= FILLED), max(sections, key=filled))
 
 
+BAR_MARGIN = 5.0  # standard deviations of a sample's count by which its bar is lower than where top_k should reach it
+ROOM_MARGIN = 5.0
 MOST_ROOM = 16384  # as a block's logits: what sixteen warps can hold in registers
-MOST_SECTIONS = 64
+MOST_SECTIONS = 128  # a power of two
 FILLED = 0.9  # of the places for programs, as a share, is enough
 
 LONG: dict[str, LongRows] = {
@@ -105,11 +120,12 @@ LONG: dict[str, LongRows] = {
         planes=16,
         sample=4096,
         resident=4,
-        few_resident=3,
+        few_resident=4,
         section=8192,
         ahead=True,
         options=((("maxnreg", 64),), (("maxnreg", 80),)),
-        cut_options=((("maxnreg", 80),), (("maxnreg", 64),)),
+        cut_options=((("maxnreg", 64),), (("maxnreg", 64),)),
+        alone_options=(("maxnreg", 128),),
     ),
     # Compiled, and for gfx950 emulated, never timed: as sm90.
     ANY: LongRows(block_logits=4096, num_warps=8, planes=16, sample=4096, resident=2, few_resident=2, section=8192),

@@ -7,12 +7,14 @@ element ``run`` of plane ``p`` is number ``(p // 4 * RUNS + run) * 4 + p % 4`` o
 import triton
 import triton.language as tl
 
+from ..tunings import BAR_MARGIN
 from .rows import load_four
 from .search import LOWEST, PAST_LARGEST, find_threshold, key_of, tally_reaching, value_of
 from .words import slot_of
 
 LEAST_BAR = tl.constexpr(-3.4028234663852886e38)  # the least float32 but -inf
-MARGIN = tl.constexpr(5.0)  # standard deviations of a sample's count by which its bar is lower than where top_k should reach it
+MARGIN = tl.constexpr(BAR_MARGIN)
+HALVINGS = tl.constexpr(10)  # at most, of the lists of a row
 GOLDEN = tl.constexpr(2654435769)  # 2 ** 32 over the golden ratio: its multiples are spread evenly modulo 2 ** 32
 
 
@@ -99,6 +101,15 @@ def inside_bits(first, skip, end, RUNS: tl.constexpr, PLANES: tl.constexpr):
 
 
 @triton.jit
+def load_runs(source, first, end, stride, RUNS: tl.constexpr, PLANES: tl.constexpr, QUADS: tl.constexpr, INDEX: tl.constexpr):
+    """As :func:`load_block`, with runs of adjacent elements: element ``run`` of plane ``p`` is number ``run * PLANES + p``."""
+    loaded = ()
+    for quad in tl.static_range(PLANES // 4):
+        loaded += load_four(source, first + (tl.arange(0, RUNS) * PLANES + quad * 4), end, stride, QUADS, INDEX)
+    return loaded
+
+
+@triton.jit
 def append_section(
     source,
     skip,
@@ -115,36 +126,40 @@ def append_section(
     AHEAD: tl.constexpr,
 ):
     """Make a list of the logits of source[:size] that are not less than ``bar``, which is larger than -inf, and return how
-    many those are. The list has room for ROOM. Cells before ``skip`` are no keys. Index i of the row is ``first_index + i``."""
+    many those are. The list has room for ROOM. Cells before ``skip`` are no keys. Index i of the row is ``first_index + i``.
+
+    A thread's logits are adjacent, so that one prefix sum of one number a thread puts candidates in the order of their keys.
+    """
     block: tl.constexpr = RUNS * PLANES
+    run = tl.arange(0, RUNS) * PLANES
     fill = tl.full((), 0, tl.int32)
     if AHEAD:
-        coming = load_block(source, 0, size, stride, RUNS, PLANES, QUADS, INDEX)
-    for first in range(0, size, block):
-        loaded = coming if AHEAD else load_block(source, first, size, stride, RUNS, PLANES, QUADS, INDEX)
+        coming = load_runs(source, 0, size, stride, RUNS, PLANES, QUADS, INDEX)
+    for first in tl.range(0, size, block, loop_unroll_factor=2):  # so that what came ahead stays in its registers
+        loaded = coming if AHEAD else load_runs(source, first, size, stride, RUNS, PLANES, QUADS, INDEX)
         logits = ()
         for plane in tl.static_range(PLANES):
             logits += (loaded[plane].to(tl.float32),)
         if AHEAD:
-            coming = load_block(source, first + block, size, stride, RUNS, PLANES, QUADS, INDEX)
+            coming = load_runs(source, first + block, size, stride, RUNS, PLANES, QUADS, INDEX)
         if (first < skip) | (first + block > size):
-            number = tl.arange(0, RUNS) * 4 + first
             cut = ()
             for plane in tl.static_range(PLANES):
-                place = number + (plane // 4 * RUNS * 4 + plane % 4)
+                place = run + (first + plane)
                 cut += (tl.where((place >= skip) & (place < size), logits[plane], float("-inf")),)
             logits = cut
-        places, total = places_of(tally_reaching(logits, bar, RUNS, PLANES) & 0xFFFF, RUNS, PLANES)
+        counted = tl.zeros((RUNS,), tl.float32)  # as integers LLVM would make bits of them, and take those apart again
+        for plane in tl.static_range(PLANES):
+            counted += tl.where(logits[plane] < bar, 0.0, 1.0)
+        number = counted.to(tl.int32)
+        total = tl.sum(number, 0)
         if fill + total <= ROOM:
-            index = first_index + first + tl.arange(0, RUNS) * 4
-            cells = candidates + fill
-            for quad in tl.static_range(PLANES // 4):
-                place = places[quad]
-                for plane in tl.static_range(4):
-                    mark = ~(logits[quad * 4 + plane] < bar)
-                    candidate = candidate_of(logits[quad * 4 + plane], index + (quad * RUNS * 4 + plane))
-                    tl.store(cells + place, candidate, mask=mark)
-                    place += mark.to(tl.int32)
+            place = tl.cumsum(number, 0) - number + fill
+            index = run + (first_index + first)
+            for plane in tl.static_range(PLANES):
+                mark = ~(logits[plane] < bar)
+                tl.store(candidates + place, candidate_of(logits[plane], index + plane), mask=mark)
+                place += mark.to(tl.int32)
         fill += total
     return fill
 
@@ -250,48 +265,39 @@ def mark_top(candidates, cells, left, total, bar, top_k, RUNS: tl.constexpr, PLA
 
 
 @triton.jit
-def cells_of(
-    candidates,
-    sections,
-    RUNS: tl.constexpr,
-    PLANES: tl.constexpr,
-    ROOM: tl.constexpr,
-):
-    """(cells, left), as :func:`mark_top` takes them, for the lists of a row's sections, one after the other."""
-    width: tl.constexpr = 16
-    weight: tl.constexpr = 2**20  # more than quads before
-    section = tl.arange(0, width)
-    packed = ()
-    for _ in tl.static_range(PLANES // 4):
-        packed += (tl.zeros((RUNS,), tl.int32),)
-    upto = tl.full((), 0, tl.int32)
-    for first in range(0, sections, width):
-        cell = (first + section) * (ROOM + 2) + ROOM
-        quads = (tl.load(candidates + cell, mask=first + section < sections, other=0).to(tl.int32) + 3) // 4
-        ends = upto + tl.cumsum(quads, 0)
-        weights = tl.where(first + section < sections, quads + weight, 0)
-        summed = ()
-        for quad in tl.static_range(PLANES // 4):
-            number = quad * RUNS + tl.arange(0, RUNS)
-            passed = tl.where(ends[:, None] <= number[None, :], weights[:, None], 0)
-            summed += (packed[quad] + tl.sum(passed, 0),)
-        packed = summed
-        upto += tl.sum(quads, 0)
+def counts_of(candidates, sections, ROOM: tl.constexpr, MOST: tl.constexpr):
+    """[MOST] int32: how many candidates each of a row's lists has, and 0 for those that there are not."""
+    section = tl.arange(0, MOST)
+    return tl.load(candidates + section * (ROOM + 2) + ROOM, mask=section < sections, other=0).to(tl.int32)
+
+
+@triton.jit
+def cells_of(counts, RUNS: tl.constexpr, PLANES: tl.constexpr, ROOM: tl.constexpr, MOST: tl.constexpr):
+    """(cells, left), as :func:`mark_top` takes them, for lists of ``counts`` candidates, one after the other, each in whole
+    quads. A quad's list is found by halving the lists, by where they end."""
+    quads = (counts + 3) // 4
+    ends = tl.cumsum(quads, 0)
+    lists = ((ends - quads).to(tl.int64) << 32) | counts.to(tl.int64)  # where each begins, and how many it has
     cells = ()
     left = ()
     for quad in tl.static_range(PLANES // 4):
-        mine = packed[quad] // weight
-        before = (quad * RUNS + tl.arange(0, RUNS) - packed[quad] % weight) * 4
-        count = tl.load(candidates + mine * (ROOM + 2) + ROOM, mask=mine < sections, other=0).to(tl.int32)
+        number = quad * RUNS + tl.arange(0, RUNS)
+        mine = tl.zeros((RUNS,), tl.int32)
+        for halving in tl.static_range(1, HALVINGS + 1):
+            if MOST >> halving > 0:
+                ended = tl.gather(ends, mine + ((MOST >> halving) - 1), 0) <= number
+                mine += tl.where(ended, MOST >> halving, 0)
+        found = tl.gather(lists, mine, 0)
+        before = (number - (found >> 32).to(tl.int32)) * 4
         cells += (mine * (ROOM + 2) + before,)
-        left += (tl.where(mine < sections, count - before, 0),)
+        left += (found.to(tl.int32) - before,)
     return cells, left
 
 
 @triton.jit
 def write_top(
     candidates,
-    sections,
+    counts,
     total,
     bar,
     top_k,
@@ -301,11 +307,11 @@ def write_top(
     RUNS: tl.constexpr,
     PLANES: tl.constexpr,
     ROOM: tl.constexpr,
-    CUT: tl.constexpr,
+    MOST: tl.constexpr,
 ):
-    """Write indices and values of the top_k of ``total`` candidates, in the lists of a row's sections: one if it is not CUT."""
-    if CUT:
-        cells, left = cells_of(candidates, sections, RUNS, PLANES, ROOM)
+    """Write indices and values of the top_k of ``total`` candidates, in lists of ``counts``, or in one where that is None."""
+    if counts is not None:
+        cells, left = cells_of(counts, RUNS, PLANES, ROOM, MOST)
     else:
         cells = ()
         left = ()

@@ -13,7 +13,11 @@ pytestmark = [
 ]
 
 COLUMNS, TOP_K, SAMPLE = 3000, 100, 256
-WAYS = {"whole": {"programs": 1}, "sections": {"programs": 12}, "loaded-ahead": {"programs": 1, "ahead": True}}
+WAYS = {
+    "whole": {"programs": 1, "sample": 2 * SAMPLE},
+    "sections": {"programs": 12, "sample": SAMPLE},
+    "loaded-ahead": {"programs": 1, "sample": 2 * SAMPLE, "ahead": True},
+}
 
 
 def sampled() -> torch.Tensor:
@@ -54,7 +58,7 @@ def logits_of(kind: str) -> torch.Tensor:
     ],
 )
 def test_samples_that_tell_and_that_mislead(kind: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    selection.shorten_blocks(monkeypatch, sample=SAMPLE, **WAYS[way])
+    selection.shorten_blocks(monkeypatch, **WAYS[way])
     logits = selection.judge.laid_out(logits_of(kind)[None], gap=8)
     selection.check(logits, None, torch.tensor([COLUMNS], dtype=torch.int32), TOP_K, "classic", alone=False)
 
