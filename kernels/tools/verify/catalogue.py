@@ -20,6 +20,7 @@ from ...mx_quantization.operation import operation as mx_quantizing
 from ...paged_mqa_logits.operation import operation as paged
 from . import checks, checks_keys
 
+FEW = 12  # lengths that a name has
 ENABLED = "packed_clamp"  # what the cases of packed relu ask about
 
 
@@ -30,6 +31,7 @@ class Case:
     check : ``check(place, **options)`` of :mod:`.checks`
     quick : whether a short run has it, too
     asks : the capability that no hardware has shown, whose answer this is; "" for none
+    asked_of : the variants whose kernels use it
     """
 
     operation: compat.Operation[Any]
@@ -37,6 +39,7 @@ class Case:
     options: dict[str, Any]
     quick: bool = False
     asks: str = ""
+    asked_of: tuple[str, ...] = ("gluon_cdna4",)
 
     @property
     def name(self) -> str:
@@ -48,7 +51,8 @@ class Case:
             elif isinstance(value, str):
                 words.append(value)
             elif isinstance(value, list):
-                words.append(f"{name} {'+'.join(map(str, value))}")
+                few = len(value) <= FEW
+                words.append(f"{name} {'+'.join(map(str, value))}" if few else f"{name} {len(value)} of {sum(value)} in all")
             elif value is not False:
                 words.append(f"{name} {value}")
         return " ".join(words)
@@ -79,11 +83,11 @@ def cases(small: bool, quick: bool = False) -> list[Case]:
 
 
 def find(operation: str, name: str, small: bool) -> Case:
-    """The case of that name. Raises LookupError where there is none."""
+    """The case of that name. Raises ValueError where there is none."""
     for case in cases(small):
         if (case.operation.name, case.name) == (operation, name):
             return case
-    raise LookupError(f"case: {operation} has none called {name!r}")
+    raise ValueError(f"case: {operation} has none called {name!r}")
 
 
 @dataclass

@@ -12,6 +12,7 @@ import torch
 
 from capgate import compat
 
+from ...common.rules import packs_relu
 from ...mqa_logits import fp8_mqa_logits
 from ...paged_mqa_logits import fp8_paged_mqa_logits, paged_mqa_schedule
 from . import judge, mx_logits, mx_paged, paged
@@ -194,7 +195,7 @@ def mx_paged_logits(
 
 def packed_relu(place: Place, rows: int, keys: int, heads: int, dim: int, *, nan: bool = False) -> None:
     """fp8_mqa_logits with the capability packed_clamp: its logits have the bits that they have without, NaN among them."""
-    _may_have("packed_clamp", place)
+    _uses_it(place, dim)
     call = judge.make_call(rows, keys, heads, dim, "ragged", dtype=place.fp8, device=str(place.device))
     if nan:
         call.q[rows // 2, 0].view(torch.uint8)[dim // 3] = NAN_BYTES[place.fp8]
@@ -205,7 +206,7 @@ def packed_relu_paged(
     place: Place, lens: Sequence[int], next_n: int, heads: int, dim: int, block: int, *, nan: bool = False
 ) -> None:
     """The same of fp8_paged_mqa_logits."""
-    _may_have("packed_clamp", place)
+    _uses_it(place, dim)
     call = paged.make_call(lens, next_n, heads, dim, block, dtype=place.fp8, device=str(place.device))
     if nan:
         call.q[0, 0, 0].view(torch.uint8)[dim // 3] = NAN_BYTES[place.fp8]
@@ -213,13 +214,17 @@ def packed_relu_paged(
     _same_bits(partial(fp8_paged_mqa_logits, *call, **options), nan)
 
 
-def _may_have(name: str, place: Place) -> None:
-    with compat.override(enable=[name]):
-        compat.require(name, place.device)
+def _uses_it(place: Place, dim: int) -> None:
+    """Raise CapabilityError where the kernel would be the same with the capability."""
+    with compat.override(enable=["packed_clamp"]):
+        compat.require("packed_clamp", place.device)
+        if not packs_relu(place.device, str(place.fp8).removeprefix("torch."), dim):
+            raise compat.CapabilityError(f"needs products that a clamp is the relu of: found {place.fp8} of {dim} dims")
 
 
 def _same_bits(function: Callable[[], torch.Tensor], nan: bool) -> None:
-    plain = function()
+    with compat.override(disable=["packed_clamp"]):
+        plain = function()
     with compat.override(enable=["packed_clamp"]):
         packed = function()
     if bool(plain.isnan().any()) != nan:

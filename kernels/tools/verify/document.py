@@ -7,6 +7,7 @@ import shlex
 import socket
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -81,20 +82,24 @@ def reproducer(operation: str, variant: str, case: str) -> str:
     return f"capgate verify --case {shlex.join((operation, variant, case))}"
 
 
-def first_failure(cases: list[Row]) -> Row | None:
-    """The first case that fails, with what runs it again; None where none does."""
+def first_failure(cases: list[Row], tracebacks: Mapping[tuple[str, ...], str]) -> Row | None:
+    """The first case that fails, with what runs it again; None where none does.
+
+    tracebacks : by operation, variant and case
+    """
     for case in cases:
         if case["verdict"] in verdicts.FAILURES:
             names = {name: case[name] for name in ("operation", "variant", "case")}
-            said = {"verdict": case["verdict"], "words": case["words"], "traceback": case.get("traceback", "")}
+            said = {"verdict": case["verdict"], "words": case["words"], "traceback": tracebacks[tuple(names.values())]}
             return {**names, **said, "reproducer": reproducer(**names)}
     return None
 
 
-def answers(cases: list[Row], asks: dict[tuple[str, str], str]) -> list[Row]:
+def answers(cases: list[Row], asks: Mapping[tuple[str, str], str], executed: str) -> list[Row]:
     """Of each capability that no hardware has shown, whether what was found here says that it may be turned on.
 
     asks : (operation, case) to the capability that it asks about
+    executed : how cases were; only a GPU says yes
     """
     found = []
     for capability in dict.fromkeys(asks.values()):
@@ -104,11 +109,12 @@ def answers(cases: list[Row], asks: dict[tuple[str, str], str]) -> list[Row]:
         if failed:
             words = f"no: {failed[0]['operation']}, {failed[0]['case']}: {failed[0]['words']}"
             found.append({"capability": capability, "holds": False, "words": words[:WORDS]})
-        elif said and set(said) == {verdicts.AGREES}:
+        elif said and set(said) == {verdicts.AGREES} and executed == GPU:
             words = f"yes: {said[verdicts.AGREES]} calls have the bits that they have without it; CAPGATE_ENABLE={capability}"
             found.append({"capability": capability, "holds": True, "words": words})
         else:
-            why = rows[0]["words"] if rows else "no variant that runs here uses it"
+            refused = rows[0]["words"] if rows else "no variant that runs here uses it"
+            why = f"executed {executed}, which is no hardware" if said else refused
             found.append({"capability": capability, "holds": None, "words": f"not answered here: {why}"[:WORDS]})
     return found
 

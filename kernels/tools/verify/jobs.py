@@ -32,7 +32,7 @@ class Runner:
         self._request = {"device": device, "flush_bytes": flush_bytes}
         self._timeout = timeout
         self._stopped = False
-        self._threads = os.cpu_count() or 1  # of a process's own arithmetic on the CPU
+        self._threads = len(os.sched_getaffinity(0))  # of a process's own arithmetic on the CPU
 
     def in_order(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Row]]:
         """Each job with its row, one after the other, in as few processes as they leave alive."""
@@ -63,7 +63,7 @@ class Runner:
                 done.put(error)
 
         broken: list[Job] = []
-        self._threads = max(1, (os.cpu_count() or 1) // workers)
+        self._threads = max(1, len(os.sched_getaffinity(0)) // workers)
         with ThreadPoolExecutor(workers) as pool:
             try:
                 left = len([pool.submit(run, group) for group in groups])
