@@ -2,8 +2,8 @@
 
     python tests/support/emulated_verify.py FILE.json [operation ...]
 
-writes the file of a run whose cases were executed in the emulator. Tensors lie on the CPU and are taken for a gfx950's, and a kernel
-that would be launched is compiled for it and executed instruction by instruction.
+writes the file of a run whose cases were executed in the emulator. Tensors lie on the CPU and are taken for a gfx950's, and a
+kernel that would be launched is compiled for it and executed instruction by instruction.
 """
 
 import json
@@ -44,12 +44,17 @@ def gfx950_in_the_emulator() -> Iterator[None]:
 
 def _launch(kernel: Kernel[Any], problem: Any, *operands: Any, **options: Any) -> None:
     for launch in kernel.prepare(problem, *operands, **options):
-        source = ASTSource
-        if getattr(launch.kernel, "is_gluon", lambda: False)():
-            from capgate.compat.gluon import GluonASTSource as source
-        compiled = compile_launch(launch, source)
+        compiled = compile_launch(launch, _source_of(launch.kernel))
         arguments, lds = bound(launch.arguments), compiled.metadata.shared
         run(parse(compiled.asm["amdgcn"]), launch.grid, arguments, lds_bytes=lds, measure=False)
+
+
+def _source_of(kernel: Any) -> Any:
+    if not getattr(kernel, "is_gluon", lambda: False)():
+        return ASTSource
+    from capgate.compat.gluon import GluonASTSource
+
+    return GluonASTSource
 
 
 class InProcess:

@@ -65,7 +65,7 @@ def without_names(text: str) -> str:
             text = text.replace(folder, folders[folder])
     names = {"HOST": {socket.gethostname(), socket.gethostname().partition(".")[0]}, "USER": _users()}
     for mark, those in names.items():
-        for name in filter(None, those):
+        for name in sorted(filter(None, those), key=len, reverse=True):
             text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", mark, text)
     return text
 
