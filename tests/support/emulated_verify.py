@@ -82,4 +82,5 @@ def verified(operations: Sequence[str], variants: Sequence[str], *, quick: bool)
 
 if __name__ == "__main__":
     file, *names = sys.argv[1:]
-    Path(file).write_text(json.dumps(verified(names, (), quick=False), indent=1))
+    kernels = ("gluon_cdna4", "classic")  # the reference is torch's, which the emulator does not execute
+    Path(file).write_text(json.dumps(verified(names, kernels, quick=True), indent=1))

@@ -78,9 +78,10 @@ def _body(run: Run, level: str) -> Iterator[str]:
 def _summary(run: Run) -> str:
     said = _counts(run["cases"])
     agreeing, failing = said[verdicts.AGREES], _failed(said)
-    words = f"{agreeing} cases agree with float64, {failing} fail"
+    judged = sum(said.values()) - said[verdicts.NOT_TAKEN]
+    words = f"{agreeing} of {judged} cases agree with float64, {failing} fail"
     if said[verdicts.NOT_JUDGED]:
-        words += f", {said[verdicts.NOT_JUDGED]} were not judged"
+        words += f", {said[verdicts.NOT_JUDGED]} not judged"
     words = f"**{words}**; executed {run['executed']}"
     words += ", in a short run." if run["quick"] else "."
     if run["executed"] != GPU:

@@ -41,7 +41,7 @@ def test_without_a_gpu_it_verifies_the_reference_and_says_so(tmp_path: Path, cap
     said = capsys.readouterr().out
     assert "There is no GPU here." in " ".join(said.split())
     written = (tmp_path / "run.md").read_text()
-    assert "**2 cases agree with float64, 0 fail**" in written
+    assert "**2 of 2 cases agree with float64, 0 fail**" in written
     assert "No GPU ran anything of this." in written
 
 
@@ -319,7 +319,7 @@ def test_a_page_and_a_merged_page_have_tables_and_the_first_failure(tmp_path: Pa
     assert merged == page.merged([failing, other])
     assert merged.index("## NVIDIA H200, Triton 3.6.0") < merged.index("## AMD Instinct MI355X, Triton 3.6.0"), "by target"
     alone = page.page(failing)
-    assert "**1 cases agree with float64, 2 fail**" in alone
+    assert "**1 of 3 cases agree with float64, 2 fail**" in alone
     assert """capgate verify --case fp8_mqa_logits gluon_cdna4 'it'"'"'s | b'\n""" in alone
     assert "| fp8_mqa_logits | gluon_cdna4 | 4096 x 4096 | 70.5 | 70 to 71 | 1.41 |" in alone
     for text in (alone, merged):
