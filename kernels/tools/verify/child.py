@@ -4,6 +4,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from capgate import compat
 from capgate.compat.command import in_words
 from capgate.compat.offline.answers import Answer, serve
 from capgate.compat.thirdparty import Raised, ask
+from capgate.compat.tunings import Tunings
 
 from ...common.rules import native_fp8
 from ..bench import ceilings
@@ -21,6 +23,7 @@ from . import catalogue, verdicts
 from .checks import Place
 from .judge import Disagreement
 from .timed import Timed, timed
+from .tuning import around
 from .verdicts import Row
 
 
@@ -42,6 +45,7 @@ def answer(child: "Child", job: dict[str, Any]) -> Iterator[Row]:
         "prepare": child.prepare,
         "time": child.time,
         "ceilings": child.ceilings,
+        "candidates": child.candidates,
     }
     row = do[job["what"]](job)
     row["usable"] = child.usable()
@@ -64,7 +68,7 @@ class Child:
         case = catalogue.find(job["operation"], job["case"], self.small)
         place = Place(self.device, job["variant"], self.fp8)
         began = time.perf_counter()
-        with compat.override(variant={job["operation"]: job["variant"]}, strict=True):
+        with self._named(job):
             row = verdict_of(partial(case.check, place, **case.options))
         self._free()
         return {**row, "seconds": round(time.perf_counter() - began, 3)}
@@ -76,7 +80,7 @@ class Child:
         return {"words": made.words if isinstance(made, Raised) else ""}
 
     def _once(self, job: dict[str, Any]) -> None:
-        with compat.override(variant={job["operation"]: job["variant"]}, strict=True):
+        with self._named(job):
             self._timed(job).make(self.device, job["variant"]).call()
         self._synchronize()
 
@@ -87,7 +91,7 @@ class Child:
         return {"words": found.words} if isinstance(found, Raised) else found
 
     def _time(self, job: dict[str, Any]) -> Row:
-        with compat.override(variant={job["operation"]: job["variant"]}, strict=True):
+        with self._named(job):
             made = self._timed(job).make(self.device, job["variant"])
             timing = self.timer(made.call)
         facts = {"flops": made.flops, "bytes": made.bytes, "moves": made.moves}
@@ -100,6 +104,28 @@ class Child:
         if isinstance(found, Raised):
             return {"words": found.words, "ceilings": None}
         return {"words": "", "ceilings": found._asdict() if found else None}
+
+    def candidates(self, job: dict[str, Any]) -> Row:
+        """Which fields of a call's tuning are worth another value, each with the values to try."""
+        found = ask(partial(self._candidates, job))
+        return {"words": found.words, "candidates": []} if isinstance(found, Raised) else {"words": "", "candidates": found}
+
+    def _candidates(self, job: dict[str, Any]) -> list[dict[str, Any]]:
+        timed = self._timed(job)
+        operation = timed.operation
+        kernel = operation.load(operation.variants[job["variant"]])
+        if not isinstance(kernel, compat.Kernel) or kernel.tuning is None or operation.examples is None:
+            return []
+        problem = operation.examples.problem(self.device, timed.where["heads"], timed.where["dim"], timed.mode, None)
+        return around(kernel.tuning(problem))
+
+    def _named(self, job: dict[str, Any]) -> AbstractContextManager[None]:
+        """The job's variant is the one that runs, with the tuning that the job has, if any."""
+        tunings = None
+        if job.get("tuning"):
+            device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+            tunings = Tunings("--tune", str(compat.capabilities(self.device).target), device, [job["tuning"]])
+        return compat.override(variant={job["operation"]: job["variant"]}, strict=True, tunings=tunings)
 
     @property
     def timer(self) -> Timer:

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections import Counter
+from typing import Any
 
 from capgate.compat.command import asking, printing, prints_to_stderr
 from capgate.compat.offline.answers import TIMEOUT
@@ -31,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="processes that judge side by side; one for each core otherwise, up to 16")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help=f"seconds that one case may take ({TIMEOUT:g})")
     parser.add_argument(
+        "--tune",
+        metavar="FILE",
+        help="then try tunings around the tables' on this GPU, some minutes more, and write what is faster for CAPGATE_TUNINGS",
+    )
+    parser.add_argument(
         "--case", nargs=3, metavar=("OPERATION", "VARIANT", "CASE"), help="one case alone, with all that its failure says"
     )
     parser.add_argument(
@@ -57,21 +63,30 @@ def run(arguments: argparse.Namespace) -> int:
     with asking(), prints_to_stderr():
         outputs.add("--json", arguments.json, lambda run: json.dumps(run, indent=1))
         outputs.add("--markdown", arguments.markdown, page.page)
+        tuned: Outputs[dict[str, Any]] = Outputs()
+        if arguments.tune:
+            tuned.add("--tune", arguments.tune, lambda tunings: json.dumps(tunings, indent=1))
         if arguments.workers is not None and arguments.workers < 1:
             raise ValueError(f"--workers: got {arguments.workers}, needs 1 or more")
         verification = Verification(
             arguments.operations,
             arguments.variants.split(",") if arguments.variants else [],
             quick=arguments.quick,
-            timed=not arguments.no_times,
+            timed=not arguments.no_times or arguments.tune is not None,
         )
+        if arguments.tune and verification.found["executed"] != GPU:
+            raise ValueError("--tune: found no GPU, needs one to take times on")
     with prints_to_stderr():
         workers = arguments.workers or verification.usual_workers()
-        for known in verification.go_on(verification.runner(arguments.timeout), workers):
+        runner = verification.runner(arguments.timeout)
+        for known in verification.go_on(runner, workers):
             with outputs.written(known):
                 pass
         found = verification.found
-    with outputs.written(found):
+        for _ in verification.tune(runner, workers) if arguments.tune else ():
+            with tuned.written(verification.tunings()), outputs.written(found):
+                pass
+    with tuned.written(verification.tunings()), outputs.written(found):
         show(found, arguments.json, arguments.markdown)
     return document.status(found)
 
@@ -128,6 +143,10 @@ def show(found: Run, json_file: str, markdown_file: str) -> None:
         printer.print(Text(NO_GPU.get(found["executed"], ""), "bold"))
     for answer in found["asked"]:
         printer.print(Text(f"{answer['capability']}: {answer['words']}"))
+    for row in found["tuned"]:
+        changes = ", ".join(f"{name} {value}" for name, value in row["fields"].items())
+        words = f"{row['operation']}, {row['variant']}, {row['call']}: {changes}: "
+        printer.print(Text(f"{words}{1e3 * row['before_ms']:.4g} to {1e3 * row['after_ms']:.4g} us"))
     if found["first_failure"]:
         printer.print(Text(f"again: {found['first_failure']['reproducer']}"))
     note(printer, f"{found['seconds']:.0f} s; written to {json_file} and {markdown_file}")

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from capgate.compat.foreign import TEXT, Document, Schema, list_of, object_with, or_none
+from capgate.compat.foreign import TEXT, Document, Schema, list_of, map_of, object_with, or_none
 
 from . import verdicts
 from .verdicts import Row
@@ -54,6 +54,13 @@ DOCUMENT = Document(
             )
         ),
     ),
+)
+DOCUMENT.schema["properties"]["tuned"] = list_of(  # which not every run has
+    object_with(
+        **dict.fromkeys(("operation", "variant", "call"), TEXT),
+        **dict.fromkeys(("where", "fields"), map_of({})),
+        **dict.fromkeys(("before_ms", "after_ms"), _FIGURE),
+    )
 )
 
 

@@ -1,7 +1,7 @@
 """Jobs of ``capgate verify`` in processes of their own: many at once where results are judged, one where times are taken.
 
-A job is of JSON types: ``what`` ("judge", "prepare", "time", "ceilings"), ``operation``, ``variant``, and ``case`` or ``call``,
-their name.
+A job is of JSON types: ``what`` ("judge", "prepare", "time", "ceilings", "candidates"), ``operation``, ``variant``, ``case`` or
+``call``, their name, and ``tuning``, a row as CAPGATE_TUNINGS loads it, if not the table's is meant.
 """
 
 import os
@@ -94,6 +94,11 @@ class Runner:
     def _environment(self) -> Mapping[str, str]:
         kept = {name: os.environ[name] for name in ("TRITON_INTERPRET",) if name in os.environ}
         return {"OMP_NUM_THREADS": str(self._threads), **environment(), **kept}
+
+
+def dealt(jobs: Sequence[Job], groups: int) -> list[Sequence[Job]]:
+    """Jobs that differ little, in so many groups."""
+    return [jobs[first::groups] for first in range(groups)]
 
 
 def groups_of(jobs: Sequence[Job], size_of: Callable[[Job], int]) -> list[list[Job]]:

@@ -72,7 +72,21 @@ def _body(run: Run, level: str) -> Iterator[str]:
     if run["times"]:
         yield from ("", f"{level}# Times", "")
         yield from _times(run)
+    if run.get("tuned"):
+        yield from ("", f"{level}# Tunings that are faster than the tables'", "")
+        yield _tunings(run)
     yield ""
+
+
+def _tunings(run: Run) -> str:
+    rows = []
+    for row in run["tuned"]:
+        where = ", ".join(f"{name} {value}" for name, value in row["where"].items())
+        fields = ", ".join(f"{name} {value}" for name, value in row["fields"].items())
+        texts = (row["operation"], row["variant"], where, fields, row["call"])
+        rows.append([*map(escape, texts), _time(row["before_ms"]), _time(row["after_ms"])])
+    head = ["operation", "variant", "problems", "fields", "call", "us before", "us after"]
+    return table(head, ["---"] * 5 + ["---:"] * 2, rows)
 
 
 def _summary(run: Run) -> str:

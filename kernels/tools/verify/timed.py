@@ -1,7 +1,7 @@
 """What ``capgate verify`` times on a GPU: a call or two of each operation, with the work that they mean."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -55,23 +55,32 @@ class Timed:
 
     make : makes it on a device, of the operation's variant by name
     quick : whether a short run has it, too
+    mode : of the operation's examples, for what can be tuned
+    where : fields of the problems that its tuning is for; without them it cannot be tuned
     """
 
     operation: compat.Operation[Any]
     name: str
     make: Callable[[torch.device, str], Made]
     quick: bool = False
+    mode: str = "unclean"
+    where: dict[str, int] = field(default_factory=dict)
 
 
 def timed(quick: bool = False) -> list[Timed]:
     """All calls that are timed; of a short run those that are marked so."""
     every = [
-        *(Timed(WORKLOADS[name].operation, words, partial(_logits, name), short) for name, words, short in LOGITS),
+        *(
+            Timed(WORKLOADS[name].operation, words, partial(_logits, name), short, where=where)
+            for name, words, short, where in LOGITS
+        ),
         Timed(selecting, "2048 of 8192 logits, 4096 rows", _selection),
         Timed(fused_dense, f"{TOP_K} of 32768 keys, 4096 rows of 64 heads", _fused),
         Timed(fused_paged, f"{TOP_K} of 32768 keys, 64 requests of 64 heads", _fused_paged),
-        Timed(mx_dense, "mxfp4, 4096 x 4096 causal, 64 heads", _mx_dense),
-        Timed(mx_paged_operation, "mxfp4, 64 requests of 8192 keys, 64 heads", _mx_paged),
+        Timed(mx_dense, "mxfp4, 4096 x 4096 causal, 64 heads", _mx_dense, mode="mxfp4-unclean", where=MANY),
+        Timed(
+            mx_paged_operation, "mxfp4, 64 requests of 8192 keys, 64 heads", _mx_paged, mode="mxfp4-unclean", where=MANY | ONE
+        ),
         Timed(scheduling, "256 requests", _schedule),
         Timed(writing, f"{KEYS} keys of 128 dims", partial(_write, "fp8")),
         Timed(gathering, f"{KEYS} keys of 128 dims", partial(_gather, "fp8")),
@@ -82,12 +91,13 @@ def timed(quick: bool = False) -> list[Timed]:
     return [each for each in every if each.quick or not quick]
 
 
-LOGITS = (
-    ("a", "4096 x 4096 causal, 64 heads", True),
-    ("e-a", "4096 x 4096 causal, 32 heads", False),
-    ("b", "2048 x 8192 causal, 64 heads", False),
-    ("decode-8k", "256 requests of about 8192 keys, 64 heads", True),
-    ("decode-8k-h32", "256 requests of about 8192 keys, 32 heads", False),
+MANY, FEW, ONE = {"heads": 64, "dim": 128}, {"heads": 32, "dim": 128}, {"next_n": 1}
+LOGITS: tuple[tuple[str, str, bool, dict[str, int]], ...] = (
+    ("a", "4096 x 4096 causal, 64 heads", True, MANY),
+    ("e-a", "4096 x 4096 causal, 32 heads", False, FEW),
+    ("b", "2048 x 8192 causal, 64 heads", False, {}),
+    ("decode-8k", "256 requests of about 8192 keys, 64 heads", True, MANY | ONE),
+    ("decode-8k-h32", "256 requests of about 8192 keys, 32 heads", False, FEW | ONE),
 )
 KEYS = 2**18
 

@@ -16,11 +16,13 @@ from ..bench.environment import describe
 from ..bench.timing import this_device
 from . import catalogue, document
 from .document import CPU, GPU, INTERPRETER, Run, without_names
-from .jobs import Job, Runner, groups_of
+from .jobs import Job, Runner, dealt, groups_of
 from .progress import alarm, progress
 from .timed import timed
+from .tuning import Place, tune
 from .verdicts import Row
 
+REFERENCE = "reference"
 MOST_WORKERS = 16  # processes at once
 WORKER_BYTES = 3 * 2**30  # of the GPU's memory that one of them may hold: its context, and the formula's float64 values
 TOGETHER = 5  # cases that one process compiles and judges
@@ -77,6 +79,7 @@ class Verification:
             "asked": [],
             "ceilings": None,
             "times": [],
+            "tuned": [],
             "first_failure": None,
         }
 
@@ -91,6 +94,30 @@ class Verification:
             yield from self._time(runner)
         self.found["complete"] = True
         self._note()
+
+    def tune(self, runner: Runner, workers: int) -> Iterator[Row]:
+        """The tunings of this GPU that are faster than the tables', row by row; they are in what was found, too."""
+        places = [
+            Place(variant, each)
+            for operation, variant in self._taken()
+            for each in timed(self.found["quick"])
+            if each.where and each.operation.name == operation and variant != REFERENCE
+        ]
+
+        def cases(place: Place) -> list[str]:
+            return [case.name for case in self._cases if case.operation is place.timed.operation and not case.asks]
+
+        with progress("tuning", len(places)):
+            for row in tune(runner, workers, places, cases):
+                self.found["tuned"].append(row)
+                self._note()
+                yield row
+
+    def tunings(self) -> Row:
+        """What was tuned, as CAPGATE_TUNINGS loads it."""
+        stack = self.found["stack"]
+        names = {"target": stack["target"], "device": stack["device"], "triton": stack["triton"]}
+        return {"tunings": 1, **names, "rows": self.found["tuned"]}
 
     def usual_workers(self) -> int:
         """How many processes judge side by side: one for each core, and no more than the GPU has memory for."""
@@ -124,7 +151,7 @@ class Verification:
             jobs += [{"what": "prepare", **names, "call": call} for call in self._calls(operation, variant)]
         on_gpu = self.device.type == "cuda"
         places = [_place(job) for job in jobs if job["what"] == "judge"]
-        groups = groups_of(jobs, _together) if on_gpu else [jobs[first::workers] for first in range(workers)]
+        groups = groups_of(jobs, _together) if on_gpu else dealt(jobs, workers)
         with progress("compiling and judging", len(jobs)) as advance:
             for job, row in runner.side_by_side(groups, workers):
                 advance(f"{job['operation']} {job['variant']}", alarm(job, row))
@@ -156,7 +183,7 @@ class Verification:
 
     def _calls(self, operation: str, variant: str) -> list[str]:
         """What is timed of a variant: nothing of a last resort on a GPU, which may take a thousand times as long as others."""
-        if not self._timed or variant == "reference":
+        if not self._timed or variant == REFERENCE:
             return []
         return [each.name for each in timed(self.found["quick"]) if each.operation.name == operation]
 
@@ -199,4 +226,4 @@ def _time_of(job: Job, row: Row, known: Any) -> Row:
 
 
 def _together(job: Job) -> int:
-    return TOGETHER_IN_TORCH if job["variant"] == "reference" else TOGETHER
+    return TOGETHER_IN_TORCH if job["variant"] == REFERENCE else TOGETHER
