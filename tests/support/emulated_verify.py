@@ -65,7 +65,7 @@ class InProcess:
 
     def side_by_side(self, groups: Sequence[Sequence[Job]], workers: int) -> Iterator[tuple[Job, Row]]:
         for job in (job for group in groups for job in group):
-            (row,) = answer(self._child, job)
+            *_, row = answer(self._child, job)
             yield job, row
 
 

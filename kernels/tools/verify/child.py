@@ -39,7 +39,8 @@ def begin(request: dict[str, Any]) -> Answer:
 
 
 def answer(child: "Child", job: dict[str, Any]) -> Iterator[Row]:
-    """The one row of a job; the process ends behind it where the GPU serves it no more."""
+    """That a job has begun, from when its time is counted, and its row; the process ends where the GPU serves it no more."""
+    yield {"began": True}
     do: dict[str, Callable[[dict[str, Any]], Row]] = {
         "judge": child.judge,
         "prepare": child.prepare,

@@ -117,7 +117,7 @@ def groups_of(jobs: Sequence[Job], size_of: Callable[[Job], int]) -> list[list[J
 
 
 def _row(job: Job, answer: Row) -> Row:
-    row = {name: value for name, value in answer.items() if name not in ("compiled", "usable", "error")}
+    row = {name: value for name, value in answer.items() if name not in ("began", "compiled", "usable", "error")}
     if not answer["compiled"]:
         return _lost(job, answer["error"], verdicts.DIES)
     if answer["usable"]:

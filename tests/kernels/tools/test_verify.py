@@ -107,7 +107,8 @@ def test_every_operation_has_cases_each_under_a_name_of_its_own(small: bool) -> 
 def judged(variant: str = "reference", case: str = CASE) -> dict[str, Any]:
     """What the process for it says of a case, in this one."""
     job = {"what": "judge", "operation": "fp8_mqa_logits", "variant": variant, "case": case}
-    (row,) = child.answer(child.Child(torch.device("cpu"), small=True, flush_bytes=0), job)
+    began, row = child.answer(child.Child(torch.device("cpu"), small=True, flush_bytes=0), job)
+    assert began == {"began": True}, "its time is counted from here"
     assert row.pop("compiled")
     assert row.pop("usable")
     return row
