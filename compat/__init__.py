@@ -18,6 +18,7 @@ offline       compiling an operation's variants for a GPU that is not here, and 
 table         every capability: its meaning, and where it is known from
 targets       targets by name, and the GPUs of this machine
 versions      the builds of Triton, triton_kernels and torch; ``releases``: the release inside a version's text
+tunings       tunings of a file, over those of the tables
 report        everything that can be said, as JSON or for people
 command       how a command ends; ``outputs``: the files that it writes; ``foreign``: files of others, checked;
               ``markdown``: tables; ``terminal``: text of others as text;

@@ -33,6 +33,7 @@ from ._kernel import OFFERS, Examples, Kernel
 from ._lookup import capabilities, target_of
 from .spelling import nearest
 from .table import TABLE
+from .tunings import Loaded
 
 LOG = logging.getLogger("capgate")
 
@@ -295,6 +296,16 @@ class Operation(_registry.Registered, Generic[P]):
                 raise TypeError(f"{self.name}: the kernel of variant {variant.name!r} offers no {' and no '.join(lacking)}")
         return implementation
 
+    def loaded(self, variant: str, problem: P) -> Loaded | None:
+        """What CAPGATE_TUNINGS or override(tunings=...) says of a problem's tuning; None where it says nothing.
+
+        Raises ValueError for tunings of another GPU than the problem's device, or of what does not exist.
+        """
+        tunings = _switches.current().tunings
+        if tunings is None:
+            return None
+        return tunings.loaded(self, variant, problem, target_of(getattr(problem, "device", None)))
+
     def kept(self, problem: P, *arguments: Any, variant: str | None = None, **keywords: Any) -> Bound | None:
         """The kept launches of calls like this one, which has run; None where there are none."""
         kernel = self.load(self.select(problem, variant))
@@ -333,6 +344,8 @@ class Operation(_registry.Registered, Generic[P]):
             if reason is None and chosen is None:
                 chosen = candidate.name
             words = caps.joined(candidate.requires) or "needs nothing"
+            if reason is None and problem is not None and (loaded := self.loaded(candidate.name, problem)):
+                words = f"{words}; {loaded}"
             steps.append(Step(candidate.name, reason is None, reason or words))
         return Trace(chosen, tuple(steps))
 

@@ -8,6 +8,7 @@ variable                  example                             effect
 ``CAPGATE_VARIANT``       ``fp8_mqa_logits=classic``          this operation takes this variant, or raises
 ``CAPGATE_TARGET``        ``hip:gfx950``                      the target meant when no device is named
 ``CAPGATE_STRICT``        ``1``                               a variant that does not compile raises
+``CAPGATE_TUNINGS``       ``h200.json``                       these tunings of this GPU, over those of the tables
 ========================  ==================================  ================================================
 
 ``CAPGATE_DROPIN=aiter,vllm_rocm`` is another module's: see :mod:`capgate.kernels.dropin`.
@@ -25,6 +26,7 @@ from . import _registry, targets
 from .spelling import nearest
 from .table import TABLE
 from .targets import Target
+from .tunings import Tunings
 
 # CAPGATE_DROPIN is read by capgate.kernels.dropin, CAPGATE_TORCH by noxfile.py; listed here, they are no misspelling.
 VARIABLES = (
@@ -33,6 +35,7 @@ VARIABLES = (
     "CAPGATE_VARIANT",
     "CAPGATE_TARGET",
     "CAPGATE_STRICT",
+    "CAPGATE_TUNINGS",
     "CAPGATE_DROPIN",
     "CAPGATE_TORCH",
     "CAPGATE_CACHE",
@@ -55,6 +58,7 @@ class Switches:
     variants : operation name to the variant that it must take
     target : what a question without a device means, None for this machine's first GPU
     strict : whether a variant that does not compile raises instead of falling back
+    tunings : those that are loaded over the tables', or None
     memo : answers that hold under these switches, forgotten with them
     key : text that is the same for switches under which the same capabilities hold, in the same words
     """
@@ -66,14 +70,18 @@ class Switches:
         target: Target | None = None,
         strict: bool = False,
         enabled: Mapping[str, str] | None = None,
+        tunings: Tunings | None = None,
     ) -> None:
         self.disabled = dict(disabled or {})
         self.enabled = dict(enabled or {})
         self.variants = dict(variants or {})
         self.target = target
         self.strict = strict
+        self.tunings = tunings
         self.memo: dict[Any, Any] = {}
         self.key = f"{target} {sorted(self.disabled.items())} {sorted(self.enabled.items())}"
+        if tunings is not None:  # kept launches are those of a tuning
+            self.key += f" {tunings.target} {tunings.device} {tunings.rows}"
 
 
 _overriding: ContextVar[Switches | None] = ContextVar("capgate_switches")
@@ -120,6 +128,7 @@ def read(environment: Mapping[str, str]) -> Switches:
         _target(environment.get("CAPGATE_TARGET", ""), "CAPGATE_TARGET"),
         _strict(environment.get("CAPGATE_STRICT", "")),
         _enabled(enable, "CAPGATE_ENABLE", f"CAPGATE_ENABLE={','.join(enable)}"),
+        _tunings(environment.get("CAPGATE_TUNINGS", ""), "CAPGATE_TUNINGS"),
     )
 
 
@@ -130,6 +139,7 @@ def override(
     target: Target | str | None = None,
     strict: bool | None = None,
     enable: Iterable[str] | str = (),
+    tunings: Tunings | str | None = None,
 ) -> AbstractContextManager[None]:
     """Add switches for a block of code, or for a function when used as a decorator.
 
@@ -138,6 +148,7 @@ def override(
     target : a Target or its text (``"hip:gfx950"``); the meaning of :func:`capgate.compat.capabilities` without a device
     strict : True raises where a variant does not compile
     enable : as disable, capabilities that no hardware has shown: where they may hold, they do. What is disabled does not
+    tunings : a file of tunings, or :class:`.tunings.Tunings`, in the place of any that are loaded already
 
     It holds for the current thread or task, from entry to exit, for functions that torch.compile has compiled before, too: they
     are compiled anew for it. Raises TypeError for values of other types, SwitchError for names that do not exist.
@@ -151,7 +162,10 @@ def override(
     _check_variants(variants, "variant")
     _typed("target", target, (str, Target, type(None)), "a Target, its text or None")
     _typed("strict", strict, (bool, type(None)), "a bool or None")
-    return _overridden(disabled, enabled, variants, _target(target, "target") if isinstance(target, str) else target, strict)
+    _typed("tunings", tunings, (str, Tunings, type(None)), "a file's name, Tunings or None")
+    aim = _target(target, "target") if isinstance(target, str) else target
+    loaded = _tunings(tunings, "tunings") if isinstance(tunings, str) else tunings
+    return _overridden(disabled, enabled, variants, aim, strict, loaded)
 
 
 @contextmanager
@@ -161,6 +175,7 @@ def _overridden(
     variants: dict[str, str],
     target: Target | None,
     strict: bool | None,
+    tunings: Tunings | None,
 ) -> Iterator[None]:
     outer = current()
     inner = Switches(
@@ -169,6 +184,7 @@ def _overridden(
         target or outer.target,
         outer.strict if strict is None else strict,
         {**outer.enabled, **enabled},
+        tunings or outer.tunings,
     )
     token = _overriding.set(inner)
     try:
@@ -239,3 +255,10 @@ def _strict(text: str) -> bool:
     if text.strip() not in meanings:
         raise SwitchError(f"CAPGATE_STRICT: got {text!r}, needs 0 or 1")
     return meanings[text.strip()]
+
+
+def _tunings(file: str, argument: str) -> Tunings | None:
+    try:
+        return Tunings.read(file) if file.strip() else None
+    except (ValueError, OSError) as error:
+        raise SwitchError(f"{argument}: {error}") from error

@@ -13,6 +13,7 @@ from .tools import compile_command
 from .tools.bench import command as bench
 from .tools.compare import command as compare
 from .tools.demo import command as demo
+from .tools.verify import command as verify
 from .tools.warm import command as warm
 
 # Each: help line, what adds its options, what runs it and returns the exit status.
@@ -31,6 +32,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
     "warm": ("compile what a deployment will launch into Triton's cache", warm.add_arguments, warm.run),
     "record": ("note what a command launches, for check", record_command.add_arguments, record_command.run),
     "check": ("compile a recording, or operations, for many Tritons and GPUs", check.add_arguments, check.run),
+    "verify": ("hold every variant that this machine takes against float64, and time it", verify.add_arguments, verify.run),
     "bench": ("time the variants here", bench.add_arguments, bench.run),
     "compare": ("put runs of bench on several stacks beside each other", compare.add_arguments, compare.run),
 }

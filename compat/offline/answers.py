@@ -62,10 +62,12 @@ class Answers:
     module : what it runs, which calls :func:`serve`
     request : what it reads, of JSON types; its ``jobs`` are answered in order
     environment : see :func:`environment`
+    called : what an error calls the process
     """
 
-    def __init__(self, module: str, request: dict[str, Any], environment: Mapping[str, str]) -> None:
+    def __init__(self, module: str, request: dict[str, Any], environment: Mapping[str, str], called: str = "compiler") -> None:
         self.gone = False
+        self._called = called
         self._heard = 0  # bytes of its standard error that belong to earlier jobs
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - __exit__ closes it
         self._process = Child(
@@ -108,7 +110,7 @@ class Answers:
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(10)
                 self._kill()
-                row |= _broken_off(row, _with_cause(_ending(self._process.returncode), self._said(), died=True))
+                row |= _broken_off(row, _with_cause(_ending(self._called, self._process.returncode), self._said(), died=True))
                 break
             row |= json.loads(line)
             if row.get("compiled") is False and row.get("accepted"):
@@ -143,8 +145,8 @@ def _broken_off(row: dict[str, Any], error: str) -> dict[str, Any]:
     return {"compiled": False, "error": error}
 
 
-def _ending(status: int) -> str:
-    return f"the compiler died of {signal.Signals(-status).name}" if status < 0 else f"the compiler exited with status {status}"
+def _ending(called: str, status: int) -> str:
+    return f"the {called} died of {signal.Signals(-status).name}" if status < 0 else f"the {called} exited with status {status}"
 
 
 def _with_cause(error: str, said: str, *, died: bool = False) -> str:

@@ -5,11 +5,15 @@ has a row for each target that is known to want one, by the target's label ("sm9
 a variant for one architecture goes by padded heads. Beside a row stands why it is so: measured where, or chosen by which count.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import cache, wraps
 from typing import Any, NamedTuple, TypeVar
+
+from capgate import compat
 
 Options = tuple[tuple[str, Any], ...]  # pairs and not a dictionary, so that a row can be hashed
 Row = TypeVar("Row")
+P = TypeVar("P", bound=Hashable)
 
 ANY = ""  # in place of a target's label: every target that has no row of its own
 
@@ -68,3 +72,23 @@ class Tuning(NamedTuple):
 def row_for(table: Mapping[str, Row], label: str) -> Row:
     """The row of a target by its label, or the one for any."""
     return table[label] if label in table else table[ANY]
+
+
+def loadable(operation: "compat.Operation[P]", variant: str) -> Callable[[Callable[[P], Row]], Callable[[P], Row]]:
+    """Put what CAPGATE_TUNINGS loads for a variant's problem over what a function takes from its table, which is remembered."""
+
+    def decorate(from_table: Callable[[P], Row]) -> Callable[[P], Row]:
+        remembered = cache(from_table)
+
+        @wraps(from_table)
+        def tuning(problem: P) -> Row:
+            row: Row = remembered(problem)
+            loaded = operation.loaded(variant, problem)
+            if loaded is None:
+                return row
+            over: Row = loaded.over(row)
+            return over
+
+        return tuning
+
+    return decorate

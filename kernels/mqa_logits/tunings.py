@@ -1,12 +1,10 @@
 """The tuning tables of fp8_mqa_logits. What was tried for them: docs/design/classic.md, cdna4.md and hopper.md."""
 
-from functools import cache
-
 from capgate import compat
 
 from ..common.rules import E4M3FN, FLOAT32, padded_heads
-from ..common.tuning import ANY, Tuning, row_for, simd_waves
-from .operation import Problem
+from ..common.tuning import ANY, Tuning, loadable, row_for, simd_waves
+from .operation import Problem, operation
 
 # --- classic, by target; for every H and D alike --------------------------------------------------------------------------
 
@@ -27,7 +25,7 @@ CLASSIC_CLEAN: dict[str, Tuning] = {
 }
 
 
-@cache
+@loadable(operation, "classic")
 def classic(problem: Problem) -> Tuning:
     """The row for a problem's target and output mode, cut to its heads."""
     table = CLASSIC_CLEAN if problem.clean_logits else CLASSIC
@@ -53,7 +51,7 @@ GLUON_CDNA3: dict[int, Tuning] = {
 }
 
 
-@cache
+@loadable(operation, "gluon_cdna3")
 def gluon_cdna3(problem: Problem) -> Tuning:
     """The row for a problem's heads."""
     padded = padded_heads(problem.heads)
@@ -85,7 +83,7 @@ GLUON_CDNA4_SHORT: dict[int, Tuning] = {
 GLUON_CDNA4_SHORT[128] = GLUON_CDNA4[128]
 
 
-@cache
+@loadable(operation, "gluon_cdna4")
 def gluon_cdna4(problem: Problem) -> Tuning:
     """The row for a problem's heads and dims."""
     padded = padded_heads(problem.heads)
@@ -119,7 +117,7 @@ GLUON_HOPPER: dict[int, Tuning] = {
 }
 
 
-@cache
+@loadable(operation, "gluon_hopper")
 def gluon_hopper(problem: Problem) -> Tuning:
     """The row for a problem's heads."""
     padded = padded_heads(problem.heads)

@@ -1,12 +1,10 @@
 """The tuning tables of mx_mqa_logits. What was tried for them: docs/design/mx_logits.md."""
 
-from functools import cache
-
 from capgate import compat
 
 from ..common.rules import padded_heads
-from ..common.tuning import ANY, Tuning, row_for, simd_waves
-from .operation import Problem
+from ..common.tuning import ANY, Tuning, loadable, row_for, simd_waves
+from .operation import Problem, operation
 
 # --- classic, by target; for every H and D alike --------------------------------------------------------------------------
 
@@ -22,7 +20,7 @@ CLASSIC: dict[str, Tuning] = {
 }
 
 
-@cache
+@loadable(operation, "classic")
 def classic(problem: Problem) -> Tuning:
     """The row for a problem's target, cut to its heads."""
     row = row_for(CLASSIC, compat.capabilities(problem.device).target.label)
@@ -47,7 +45,7 @@ GLUON_CDNA4_SHORT: dict[int, Tuning] = {
 GLUON_CDNA4_SHORT[128] = GLUON_CDNA4[128]
 
 
-@cache
+@loadable(operation, "gluon_cdna4")
 def gluon_cdna4(problem: Problem) -> Tuning:
     """The row for a problem's heads and the bytes of its queries and keys."""
     padded = padded_heads(problem.heads)

@@ -1,12 +1,10 @@
 """The tuning tables of mx_paged_mqa_logits. What was tried for them: docs/design/mx_logits.md."""
 
-from functools import cache
-
 from capgate import compat
 
 from ..common.rules import padded_heads
-from ..common.tuning import ANY, Tuning, row_for
-from .operation import Problem
+from ..common.tuning import ANY, Tuning, loadable, row_for
+from .operation import Problem, operation
 
 # --- classic, by target; for every H, D, block size, layout and output mode alike -----------------------------------------
 
@@ -20,7 +18,7 @@ CLASSIC: dict[str, Tuning] = {
 }
 
 
-@cache
+@loadable(operation, "classic")
 def classic(problem: Problem) -> Tuning:
     """The row for a problem's target, cut to its heads and to the rows of a request."""
     row = row_for(CLASSIC, compat.capabilities(problem.device).target.label)

@@ -1,13 +1,11 @@
 """The tuning tables of fp8_paged_mqa_logits. What was tried for them: docs/design/classic.md, cdna4.md and hopper.md."""
 
-from functools import cache
-
 from capgate import compat
 from capgate.compat.offline.occupancy import LDS
 
 from ..common.rules import E4M3FN, padded_heads
-from ..common.tuning import ANY, Tuning, row_for, simd_waves
-from .operation import Problem
+from ..common.tuning import ANY, Tuning, loadable, row_for, simd_waves
+from .operation import Problem, operation
 
 # --- classic, by target; for every H, D, block size and output mode alike -------------------------------------------------
 
@@ -28,7 +26,7 @@ CLASSIC_NARROW: dict[str, Tuning] = {  # for problems that take no more columns
 }
 
 
-@cache
+@loadable(operation, "classic")
 def classic(problem: Problem) -> Tuning:
     """The row for a problem's target, cut to its heads and to the rows of a request."""
     target, padded = compat.capabilities(problem.device).target, padded_heads(problem.heads)
@@ -63,7 +61,7 @@ GLUON_CDNA3: dict[int, Tuning] = {
 _CDNA3_ROOM = {(16, 1): 4, (32, 1): 4, (64, 1): 0, (64, 2): 2, (64, 4): 3, (128, 1): 1}
 
 
-@cache
+@loadable(operation, "gluon_cdna3")
 def gluon_cdna3(problem: Problem) -> Tuning:
     """The row for a problem's heads, cut to the rows of a request: fewer waves, of which a CU holds more programs."""
     padded = padded_heads(problem.heads)
@@ -97,7 +95,7 @@ GLUON_CDNA4: dict[int, Tuning] = {
 }
 
 
-@cache
+@loadable(operation, "gluon_cdna4")
 def gluon_cdna4(problem: Problem) -> Tuning:
     """The row for a problem's heads, cut to the rows of a request: fewer waves, of which a CU holds more programs."""
     padded, dim = padded_heads(problem.heads), problem.dim
@@ -139,7 +137,7 @@ GLUON_HOPPER: dict[int, Tuning] = {
 }
 
 
-@cache
+@loadable(operation, "gluon_hopper")
 def gluon_hopper(problem: Problem) -> Tuning:
     """The row for a problem's heads, cut to the rows of a request."""
     padded = padded_heads(problem.heads)

@@ -1,8 +1,4 @@
-"""Calls of the fused selections whose logits are chosen, to the bit, and a model of what the kernels do with them.
-
-A row looks at two dims of its own of the keys, in which these have a digit each: ``scale * weight * (16 * high + low)``, of
-integers up to 255 that every product and sum has exactly.
-"""
+"""Calls of the fused selections whose logits are chosen, to the bit, and a model of what the kernels do with them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,12 +14,14 @@ from capgate.kernels.fused_selection.operation import Problem, dense
 from capgate.kernels.fused_selection.operation import paged as cached
 from capgate.kernels.fused_selection.tunings import Tuning
 from capgate.kernels.key_selection.operands import Dense, Paged
+from capgate.kernels.tools.verify.exact import DIM, HEADS, logits_of, make_call, make_paged_call
 
 from . import judge, paged, selection
 
-HEADS, DIM = 2, 32
-COUNTS = 3  # of a program: selections that made room, equals that were told apart, rows that were closed
+__all__ = ["DIM", "HEADS", "logits_of", "make_call", "make_paged_call"]  # of the judge
+
 MOST_ROWS = DIM // 2
+COUNTS = 3  # of a program: selections that made room, equals that were told apart, rows that were closed
 
 
 def tuned(resident: int = 1, *, block_entries: int = 64, block_keys: int = 16, rows: int = 8, planes: int = 4) -> Tuning:
@@ -39,49 +37,6 @@ def tables(row: Tuning) -> Iterator[None]:
         for table in (tunings.CLASSIC, tunings.CLASSIC_PAGED):
             patch.setitem(table, "", row)
         yield
-
-
-def make_call(numbers: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor, windows: Any = None) -> judge.Call:
-    """A call of S rows and N keys with ``logits[i, j] = scales[j] * weights[i] * numbers[i, j]``.
-
-    numbers : [S, N], integers from 0 to 255; at most MOST_ROWS rows
-    windows : starts and ends; all keys otherwise
-    """
-    rows, keys = numbers.shape
-    q, k = torch.zeros(rows, HEADS, DIM), torch.zeros(keys, DIM)
-    for row in range(rows):
-        q[row, 0, 2 * row] = q[row, 1, 2 * row + 1] = 1.0
-        k[:, 2 * row], k[:, 2 * row + 1] = numbers[row] // 16, numbers[row] % 16
-    starts, ends = windows or judge.make_windows("full", rows, keys)
-    fp8 = torch.float8_e4m3fn
-    both = torch.stack([16 * weights, weights], 1)
-    return judge.Call(q.to(fp8), k.to(fp8), scales, both, starts, ends)
-
-
-def make_paged_call(numbers: Sequence[torch.Tensor], lens: Any, next_n: int, block: int = 64) -> paged.PagedCall:
-    """A paged call whose rows of request b have the logits ``numbers[b]``, integers from 0 to 255."""
-    call = paged.make_call(lens, next_n, HEADS, DIM, block)
-    requests = len(lens)
-    q, memory = torch.zeros(requests, next_n, HEADS, DIM), judge.storage_of(call.kv_cache, torch.uint8)
-    q[:, :, 0, 0] = q[:, :, 1, 1] = 1.0
-    for request, number in enumerate(numbers):
-        k = torch.zeros(len(number), DIM)
-        k[:, 0], k[:, 1] = number // 16, number % 16
-        octets = k.to(torch.float8_e4m3fn).view(torch.uint8)
-        context = int(torch.tensor(lens[request]).max())
-        for first in range(0, context, block):
-            count = min(block, context - first)
-            flat = memory[int(call.block_table[request, first // block]) * call.kv_cache.stride(0) :]
-            flat[: count * DIM] = octets[first : first + count].flatten()
-            flat[block * DIM : block * DIM + 4 * count] = torch.ones(count).view(torch.uint8)
-    weights = torch.tensor([16.0, 1.0]).repeat(requests * next_n, 1)
-    return call._replace(q=q.to(torch.float8_e4m3fn), weights=weights)
-
-
-def logits_of(numbers: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """What a call made of the same scores: heads are added up in any order, of which none rounds."""
-    number = numbers.float()
-    return (16 * weights[:, None] * (number // 16) + weights[:, None] * (number % 16)) * scales
 
 
 def run(

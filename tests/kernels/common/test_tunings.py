@@ -12,6 +12,7 @@ import pytest
 
 import capgate.kernels
 from capgate import compat
+from capgate.compat.tunings import Tunings
 from capgate.kernels.common.rules import MAX_HEADS, padded_heads
 from capgate.kernels.common.schedule.operation import CHUNK_KEYS
 from capgate.kernels.common.tuning import ANY, Tuning
@@ -33,6 +34,7 @@ TARGETS = {
     "gluon_cdna4": ("hip:gfx950",),
     "gluon_hopper": ("cuda:90",),
 }
+TUNED = {variant: targets[1] if variant == "classic" else targets[0] for variant, targets in TARGETS.items()}
 pytestmark = pytest.mark.any_triton
 each_folder = pytest.mark.parametrize("folder", FOLDERS)
 
@@ -139,3 +141,25 @@ def test_a_row_is_cut_to_the_room_that_its_columns_have() -> None:
     assert (row.with_rows(8, 16).rows, row.with_rows(8, 16).columns) == (8, 128)
     assert (row.with_rows(8, 64).rows, row.with_rows(8, 64).columns) == (2, 128)
     assert (row.with_rows(1, 64).rows, row.with_rows(1, 64).columns) == (1, 64)
+
+
+@pytest.mark.parametrize(
+    ("operation", "variant", "target"),
+    [
+        *(("fp8_mqa_logits", variant, target) for variant, target in TUNED.items()),
+        *(("fp8_paged_mqa_logits", variant, target) for variant, target in TUNED.items()),
+        ("mx_mqa_logits", "classic", "cuda:90"),
+        ("mx_mqa_logits", "gluon_cdna4", "hip:gfx950"),
+        ("mx_paged_mqa_logits", "classic", "cuda:90"),
+    ],
+)
+def test_what_a_file_loads_is_over_the_table(operation: str, variant: str, target: str) -> None:
+    found = compat.operations()[operation]
+    module = import_module(f"{(found.module or '').removesuffix('.operation')}.tunings")
+    problem = found.example(target) if found.example else None
+    row = getattr(module, variant)(problem)
+    rows = [{"operation": operation, "variant": variant, "where": {"heads": 64}, "fields": {"num_stages": 7}}]
+    with compat.override(tunings=Tunings("file", target, "a GPU", rows)):
+        assert getattr(module, variant)(problem) == row._replace(num_stages=7)
+        assert getattr(module, variant)(problem._replace(heads=32)).num_stages != 7
+    assert getattr(module, variant)(problem) == row
