@@ -1,6 +1,8 @@
-"""How select_keys and select_paged_keys take the fused way: each function says whether it has done the call."""
+"""How select_keys and select_paged_keys take the fused way: each function says whether it has done the call, or would; and what
+a fused call counts."""
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,6 +14,19 @@ from ..key_selection.operands import Dense, Paged
 from ..key_selection.results import Results, bytes_of
 from ..mqa_logits.api import copies_directly
 from .operation import Problem, dense, paged, size_class
+
+
+class Counts(NamedTuple):
+    """What the programs of one call did beside scoring and appending.
+
+    refreshed : selections from a row's list that made room for more of its keys
+    tied : selections, the last one of a row too, in which equal logits were told apart by their indices
+    closed : rows that took no more keys because all of their top_k are NaN
+    """
+
+    refreshed: int
+    tied: int
+    closed: int
 
 
 def select(
@@ -75,6 +90,21 @@ def explain_paged(
     return paged.explain(_paged_problem(inputs, results, budget, fused, max_context_len, layout))
 
 
+def count(inputs: Dense, results: Results, budget: int, fused: bool | None, *, max_window: int | None) -> Counts | None:
+    """What the call counts that :func:`select` would do, which is done for it by kernels that are compiled to count; None where
+    two steps are taken, and of the reference, which has no lists."""
+    problem = _dense_problem(inputs, results, budget, fused, max_window)
+    return _count(dense, problem, inputs, results, {"max_window": max_window, "relative": False})
+
+
+def count_paged(
+    inputs: Paged, results: Results, budget: int, fused: bool | None, *, max_context_len: int, layout: str
+) -> Counts | None:
+    """As :func:`count` for a paged cache."""
+    problem = _paged_problem(inputs, results, budget, fused, max_context_len, layout)
+    return _count(paged, problem, inputs, results, {"max_context_len": max_context_len, "layout": layout})
+
+
 def _taken(operation: "compat.Operation[Problem]", problem: Problem) -> bool:
     """The reference is the same two steps in torch, for which select_keys has variants of its own."""
     return problem.asked or operation.select(problem).name != "reference"
@@ -135,3 +165,20 @@ def _select(
     memory: torch.Tensor | None = bytes_of(results.workspace)
     operation(problem, inputs, results.out, results.out_scores, variant=variant, memory=memory, **options)
     return True
+
+
+def _count(
+    operation: "compat.Operation[Problem]", problem: Problem, inputs: Any, results: Results, options: dict[str, Any]
+) -> Counts | None:
+    if not _taken(operation, problem):
+        return None
+    kernel = operation.load(operation.select(problem))
+    if not isinstance(kernel, compat.Kernel):
+        return None
+    operands = (problem, inputs, results.out, results.out_scores)
+    # Each program has counts of its own; one that makes a schedule needs none.
+    programs = sum(math.prod(launch.grid) for launch in kernel.prepare(*operands, **options))
+    counters = torch.zeros((programs, len(Counts._fields)), dtype=torch.int32, device=inputs.q.device)
+    for launch in kernel.prepare(*operands, **options, counters=counters):
+        launch()
+    return Counts(*counters.sum(0).tolist())

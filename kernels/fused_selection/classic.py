@@ -299,7 +299,7 @@ def prepare(
     """The launches of one call: what scores and selects, and where programs share rows what merges those.
 
     memory : aligned bytes for the lists, enough of them (see :func:`.scratch.bytes_needed`); allocated otherwise
-    counters : [programs of both launches, COUNTS], int32, to which each adds what it counts; for tests
+    counters : [programs of both launches, COUNTS], int32, to which each adds what it counts
     """
     q, k, k_scale, weights, starts, ends, offsets, page_table, requests = inputs
     (num_queries, heads, dim), num_keys, top_k = q.shape, k.shape[0], indices.shape[1]

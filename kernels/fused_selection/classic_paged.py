@@ -276,7 +276,7 @@ def prepare(
     """The launches of one call: what makes the schedule, what scores and selects, and what merges rows that workers share.
 
     memory : aligned bytes for the lists, enough of them (see :func:`.scratch.bytes_needed`); allocated otherwise
-    counters : [programs of the last two launches, COUNTS], int32, to which each adds what it counts; for tests
+    counters : [programs of the last two launches, COUNTS], int32, to which each adds what it counts
     """
     q, kv_cache, weights, context_lens, block_table, offsets, page_table, requests = inputs
     (batch, next_n, heads, dim), (blocks, block), top_k = q.shape, kv_cache.shape[:2], indices.shape[1]

@@ -11,7 +11,7 @@ import triton.language as tl
 from ...key_selection.classic import select_block, write_first_equals
 from ...key_selection.device.rows import list_all
 
-# Of a program's counts, for tests: selections to make room, selections where equal logits were told apart, and rows that took
+# Of a program's counts: selections to make room, selections where equal logits were told apart, and rows that took
 # no more keys because all of their top_k are NaN.
 REFRESHED: tl.constexpr = tl.constexpr(0)
 TIED: tl.constexpr = tl.constexpr(1)

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workload",
         default="all",
         help="names separated by commas (a, decode-8k, top512, 1k1k, ...), or groups: prefill, decode, selection, "
-        "decode-selection, serving, all",
+        "decode-selection, serving, all, and matrix: selections behind 19 lengths of history, minutes on a GPU and not of all",
     )
     parser.add_argument(
         "--variants",
@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fused",
         action="store_true",
-        help="of selections: time scoring and selecting in one kernel wherever one can; otherwise where it is taken by itself",
+        help="of selections and the matrix: time scoring and selecting in one kernel wherever one can; otherwise where it is "
+        "taken by itself",
     )
     parser.add_argument("--repeats", type=int, help="timed calls for each median (20 on a GPU, 3 on the CPU)")
     parser.add_argument("--rounds", type=int, default=3, help="medians of each variant, which take turns (3)")
@@ -63,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.host or arguments.first:
         return _run_host(arguments)
     from ..workloads.catalogue import GROUPS, SMALL, WORKLOADS, select
+    from . import matrix
     from .other_libraries import NAMES
     from .timing import this_device
 
@@ -93,6 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(_as_json(results))
         else:
             show(results)
+            if results["matrix"]:
+                matrix.show(results)
     return 1 if any(not remark["measured"] and remark["variant"] not in NAMES for remark in results["remarks"]) else 0
 
 
@@ -147,11 +151,13 @@ def _measure(
     from ...mqa_logits.operation import example
     from ..workloads.accuracy import Accuracy
     from ..workloads.decode import Decode
+    from ..workloads.matrix import Matrix
     from ..workloads.prefill import Prefill
     from ..workloads.selection import DecodeSelection, Selection
     from ..workloads.serving import Serving
     from .ceilings import measure
     from .environment import describe
+    from .matrix import matrix_rows, summary
     from .measure import Plan, accuracy_rows, kernel_rows, selection_rows, serving_rows
     from .other_libraries import installed
     from .timing import Timer
@@ -162,6 +168,7 @@ def _measure(
     kernels = [workload for workload in workloads if isinstance(workload, (Prefill, Decode))]
     fused = True if arguments.fused else None
     selections = [replace(each, fused=fused) for each in workloads if isinstance(each, (Selection, DecodeSelection))]
+    matrices = [replace(workload, fused=fused) for workload in workloads if isinstance(workload, Matrix)]
     runs = [workload for workload in workloads if isinstance(workload, Serving)]
     accuracies = [workload for workload in workloads if isinstance(workload, Accuracy)]
     _say_what_is_left_out(plan, [*runs, *accuracies])
@@ -175,9 +182,13 @@ def _measure(
         "ceilings": ceilings._asdict() if ceilings else None,
         "rows": kernel_rows(plan, ceilings, kernels),
         "selection": selection_rows(plan, ceilings, selections),
+        "matrix": None,
         "serving": serving_rows(plan, runs),
         "accuracy": accuracy_rows(plan, accuracies),
     }
+    if matrices:
+        cells = matrix_rows(plan, matrices)
+        results["matrix"] = {"rows": cells, "summary": summary(cells)}
     return {**results, "remarks": [remark._asdict() for remark in plan.remarks]}
 
 

@@ -13,7 +13,7 @@ from capgate.compat.thirdparty import Raised, ask
 
 from ..workloads.accuracy import Accuracy
 from ..workloads.batch import Batch, Call, Workload
-from ..workloads.selection import DecodeSelection, Selection
+from ..workloads.selection import Choice, DecodeSelection, Selection
 from ..workloads.serving import Sample, Serving, Share
 from .ceilings import Ceilings
 from .other_libraries import PEERS
@@ -90,7 +90,7 @@ def take(plan: Plan, workload: Workload, variants: list[str]) -> tuple[Batch, di
         turns[key, "call"] = call
         if once:
             turns[key, "shared"] = once
-    timings, raised = _in_turns(plan, turns)
+    timings, raised = in_turns(plan, turns)
     failed = {key: words for (key, _), words in raised.items()}
     for key, words in failed.items():
         plan.remark(workload, key, words)
@@ -126,8 +126,8 @@ def _logits(batch: Batch, out: torch.Tensor) -> torch.Tensor | None:
     return None if call is None or isinstance(done, Raised) else out
 
 
-def _in_turns(plan: Plan, calls: Mapping[K, Call]) -> tuple[dict[K, list[Timing]], dict[K, str]]:
-    """The timings of each call that runs, a round each, and what the others raised."""
+def in_turns(plan: Plan, calls: Mapping[K, Call]) -> tuple[dict[K, list[Timing]], dict[K, str]]:
+    """The timings of each call that runs, a round each, in which all take turns, and what the others raised."""
     timings: dict[K, list[Timing]] = {key: [] for key in calls}
     raised: dict[K, str] = {}
     for _ in range(plan.rounds):
@@ -184,25 +184,35 @@ def kernel_rows(plan: Plan, ceilings: Ceilings | None, workloads: Sequence[Workl
             )
         return rows
 
-    return _each(plan, _track(workloads, "timing kernels"), rows_of)
+    return _each(plan, tracked(workloads, "timing kernels"), rows_of)
 
 
 def selection_rows(plan: Plan, ceilings: Ceilings | None, workloads: Sequence[Selection | DecodeSelection]) -> list[Row]:
     """A row for each workload and variant: ``NAME_ms`` are the medians of what :meth:`SelectionBatch.calls` names, one for each
-    round; ``read_ms`` is the time of a read of the logits, and ``peak_bytes`` by name memory besides operands and result.
-    ``fused`` is the variant of the fused call, or None, and ``why_two_steps`` then says why there is none."""
+    round, and ``peers_ms`` those of peers' whole calls; ``read_ms`` is the time of a read of the logits, and ``peak_bytes`` by
+    name memory besides operands and result. ``fused`` is the variant of the fused call, or None, and ``why_two_steps`` then
+    says why there is none; ``counts`` are those of the fused call, None where nothing counts."""
     unclean = replace(plan, cleans=(False,))
 
     def rows_of(workload: Selection | DecodeSelection) -> list[Row]:
         batch = workload.make(plan.timer.device, plan.dtype)
-        calls = {variant: batch.calls(variant) for variant in plan.variants_of(workload.operations)}
+        peers = key_peers(plan, workload, batch.choice)
+        variants = [name for name in plan.variants_of(workload.operations) if name not in PEERS["select_keys"]]
+        calls = {variant: batch.calls(variant) for variant in variants}
         turns = {(variant, name): call for variant, named in calls.items() for name, call in named.items()}
-        timings, raised = _in_turns(plan, turns)
+        timings, raised = in_turns(plan, {**turns, **{(peer, "whole"): call for peer, call in peers.items()}})
+        failures: dict[str, list[str]] = {}
+        for (owner, name), words in raised.items():
+            failures.setdefault(owner, []).append(f"{name}: {words}")
+        for owner, failed in failures.items():
+            plan.remark(workload, (False, owner), "; ".join(failed))
+        of_peers = {peer: [timing.median for timing in timings[peer, "whole"]] for peer in peers if peer not in failures}
+        counts = ask(batch.choice.counting) if variants else None
+        if isinstance(counts, Raised):
+            plan.remark(workload, (False, batch.choice.fused_variant or ""), f"not counted: {counts.words}", measured=True)
+            counts = None
         rows = []
-        for variant in calls:
-            if failed := [f"{name}: {words}" for (owner, name), words in raised.items() if owner == variant]:
-                plan.remark(workload, (False, variant), "; ".join(failed))
-                continue
+        for variant in (variant for variant in calls if variant not in failures):
             medians = {name: [timing.median for timing in timings[variant, name]] for name in calls[variant]}
             wholes = {"select_keys": "whole", "select_keys fused": "fused"}
             rows.append(
@@ -213,10 +223,12 @@ def selection_rows(plan: Plan, ceilings: Ceilings | None, workloads: Sequence[Se
                     "size": workload.size,
                     **workload.facts(),
                     **{f"{name}_ms": values for name, values in medians.items()},
+                    "peers_ms": of_peers,
                     "read_ms": ceilings.floor_ms(0, batch.least_bytes, "read") if ceilings else None,
                     "peak_bytes": batch.peak_bytes(variant),
-                    "fused": batch.fused_variant,
-                    "why_two_steps": batch.why_two_steps,
+                    "fused": batch.choice.fused_variant,
+                    "why_two_steps": batch.choice.why_two_steps,
+                    "counts": counts._asdict() if counts else None,
                     "metrics": {
                         f"{words}, rows/s": [1e3 * workload.rows / median for median in medians[name]]
                         for words, name in wholes.items()
@@ -226,7 +238,20 @@ def selection_rows(plan: Plan, ceilings: Ceilings | None, workloads: Sequence[Se
             )
         return rows
 
-    return _each(unclean, _track(workloads, "timing selections"), rows_of)
+    return _each(unclean, tracked(workloads, "timing selections"), rows_of)
+
+
+def key_peers(plan: Plan, workload: Any, choice: Choice) -> dict[str, Call]:
+    """The calls of the plan's peers that run and return the keys of a selection."""
+    calls: dict[str, Call] = {}
+    for name in plan.variants_of(workload.operations):
+        if name in PEERS["select_keys"]:
+            found = try_peer(PEERS["select_keys"][name], choice, False, choice.output())
+            if isinstance(found, Trial):
+                calls[name] = found.call
+            elif isinstance(found, Raised):
+                plan.remark(workload, (False, name), found.words)
+    return calls
 
 
 def serving_rows(plan: Plan, runs: Sequence[Serving]) -> list[Row]:
@@ -234,7 +259,7 @@ def serving_rows(plan: Plan, runs: Sequence[Serving]) -> list[Row]:
 
     def rows_of(run: Serving) -> list[Row]:
         steps, variants = replace(plan, remarks=[]), plan.variants_of(run.operations)
-        samples = _track(run.samples(), f"timing {run.name}")
+        samples = tracked(run.samples(), f"timing {run.name}")
         measured = [(sample, take(steps, sample.workload, variants)[1]) for sample in samples]
         for remark in steps.remarks:
             plan.remarks.append(remark._replace(workload=run.name, operation="", words=f"{remark.workload}: {remark.words}"))
@@ -290,7 +315,7 @@ def accuracy_rows(plan: Plan, workloads: Sequence[Accuracy]) -> list[Row]:
                 metrics[f"their attention, {kind}"] = [recall.mass for recall in recalls]
             return metrics
 
-        for clean, variant in _track([(clean, name) for clean in plan.cleans for name in names], "top keys"):
+        for clean, variant in tracked([(clean, name) for clean in plan.cleans for name in names], "top keys"):
             metrics = ask(partial(metrics_of, clean, variant))
             if isinstance(metrics, Raised):
                 plan.remark(workload, (clean, variant), metrics.words)
@@ -301,7 +326,7 @@ def accuracy_rows(plan: Plan, workloads: Sequence[Accuracy]) -> list[Row]:
     return _each(plan, workloads, rows_of)
 
 
-def _track(things: Sequence[Any], words: str) -> Iterable[Any]:
+def tracked(things: Sequence[Any], words: str) -> Iterable[Any]:
     from rich.console import Console
     from rich.progress import track
 

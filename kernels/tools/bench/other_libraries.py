@@ -10,7 +10,14 @@ from typing import Any, NamedTuple
 from capgate.compat.thirdparty import Raised, ask
 
 from ...common.hardware import multiprocessors
+from ...common.logits import ROW_ALIGNMENT
+from ...key_selection import select_from_logits
+from ...key_selection.operands import Paged
+from ...key_selection.scratch import rows_within
 from ..workloads.batch import Call
+from ..workloads.decode import DecodeBatch
+from ..workloads.prefill import PrefillBatch
+from ..workloads.selection import Choice
 
 
 class Peer(NamedTuple):
@@ -18,7 +25,7 @@ class Peer(NamedTuple):
 
     modules : where the function may be; the first that imports and has it is taken
     functions : what it is called, and was in other versions
-    bind : the call for a batch and clean_logits with that module, or None where the library has no such call
+    bind : the call for a batch, or a selection's Choice, and clean_logits with that module; None where there is no such call
     otherwise : the same for versions of the library that refuse the first call
     """
 
@@ -85,6 +92,44 @@ def _deep_gemm_paged_of(module: Any, batch: Any, context_lens: Any, clean_logits
     return partial(module.fp8_paged_mqa_logits, *arguments, clean_logits=clean_logits)
 
 
+def _deep_gemm_keys(module: Any, choice: Choice, clean_logits: bool) -> Call | None:
+    """Two steps: the library's logits, of as many rows at a time as the budget has room for, and our selection from them."""
+    return _keys_of(module, choice, _deep_gemm_paged)
+
+
+def _deep_gemm_keys_by_row(module: Any, choice: Choice, clean_logits: bool) -> Call | None:
+    return _keys_of(module, choice, _deep_gemm_paged_by_row)
+
+
+def _keys_of(module: Any, choice: Choice, of_cache: Callable[[Any, Any, bool], Call | None]) -> Call | None:
+    inputs, out = choice.inputs, choice.output()
+    columns = choice.max_context_len if isinstance(inputs, Paged) else len(inputs.k)
+    row_bytes = 4 * -(-(columns or 1) // ROW_ALIGNMENT) * ROW_ALIGNMENT  # DeepGEMM's rows are as far apart as ours
+    step = rows_within(choice.budget, row_bytes, len(out))
+    if step == 0 or (isinstance(inputs, Paged) and step < len(out)):  # a schedule is that of all requests
+        return None
+    steps: list[tuple[Call, Callable[[Any], Any]]] = []
+    for rows in (slice(first, first + step) for first in range(0, len(out), step)):
+        batch: Any
+        if isinstance(inputs, Paged):
+            batch = DecodeBatch(*inputs[:5], choice.max_context_len or 0)
+            score, starts, ends = of_cache(module, batch, False), None, batch.seen.flatten().int()
+        else:
+            starts, ends = inputs.starts[rows], inputs.ends[rows]
+            batch = PrefillBatch(inputs.q[rows], inputs.k, inputs.k_scale, inputs.weights[rows], starts, ends)
+            score = _deep_gemm(module, batch, False)
+        if score is None:
+            return None
+        steps.append((score, partial(select_from_logits, starts=starts, ends=ends, top_k=choice.top_k, out=out[rows])))
+
+    def call() -> Any:
+        for score, select in steps:
+            select(score())
+        return out
+
+    return call
+
+
 def _aiter(module: Any, batch: Any, clean_logits: bool) -> Call | None:
     return None if batch.max_window else partial(module.fp8_mqa_logits, *batch.operands, clean_logits=clean_logits)
 
@@ -112,7 +157,14 @@ PEERS: dict[str, dict[str, Peer]] = {
             (_deep_gemm_paged_by_row,),
         )
     },
-    "select_keys": {},
+    "select_keys": {
+        "deep_gemm": Peer(
+            DEEP_GEMM,
+            ("fp8_mqa_logits", "fp8_fp4_mqa_logits"),
+            _deep_gemm_keys,
+            (_deep_gemm_keys_by_row,),
+        )
+    },
 }
 NAMES = tuple(dict.fromkeys(name for peers in PEERS.values() for name in peers))
 

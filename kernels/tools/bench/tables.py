@@ -12,8 +12,10 @@ Results = dict[str, Any]
 
 SELECTION_WORDS = (
     "logits: of all rows at once; selection: the keys from those; x read: of a device read of the logits in the windows; topk: "
-    "torch.topk of the same logits; whole: both steps within the budget; fused: both in one kernel, by that variant; peak MB: "
-    "memory besides operands and result, of the selection and topk besides the logits, too."
+    "torch.topk of the same logits; whole: both steps within the budget, a peer's with its own logits and our selection; "
+    "fused: both in one kernel, by that variant; peak MB: memory besides operands and result, of the selection and topk "
+    "besides the logits, too; slow paths, of the fused call: selections from its lists that made room, in which equal logits "
+    "were told apart, and rows that were closed because all that they kept are NaN."
 )
 SERVING_WORDS = (
     "Not a serving engine: the run's tokens over the GPU time of the indexer's logits alone, in all of its layers; prefill and "
@@ -203,16 +205,23 @@ def _show_remarks(console: Any, results: Results) -> None:
         console.print(plain(f"{who}: {what} {words} ({', '.join(named)})"), style="yellow", soft_wrap=True)
 
 
-def _range(rounds: list[float]) -> str:
+def range_of(rounds: list[float]) -> str:
     """From the fastest to the slowest round, as a part of their median."""
     return f"{(max(rounds) - min(rounds)) / statistics.median(rounds):.1%}"
 
 
 def _show_selection(console: Any, results: Results) -> None:
-    table = empty("Selecting the keys", ("shape", "variant", "call", "ms", "x logits", "x read", "noise", "peak MB"))
+    table = empty(
+        "Selecting the keys",
+        ("shape", "variant", "call", "ms", "x logits", "x read", "noise", "peak MB", "slow paths"),
+    )
     for row in results["selection"]:
         logits = statistics.median(row["logits_ms"])
         rows = []
+        for peer, rounds in row["peers_ms"].items():
+            took = statistics.median(rounds)
+            rows.append((peer, "whole", f"{took:.4g}", f"{took / logits:.2f}", "", range_of(rounds), "", ""))
+        counts = row["counts"] or {}
         for name in ("logits", "selection", "topk", "whole", *(["fused"] if row["fused"] else [])):
             rounds, of_read = row[f"{name}_ms"], name == "selection" and row["read_ms"]
             took = statistics.median(rounds)
@@ -223,8 +232,9 @@ def _show_selection(console: Any, results: Results) -> None:
                     f"{took:.4g}",
                     f"{took / logits:.2f}",
                     f"{took / row['read_ms']:.2f}" if of_read else "",
-                    _range(rounds),
+                    range_of(rounds),
                     f"{row['peak_bytes'][name] / 1e6:.1f}" if row["peak_bytes"] else "",
+                    " / ".join(str(number) for number in counts.values()) if name == "fused" else "",
                 )
             )
         _add(table, [row["workload"], row["size"], f"top {row['top_k']}"], rows)
@@ -254,7 +264,7 @@ def _show_serving(console: Any, results: Results) -> None:
             "yes" if row["clean_logits"] else "no",
             *(f"{statistics.median(row['metrics'][name]):,.0f}" for name in names),
             *(f"{statistics.median(row[name]):.4g}" for name in ("prefill_s", "decode_s")),
-            _range(totals),
+            range_of(totals),
         )
     print_whole(console, table)
     for name, facts in results["workloads"].items():

@@ -8,6 +8,7 @@ import torch
 from capgate.compat.thirdparty import Raised, ask
 
 from ..workloads.batch import Batch, Call
+from ..workloads.selection import Choice
 from .other_libraries import Peer
 
 # DeepGEMM's limit of its calc_diff between kernels on the same fp8 operands: tests/test_attention.py.
@@ -16,16 +17,16 @@ ROWS = 1024  # compared at a time, so that a large output needs little memory be
 
 
 class Trial(NamedTuple):
-    """A call that runs, and what it returned."""
+    """A call that runs, and what it returned: logits, or the keys of a selection."""
 
     call: Call
     logits: torch.Tensor
 
 
-def try_peer(peer: Peer, batch: Batch, clean_logits: bool, out: torch.Tensor) -> Trial | Raised | None:
-    """The first of a peer's ways to call it that runs and returns logits; None where the library has no such call.
+def try_peer(peer: Peer, batch: Batch | Choice, clean_logits: bool, out: torch.Tensor) -> Trial | Raised | None:
+    """The first of a peer's ways to call it that runs and returns logits, or keys; None where the library has no such call.
 
-    out : logits of ours, which a peer's have to look like
+    out : a result of ours, which a peer's has to look like
     """
     module = peer.find()
     if module is None or isinstance(module, Raised):

@@ -4,6 +4,7 @@ from typing import Any
 
 from .accuracy import Accuracy
 from .decode import Decode, around, given
+from .matrix import Matrix
 from .prefill import Prefill, causal, full, packed
 from .selection import DecodeSelection, Selection
 from .serving import Serving
@@ -67,6 +68,12 @@ DECODE_SELECTION = (
     DecodeSelection(Decode("decode-top512-32k", "64 requests of 32768 keys", 64, given([32768] * 64)), 512),
     DecodeSelection(Decode("decode-top2048-1m", "one request of 1048576", 1, given([2**20])), 2048),
 )
+# Histories of 4096 to 1048576 tokens, with the query counts of a few drafts and of prefill chunks. 2048 keys, as DeepSeek-V3.2.
+HISTORIES = tuple(1024 * k for k in (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 640, 768, 896, 1024))
+MATRIX = tuple(
+    Matrix(f"matrix-{queries}", f"{queries} queries behind a history", queries, HISTORIES, 2048)
+    for queries in (8, 512, 2048, 8192)
+)
 ACCURACY = (Accuracy("recall", "top 512 keys of an 8192-token prompt and of 32768-token contexts, against float32"),)
 
 SMALL_PREFILL = (
@@ -92,6 +99,9 @@ SMALL_SELECTION = (
 SMALL_DECODE_SELECTION = (
     DecodeSelection(Decode("decode-top2048-128k", "top 32, small", 2, given([400, 256])), 32, budget=2**20),
 )
+SMALL_MATRIX = tuple(
+    Matrix(f"matrix-{queries}", "small", queries, (32, 64, 256), 16, dim=64, budget=2**20) for queries in (2, 16)
+)
 SMALL_ACCURACY = (Accuracy("recall", "top 32 keys, small", 512, 2, rows=8, requests=2, context_tokens=512, top_k=32),)
 
 
@@ -99,15 +109,18 @@ def _by_name(workloads: tuple[Any, ...]) -> dict[str, Any]:
     return {workload.name: workload for workload in workloads}
 
 
-WORKLOADS = _by_name(PREFILL + DECODE + SELECTION + DECODE_SELECTION + SERVING + ACCURACY)
-SMALL = _by_name(SMALL_PREFILL + SMALL_DECODE + SMALL_SELECTION + SMALL_DECODE_SELECTION + SMALL_SERVING + SMALL_ACCURACY)
+WORKLOADS = _by_name(PREFILL + DECODE + SELECTION + DECODE_SELECTION + SERVING + ACCURACY + MATRIX)
+SMALL = _by_name(
+    SMALL_PREFILL + SMALL_DECODE + SMALL_SELECTION + SMALL_DECODE_SELECTION + SMALL_SERVING + SMALL_ACCURACY + SMALL_MATRIX
+)
 GROUPS = {
-    "all": (object,),
+    "all": (Prefill, Decode, Selection, DecodeSelection, Serving, Accuracy),  # no matrix, which takes minutes
     "prefill": (Prefill,),
     "decode": (Decode,),
     "selection": (Selection,),
     "decode-selection": (DecodeSelection,),
     "serving": (Serving, Accuracy),
+    "matrix": (Matrix,),
 }
 
 

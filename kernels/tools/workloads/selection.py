@@ -19,31 +19,24 @@ from .decode import Decode
 from .prefill import Prefill
 
 
-class SelectionBatch(NamedTuple):
-    """The operands of one call, and a buffer with the logits of all of its rows, -inf outside the windows.
+class Choice(NamedTuple):
+    """One call, with how it selects: in one kernel, or in two steps.
 
-    logits : [rows, columns]
-    starts, ends : the columns that each row sees, int32 [rows]; starts are None where they are 0
-    score : writes the logits into the buffer
+    inputs : its operands
     select : select_keys or select_paged_keys with everything but what is said here
-    cells : how many logits lie inside a window
-    fused : True where it is asked for whatever the rule says, None where it is left to that
+    top_k, budget : keys of every row, and bytes for logits or lists
+    fused : True where one kernel is asked for whatever the rule says, None where it is left to that
     trace : which variant would score and select in one kernel, and why not the others
+    counting : what the programs of the fused call count; None where there is nothing
     """
 
-    logits: torch.Tensor
-    starts: torch.Tensor | None
-    ends: torch.Tensor
-    score: Call
-    select: Callable[..., Any]
-    cells: int
+    inputs: operands.Dense | operands.Paged
+    select: "partial[Any]"
+    top_k: int
+    budget: int
     fused: bool | None
     trace: "compat.Trace"
-
-    @property
-    def least_bytes(self) -> int:
-        """The logits in the windows, once."""
-        return 4 * self.cells
+    counting: Callable[[], fusing.Counts | None]
 
     @property
     def fused_variant(self) -> str | None:
@@ -55,6 +48,69 @@ class SelectionBatch(NamedTuple):
         """The reason of the variant that is tried last before the reference; None where the fused way is taken."""
         return None if self.fused_variant else self.trace.steps[-2].reason
 
+    @property
+    def max_context_len(self) -> int | None:
+        """Of a paged call."""
+        limit: int | None = self.select.keywords.get("max_context_len")
+        return limit
+
+    def output(self) -> torch.Tensor:
+        """A new result, [rows, top_k]."""
+        return torch.empty((len(self.inputs.weights), self.top_k), dtype=torch.int32, device=self.inputs.q.device)
+
+
+def choose(inputs: operands.Dense, top_k: int, budget: int, fused: bool | None) -> Choice:
+    """The choice for packed keys."""
+    select = partial(select_keys, *inputs[:6], top_k=top_k, logits_budget_bytes=budget)
+    arguments: tuple[Any, ...] = (_results(inputs, top_k, "meta"), budget, fused)  # shapes alone matter
+    trace = fusing.explain(inputs, *arguments, max_window=None)
+
+    def count() -> fusing.Counts | None:
+        return fusing.count(inputs, _results(inputs, top_k), *arguments[1:], max_window=None)
+
+    return Choice(inputs, select, top_k, budget, fused, trace, count)
+
+
+def choose_paged(inputs: operands.Paged, top_k: int, budget: int, fused: bool | None, max_context_len: int) -> Choice:
+    """As :func:`choose` for cached keys."""
+    options: dict[str, Any] = {"max_context_len": max_context_len}
+    select = partial(select_paged_keys, *inputs[:5], top_k=top_k, logits_budget_bytes=budget, **options)
+    options["layout"] = "flat"
+    arguments: tuple[Any, ...] = (_results(inputs, top_k, "meta"), budget, fused)
+    trace = fusing.explain_paged(inputs, *arguments, **options)
+
+    def count() -> fusing.Counts | None:
+        return fusing.count_paged(inputs, _results(inputs, top_k), *arguments[1:], **options)
+
+    return Choice(inputs, select, top_k, budget, fused, trace, count)
+
+
+def _results(inputs: operands.Dense | operands.Paged, top_k: int, device: Any = None) -> Results:
+    return Results(torch.empty((len(inputs.weights), top_k), dtype=torch.int32, device=device or inputs.q.device), None)
+
+
+class SelectionBatch(NamedTuple):
+    """The operands of one call, and a buffer with the logits of all of its rows, -inf outside the windows.
+
+    logits : [rows, columns]
+    starts, ends : the columns that each row sees, int32 [rows]; starts are None where they are 0
+    score : writes the logits into the buffer
+    choice : the call
+    cells : how many logits lie inside a window
+    """
+
+    logits: torch.Tensor
+    starts: torch.Tensor | None
+    ends: torch.Tensor
+    score: Call
+    choice: Choice
+    cells: int
+
+    @property
+    def least_bytes(self) -> int:
+        """The logits in the windows, once."""
+        return 4 * self.cells
+
     def calls(self, variant: str) -> dict[str, Call]:
         """What is timed, by name, with one variant of the selection; the variants of what else runs are chosen as always.
 
@@ -64,14 +120,14 @@ class SelectionBatch(NamedTuple):
         whole : both steps, within the budget
         fused : both in one kernel, where that is taken
         """
-        top_k = self.select.keywords["top_k"]  # type: ignore[attr-defined]
+        top_k, select, fused = self.choice.top_k, self.choice.select, self.choice.fused
         calls: dict[str, Call] = {
             "logits": self.score,
             "selection": partial(select_from_logits, self.logits, self.starts, self.ends, top_k=top_k, variant=variant),
             "topk": partial(torch.topk, self.logits, min(top_k, self.logits.shape[1]), dim=1, sorted=False),
-            "whole": partial(self.select, variant=variant, fused=False),
+            "whole": partial(select, variant=variant, fused=False),
         }
-        return calls if self.fused_variant is None else {**calls, "fused": partial(self.select, fused=self.fused)}
+        return calls if self.choice.fused_variant is None else {**calls, "fused": partial(select, fused=fused)}
 
     def peak_bytes(self, variant: str) -> dict[str, int] | None:
         """The most memory that each of the calls holds besides operands and result, by name; the logits' is their buffer, and
@@ -126,10 +182,8 @@ class Selection:
         batch = self.prefill.make(device, dtype, seed)
         logits = fp8_mqa_logits(*batch.operands, clean_logits=True, out=batch.output())
         score = partial(fp8_mqa_logits, *batch.operands, clean_logits=False, out=logits)
-        select = partial(select_keys, *batch.operands, top_k=self.top_k, logits_budget_bytes=self.budget)
-        results = _results(len(batch.q), self.top_k)
-        trace = fusing.explain(operands.Dense(*batch.operands), results, self.budget, self.fused, max_window=None)
-        return SelectionBatch(logits, batch.starts, batch.ends, score, select, batch.cells, self.fused, trace)
+        choice = choose(operands.Dense(*batch.operands), self.top_k, self.budget, self.fused)
+        return SelectionBatch(logits, batch.starts, batch.ends, score, choice, batch.cells)
 
 
 @dataclass(frozen=True)
@@ -165,15 +219,6 @@ class DecodeSelection:
         logits = batch.output()
         batch.call(None, True, logits)()
         score = batch.call(None, False, logits)
-        options: dict[str, Any] = {"max_context_len": batch.max_context_len}
-        select = partial(select_paged_keys, *batch.operands, top_k=self.top_k, logits_budget_bytes=self.budget, **options)
-        results = _results(len(logits), self.top_k)
-        inputs = operands.Paged(*batch.operands)
-        trace = fusing.explain_paged(inputs, results, self.budget, self.fused, layout="flat", **options)
+        choice = choose_paged(operands.Paged(*batch.operands), self.top_k, self.budget, self.fused, batch.max_context_len)
         ends = batch.seen.flatten().int()
-        return SelectionBatch(logits, None, ends, score, select, int(ends.sum()), self.fused, trace)
-
-
-def _results(rows: int, top_k: int) -> Results:
-    """Those of a call, whose choice is asked for: shapes alone."""
-    return Results(torch.empty((rows, top_k), dtype=torch.int32, device="meta"), None)
+        return SelectionBatch(logits, None, ends, score, choice, int(ends.sum()))

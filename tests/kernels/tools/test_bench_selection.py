@@ -6,14 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from capgate import compat
 from capgate.kernels import cli
+from capgate.kernels.fused_selection.calls import Counts
 from capgate.kernels.tools.bench.ceilings import Ceilings
 from capgate.kernels.tools.bench.measure import Plan, selection_rows
 from capgate.kernels.tools.bench.timing import Timing
 from capgate.kernels.tools.workloads.catalogue import SMALL, WORKLOADS
 from capgate.kernels.tools.workloads.decode import Decode, given
 from capgate.kernels.tools.workloads.prefill import Prefill, causal, full
-from capgate.kernels.tools.workloads.selection import DecodeSelection, Selection
+from capgate.kernels.tools.workloads.selection import Choice, DecodeSelection, Selection
+from support import fused_selection as fusing
+from support import judge, paged
 
 CPU, FN = torch.device("cpu"), torch.float8_e4m3fn
 TINY = Selection(Prefill("tiny", "", 20, 40, 4, 32, causal(20, 40)), 8, budget=8 * 64 * 4)
@@ -40,6 +44,27 @@ def test_what_is_timed_selects_the_same_keys(workload, variant):
 def test_a_batch_reads_its_windows_once():
     assert TINY.make(CPU, FN).least_bytes == 4 * sum(range(21, 41))
     assert TINY_DECODE.make(CPU, FN).least_bytes == 4 * (40 + 39 + 70 + 69 + 9 + 8)
+
+
+def test_counts_are_those_of_the_kernels(interpreter):
+    """They are counted in a call of their own, which select_keys would do by itself where it is the fused one."""
+    longer = Selection(Prefill("longer", "", 3, 300, 4, 32, causal(3, 300)), 8, budget=2**20)
+    cached = DecodeSelection(Decode("cached", "", 1, given([300]), 4, 1, 64, 32), 8, budget=2**20)
+    with fusing.tables(fusing.tuned(rows=8)):
+        with compat.override(variant={"fp8_select_keys": "classic", "fp8_select_paged_keys": "classic"}):
+            choices = [workload.make(CPU, FN).choice for workload in (longer, cached)]
+            counts = [choice.counting() for choice in choices]
+        dense, decode = (choice.inputs for choice in choices)
+        *_, expected = fusing.run(judge.Call(*dense[:6]), 8)
+        *_, expected_cached = fusing.run_paged(paged.PagedCall(*decode[:5]), 8, max_context_len=300)
+    assert list(counts[0]) == expected
+    assert list(counts[1]) == expected_cached
+    assert min(expected[0], expected_cached[0]) > 0, "lists of 64 entries had to make room"
+
+
+def test_nothing_is_counted_where_there_are_no_lists():
+    assert TINY.make(CPU, FN).choice.counting() is None, "two steps"
+    assert replace(TINY_DECODE, fused=True).make(CPU, FN).choice.counting() is None, "the reference"
 
 
 class FixedTimes:
@@ -70,6 +95,25 @@ def test_a_row_has_the_medians_of_every_round():
     assert (row["fused"], row["why_two_steps"]) == ("reference", None)
     assert (row["workload"], row["variant"], row["top_k"], row["budget"]) == ("tiny", "reference", 8, 2048)
     assert row["peak_bytes"] is None, "torch counts no memory on the CPU"
+    assert (row["counts"], row["peers_ms"]) == (None, {})
+
+
+def test_counts_stand_beside_the_fused_time(monkeypatch, capsys):
+    monkeypatch.setattr(Choice, "counting", lambda self: Counts(12, 3, 45))
+    monkeypatch.setitem(SMALL, "top2048", TINY)
+    arguments = ["bench", "--workload", "top2048", "--variants", "reference", "--repeats", "1", "--rounds", "1", "--fused"]
+    assert cli.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "12 / 3 / 45" in line] == [line for line in lines if " fused  " in line]
+
+
+def test_a_count_that_fails_leaves_the_times(monkeypatch):
+    monkeypatch.setattr(Choice, "counting", lambda self: 1 / 0)
+    plan = Plan(FixedTimes(), FN, VARIANTS, (False,), 1)
+    (row,) = selection_rows(plan, None, [replace(TINY, fused=True)])
+    assert (row["fused_ms"], row["counts"]) == ([2], None)
+    (remark,) = plan.remarks
+    assert (remark.measured, remark.words) == (True, "not counted: ZeroDivisionError: division by zero")
 
 
 def test_the_workloads_are_those_of_the_models():

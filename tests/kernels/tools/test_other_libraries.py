@@ -13,13 +13,15 @@ import torch
 from capgate.kernels import cli, fp8_mqa_logits, fp8_paged_mqa_logits
 from capgate.kernels.mqa_logits.operation import operation as dense
 from capgate.kernels.tools.bench import command, other_libraries, tables
-from capgate.kernels.tools.bench.measure import Plan, kernel_rows, selection_rows, serving_rows
+from capgate.kernels.tools.bench.matrix import gains, matrix_rows
+from capgate.kernels.tools.bench.measure import Plan, kernel_rows, key_peers, selection_rows, serving_rows
 from capgate.kernels.tools.bench.timing import Timer
 from capgate.kernels.tools.bench.trial import difference
 from capgate.kernels.tools.workloads.catalogue import SMALL
 from capgate.kernels.tools.workloads.decode import Decode, given
+from capgate.kernels.tools.workloads.matrix import Matrix
 from capgate.kernels.tools.workloads.prefill import Prefill, causal
-from capgate.kernels.tools.workloads.selection import Selection
+from capgate.kernels.tools.workloads.selection import DecodeSelection, Selection
 from capgate.kernels.tools.workloads.serving import Serving
 
 CPU, FN = torch.device("cpu"), torch.float8_e4m3fn
@@ -123,6 +125,52 @@ def test_deep_gemm_2_8_is_timed_where_it_has_the_call(workload, monkeypatch):
     asked = plan("reference", "deep_gemm")
     assert measured(kernel_rows(asked, None, [workload])) == BOTH | {("deep_gemm", False)}
     assert [remark for remark in asked.remarks if remark.measured] == []
+
+
+KEYS = Selection(PREFILL, 3, budget=2 * 4 * 256)  # two rows of logits at a time
+CACHED_KEYS = DecodeSelection(DECODE, 3)
+
+
+@pytest.mark.parametrize("workload", [KEYS, CACHED_KEYS], ids=lambda workload: workload.name)
+@pytest.mark.parametrize("library", [DeepGemm("2.3"), DeepGemm("2.6"), Current("deep_gemm")], ids=["2.3", "2.6", "2.8"])
+def test_two_steps_with_a_peers_logits_select_the_same_keys(library, workload, monkeypatch):
+    monkeypatch.setitem(sys.modules, "deep_gemm", library)
+    asked = plan("reference", "deep_gemm")
+    choice = workload.make(CPU, FN).choice
+    calls = key_peers(asked, workload, choice)
+    assert asked.remarks == []
+    assert torch.equal(calls["deep_gemm"](), choice.select())
+    (row,) = selection_rows(asked, None, [workload])
+    assert (row["variant"], len(row["peers_ms"]["deep_gemm"])) == ("reference", 2)
+
+
+def test_a_peer_that_has_no_room_for_its_logits_is_left_out(deep_gemm):
+    asked = plan("reference", "deep_gemm")
+    for workload in (replace(KEYS, budget=1023), replace(CACHED_KEYS, budget=6 * 1024 - 1)):
+        assert key_peers(asked, workload, workload.make(CPU, FN).choice) == {}
+    assert asked.remarks == []
+
+
+def test_a_peer_that_stops_selecting_leaves_our_times(deep_gemm, monkeypatch):
+    tired = iter(range(100))
+    run = deep_gemm.fp8_mqa_logits
+    monkeypatch.setattr(deep_gemm, "fp8_mqa_logits", lambda *q, **o: run(*q, **o) if next(tired) < 3 else 1 / 0)
+    asked = plan("reference", "deep_gemm")
+    (row,) = selection_rows(asked, None, [KEYS])
+    assert (row["peers_ms"], len(row["whole_ms"])) == ({}, 2)
+    assert [(remark.variant, remark.words) for remark in asked.remarks] == [
+        ("deep_gemm", "whole: ZeroDivisionError: division by zero")
+    ]
+
+
+def test_a_peer_has_its_times_in_the_matrix_and_in_the_table(deep_gemm, monkeypatch, capsys):
+    (row,) = matrix_rows(plan("reference", "deep_gemm"), [Matrix("tiny", "", 3, (20,), 4, heads=4, dim=32, budget=2**16)])
+    assert (set(row["ms"]), set(gains(row))) == ({"two_steps", "deep_gemm"}, {"two_steps", "deep_gemm"})
+    tables._show_selection(
+        tables.plain_console(),
+        {"selection": selection_rows(plan("reference", "deep_gemm"), None, [KEYS])} | {"repeats": 1, "rounds": 2},
+    )
+    assert " deep_gemm  whole " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
