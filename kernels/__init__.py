@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which look into no folder
     from .paged_mqa_logits import *
     from .quantize import quantize_keys as quantize_keys
     from .quantize import quantize_queries as quantize_queries
+    from .sparse_logits import *
 
 _NO_OPERATIONS = ("common", "dropin", "tools")
 

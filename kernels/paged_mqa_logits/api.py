@@ -375,5 +375,6 @@ _SCHEDULES = f"int chunk_keys={CHUNK_KEYS}"
 _NEW = f"SymInt max_context_len, ScalarType logits_dtype, {_OPTIONS}"
 register("fp8_paged_mqa_logits", OPERANDS, _NEW, "Tensor", _launch_new, _empty)
 register("fp8_paged_mqa_logits_out", OPERANDS, f"Tensor(a!) out, {_OPTIONS}", "()", _launch_into)
-register("paged_mqa_schedule", scheduled.OPERANDS, f"SymInt num_workers, {_SCHEDULES}", "Tensor", _schedule, _fake_schedule)
-register("paged_mqa_schedule_out", scheduled.OPERANDS, f"Tensor(a!) out, {_SCHEDULES}", "()", _schedule_into)
+_WORKERS, _INTO, _WINDOWS = f"SymInt num_workers, {_SCHEDULES}", f"Tensor(a!) out, {_SCHEDULES}", ("starts",)
+register("paged_mqa_schedule", scheduled.OPERANDS, _WORKERS, "Tensor", _schedule, _fake_schedule, left_out=_WINDOWS)
+register("paged_mqa_schedule_out", scheduled.OPERANDS, _INTO, "()", _schedule_into, left_out=_WINDOWS)

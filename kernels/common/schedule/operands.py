@@ -5,13 +5,17 @@ from typing import Annotated, NamedTuple
 import torch
 
 from ..cache import LENGTHS
-from ..operands import Operands
+from ..operands import Operand, Operands
 
 
 class Inputs(NamedTuple):
-    """The tensors of a call, but for the schedule."""
+    """The tensors of a call, but for the schedule.
+
+    starts : of windows, which ``context_lens`` are then the ends of; paged_mqa_schedule does not take them
+    """
 
     context_lens: Annotated[torch.Tensor, LENGTHS]
+    starts: Annotated[torch.Tensor | None, Operand((("B",),), (torch.int32,))] = None
 
 
 OPERANDS = Operands(Inputs)

@@ -42,7 +42,7 @@ FUNCTIONS = {
     "mx_paged_mqa_logits": Function(MX_PAGED, {"max_context_len": 70}),
     "mx_paged_mqa_workers": Function(MX_SHAPED, {}),
     "fp8_paged_mqa_logits": Function(PAGED, {"max_context_len": 70}),
-    "paged_mqa_schedule": Function(SCHEDULE, {"block_size": 64, "num_workers": 4}),
+    "paged_mqa_schedule": Function(SCHEDULE, {"block_size": 64, "num_workers": 4}, without=("starts",)),
     "paged_mqa_workers": Function(SHAPED, {}),
     "select_keys": Function(SELECTION_DENSE, {"top_k": 2}, goes_with=(("requests", "page_table"),)),
     "select_paged_keys": Function(
