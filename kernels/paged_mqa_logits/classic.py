@@ -64,9 +64,9 @@ def load_tile(
         position = tl.minimum(base + place, longest - 1)
         block, key_held = load_blocks(entries + (position // BLOCK).to(tl.int64) * stride_tk, num_blocks)
         held = key_held[:, None]
-        key, scale = load_keys(
-            keys, scales, block, position % BLOCK, stride_keys, stride_scales, 1, DIM, TILE, WORD, tl.int32
-        )
+        inside = position % BLOCK
+        key = load_keys(keys, block, inside, stride_keys, 1, DIM, TILE, WORD, tl.int32)
+        scale = tl.load(scales + block * stride_scales + inside)
     if TO_FNUZ:
         key = fn_to_fnuz(key)
         scale *= 4.0  # both operands were halved

@@ -29,60 +29,40 @@ MAX_KEYS = 2**30  # that a row of a request can see, so that a position is 32 bi
 
 
 @triton.jit
-def load_tile(
-    keys,
-    scales,
-    entries,
-    lines,
-    base,
-    window,
-    num_blocks,
-    stride_keys,
-    stride_scales,
-    stride_kd,
-    stride_tk,
-    stride_cc,
-    CANDIDATE: tl.constexpr,
-    RELATIVE: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-    TO_FNUZ: tl.constexpr,
-    WORD: tl.constexpr,
-    INDEX: tl.constexpr,
-):
-    """(keys, scales, whether the row sees them) of one tile of a row's cells, the first two as :func:`score` takes them.
+def load_candidates(
+    lines, tile, entries, stride_cc, CANDIDATE: tl.constexpr, BLOCK_KEYS: tl.constexpr, INDEX: tl.constexpr
+):  # fmt: skip
+    """The candidate blocks, uint32 [BLOCK_KEYS], of a tile's cells; of cells past a row's ``entries`` the last one's."""
+    entry = tl.minimum(tile * (BLOCK_KEYS // CANDIDATE) + tl.arange(0, BLOCK_KEYS) // CANDIDATE, entries - 1)
+    return tl.load(lines + entry.to(INDEX) * stride_cc).to(tl.uint32)
 
-    keys : in elements of WORD bytes
-    entries : the request's row of the block table
-    lines : the row's candidates
-    window : (first, how many, cells) of the keys that the row sees; of cells past the last the last block is read
-    """
-    first, count, written = window
-    cell = tl.minimum(base + tl.arange(0, BLOCK_KEYS), written - 1)
-    block = tl.load(lines + (cell // CANDIDATE).to(INDEX) * stride_cc)
-    if not RELATIVE:
-        block -= first // CANDIDATE
-    listed = block.to(tl.uint32) < tl.cdiv(count, CANDIDATE).to(tl.uint32)  # below 0 is a large number
-    place = tl.where(listed, block, 0) * CANDIDATE + cell % CANDIDATE
-    held = listed & (place < count)
-    near = tl.minimum(place, count - 1)
+
+@triton.jit
+def locate_keys(block, first_block, count, CANDIDATE: tl.constexpr):
+    """(which of its keys, whether the row sees them) of the cells of candidate blocks; of keys that it does not see the last."""
+    # Below the first block is a large number, and whatever lies past the last block stands for the one behind it.
+    near_block = tl.minimum(block - first_block.to(tl.uint32), tl.cdiv(count, CANDIDATE).to(tl.uint32))
+    place = near_block * CANDIDATE + (tl.arange(0, block.shape[0]) % CANDIDATE).to(tl.uint32)
+    count = count.to(tl.uint32)
+    return tl.minimum(place, count - 1), place < count
+
+
+@triton.jit
+def load_pages(table, near, num_blocks, stride_tk, BLOCK: tl.constexpr):
+    """(blocks of the cache, whether it has them) of a request's keys; where keys are packed, 0 and True."""
     if BLOCK == 0:
-        key, scale = load_keys(
-            keys, scales, (first + near).to(tl.int64), tl.zeros_like(near), stride_keys, stride_scales, stride_kd, DIM, 1, WORD,
-            INDEX,
-        )  # fmt: skip
+        return tl.zeros_like(near).to(tl.int64), near == near
     else:
-        page, exists = load_blocks(entries + (near // BLOCK).to(tl.int64) * stride_tk, num_blocks)
-        held = held & exists
-        key, scale = load_keys(
-            keys, scales, page, near % BLOCK, stride_keys, stride_scales, stride_kd, DIM, TILE, WORD, INDEX
-        )
-    if TO_FNUZ:
-        key = fn_to_fnuz(key)
-        scale *= 4.0  # both operands were halved
-    return key, scale, held
+        return load_blocks(table + (near // BLOCK).to(tl.int64) * stride_tk, num_blocks)
+
+
+@triton.jit
+def inside_of(near, page, first, BLOCK: tl.constexpr):
+    """(block, place in it) of keys as :func:`load_keys` takes them: packed keys are blocks of one key."""
+    if BLOCK == 0:
+        return (first + near.to(tl.int32)).to(tl.int64), tl.zeros_like(near)
+    else:
+        return page, near % BLOCK
 
 
 @triton.jit
@@ -189,17 +169,45 @@ def sparse_mqa_logits_kernel(
             weight = tl.load(weights + row64 * stride_ws + near_head * stride_wh, mask=head < HEADS, other=0.0).to(tl.float32)
             query, weight = operands(query, weight, TO_FNUZ, MAXIMUM)
 
-            entries, lines = table + request64 * stride_tb, candidates + row64 * stride_cs
+            lines, pages = candidates + row64 * stride_cs, table + request64 * stride_tb
+            entries = written // CANDIDATE
+            first_block = tl.full((), 0, tl.int32) if RELATIVE else first // CANDIDATE
+            # Of the next tiles what scales wait for is loaded ahead, so that no load waits for another: candidates three tiles
+            # before their logits, blocks of the cache two, scales one. Of the keys it is left to the compiler's stages.
+            block = load_candidates(lines, my_first, entries, stride_cc, CANDIDATE, BLOCK_KEYS, INDEX)
+            near, seen = locate_keys(block, first_block, count, CANDIDATE)
+            page, exists = load_pages(pages, near, num_blocks, stride_tk, BLOCK)
+            held = seen & exists
+            page, inside = inside_of(near, page, first, BLOCK)
+            scale = tl.load(scales + page * stride_scales + inside)
+            block = load_candidates(lines, my_first + splits, entries, stride_cc, CANDIDATE, BLOCK_KEYS, INDEX)
+            near, seen = locate_keys(block, first_block, count, CANDIDATE)
+            page, exists = load_pages(pages, near, num_blocks, stride_tk, BLOCK)
+            block = load_candidates(lines, my_first + 2 * splits, entries, stride_cc, CANDIDATE, BLOCK_KEYS, INDEX)
             for tile in range(my_first, past_tile, splits):
-                base = tile * BLOCK_KEYS
-                key, scale, held = load_tile(
-                    words, scales, entries, lines, base, (first, count, written), num_blocks, stride_keys, stride_scales,
-                    stride_kd, stride_tk, stride_cc, CANDIDATE, RELATIVE, DIM, BLOCK, TILE, BLOCK_KEYS, TO_FNUZ, WORD, INDEX,
-                )  # fmt: skip
+                key_block = load_candidates(lines, tile, entries, stride_cc, CANDIDATE, BLOCK_KEYS, INDEX)
+                key_near, _ = locate_keys(key_block, first_block, count, CANDIDATE)
+                key_page, _ = load_pages(pages, key_near, num_blocks, stride_tk, BLOCK)
+                key_page, key_inside = inside_of(key_near, key_page, first, BLOCK)
+                key = load_keys(words, key_page, key_inside, stride_keys, stride_kd, DIM, TILE, WORD, INDEX)
+                if TO_FNUZ:
+                    key = fn_to_fnuz(key)
+                    scale *= 4.0  # both operands were halved
                 logit = score(query, weight, key, 1, PADDED_HEADS, MAXIMUM) * scale[:, None]
-                logit = tl.where(held[:, None], logit, float("-inf"))
+                base = tile * BLOCK_KEYS
                 cell = out + row64 * stride_os + base.to(tl.int64) * stride_on + (place.to(INDEX) * stride_on)[:, None]
-                tl.store(cell, rounded(logit, out, CUTS), mask=(base + place < written)[:, None])
+                written_cell = base + place < written
+                tl.store(cell, rounded(logit, out, CUTS), mask=(written_cell & held)[:, None])
+                # Apart, and hardly ever: chosen by what is loaded ahead, logits would change their layout once more.
+                absent = tl.full((BLOCK_KEYS, 1), float("-inf"), tl.float32)
+                tl.store(cell, absent, mask=(written_cell & ~held)[:, None])
+
+                held = seen & exists
+                page, inside = inside_of(near, page, first, BLOCK)
+                scale = tl.load(scales + page * stride_scales + inside)
+                near, seen = locate_keys(block, first_block, count, CANDIDATE)
+                page, exists = load_pages(pages, near, num_blocks, stride_tk, BLOCK)
+                block = load_candidates(lines, tile + 3 * splits, entries, stride_cc, CANDIDATE, BLOCK_KEYS, INDEX)
         turn = next_turn(turn, past_tile - begin // BLOCK_KEYS, splits)
 
 

@@ -13,7 +13,7 @@ from .operation import Problem
 CLASSIC: dict[str, Tuning] = {
     # Compiled, never timed: blocks of keys, of the cache and of candidates are loads that wait for one another, and each gets
     # a stage of its own.
-    "sm90": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=4, resident=4),
+    "sm90": Tuning(block_keys=128, columns=128, num_warps=4, num_stages=4, resident=4),
     # Compiled, never run: as in the paged table.
     "gfx950": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=2, resident=2),
     "gfx942": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=2, resident=2),

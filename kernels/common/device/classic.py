@@ -154,17 +154,15 @@ def load_blocks(entries, num_blocks):
 
 @triton.jit
 def load_keys(
-    keys, scales, block, inside, stride_keys, stride_scales, stride_dim, DIM: tl.constexpr, TILE: tl.constexpr,
-    WORD: tl.constexpr, INDEX: tl.constexpr,
-):  # fmt: skip
-    """(keys [n, DIM / WORD], scales [n]) at places ``inside`` [n] of blocks [n], each of which may be another.
+    keys, block, inside, stride_keys, stride_dim, DIM: tl.constexpr, TILE: tl.constexpr, WORD: tl.constexpr, INDEX: tl.constexpr
+):
+    """Keys [n, DIM / WORD] at places ``inside`` [n] of blocks [n] of a cache, each of which may be another.
 
     keys : in elements of WORD bytes, and ``stride_dim`` in those; ``stride_keys`` in bytes
     """
     word = tl.arange(0, DIM // WORD)
     lines = keys + (block * (stride_keys // WORD) + first_byte(inside, DIM, TILE, WORD))[:, None]
-    key = tl.load(lines + (further_byte(word, TILE, WORD).to(INDEX) * stride_dim)[None, :])
-    return key, tl.load(scales + block * stride_scales + inside)
+    return tl.load(lines + (further_byte(word, TILE, WORD).to(INDEX) * stride_dim)[None, :])
 
 
 @triton.jit
