@@ -16,8 +16,8 @@ import triton.language as tl
 from capgate import compat
 
 from ..common.cache import LAYOUTS, keys_of, readable, scales_of
-from ..common.device.classic import fill, fn_to_fnuz, load_blocks, load_keys, operands, rounded, score
-from ..common.device.windows import keys_of_share, load_share, next_turn, row_keys
+from ..common.device.classic import fill, fn_to_fnuz, load_keys, operands, rounded, score
+from ..common.device.windows import keys_of_share, load_share, near_block, next_turn, row_keys
 from ..common.rules import padded_heads, product_options
 from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
@@ -38,31 +38,35 @@ def load_candidates(
 
 
 @triton.jit
-def locate_keys(block, first_block, count, CANDIDATE: tl.constexpr):
-    """(which of its keys, whether the row sees them) of the cells of candidate blocks; of keys that it does not see the last."""
+def places_of(block, first_block, count, CANDIDATE: tl.constexpr):
+    """Which of the row's keys, uint32, the cells of candidate blocks are of: from ``count`` on those that it does not see."""
     # Below the first block is a large number, and whatever lies past the last block stands for the one behind it.
-    near_block = tl.minimum(block - first_block.to(tl.uint32), tl.cdiv(count, CANDIDATE).to(tl.uint32))
-    place = near_block * CANDIDATE + (tl.arange(0, block.shape[0]) % CANDIDATE).to(tl.uint32)
+    nearest = tl.minimum(block - first_block.to(tl.uint32), tl.cdiv(count, CANDIDATE).to(tl.uint32))
+    return nearest * CANDIDATE + (tl.arange(0, block.shape[0]) % CANDIDATE).to(tl.uint32)
+
+
+@triton.jit
+def load_entries(table, place, count, stride_tk, BLOCK: tl.constexpr):
+    """The entries of a request's row of the table, uint32, for its keys at these places; of packed keys nothing is loaded."""
+    if BLOCK == 0:
+        return place
+    else:
+        near = tl.minimum(place, count.to(tl.uint32) - 1)
+        return tl.load(table + (near // BLOCK).to(tl.int64) * stride_tk).to(tl.uint32)
+
+
+@triton.jit
+def locate_keys(place, entry, first, count, num_blocks, BLOCK: tl.constexpr):
+    """(block, place in it, whether the row sees a key there) as :func:`load_keys` takes them: a packed key is a block of one.
+
+    entry : what :func:`load_entries` found; in place of keys that the row does not see some that may be read
+    """
     count = count.to(tl.uint32)
-    return tl.minimum(place, count - 1), place < count
-
-
-@triton.jit
-def load_pages(table, near, num_blocks, stride_tk, BLOCK: tl.constexpr):
-    """(blocks of the cache, whether it has them) of a request's keys; where keys are packed, 0 and True."""
+    near, seen = tl.minimum(place, count - 1), place < count
     if BLOCK == 0:
-        return tl.zeros_like(near).to(tl.int64), near == near
+        return first.to(tl.int64) + near.to(tl.int64), tl.zeros_like(near), seen
     else:
-        return load_blocks(table + (near // BLOCK).to(tl.int64) * stride_tk, num_blocks)
-
-
-@triton.jit
-def inside_of(near, page, first, BLOCK: tl.constexpr):
-    """(block, place in it) of keys as :func:`load_keys` takes them: packed keys are blocks of one key."""
-    if BLOCK == 0:
-        return (first + near.to(tl.int32)).to(tl.int64), tl.zeros_like(near)
-    else:
-        return page, near % BLOCK
+        return near_block(entry, num_blocks).to(tl.int64), near % BLOCK, seen & (entry < num_blocks)
 
 
 @triton.jit
@@ -146,7 +150,7 @@ def sparse_mqa_logits_kernel(
     head = tl.arange(0, PADDED_HEADS)
     near_head = tl.minimum(head, HEADS - 1).to(INDEX)
     dim = tl.arange(0, DIM)
-    place = tl.arange(0, BLOCK_KEYS)
+    near_cell = tl.arange(0, BLOCK_KEYS)
     num_blocks = tl.full((), num_blocks, tl.uint32)
 
     turn = split  # of this program, counted from a row's first tile
@@ -173,40 +177,38 @@ def sparse_mqa_logits_kernel(
             entries = written // CANDIDATE
             first_block = tl.full((), 0, tl.int32) if RELATIVE else first // CANDIDATE
             # Of the next tiles what scales wait for is loaded ahead, so that no load waits for another: candidates three tiles
-            # before their logits, blocks of the cache two, scales one. Of the keys it is left to the compiler's stages.
+            # before their logits, the table's entries two, scales one. Of the keys it is left to the compiler's stages.
             block = load_candidates(lines, my_first, entries, stride_cc, CANDIDATE, BLOCK_KEYS, INDEX)
-            near, seen = locate_keys(block, first_block, count, CANDIDATE)
-            page, exists = load_pages(pages, near, num_blocks, stride_tk, BLOCK)
-            held = seen & exists
-            page, inside = inside_of(near, page, first, BLOCK)
+            place = places_of(block, first_block, count, CANDIDATE)
+            entry = load_entries(pages, place, count, stride_tk, BLOCK)
+            page, inside, held = locate_keys(place, entry, first, count, num_blocks, BLOCK)
             scale = tl.load(scales + page * stride_scales + inside)
             block = load_candidates(lines, my_first + splits, entries, stride_cc, CANDIDATE, BLOCK_KEYS, INDEX)
-            near, seen = locate_keys(block, first_block, count, CANDIDATE)
-            page, exists = load_pages(pages, near, num_blocks, stride_tk, BLOCK)
+            place = places_of(block, first_block, count, CANDIDATE)
+            entry = load_entries(pages, place, count, stride_tk, BLOCK)
             block = load_candidates(lines, my_first + 2 * splits, entries, stride_cc, CANDIDATE, BLOCK_KEYS, INDEX)
             for tile in range(my_first, past_tile, splits):
                 key_block = load_candidates(lines, tile, entries, stride_cc, CANDIDATE, BLOCK_KEYS, INDEX)
-                key_near, _ = locate_keys(key_block, first_block, count, CANDIDATE)
-                key_page, _ = load_pages(pages, key_near, num_blocks, stride_tk, BLOCK)
-                key_page, key_inside = inside_of(key_near, key_page, first, BLOCK)
+                key_place = places_of(key_block, first_block, count, CANDIDATE)
+                key_entry = load_entries(pages, key_place, count, stride_tk, BLOCK)
+                key_page, key_inside, _ = locate_keys(key_place, key_entry, first, count, num_blocks, BLOCK)
                 key = load_keys(words, key_page, key_inside, stride_keys, stride_kd, DIM, TILE, WORD, INDEX)
                 if TO_FNUZ:
                     key = fn_to_fnuz(key)
                     scale *= 4.0  # both operands were halved
                 logit = score(query, weight, key, 1, PADDED_HEADS, MAXIMUM) * scale[:, None]
                 base = tile * BLOCK_KEYS
-                cell = out + row64 * stride_os + base.to(tl.int64) * stride_on + (place.to(INDEX) * stride_on)[:, None]
-                written_cell = base + place < written
+                cell = out + row64 * stride_os + base.to(tl.int64) * stride_on + (near_cell.to(INDEX) * stride_on)[:, None]
+                written_cell = base + near_cell < written
                 tl.store(cell, rounded(logit, out, CUTS), mask=(written_cell & held)[:, None])
                 # Apart, and hardly ever: chosen by what is loaded ahead, logits would change their layout once more.
                 absent = tl.full((BLOCK_KEYS, 1), float("-inf"), tl.float32)
                 tl.store(cell, absent, mask=(written_cell & ~held)[:, None])
 
-                held = seen & exists
-                page, inside = inside_of(near, page, first, BLOCK)
+                page, inside, held = locate_keys(place, entry, first, count, num_blocks, BLOCK)
                 scale = tl.load(scales + page * stride_scales + inside)
-                near, seen = locate_keys(block, first_block, count, CANDIDATE)
-                page, exists = load_pages(pages, near, num_blocks, stride_tk, BLOCK)
+                place = places_of(block, first_block, count, CANDIDATE)
+                entry = load_entries(pages, place, count, stride_tk, BLOCK)
                 block = load_candidates(lines, tile + 3 * splits, entries, stride_cc, CANDIDATE, BLOCK_KEYS, INDEX)
         turn = next_turn(turn, past_tile - begin // BLOCK_KEYS, splits)
 
