@@ -13,7 +13,7 @@ from ..common.logits import FLOATS, FP8, LOGITS, empty_logits
 from ..common.schedule.operation import CHUNK_KEYS, CHUNKS
 from ..common.torch_ops import register
 from .operands import DENSE, PAGED, Dense, Inputs, Paged
-from .operation import CANDIDATE_BLOCKS, Problem, dense, paged
+from .operation import CANDIDATE_BLOCKS, MOST_ROWS, Problem, dense, paged
 
 REPEATS, PAGED_REPEATS = compat.Repeats(dense), compat.Repeats(paged)
 MAX_CELLS = 2**30  # of a row, so that a cell and the end of its tile are 32 bits wide
@@ -41,7 +41,7 @@ def sparse_mqa_logits(
 
     ``logits[i, j * c + o] = k_scale[n] * sum_h weights[i, h] * relu(dot(q[i, h], k[n]))``
 
-    for key ``n = first + (candidates[i, j] - first_block) * c + o``, c being ``candidate_block``, and ``first`` the row's first
+    for key ``n = first + (candidates[i * L // S, j] - first_block) * c + o``, c being ``candidate_block``, and ``first`` the row's first
     key, ``max(starts[i], 0)``. ``first_block`` is ``first // c``, or 0 if ``relative``.
 
     Parameters
@@ -57,9 +57,10 @@ def sparse_mqa_logits(
     starts, ends : torch.Tensor, shape (S,), int32
         Each row's window of keys, which begins a block: its blocks lie behind one another from the first key on, and the last
         one may be short. Empty and inverted windows, starts below 0 and ends above N are fine.
-    candidates : torch.Tensor, shape (S, C), int32
+    candidates : torch.Tensor, shape (L, C), int32
         Each row's blocks, in any order, also several times. Of a row whose window has fewer than C blocks only as many entries
-        are looked at. A block that the window does not have (-1, or one past its end) is never read: its cells are -inf.
+        are looked at. L is 1 or more; with L below S, of which it is a divisor, adjacent rows share a list, S / L of them, and
+        read its keys together. A block that the window does not have (-1, or one past its end) is never read: its cells are -inf.
     candidate_block : int
         Keys in a block: 8, 16, 32 or 64.
     relative : bool
@@ -141,8 +142,8 @@ def paged_sparse_mqa_logits(
 ) -> torch.Tensor:
     """As :func:`sparse_mqa_logits` for the last queries of requests, whose keys are in a paged cache.
 
-    ``logits[b * next_n + t, j * c + o]`` is the logit of query t of request b for its key ``candidates[b * next_n + t, j] * c + o``,
-    c being ``candidate_block``: a key and its logit are as in :func:`fp8_paged_mqa_logits`.
+    ``logits[b * next_n + t, j * c + o]`` is the logit of query t of request b for its key ``block * c + o``, ``block`` being entry j of its list and
+    c ``candidate_block``: a key and its logit are as in :func:`fp8_paged_mqa_logits`.
 
     Parameters
     ----------
@@ -158,8 +159,9 @@ def paged_sparse_mqa_logits(
     block_table : torch.Tensor, shape (B, max_blocks), int32
         Each request's blocks of the cache in order. Only entries of listed keys are looked at. A block that the cache does not
         have is never read: the logits of its keys are -inf.
-    candidates : torch.Tensor, shape (B * next_n, C), int32
-        Each row's candidate blocks, as in :func:`sparse_mqa_logits`, counted from the request's first key.
+    candidates : torch.Tensor, shape (L, C), int32
+        Each row's candidate blocks, as in :func:`sparse_mqa_logits`, counted from the request's first key. L is 1 or more: B *
+        next_n, or B for lists that the rows of a request share.
     candidate_block : int
         Keys in a candidate block: 8, 16, 32 or 64.
     clean_logits : bool
@@ -218,7 +220,9 @@ def describe(
 ) -> Problem:
     """The class of calls that one with these operands and an output of this dtype belongs to."""
     q, (heads, dim) = inputs.q, inputs.q.shape[-2:]
-    problem = Problem(q.device, heads, dim, FP8[q.dtype], clean_logits, candidate_block)
+    together = len(inputs.weights) // max(1, len(inputs.candidates))
+    list_rows = min(1 << max(0, together - 1).bit_length(), MOST_ROWS)
+    problem = Problem(q.device, heads, dim, FP8[q.dtype], clean_logits, candidate_block, list_rows=list_rows)
     floats = {"weights_dtype": FLOATS[inputs.weights.dtype], "logits_dtype": FLOATS[logits_dtype]}
     if isinstance(inputs, Paged):
         check_address(inputs.kv_cache)
@@ -239,6 +243,11 @@ def _check(
 ) -> tuple[int, bool, str | None, int]:
     """The options of both functions as the operators take them; TypeError or ValueError for what they do not take."""
     candidate_block = check_candidate_block(candidate_block)
+    rows, lists = len(inputs.weights), len(inputs.candidates)
+    if isinstance(inputs, Paged) and lists not in (rows, len(inputs.q)):
+        raise ValueError(f"candidates: got {lists} lists, needs {rows}, one for each row, or {len(inputs.q)} of requests")
+    if rows % lists:
+        raise ValueError(f"candidates: got {lists} lists, needs a divisor of the {rows} rows")
     if inputs.candidates.shape[1] * candidate_block > MAX_CELLS:
         raise ValueError(f"candidates: got {inputs.candidates.shape[1]} blocks, needs {MAX_CELLS // candidate_block} at most")
     if inputs.schedule is not None and not inputs.schedule.is_contiguous():
@@ -259,8 +268,7 @@ def check_candidate_block(candidate_block: int) -> int:
 
 
 def _shape(inputs: Inputs, candidate_block: int) -> tuple[int, int]:
-    rows, listed = inputs.candidates.shape
-    return rows, listed * candidate_block
+    return len(inputs.weights), inputs.candidates.shape[1] * candidate_block
 
 
 def _new(inputs: Inputs, candidate_block: int, logits_dtype: torch.dtype) -> torch.Tensor:

@@ -2,9 +2,10 @@
 
     logits[i, j * C + o] = scale * sum_h weights[i, h] * relu(q[i, h, :] . key)    of key o in the block candidates[i, j]
 
-C being the keys of a candidate block. The listed keys of all rows, cut into chunks, are shared out evenly among a fixed number of
-programs by a schedule, and each walks its chunks from one row to the next, as in the paged kernel. A tile gathers its keys block
-by block: only the listed ones are read. Packed keys are a cache whose blocks hold one key and whose table need not be read.
+C being the keys of a candidate block. The keys of all lists, cut into chunks, are shared out evenly among a fixed number of
+programs by a schedule, and each walks its chunks from one list to the next, as in the paged kernel. A tile gathers its keys block
+by block: only the listed ones are read, once for the rows of a program that share a list and begin at the same key. Packed keys
+are a cache whose blocks hold one key and whose table need not be read.
 """
 
 from typing import Any
@@ -25,6 +26,7 @@ from .operands import Dense, Inputs, Paged
 from .operation import Problem
 from .tunings import classic as tuning
 
+WAVES = 4
 MAX_KEYS = 2**30  # that a row of a request can see, so that a position is 32 bits wide
 
 
@@ -57,16 +59,37 @@ def load_entries(table, place, count, stride_tk, BLOCK: tl.constexpr):
 
 @triton.jit
 def locate_keys(place, entry, first, count, num_blocks, BLOCK: tl.constexpr):
-    """(block, place in it, whether the row sees a key there) as :func:`load_keys` takes them: a packed key is a block of one.
+    """(block, place in it, place) as :func:`load_keys` takes the first two: a packed key is a block of one.
 
-    entry : what :func:`load_entries` found; in place of keys that the row does not see some that may be read
+    The last is ``place``, or ``count`` where there is no key to score. Blocks and places in them may be read in any case.
+
+    entry : what :func:`load_entries` found
     """
     count = count.to(tl.uint32)
-    near, seen = tl.minimum(place, count - 1), place < count
+    near, seen = tl.minimum(place, count - 1), tl.minimum(place, count)
     if BLOCK == 0:
         return first.to(tl.int64) + near.to(tl.int64), tl.zeros_like(near), seen
     else:
-        return near_block(entry, num_blocks).to(tl.int64), near % BLOCK, seen & (entry < num_blocks)
+        return near_block(entry, num_blocks).to(tl.int64), near % BLOCK, tl.where(entry < num_blocks, seen, count)
+
+
+@triton.jit
+def longest_from(
+    first, base_row, rows_left, starts, ends, num_rows, most, stride_starts, stride_ends, stride_next, NEXT_N: tl.constexpr,
+    ROW_LENS: tl.constexpr, WINDOWS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """How many keys the longest of ROWS rows sees, of those whose first key is ``first``.
+
+    Rows are read one by one into scalars: AMD's compiler would not know a reduction to agree in all lanes.
+    """
+    longest = tl.minimum(rows_left, 0)
+    for r in tl.static_range(ROWS):
+        begin, count = row_keys(
+            base_row + tl.minimum(r, rows_left - 1), starts, ends, num_rows, most, stride_starts, stride_ends, stride_next, NEXT_N,
+            ROW_LENS, WINDOWS,
+        )  # fmt: skip
+        longest = tl.where(begin == first, tl.maximum(longest, count), longest)
+    return longest
 
 
 @triton.jit
@@ -78,10 +101,11 @@ def sparse_mqa_logits_kernel(
     starts,  # [num_rows] int32, of packed keys
     ends,  # [num_rows] int32, or a cache's lengths as windows.seen takes them
     table,  # [num_rows / NEXT_N, max_blocks] int32, of a cache
-    candidates,  # [num_rows, listed] int32
+    candidates,  # [num_lists, listed] int32
     schedule,  # [num_workers + 1, 2] int32
     out,  # [num_rows, width] float32 or bfloat16
     num_rows,
+    list_rows,  # that share a list: as many for each
     num_blocks,  # of the cache; keys of others score as -inf
     most,  # keys that there are, or that the table has room for
     listed,  # candidates of a row
@@ -111,6 +135,8 @@ def sparse_mqa_logits_kernel(
     PADDED_HEADS: tl.constexpr,
     CANDIDATE: tl.constexpr,
     RELATIVE: tl.constexpr,
+    SHARED: tl.constexpr,  # whether rows share lists, which the schedule counts by the last of them
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,  # 0 for packed keys
     TILE: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
@@ -128,13 +154,16 @@ def sparse_mqa_logits_kernel(
 
     worker = tl.program_id(0) // splits
     split = tl.program_id(0) % splits
-    first_row, first_chunk, last_row, last_chunk = load_share(schedule, worker, num_rows, False)
+    first_in_list = tl.program_id(1) * ROWS  # of the rows that share a list
+    num_lists = num_rows // list_rows
+    first_list, first_chunk, last_list, last_chunk = load_share(schedule, worker, num_lists, SHARED)
 
     if CLEAN:  # first, so that the stores drain behind the arithmetic
         near_strip = tl.arange(0, 1)
         width = listed * CANDIDATE
         row_strips = tl.cdiv(width, STRIP)
-        for strip in range(tl.program_id(0), strips, tl.num_programs(0)):
+        step = tl.num_programs(0) * tl.num_programs(1)
+        for strip in range(tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), strips, step):
             row = (strip // row_strips).to(tl.int32)
             base = (strip % row_strips).to(tl.int32) * STRIP
             _, count = row_keys(
@@ -147,41 +176,70 @@ def sparse_mqa_logits_kernel(
                 fill(out, first, last - first, row_offset, near_strip == 0, stride_on, STRIP, INDEX)
 
     # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
-    head = tl.arange(0, PADDED_HEADS)
+    column = tl.arange(0, ROWS * PADDED_HEADS)
+    head = column % PADDED_HEADS
     near_head = tl.minimum(head, HEADS - 1).to(INDEX)
     dim = tl.arange(0, DIM)
     near_cell = tl.arange(0, BLOCK_KEYS)
     num_blocks = tl.full((), num_blocks, tl.uint32)
+    rows_left = list_rows - first_in_list
+    row_of_column = tl.minimum(column // PADDED_HEADS, rows_left - 1).to(tl.int64)
+    member = tl.arange(0, ROWS)
 
-    turn = split  # of this program, counted from a row's first tile
-    past_row = tl.minimum(tl.where(last_chunk > 0, last_row + 1, last_row), num_rows)
-    for number in range(past_row - first_row):
-        row = first_row + number
-        row64 = row.to(tl.int64)
-        first, count = row_keys(
-            row, starts, ends, num_rows, most, stride_starts, stride_ends, stride_next, NEXT_N, ROW_LENS, BLOCK == 0
+    turn = split  # of this program, counted from a list's first tile
+    past_list = tl.minimum(tl.where(last_chunk > 0, last_list + 1, last_list), num_lists)
+    # Rows that begin at different keys have no key in common where blocks are counted from there: they take turns.
+    passes = ROWS if BLOCK == 0 else 1
+    for number in range((past_list - first_list) * passes):
+        which = first_list + number // passes
+        leader = number % passes
+        base_row = which * list_rows + first_in_list
+        first, _ = row_keys(
+            base_row + tl.minimum(leader, rows_left - 1), starts, ends, num_rows, most, stride_starts, stride_ends, stride_next,
+            NEXT_N, ROW_LENS, BLOCK == 0,
+        )  # fmt: skip
+        count = longest_from(
+            first, base_row, rows_left, starts, ends, num_rows, most, stride_starts, stride_ends, stride_next, NEXT_N, ROW_LENS,
+            BLOCK == 0, ROWS,
+        )  # fmt: skip
+        if ROWS > 1 and BLOCK == 0:  # those that begin where an earlier one did have been scored with it
+            for r in tl.static_range(ROWS):
+                earlier, _ = row_keys(
+                    base_row + tl.minimum(r, rows_left - 1), starts, ends, num_rows, most, stride_starts, stride_ends,
+                    stride_next, NEXT_N, ROW_LENS, True,
+                )  # fmt: skip
+                count = tl.where((r < leader) & (earlier == first), 0, count)
+        entries = tl.minimum(tl.cdiv(count, CANDIDATE), listed)
+        begin, end = keys_of_share(
+            which, entries * CANDIDATE, first_list, first_chunk, last_list, last_chunk, CHUNK
         )
-        written = tl.minimum(tl.cdiv(count, CANDIDATE), listed) * CANDIDATE
-        begin, end = keys_of_share(row, written, first_row, first_chunk, last_row, last_chunk, CHUNK)
         my_first, past_tile = begin // BLOCK_KEYS + turn, tl.cdiv(end, BLOCK_KEYS)
         if my_first < past_tile:
-            # What one row reads in shared memory the next one overwrites: see the paged kernel.
+            # What one list reads in shared memory the next one overwrites: see the paged kernel.
             tl.debug_barrier()
-            request64 = row64 // NEXT_N
-            query_rows = q + request64 * stride_qb + row64 % NEXT_N * stride_qn + near_head * stride_qh
-            query = tl.load(query_rows[None, :] + (dim.to(INDEX) * stride_qd)[:, None])  # [DIM, PADDED_HEADS]
+            row64 = base_row.to(tl.int64) + row_of_column
+            query_rows = q + row64 // NEXT_N * stride_qb + row64 % NEXT_N * stride_qn + near_head * stride_qh
+            query = tl.load(query_rows[None, :] + (dim.to(INDEX) * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
             weight = tl.load(weights + row64 * stride_ws + near_head * stride_wh, mask=head < HEADS, other=0.0).to(tl.float32)
             query, weight = operands(query, weight, TO_FNUZ, MAXIMUM)
 
-            lines, pages = candidates + row64 * stride_cs, table + request64 * stride_tb
-            entries = written // CANDIDATE
+            near_member = base_row + tl.minimum(member, rows_left - 1)
+            begins, counts = row_keys(
+                near_member, starts, ends, num_rows, most, stride_starts, stride_ends, stride_next, NEXT_N, ROW_LENS, BLOCK == 0
+            )
+            counts = tl.where((member < rows_left) & (begins == first), counts, 0)
+            written = tl.minimum(tl.cdiv(counts, CANDIDATE), listed) * CANDIDATE
+            counts = counts.to(tl.uint32)
+            row_offset = (base_row.to(tl.int64) + member) * stride_os
+
+            lines, pages = candidates + which.to(tl.int64) * stride_cs, table + base_row.to(tl.int64) // NEXT_N * stride_tb
             first_block = tl.full((), 0, tl.int32) if RELATIVE else first // CANDIDATE
             # Of the next tiles what scales wait for is loaded ahead, so that no load waits for another: candidates three tiles
             # before their logits, the table's entries two, scales one. Of the keys it is left to the compiler's stages.
             block = load_candidates(lines, my_first, entries, stride_cc, CANDIDATE, BLOCK_KEYS, INDEX)
             place = places_of(block, first_block, count, CANDIDATE)
             entry = load_entries(pages, place, count, stride_tk, BLOCK)
-            page, inside, held = locate_keys(place, entry, first, count, num_blocks, BLOCK)
+            page, inside, seen = locate_keys(place, entry, first, count, num_blocks, BLOCK)
             scale = tl.load(scales + page * stride_scales + inside)
             block = load_candidates(lines, my_first + splits, entries, stride_cc, CANDIDATE, BLOCK_KEYS, INDEX)
             place = places_of(block, first_block, count, CANDIDATE)
@@ -191,21 +249,21 @@ def sparse_mqa_logits_kernel(
                 key_block = load_candidates(lines, tile, entries, stride_cc, CANDIDATE, BLOCK_KEYS, INDEX)
                 key_place = places_of(key_block, first_block, count, CANDIDATE)
                 key_entry = load_entries(pages, key_place, count, stride_tk, BLOCK)
-                key_page, key_inside, _ = locate_keys(key_place, key_entry, first, count, num_blocks, BLOCK)
+                key_page, key_inside, key_place = locate_keys(key_place, key_entry, first, count, num_blocks, BLOCK)
                 key = load_keys(words, key_page, key_inside, stride_keys, stride_kd, DIM, TILE, WORD, INDEX)
                 if TO_FNUZ:
                     key = fn_to_fnuz(key)
                     scale *= 4.0  # both operands were halved
-                logit = score(query, weight, key, 1, PADDED_HEADS, MAXIMUM) * scale[:, None]
+                logit = score(query, weight, key, ROWS, PADDED_HEADS, MAXIMUM) * scale[:, None]
                 base = tile * BLOCK_KEYS
-                cell = out + row64 * stride_os + base.to(tl.int64) * stride_on + (near_cell.to(INDEX) * stride_on)[:, None]
-                written_cell = base + near_cell < written
-                tl.store(cell, rounded(logit, out, CUTS), mask=(written_cell & held)[:, None])
+                cell = out + base.to(tl.int64) * stride_on + row_offset[None, :] + (near_cell.to(INDEX) * stride_on)[:, None]
+                mine = (base + near_cell)[:, None] < written[None, :]
+                held = seen[:, None] < counts[None, :]
+                tl.store(cell, rounded(logit, out, CUTS), mask=mine & held)
                 # Apart, and hardly ever: chosen by what is loaded ahead, logits would change their layout once more.
-                absent = tl.full((BLOCK_KEYS, 1), float("-inf"), tl.float32)
-                tl.store(cell, absent, mask=(written_cell & ~held)[:, None])
+                tl.store(cell, tl.full((BLOCK_KEYS, ROWS), float("-inf"), tl.float32), mask=mine & ~held)
 
-                page, inside, held = locate_keys(place, entry, first, count, num_blocks, BLOCK)
+                page, inside, seen = locate_keys(place, entry, first, count, num_blocks, BLOCK)
                 scale = tl.load(scales + page * stride_scales + inside)
                 place = places_of(block, first_block, count, CANDIDATE)
                 entry = load_entries(pages, place, count, stride_tk, BLOCK)
@@ -237,16 +295,23 @@ def prepare(
 
     sources, sizes, where = _cached(inputs, layout) if isinstance(inputs, Paged) else _packed(inputs)
     keys, scales, starts, ends, table = sources
-    rows, (listed, width) = len(weights), (candidates.shape[1], out.shape[1])
+    rows, (lists, listed), width = len(weights), candidates.shape, out.shape[1]
+    list_rows, next_n = rows // lists, problem.next_n or 1
+    groups, slots = -(-list_rows // tune.rows), workers_that_fit(problem.device, tune.resident, 1)
     lens_strides = ends.stride() if ends.ndim == 2 else (ends.stride(0), 0)
     q_strides = q.stride() if q.ndim == 4 else (q.stride(0), 0, *q.stride()[1:])
     packed_words = problem.next_n is not None or problem.packed_words
     before: tuple[compat.Launch, ...] = ()
     schedule = inputs.schedule
     if schedule is None:
-        options = {"starts": None if isinstance(inputs, Paged) else starts, "rows": problem.next_n or 1, "most": width}
-        schedule, before = new_schedule(ends, workers(problem), chunk_keys, **options)
-    splits = programs_of_a_worker(problem.device, tune.resident, 1, schedule)
+        each, last = (None, slice(None)) if list_rows > 1 and next_n > 1 else (next_n, slice(list_rows - 1, None, list_rows))
+        lens = ends if next_n > 1 else ends[last]
+        begins = None if isinstance(inputs, Paged) else starts[last]
+        shared = workers_that_fit(problem.device, tune.resident, groups)
+        schedule, before = new_schedule(lens, shared, chunk_keys, starts=begins, rows=each, most=width)
+    splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
+    if groups > 1:  # all programs have the same work: several waves of them, so that the last one is a small part
+        splits = max(splits, -(-WAVES * slots // (groups * (schedule.shape[0] - 1))))
     farthest = max(  # element that a program reaches from its base pointers
         heads * q_strides[2] + dim * q_strides[3],
         heads * weights.stride(1),
@@ -256,18 +321,20 @@ def prepare(
     )
     arguments = (
         *(q, keys, scales, weights, starts, ends, table, candidates, schedule, out),
-        *(rows, *sizes, listed, rows * -(-width // strip), splits),
+        *(rows, list_rows, *sizes, listed, rows * -(-width // strip), splits),
         *(*q_strides, keys.stride(0), keys.stride(-1), scales.stride(0), *weights.stride()),
         *(starts.stride(0), *lens_strides, *table.stride(), *candidates.stride(), *out.stride()),
     )
     keywords = {
-        "NEXT_N": problem.next_n or 1,
+        "NEXT_N": next_n,
         "HEADS": heads,
         "DIM": dim,
         "PADDED_HEADS": padded_heads(heads),
         "CANDIDATE": candidate_block,
         "RELATIVE": relative,
         "TILE": LAYOUTS[layout],
+        "SHARED": list_rows > 1,
+        "ROWS": tune.rows,
         "BLOCK_KEYS": tune.block_keys,
         "CHUNK": chunk_keys,
         "STRIP": strip,
@@ -283,7 +350,7 @@ def prepare(
         **products,
         **dict(tune.options),
     }
-    grid = ((schedule.shape[0] - 1) * splits,)
+    grid = ((schedule.shape[0] - 1) * splits, groups)
     return (*before, compat.Launch(sparse_mqa_logits_kernel, grid, arguments, keywords))
 
 

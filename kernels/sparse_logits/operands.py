@@ -11,6 +11,7 @@ from ..mqa_logits import operands as dense
 from ..paged_mqa_logits.operands import QUERIES, WORKERS
 
 SCHEDULE = Operand(((WORKERS, 2),), (torch.int32,), (Limit(WORKERS, 2),))
+LISTS = Operand((("L", "C"),), (torch.int32,), (Limit("L", 1),))
 WINDOW = Operand((("S",),), (torch.int32,))
 
 
@@ -23,7 +24,7 @@ class Dense(NamedTuple):
     weights: Annotated[torch.Tensor, Operand((("S", "H"),), tuple(FLOATS))]
     starts: Annotated[torch.Tensor, WINDOW]
     ends: Annotated[torch.Tensor, WINDOW]
-    candidates: Annotated[torch.Tensor, Operand((("S", "C"),), (torch.int32,))]
+    candidates: Annotated[torch.Tensor, LISTS]
     schedule: Annotated[torch.Tensor | None, SCHEDULE] = None
 
 
@@ -35,7 +36,7 @@ class Paged(NamedTuple):
     weights: Annotated[torch.Tensor, Operand((("B * next_n", "H"),), tuple(FLOATS))]
     context_lens: Annotated[torch.Tensor, LENGTHS]
     block_table: Annotated[torch.Tensor, TABLE]
-    candidates: Annotated[torch.Tensor, Operand((("B * next_n", "C"),), (torch.int32,))]
+    candidates: Annotated[torch.Tensor, LISTS]
     schedule: Annotated[torch.Tensor | None, SCHEDULE] = None
 
 

@@ -14,7 +14,8 @@ from ..common.rules import (
     padded_heads,
 )
 
-MODES = {"unclean": False, "clean": True}  # clean_logits
+MOST_ROWS = 8  # that any kernel scores at a time
+MODES = {"unclean": (False, 1), "clean": (True, 1), "shared": (False, MOST_ROWS)}  # clean_logits, and rows that share a list
 CANDIDATE_BLOCKS = (8, 16, 32, 64)  # keys of a candidate block; engines have 8 and 16
 
 
@@ -26,6 +27,7 @@ class Problem(NamedTuple):
     candidate_block : keys of a candidate block
     next_n : rows of a request, whose keys are in a paged cache; None for packed keys
     block_size, layout : of the cache
+    list_rows : rows that share a list, rounded up to a power of two, and at most MOST_ROWS
     packed_words : whether packed keys can be loaded in words of four bytes
     weights_dtype, logits_dtype : "float32" or "bfloat16"
     """
@@ -39,6 +41,7 @@ class Problem(NamedTuple):
     next_n: int | None = None
     block_size: int = 64
     layout: str = "flat"
+    list_rows: int = 1
     packed_words: bool = True
     weights_dtype: str = FLOAT32
     logits_dtype: str = FLOAT32
@@ -57,14 +60,15 @@ def example_paged(device: Any) -> Problem:
 def example_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | None = None) -> Problem:
     """As :func:`example` with these sizes, mode (see :func:`output_of`) and dtype; ValueError for what does not exist."""
     check_sizes(heads, dim)
-    clean_logits, floats = output_of(mode, MODES)
+    (clean_logits, list_rows), floats = output_of(mode, MODES)
     sizes = (heads, dim, dtype or native_fp8(device), clean_logits)
-    return Problem(device, *sizes, weights_dtype=floats, logits_dtype=floats)
+    return Problem(device, *sizes, list_rows=list_rows, weights_dtype=floats, logits_dtype=floats)
 
 
 def example_paged_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | None = None) -> Problem:
     """As :func:`example_problem` for :func:`example_paged`."""
-    return example_problem(device, heads, dim, mode, dtype)._replace(next_n=1)
+    problem = example_problem(device, heads, dim, mode, dtype)
+    return problem._replace(next_n=problem.list_rows)
 
 
 def example_call(problem: Problem) -> compat.ExampleCall:
@@ -83,7 +87,7 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     rows = requests * (problem.next_n or 1)
     q = meta(rows, problem.heads, problem.dim, dtype=fp8)
     weights = meta(rows, problem.heads, dtype=getattr(torch, problem.weights_dtype))
-    candidates, schedule = integers(rows, listed), integers(257, 2)
+    candidates, schedule = integers(rows // problem.list_rows, listed), integers(257, 2)
     inputs: Dense | Paged
     options = {"clean_logits": problem.clean_logits, "candidate_block": problem.candidate_block}
     if problem.next_n is None:

@@ -44,7 +44,8 @@ def launch(
         first_block = torch.zeros_like(begin) if relative else begin // candidate_block
         keys_of = _packed_keys(inputs, begin)
 
-    (rows, columns), (blocks, listed) = out.shape, (-(-lengths // candidate_block), inputs.candidates.shape[1])
+    (rows, columns), (lists, listed) = out.shape, inputs.candidates.shape
+    blocks, list_rows = -(-lengths // candidate_block), rows // lists
     key_tile = min(KEY_TILE, columns)
     row_tile = max(1, SCORE_BYTES // (max(heads, dim) * key_tile * accumulate.itemsize))
     for row in range(0, rows, row_tile):
@@ -53,7 +54,8 @@ def launch(
         for column in range(0, columns, key_tile):
             cells = out[some, column : column + key_tile]
             cell = torch.arange(column, column + cells.shape[1], device=out.device)
-            block = inputs.candidates[some, column // candidate_block : (column + key_tile) // candidate_block].long()
+            block = inputs.candidates[:, column // candidate_block : (column + key_tile) // candidate_block].long()
+            block = block[torch.arange(row, row + len(cells), device=out.device) // list_rows]
             block = block.repeat_interleave(candidate_block, 1) - first_block[some, None]
             place = block * candidate_block + cell % candidate_block
             held = (block >= 0) & (place < lengths[some, None])

@@ -20,14 +20,16 @@ _OTHERS: dict[str, Tuning] = {
 # of 128 keys take a third fewer instructions for each key than those of 64.
 CACHED = {**_OTHERS, "sm90": Tuning(block_keys=128, columns=128, num_warps=4, num_stages=4, resident=4)}
 PACKED = {**_OTHERS, "sm90": Tuning(block_keys=128, columns=128, num_warps=4, num_stages=5, resident=3)}
+# Compiled, never timed: of rows that share a list there are two or four to a tile, and as many registers as in the dense kernel.
+SHARED = {**_OTHERS, "sm90": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=4, resident=3)}
 
 
 @cache
 def classic(problem: Problem) -> Tuning:
-    """The row for a problem's target, cut to its heads: every row has keys of its own, so that a program scores one."""
+    """The row for a problem's target, cut to its heads, and to the rows that share a list."""
     target = compat.capabilities(problem.device).target
-    table = PACKED if problem.next_n is None else CACHED
-    row = row_for(table, target.label).with_rows(1, padded_heads(problem.heads))
+    table = SHARED if problem.list_rows > 1 else PACKED if problem.next_n is None else CACHED
+    row = row_for(table, target.label).with_rows(problem.list_rows, padded_heads(problem.heads))
     if target.backend == "hip" and row.columns == 32:
         # Two products of 32x32 in a tile: with more waves, two would compute the same.
         return row._replace(num_warps=row.num_warps // 2)

@@ -63,7 +63,7 @@ def windows(call: Any) -> tuple[list[int], list[int]]:
 
 def formula(call: Any, block: int, *, relative: bool, layout: str = "flat") -> judge.Answer:
     """judge.Answer of every cell: the logits of all keys, taken from where the lists point. Inside are the cells to be written."""
-    (first, counts), listed = windows(call), call.candidates.shape[1]
+    (first, counts), (lists_given, listed) = windows(call), call.candidates.shape
     if isinstance(call, PagedSparseCall):
         whole = paged.formula(paged.PagedCall(*call[:5]), max(counts, default=0), layout)
     else:
@@ -72,7 +72,7 @@ def formula(call: Any, block: int, *, relative: bool, layout: str = "flat") -> j
     logits, magnitude = torch.full(shape, float("-inf"), dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
     inside = torch.zeros(shape, dtype=torch.bool)
     for row, (start, count) in enumerate(zip(first, counts, strict=True)):
-        for entry, number in enumerate(call.candidates[row].tolist()[: -(-count // block)]):
+        for entry, number in enumerate(call.candidates[row * lists_given // len(counts)].tolist()[: -(-count // block)]):
             inside[row, entry * block : (entry + 1) * block] = True
             local = (number - (0 if relative else start // block)) * block
             for place in range(block):
@@ -95,7 +95,7 @@ def check(
 ) -> torch.Tensor:
     """As judge.check: run into sentinels, hold what was written against the formula, and return the output."""
     cached = isinstance(call, PagedSparseCall)
-    rows, listed = call.candidates.shape
+    rows, listed = len(call.weights), call.candidates.shape[1]
     out = judge.sentinels(rows, listed * block, str(call.q.device)) if out is None else out
     memory = judge.storage_of(out, judge.WORDS[out.dtype])
     before, operands = memory.clone(), [judge.storage_of(tensor, torch.uint8).clone() for tensor in call]
@@ -160,7 +160,7 @@ def poisoned(call: Any, block: int, *, relative: bool = True, layout: str = "fla
     (first, counts), cached = windows(call), isinstance(call, PagedSparseCall)
     wanted = set()
     for row, (start, count) in enumerate(zip(first, counts, strict=True)):
-        for number in call.candidates[row].tolist()[: -(-count // block)]:
+        for number in call.candidates[row * len(call.candidates) // len(counts)].tolist()[: -(-count // block)]:
             local = (number - (0 if relative or cached else start // block)) * block
             request = row // call.q.shape[1] if cached else 0
             wanted |= {(request, start + local + place) for place in range(block) if 0 <= local + place < count}
