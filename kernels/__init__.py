@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors, which look into no folder
+    from .candidate_blocks import *
     from .key_cache import *
     from .key_selection import *
     from .mqa_logits import *

@@ -148,10 +148,16 @@ def make_call(
 
 
 def make_paged_call(
-    lens: Sequence[int] | Sequence[Sequence[int]], listed: int, block: int = 8, next_n: int = 1, **options: Any
+    lens: Sequence[int] | Sequence[Sequence[int]],
+    listed: int,
+    block: int = 8,
+    next_n: int = 1,
+    *,
+    block_of_cache: int = 64,
+    **options: Any,
 ) -> PagedSparseCall:
     """:func:`.paged.make_call` with lists of its rows' blocks."""
-    call = paged.make_call(lens, next_n, **options)
+    call = paged.make_call(lens, next_n, block=block_of_cache, **options)
     return PagedSparseCall(*call, lists(call.seen.flatten().tolist(), listed, block))
 
 
@@ -168,13 +174,13 @@ def poisoned(call: Any, block: int, *, relative: bool = True, layout: str = "fla
         kept = torch.tensor([(0, key) in wanted for key in range(call.k.shape[0])])
         octets = call.k.view(torch.uint8).masked_fill(~kept[:, None], 0x7F if call.k.dtype == torch.float8_e4m3fn else 0x80)
         return call._replace(k=octets.view(call.k.dtype), k_scale=call.k_scale.masked_fill(~kept, float("nan")))
-    kv_cache, page = call.kv_cache.clone(), call.kv_cache.shape[1]
-    dim, memory = kv_cache.shape[3] - 4, torch.full_like(judge.storage_of(call.kv_cache, torch.uint8), 0xFF)
-    source = judge.storage_of(call.kv_cache, torch.uint8)
+    kv_cache, page = call.kv_cache, call.kv_cache.shape[1]
+    dim, memory = kv_cache.shape[3] - 4, torch.full_like(judge.storage_of(kv_cache, torch.uint8), 0xFF)
+    source = judge.storage_of(kv_cache, torch.uint8)
     for request, key in wanted:
         start = int(call.block_table[request, key // page]) * kv_cache.stride(0)
         values = start + paged.byte_of(torch.tensor([key % page]), torch.arange(dim), dim, layout)
         scales = start + page * dim + key % page * 4 + torch.arange(4)
         for places in (values, scales):
             memory[places] = source[places]
-    return call._replace(kv_cache=memory.as_strided(call.kv_cache.shape, call.kv_cache.stride()))
+    return call._replace(kv_cache=memory.as_strided(kv_cache.shape, kv_cache.stride()))
