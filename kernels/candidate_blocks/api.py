@@ -24,7 +24,7 @@ def select_candidate_blocks(
     out: torch.Tensor | None = None,
     variant: str | None = None,
 ) -> torch.Tensor:
-    """Choose the blocks of keys with the largest logits, for :func:`sparse_mqa_logits`: the first level of DeepSeek-V4.1's indexer.
+    """Choose the blocks of keys with the largest logits, for :func:`sparse_mqa_logits`.
 
     Parameters
     ----------
@@ -33,8 +33,8 @@ def select_candidate_blocks(
     starts : torch.Tensor, shape (G,), int32, or None
         The first key that a row sees; None is 0 for every row.
     ends : torch.Tensor, shape (G,), int32
-        One more than the last key that a row sees. G is 1 or more, and a divisor of S: adjacent rows share a window. Windows that
-        are empty, inverted or reach past the keys are fine.
+        One more than the last key that a row sees. G is 1 or more, and a divisor of S: adjacent rows share a window. Windows
+        that are empty, inverted or reach past the keys are fine.
     top_blocks : int
         How many blocks to choose for each row, 1 or more.
     candidate_block : int
@@ -45,15 +45,15 @@ def select_candidate_blocks(
     variant : str, optional
         Take this variant ("classic", "reference") or raise, of the selection behind it, too.
 
-    A block's score is its largest logit. The window's last block, the newest, is always chosen, and so are blocks with a NaN, as
-    long as there is room for them: of equal scores the lower number goes first.
+    A block's score is its largest logit. The window's last block, the newest, and blocks with a NaN have a score of +inf. Of
+    equal scores the lower number goes first.
 
     Returns
     -------
     torch.Tensor
-        ``out``, or a new tensor of its shape: numbers of blocks, counted from the window's first, in ascending order, then -1. A
-        block whose logits are all -inf is -1, too, wherever it would stand. Nothing is read back from the device, and results of
-        repeated calls are equal. Beside the operands it takes memory for the scores of all blocks, float32.
+        ``out``, or a new tensor of its shape: numbers of blocks, counted from the window's first, in ascending order, then -1.
+        A block whose logits are all -inf is -1, too, wherever it would stand. Nothing is read back from the device, and results
+        of repeated calls are equal. Beside the operands it takes memory for the scores of all blocks, float32.
 
     Raises
     ------

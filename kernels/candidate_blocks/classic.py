@@ -17,6 +17,25 @@ WARPS = 4
 
 
 @triton.jit
+def window_of(row, starts, ends, num_rows, num_columns, window_rows, stride_starts, stride_ends, STARTS: tl.constexpr):
+    """(begin, end) of the columns that a row sees."""
+    _, begin, end = window(
+        row // window_rows,
+        starts,
+        ends,
+        num_rows // window_rows,
+        num_columns,
+        num_columns,
+        stride_starts,
+        stride_ends,
+        False,
+    )
+    if not STARTS:
+        begin = tl.minimum(begin, 0)
+    return begin, end
+
+
+@triton.jit
 def block_scores_kernel(
     logits,  # [num_rows, num_columns] float32 or bfloat16
     starts,  # [num_rows / window_rows] int32
@@ -36,11 +55,7 @@ def block_scores_kernel(
     BLOCKS: tl.constexpr,
 ):
     row = tl.program_id(0)
-    which = row // window_rows
-    _, begin, end = window(
-        which, starts, ends, num_rows // window_rows, num_columns, num_columns, stride_starts if STARTS else 0, stride_ends, False
-    )
-    begin = begin if STARTS else 0
+    begin, end = window_of(row, starts, ends, num_rows, num_columns, window_rows, stride_starts, stride_ends, STARTS)
     count = tl.cdiv(tl.maximum(tl.maximum(end, 0) - begin, 0), CANDIDATE)
     if tl.program_id(1) == 0:
         tl.store(counts + row, count)
@@ -77,11 +92,7 @@ def candidate_mask_kernel(
     LISTED: tl.constexpr,
 ):
     row = tl.program_id(0)
-    which = row // window_rows
-    _, begin, end = window(
-        which, starts, ends, num_rows // window_rows, num_columns, num_columns, stride_starts if STARTS else 0, stride_ends, False
-    )
-    begin = begin if STARTS else 0
+    begin, end = window_of(row, starts, ends, num_rows, num_columns, window_rows, stride_starts, stride_ends, STARTS)
     cells = logits + row.to(tl.int64) * stride_ls
     # How often each block of this program is listed; the bins of the second half stand for all other blocks.
     first = tl.program_id(1) * BLOCKS
@@ -94,7 +105,7 @@ def candidate_mask_kernel(
         times += tl.histogram(tl.where(here, block - first, BLOCKS), 2 * BLOCKS)
     near_block = tl.arange(0, 2 * BLOCKS)
     local = (first + near_block)[:, None] * CANDIDATE + tl.arange(0, CANDIDATE)[None, :]
-    column = begin.to(tl.int64) + local if STARTS else local.to(tl.int64)
+    column = begin.to(tl.int64) + local
     unlisted = ((near_block < BLOCKS) & (times == 0))[:, None] & (column < end)
     fill = tl.full([2 * BLOCKS, CANDIDATE], float("-inf"), tl.float32).to(logits.dtype.element_ty)
     tl.store(cells + column * stride_ln, fill, mask=unlisted)

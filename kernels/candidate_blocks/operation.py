@@ -89,6 +89,8 @@ scoring = _variants(
     "scoring",
 )
 masking = _variants(
-    compat.Operation("apply_candidate_mask", example=Problem, examples=compat.Examples(example_masking, masking_call, ("mask",))),
+    compat.Operation(
+        "apply_candidate_mask", example=Problem, examples=compat.Examples(example_masking, masking_call, ("mask",))
+    ),
     "masking",
 )

@@ -27,7 +27,7 @@ def scoring(inputs: Scored, scores: torch.Tensor, counts: torch.Tensor, *, candi
     block = torch.arange(scores.shape[1], device=scores.device)
     column = begin[:, None, None] + block[:, None] * candidate_block + torch.arange(candidate_block, device=scores.device)
     inside = column < end[:, None, None]
-    rows, columns = inputs.logits.shape
+    columns = inputs.logits.shape[1]
     value = inputs.logits.float().gather(1, column.clamp(max=columns - 1).flatten(1)).view(column.shape)
     value = value.masked_fill(value.isnan(), float("inf")).masked_fill(~inside, float("-inf")).amax(-1)
     value = value.masked_fill(block == count[:, None] - 1, float("inf"))

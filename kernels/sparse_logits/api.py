@@ -41,8 +41,8 @@ def sparse_mqa_logits(
 
     ``logits[i, j * c + o] = k_scale[n] * sum_h weights[i, h] * relu(dot(q[i, h], k[n]))``
 
-    for key ``n = first + (candidates[i * L // S, j] - first_block) * c + o``, c being ``candidate_block``, and ``first`` the row's first
-    key, ``max(starts[i], 0)``. ``first_block`` is ``first // c``, or 0 if ``relative``.
+    for key ``n = first + (candidates[i * L // S, j] - first_block) * c + o``, c being ``candidate_block``, and ``first`` the
+    row's first key, ``max(starts[i], 0)``. ``first_block`` is ``first // c``, or 0 if ``relative``.
 
     Parameters
     ----------
@@ -60,7 +60,8 @@ def sparse_mqa_logits(
     candidates : torch.Tensor, shape (L, C), int32
         Each row's blocks, in any order, also several times. Of a row whose window has fewer than C blocks only as many entries
         are looked at. L is 1 or more; with L below S, of which it is a divisor, adjacent rows share a list, S / L of them, and
-        read its keys together. A block that the window does not have (-1, or one past its end) is never read: its cells are -inf.
+        read its keys together. A block that the window does not have (-1, or one past its end) is never read: its cells are
+        -inf.
     candidate_block : int
         Keys in a block: 8, 16, 32 or 64.
     relative : bool
@@ -142,8 +143,8 @@ def paged_sparse_mqa_logits(
 ) -> torch.Tensor:
     """As :func:`sparse_mqa_logits` for the last queries of requests, whose keys are in a paged cache.
 
-    ``logits[b * next_n + t, j * c + o]`` is the logit of query t of request b for its key ``block * c + o``, ``block`` being entry j of its list and
-    c ``candidate_block``: a key and its logit are as in :func:`fp8_paged_mqa_logits`.
+    ``logits[b * next_n + t, j * c + o]`` is the logit of query t of request b for its key ``block * c + o``, ``block`` being
+    entry j of its list and c ``candidate_block``: a key and its logit are as in :func:`fp8_paged_mqa_logits`.
 
     Parameters
     ----------
@@ -222,14 +223,15 @@ def describe(
     q, (heads, dim) = inputs.q, inputs.q.shape[-2:]
     together = len(inputs.weights) // max(1, len(inputs.candidates))
     list_rows = min(1 << max(0, together - 1).bit_length(), MOST_ROWS)
+    floats = FLOATS[inputs.weights.dtype], FLOATS[logits_dtype]
     problem = Problem(q.device, heads, dim, FP8[q.dtype], clean_logits, candidate_block, list_rows=list_rows)
-    floats = {"weights_dtype": FLOATS[inputs.weights.dtype], "logits_dtype": FLOATS[logits_dtype]}
+    problem = problem._replace(weights_dtype=floats[0], logits_dtype=floats[1])
     if isinstance(inputs, Paged):
         check_address(inputs.kv_cache)
-        return problem._replace(next_n=q.shape[1], block_size=inputs.kv_cache.shape[1], layout=layout, **floats)
+        return problem._replace(next_n=q.shape[1], block_size=inputs.kv_cache.shape[1], layout=layout)
     step, element = inputs.k.stride()
     words = element == 1 and step % 4 == 0 and inputs.k.data_ptr() % 4 == 0
-    return problem._replace(packed_words=words, **floats)
+    return problem._replace(packed_words=words)
 
 
 def _check(
@@ -319,7 +321,8 @@ def _launch_new(inputs: Inputs, logits_dtype: torch.dtype, candidate_block: int,
 
 
 _OPTIONS = "SymInt candidate_block, bool clean_logits, str? variant, int schedule_chunk_keys"
-for _name, _operands, _place in (("sparse", DENSE, "bool relative"), ("paged_sparse", PAGED, "str layout")):
-    _options = f"{_OPTIONS}, {_place}"
-    register(f"{_name}_mqa_logits", _operands, f"ScalarType logits_dtype, {_options}", "Tensor", _launch_new, _empty)
-    register(f"{_name}_mqa_logits_out", _operands, f"Tensor(a!) out, {_options}", "()", _launch_into)
+_RELATIVE, _LAYOUT = f"{_OPTIONS}, bool relative", f"{_OPTIONS}, str layout"
+register("sparse_mqa_logits", DENSE, f"ScalarType logits_dtype, {_RELATIVE}", "Tensor", _launch_new, _empty)
+register("sparse_mqa_logits_out", DENSE, f"Tensor(a!) out, {_RELATIVE}", "()", _launch_into)
+register("paged_sparse_mqa_logits", PAGED, f"ScalarType logits_dtype, {_LAYOUT}", "Tensor", _launch_new, _empty)
+register("paged_sparse_mqa_logits_out", PAGED, f"Tensor(a!) out, {_LAYOUT}", "()", _launch_into)

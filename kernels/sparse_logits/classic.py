@@ -3,9 +3,9 @@
     logits[i, j * C + o] = scale * sum_h weights[i, h] * relu(q[i, h, :] . key)    of key o in the block candidates[i, j]
 
 C being the keys of a candidate block. The keys of all lists, cut into chunks, are shared out evenly among a fixed number of
-programs by a schedule, and each walks its chunks from one list to the next, as in the paged kernel. A tile gathers its keys block
-by block: only the listed ones are read, once for the rows of a program that share a list and begin at the same key. Packed keys
-are a cache whose blocks hold one key and whose table need not be read.
+programs by a schedule, and each walks its chunks from one list to the next, as in the paged kernel. A tile gathers its keys
+block by block: only the listed ones are read, once for the rows of a program that share a list and begin at the same key.
+Packed keys are a cache whose blocks hold one key and whose table need not be read.
 """
 
 from typing import Any
@@ -52,7 +52,7 @@ def load_entries(table, place, count, stride_tk, BLOCK: tl.constexpr):
     """The entries of a request's row of the table, uint32, for its keys at these places; of packed keys nothing is loaded."""
     if BLOCK == 0:
         return place
-    else:
+    else:  # noqa: RET505 - what is behind a constexpr's return is compiled, too
         near = tl.minimum(place, count.to(tl.uint32) - 1)
         return tl.load(table + (near // BLOCK).to(tl.int64) * stride_tk).to(tl.uint32)
 
@@ -69,7 +69,7 @@ def locate_keys(place, entry, first, count, num_blocks, BLOCK: tl.constexpr):
     near, seen = tl.minimum(place, count - 1), tl.minimum(place, count)
     if BLOCK == 0:
         return first.to(tl.int64) + near.to(tl.int64), tl.zeros_like(near), seen
-    else:
+    else:  # noqa: RET505 - as above
         return near_block(entry, num_blocks).to(tl.int64), near % BLOCK, tl.where(entry < num_blocks, seen, count)
 
 
@@ -85,8 +85,8 @@ def longest_from(
     longest = tl.minimum(rows_left, 0)
     for r in tl.static_range(ROWS):
         begin, count = row_keys(
-            base_row + tl.minimum(r, rows_left - 1), starts, ends, num_rows, most, stride_starts, stride_ends, stride_next, NEXT_N,
-            ROW_LENS, WINDOWS,
+            base_row + tl.minimum(r, rows_left - 1), starts, ends, num_rows, most, stride_starts, stride_ends, stride_next,
+            NEXT_N, ROW_LENS, WINDOWS,
         )  # fmt: skip
         longest = tl.where(begin == first, tl.maximum(longest, count), longest)
     return longest
@@ -210,9 +210,7 @@ def sparse_mqa_logits_kernel(
                 )  # fmt: skip
                 count = tl.where((r < leader) & (earlier == first), 0, count)
         entries = tl.minimum(tl.cdiv(count, CANDIDATE), listed)
-        begin, end = keys_of_share(
-            which, entries * CANDIDATE, first_list, first_chunk, last_list, last_chunk, CHUNK
-        )
+        begin, end = keys_of_share(which, entries * CANDIDATE, first_list, first_chunk, last_list, last_chunk, CHUNK)
         my_first, past_tile = begin // BLOCK_KEYS + turn, tl.cdiv(end, BLOCK_KEYS)
         if my_first < past_tile:
             # What one list reads in shared memory the next one overwrites: see the paged kernel.

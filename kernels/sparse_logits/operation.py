@@ -89,7 +89,7 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     weights = meta(rows, problem.heads, dtype=getattr(torch, problem.weights_dtype))
     candidates, schedule = integers(rows // problem.list_rows, listed), integers(257, 2)
     inputs: Dense | Paged
-    options = {"clean_logits": problem.clean_logits, "candidate_block": problem.candidate_block}
+    options: dict[str, Any] = {"clean_logits": problem.clean_logits, "candidate_block": problem.candidate_block}
     if problem.next_n is None:
         k, k_scale, window = meta(keys, problem.dim, dtype=fp8), meta(keys), integers(rows)
         inputs = Dense(q, k, k_scale, weights, window, window, candidates, schedule)

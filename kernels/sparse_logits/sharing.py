@@ -30,7 +30,7 @@ def sparse_mqa_schedule(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Share the listed keys of rows out among workers, for calls of :func:`sparse_mqa_logits` with the same windows, or of
-    :func:`paged_sparse_mqa_logits` with the same lengths. It asks for no list: every layer that has lists of one length can use it.
+    :func:`paged_sparse_mqa_logits` with the same lengths. It asks for no list: every layer with lists of one length can use it.
 
     Parameters
     ----------
@@ -72,7 +72,8 @@ def sparse_mqa_schedule(
     most_keys = check_integer("most_keys", most_keys, 1, scheduling.MOST)
     next_n = check_integer("next_n", next_n, 1, MAX_NEXT)
     if next_n > 1 and (starts is not None or ends.ndim == 2):
-        raise ValueError(f"next_n: got {next_n}, needs 1 where {'ends is [B, next_n]' if ends.ndim == 2 else 'starts are given'}")
+        why = "ends is [B, next_n]" if ends.ndim == 2 else "starts are given"
+        raise ValueError(f"next_n: got {next_n}, needs 1 where {why}")
     if starts is not None and ends.ndim == 2:
         raise ValueError(f"starts: got a tensor with ends of shape {tuple(ends.shape)}, needs None: requests begin at key 0")
     rows = ends.shape[1] if ends.ndim == 2 else next_n
@@ -121,9 +122,9 @@ def sparse_mqa_workers(q: torch.Tensor, *, candidate_block: int = 8, variant: st
     QUERIED.check(Queried(q), "the logits")
     operation = paged if q.ndim == 4 else dense
     check_variant("variant", variant, operation)
-    next_n = q.shape[1] if q.ndim == 4 else None
-    sizes = (*q.shape[-2:], FP8[q.dtype], False, check_candidate_block(candidate_block))
-    return workers_of(operation, Problem(q.device, *sizes, next_n), variant)
+    (heads, dim), next_n = q.shape[-2:], q.shape[1] if q.ndim == 4 else None
+    problem = Problem(q.device, heads, dim, FP8[q.dtype], False, check_candidate_block(candidate_block), next_n)
+    return workers_of(operation, problem, variant)
 
 
 def _check_out(out: torch.Tensor, num_workers: int, device: torch.device) -> None:
@@ -139,8 +140,8 @@ def _check_out(out: torch.Tensor, num_workers: int, device: torch.device) -> Non
 def _into(inputs: Shared, out: torch.Tensor, rows: int, most_keys: int, chunk_keys: int) -> None:
     """Operator ``capgate::sparse_mqa_schedule_out``."""
     check_apart("out", out, inputs)
-    options = {"chunk_keys": chunk_keys, "rows": rows, "most": most_keys}
-    scheduling.operation(scheduling.Problem(inputs.ends.device), scheduled.Inputs(*inputs), out, **options)
+    problem, operands = scheduling.Problem(inputs.ends.device), scheduled.Inputs(*inputs)
+    scheduling.operation(problem, operands, out, chunk_keys=chunk_keys, rows=rows, most=most_keys)
 
 
 def _schedule(inputs: Shared, num_workers: int, rows: int, most_keys: int, chunk_keys: int) -> torch.Tensor:

@@ -16,11 +16,11 @@ _OTHERS: dict[str, Tuning] = {
     "gfx942": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=2, resident=2),
     ANY: Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=2),
 }
-# Compiled, never timed: a load that waits for another has a stage of its own, of keys in a cache three, of packed keys two. Tiles
-# of 128 keys take a third fewer instructions for each key than those of 64.
+# Compiled, never timed: a load that waits for another has a stage of its own, of keys in a cache three, of packed keys two.
+# Tiles of 128 keys take a third fewer instructions for each key than those of 64.
 CACHED = {**_OTHERS, "sm90": Tuning(block_keys=128, columns=128, num_warps=4, num_stages=4, resident=4)}
 PACKED = {**_OTHERS, "sm90": Tuning(block_keys=128, columns=128, num_warps=4, num_stages=5, resident=3)}
-# Compiled, never timed: of rows that share a list there are two or four to a tile, and as many registers as in the dense kernel.
+# Compiled, never timed: as many rows to a tile as in the dense kernel.
 SHARED = {**_OTHERS, "sm90": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=4, resident=3)}
 
 

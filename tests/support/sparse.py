@@ -62,7 +62,7 @@ def windows(call: Any) -> tuple[list[int], list[int]]:
 
 
 def formula(call: Any, block: int, *, relative: bool, layout: str = "flat") -> judge.Answer:
-    """judge.Answer of every cell: the logits of all keys, taken from where the lists point. Inside are the cells to be written."""
+    """judge.Answer of every cell: logits of all keys, taken from where the lists point. Inside are the cells to be written."""
     (first, counts), (lists_given, listed) = windows(call), call.candidates.shape
     if isinstance(call, PagedSparseCall):
         whole = paged.formula(paged.PagedCall(*call[:5]), max(counts, default=0), layout)
@@ -137,7 +137,9 @@ def make_call(
     seed: int = 0,
 ) -> SparseCall:
     """Random packed operands, windows of one of judge's kinds or given ones, and lists of their blocks."""
-    dense = judge.make_call(rows, keys, heads, dim, windows_of if isinstance(windows_of, str) else "full", dtype=dtype, seed=seed)
+    dense = judge.make_call(
+        rows, keys, heads, dim, windows_of if isinstance(windows_of, str) else "full", dtype=dtype, seed=seed
+    )
     if not isinstance(windows_of, str):
         starts, ends = torch.tensor(windows_of, dtype=torch.int32).unbind(1)
         dense = dense._replace(starts=starts.contiguous(), ends=ends.contiguous())

@@ -23,7 +23,7 @@ def windows_of(pairs: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor
 
 
 def chosen(row: torch.Tensor, start: int, end: int, block: int, top: int) -> list[int]:
-    """The blocks of one row, ascending: the best by their largest logit, NaN and the newest first, lower numbers among equals."""
+    """The blocks of one row, ascending: the best by their largest logit, NaN and the newest first, then lower numbers."""
     first, last = max(start, 0), min(end, len(row))
     values = row[first:last].float().tolist() if first < last else []
     blocks = [values[at : at + block] for at in range(0, len(values), block)]
@@ -90,7 +90,10 @@ def test_masks_of_several_programs(variant: str) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"ends": torch.zeros(4, dtype=torch.int32), "starts": None}, "ends: got shape (4,), needs a first size that divides the 6"),
+        (
+            {"ends": torch.zeros(4, dtype=torch.int32), "starts": None},
+            "ends: got shape (4,), needs a first size that divides",
+        ),
         ({"candidate_block": 12}, "candidate_block: got 12, needs 8, 16, 32 or 64"),
         ({"top_blocks": 0}, "top_blocks: got 0, needs 1 or more"),
         ({"out": torch.zeros(6, 4, dtype=torch.int32)}, "out: got shape (6, 4), needs [6, 3]"),

@@ -27,7 +27,8 @@ def test_packed_keys_agree(variant: str, block: int, heads: int, dim: int, relat
 
 
 @pytest.mark.parametrize(
-    ("page", "block", "next_n", "layout"), [(64, 8, 1, "flat"), (1, 8, 2, "flat"), (48, 32, 1, "flat"), (16, 8, 2, "preshuffled")]
+    ("page", "block", "next_n", "layout"),
+    [(64, 8, 1, "flat"), (1, 8, 2, "flat"), (48, 32, 1, "flat"), (16, 8, 2, "preshuffled")],
 )
 def test_cached_keys_agree(variant: str, page: int, block: int, next_n: int, layout: str) -> None:
     call = sparse.make_paged_call([70, 0, 133], 9, block, next_n, block_of_cache=page, gap=12, layout=layout)
@@ -36,7 +37,7 @@ def test_cached_keys_agree(variant: str, page: int, block: int, next_n: int, lay
 
 
 def test_only_listed_blocks_are_read(variant: str) -> None:
-    """Keys that no row lists are NaN, in bytes and in scales: the logits are those of a call where they are not, bit for bit."""
+    """Keys that no row lists are NaN, in bytes and in scales: the logits are bit for bit those of a call where they are not."""
     call = sparse.make_call([(0, 150), (8, 90)], 2, 150, 4)
     cached = sparse.make_paged_call([150, 90], 4)
     for some in (call, cached):
@@ -54,7 +55,9 @@ def test_blocks_that_are_not_there_score_minus_infinity(variant: str) -> None:
     call.candidates[0, 1::2] = torch.tensor([-1, 2**31 - 1, 19], dtype=torch.int32)
     call.candidates[1, :3] = torch.tensor([-(2**31), 6, 1], dtype=torch.int32)
     assert sparse.check(call, variant).isneginf().sum() >= 5 * 8
-    absolute = call._replace(candidates=torch.tensor([[0, 18, -1, 19, 3, 2**31 - 1], [1, 2, 8, 0, -(2**31), 7]], dtype=torch.int32))
+    absolute = call._replace(
+        candidates=torch.tensor([[0, 18, -1, 19, 3, 2**31 - 1], [1, 2, 8, 0, -(2**31), 7]], dtype=torch.int32)
+    )
     sparse.check(absolute, variant, relative=False)
     cached = sparse.make_paged_call([150, 90], 30)
     lost = paged.without_blocks(paged.PagedCall(*cached[:5]))
@@ -123,7 +126,7 @@ def test_schedules_count_what_rows_list(variant: str) -> None:
 
 
 def test_chosen_blocks_score_as_all_keys_do(variant: str) -> None:
-    """The two levels together: scores of the blocks that the first level chose are the dense ones, but for the order of sums."""
+    """The two levels together: scores of blocks that the first level chose are the dense ones, but for the order of sums."""
     call = judge.make_call(4, 200, 16, 32, "causal")
     whole = fp8_mqa_logits(*call, variant="reference")
     blocks = select_candidate_blocks(whole, call.starts, call.ends, top_blocks=6, variant="reference")
