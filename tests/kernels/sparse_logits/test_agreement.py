@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from capgate.kernels import (
+    apply_candidate_mask,
     fp8_mqa_logits,
+    fp8_paged_mqa_logits,
     paged_sparse_mqa_logits,
     select_candidate_blocks,
+    select_from_logits,
     sparse_mqa_logits,
     sparse_mqa_schedule,
     sparse_mqa_workers,
@@ -137,6 +140,19 @@ def test_chosen_blocks_score_as_all_keys_do(variant: str) -> None:
                 keys = whole[row, number * 8 : number * 8 + 8]
                 got = logits[row, entry * 8 : entry * 8 + len(keys)]
                 assert torch.allclose(got, keys, rtol=1e-5, atol=1e-5)
+
+
+def test_keys_selected_in_two_levels_are_those_of_masked_logits(variant: str) -> None:
+    """As docs/operations.md does it: the listed blocks are the selection's pages."""
+    call = sparse.make_paged_call([200, 77, 30, 5], 1)
+    lens = call.context_lens
+    whole = fp8_paged_mqa_logits(*call[:5], max_context_len=200, variant="reference", clean_logits=True)
+    blocks = select_candidate_blocks(whole, None, lens, top_blocks=6)
+    logits = paged_sparse_mqa_logits(*call._replace(candidates=blocks), variant=variant)
+    cells = torch.minimum(lens, 6 * 8 - (-lens) % 8)
+    keys = select_from_logits(logits, None, cells, top_k=20, page_table=blocks, page_size=8)
+    masked = apply_candidate_mask(whole, None, lens, blocks)
+    assert torch.equal(keys, select_from_logits(masked, None, lens, top_k=20))
 
 
 def test_the_default_is_the_reference_on_the_cpu() -> None:
