@@ -12,9 +12,7 @@ from ..common.checks import (
     check_choice,
     check_flag,
     check_integer,
-    check_memory,
     check_output,
-    check_strided,
     check_variant,
     either,
 )
@@ -192,7 +190,7 @@ def paged_mqa_schedule(
     if out is None:
         result: torch.Tensor = torch.ops.capgate.paged_mqa_schedule(context_lens, num_workers, chunk_keys)
     else:
-        _check_schedule("out", out, num_workers, context_lens.device)
+        scheduled.check_out(out, num_workers, context_lens.device, "context_lens's")
         torch.ops.capgate.paged_mqa_schedule_out(context_lens, out, chunk_keys)
         result = out
     if call is not None:
@@ -296,16 +294,6 @@ def _check_among(name: str, value: int, choices: tuple[int, ...]) -> int:
     if value not in choices:
         raise ValueError(f"{name}: got {value}, needs {either(choices)}")
     return value
-
-
-def _check_schedule(name: str, schedule: torch.Tensor, num_workers: int, device: torch.device) -> None:
-    """Raise TypeError or ValueError for what cannot take a schedule of so many workers."""
-    check_strided(name, schedule)
-    if schedule.shape != (num_workers + 1, 2):
-        raise ValueError(f"{name}: got shape {tuple(schedule.shape)}, needs {[num_workers + 1, 2]}")
-    check_memory(name, schedule, (torch.int32,), device, "context_lens's", "schedules do")
-    if not schedule.is_contiguous():
-        raise ValueError(f"{name}: got strides {tuple(schedule.stride())}, needs it contiguous")
 
 
 def _launch_into(

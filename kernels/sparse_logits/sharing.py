@@ -6,7 +6,7 @@ import torch
 
 from capgate import compat
 
-from ..common.checks import check_apart, check_choice, check_integer, check_memory, check_strided, check_variant
+from ..common.checks import check_apart, check_choice, check_integer, check_variant
 from ..common.logits import FP8
 from ..common.rules import MAX_NEXT
 from ..common.schedule import operands as scheduled
@@ -82,7 +82,7 @@ def sparse_mqa_schedule(
     if out is None:
         result: torch.Tensor = torch.ops.capgate.sparse_mqa_schedule(ends, starts, num_workers, rows, most_keys, chunk_keys)
     else:
-        _check_out(out, num_workers, ends.device)
+        scheduled.check_out(out, num_workers, ends.device, "ends's")
         torch.ops.capgate.sparse_mqa_schedule_out(ends, starts, out, rows, most_keys, chunk_keys)
         result = out
     if call is not None:
@@ -125,16 +125,6 @@ def sparse_mqa_workers(q: torch.Tensor, *, candidate_block: int = 8, variant: st
     (heads, dim), next_n = q.shape[-2:], q.shape[1] if q.ndim == 4 else None
     problem = Problem(q.device, heads, dim, FP8[q.dtype], False, check_candidate_block(candidate_block), next_n)
     return workers_of(operation, problem, variant)
-
-
-def _check_out(out: torch.Tensor, num_workers: int, device: torch.device) -> None:
-    """Raise TypeError or ValueError for what cannot take a schedule of so many workers."""
-    check_strided("out", out)
-    if out.shape != (num_workers + 1, 2):
-        raise ValueError(f"out: got shape {tuple(out.shape)}, needs {[num_workers + 1, 2]}")
-    check_memory("out", out, (torch.int32,), device, "ends's", "schedules do")
-    if not out.is_contiguous():
-        raise ValueError(f"out: got strides {tuple(out.stride())}, needs it contiguous")
 
 
 def _into(inputs: Shared, out: torch.Tensor, rows: int, most_keys: int, chunk_keys: int) -> None:
