@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors, which look into no folder
+    from .candidate_blocks import *
     from .key_cache import *
     from .key_selection import *
     from .mqa_logits import *
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which look into no folder
     from .paged_mqa_logits import *
     from .quantize import quantize_keys as quantize_keys
     from .quantize import quantize_queries as quantize_queries
+    from .sparse_logits import *
 
 _NO_OPERATIONS = ("common", "dropin", "tools")
 

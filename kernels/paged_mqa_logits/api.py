@@ -12,9 +12,7 @@ from ..common.checks import (
     check_choice,
     check_flag,
     check_integer,
-    check_memory,
     check_output,
-    check_strided,
     check_variant,
     either,
 )
@@ -192,7 +190,7 @@ def paged_mqa_schedule(
     if out is None:
         result: torch.Tensor = torch.ops.capgate.paged_mqa_schedule(context_lens, num_workers, chunk_keys)
     else:
-        _check_schedule("out", out, num_workers, context_lens.device)
+        scheduled.check_out(out, num_workers, context_lens.device, "context_lens's")
         torch.ops.capgate.paged_mqa_schedule_out(context_lens, out, chunk_keys)
         result = out
     if call is not None:
@@ -298,16 +296,6 @@ def _check_among(name: str, value: int, choices: tuple[int, ...]) -> int:
     return value
 
 
-def _check_schedule(name: str, schedule: torch.Tensor, num_workers: int, device: torch.device) -> None:
-    """Raise TypeError or ValueError for what cannot take a schedule of so many workers."""
-    check_strided(name, schedule)
-    if schedule.shape != (num_workers + 1, 2):
-        raise ValueError(f"{name}: got shape {tuple(schedule.shape)}, needs {[num_workers + 1, 2]}")
-    check_memory(name, schedule, (torch.int32,), device, "context_lens's", "schedules do")
-    if not schedule.is_contiguous():
-        raise ValueError(f"{name}: got strides {tuple(schedule.stride())}, needs it contiguous")
-
-
 def _launch_into(
     inputs: Inputs,
     out: torch.Tensor,
@@ -375,5 +363,6 @@ _SCHEDULES = f"int chunk_keys={CHUNK_KEYS}"
 _NEW = f"SymInt max_context_len, ScalarType logits_dtype, {_OPTIONS}"
 register("fp8_paged_mqa_logits", OPERANDS, _NEW, "Tensor", _launch_new, _empty)
 register("fp8_paged_mqa_logits_out", OPERANDS, f"Tensor(a!) out, {_OPTIONS}", "()", _launch_into)
-register("paged_mqa_schedule", scheduled.OPERANDS, f"SymInt num_workers, {_SCHEDULES}", "Tensor", _schedule, _fake_schedule)
-register("paged_mqa_schedule_out", scheduled.OPERANDS, f"Tensor(a!) out, {_SCHEDULES}", "()", _schedule_into)
+_WORKERS, _INTO, _WINDOWS = f"SymInt num_workers, {_SCHEDULES}", f"Tensor(a!) out, {_SCHEDULES}", ("starts",)
+register("paged_mqa_schedule", scheduled.OPERANDS, _WORKERS, "Tensor", _schedule, _fake_schedule, left_out=_WINDOWS)
+register("paged_mqa_schedule_out", scheduled.OPERANDS, _INTO, "()", _schedule_into, left_out=_WINDOWS)

@@ -16,7 +16,7 @@ import triton.language as tl
 from capgate import compat
 
 from ..common.device.cached_keys import first_byte, further_byte
-from ..common.device.classic import fill, fn_to_fnuz, load_blocks, operands, rounded, score
+from ..common.device.classic import fill, fn_to_fnuz, load_blocks, load_keys, operands, rounded, score
 from ..common.device.windows import keys_of_share, load_share, longest_seen, next_turn, seen
 from ..common.rules import product_options
 from ..common.schedule.operation import CHUNK_KEYS
@@ -53,8 +53,8 @@ def load_tile(
     """
     base64 = base.to(tl.int64)
     place = tl.arange(0, BLOCK_KEYS)
-    word = tl.arange(0, DIM // WORD)
     if BLOCK % BLOCK_KEYS == 0:  # in one block, whose end lies past the tile's: nothing to clamp
+        word = tl.arange(0, DIM // WORD)
         block, held = load_blocks(entries + base64 // BLOCK * stride_tk, num_blocks)
         inside = base % BLOCK + place
         lines = keys + block * (stride_keys // WORD) + first_byte(inside, DIM, TILE, WORD)[:, None]
@@ -65,8 +65,7 @@ def load_tile(
         block, key_held = load_blocks(entries + (position // BLOCK).to(tl.int64) * stride_tk, num_blocks)
         held = key_held[:, None]
         inside = position % BLOCK
-        lines = keys + (block * (stride_keys // WORD) + first_byte(inside, DIM, TILE, WORD))[:, None]
-        key = tl.load(lines + further_byte(word, TILE, WORD)[None, :])
+        key = load_keys(keys, block, inside, stride_keys, 1, DIM, TILE, WORD, tl.int32)
         scale = tl.load(scales + block * stride_scales + inside)
     if TO_FNUZ:
         key = fn_to_fnuz(key)

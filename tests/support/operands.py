@@ -20,6 +20,9 @@ SIZES |= {
     "Dq": 32,
     "Dk": 32,
     "W": 36,
+    "L": 3,
+    "G": 3,
+    "C": 2,
 }
 OTHER_DTYPES = (torch.float64, torch.float16, torch.int64, torch.int16, torch.uint8, torch.bool, torch.float8_e5m2)
 

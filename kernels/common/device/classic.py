@@ -6,8 +6,9 @@ Those that :mod:`.cdna4` has too have the same names there, in the same order, a
 import triton
 import triton.language as tl
 
+from .cached_keys import first_byte, further_byte
 from .formats import quad_to_fnuz
-from .windows import near_block, strip_base
+from .windows import near_block, row_keys, strip_base
 
 
 @triton.jit
@@ -152,10 +153,36 @@ def load_blocks(entries, num_blocks):
 
 
 @triton.jit
+def load_keys(
+    keys, block, inside, stride_keys, stride_dim, DIM: tl.constexpr, TILE: tl.constexpr, WORD: tl.constexpr, INDEX: tl.constexpr
+):
+    """Keys [n, DIM / WORD] at places ``inside`` [n] of blocks [n] of a cache, each of which may be another.
+
+    keys : in elements of WORD bytes, and ``stride_dim`` in those; ``stride_keys`` in bytes
+    """
+    word = tl.arange(0, DIM // WORD)
+    lines = keys + (block * (stride_keys // WORD) + first_byte(inside, DIM, TILE, WORD))[:, None]
+    return tl.load(lines + (further_byte(word, TILE, WORD).to(INDEX) * stride_dim)[None, :])
+
+
+@triton.jit
 def units_of(lens, request, num_requests, most, stride_lens, UNIT: tl.constexpr):
     """How many units of UNIT keys the requests have, as int64; requests past the last have none."""
     length = tl.load(lens + request.to(tl.int64) * stride_lens, mask=request < num_requests, other=0)
     return (tl.minimum(tl.maximum(length, 0), most).to(tl.int64) + (UNIT - 1)) // UNIT
+
+
+@triton.jit
+def units_of_rows(
+    row, starts, ends, num_rows, most, stride_starts, stride_ends, stride_next, UNIT: tl.constexpr, NEXT_N: tl.constexpr,
+    ROW_LENS: tl.constexpr, WINDOWS: tl.constexpr,
+):  # fmt: skip
+    """As :func:`units_of` for rows [n] as :func:`.windows.row_keys` takes them."""
+    near = tl.minimum(row, num_rows - 1)
+    _, count = row_keys(
+        near, starts, ends, num_rows, 0x7FFFFFFF, stride_starts, stride_ends, stride_next, NEXT_N, ROW_LENS, WINDOWS
+    )
+    return (tl.where(row < num_rows, tl.minimum(count, most), 0).to(tl.int64) + (UNIT - 1)) // UNIT
 
 
 @triton.jit

@@ -98,6 +98,33 @@ def seen(lens, request, row, most, stride_lb, stride_ln, NEXT_N: tl.constexpr, R
 
 
 @triton.jit
+def row_keys(
+    row,
+    starts,
+    ends,
+    num_rows,
+    most,
+    stride_starts,
+    stride_ends,
+    stride_next,
+    NEXT_N: tl.constexpr,
+    ROW_LENS: tl.constexpr,
+    WINDOWS: tl.constexpr,
+):
+    """(first, how many) of the keys that a row sees, or rows [n]: of its window if WINDOWS, or of a request with NEXT_N rows.
+
+    ends : of windows; otherwise lengths, as :func:`seen` takes them
+    most : keys that there are, or that a row of a request can see
+    """
+    if WINDOWS:
+        _, begin, end = window(row, starts, ends, num_rows, most, most, stride_starts, stride_ends, False)
+        return begin, tl.maximum(tl.maximum(end, 0) - begin, 0)
+    else:
+        count = seen(ends, row // NEXT_N, row % NEXT_N, most, stride_ends, stride_next, NEXT_N, ROW_LENS)
+        return tl.minimum(count, 0), count
+
+
+@triton.jit
 def load_length(lens, request, row, stride_lb, stride_ln, NEXT_N: tl.constexpr, ROW_LENS: tl.constexpr):
     """What the lengths say of a row of a request: how many keys it sees if ROW_LENS, or how many the last row does."""
     near = tl.minimum(row, NEXT_N - 1)

@@ -8,51 +8,82 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..device.classic import units_of
+from ..device.classic import units_of_rows
 from ..hardware import multiprocessors
 from .operands import Inputs, last_lengths
-from .operation import CHUNK_KEYS, Problem
+from .operation import CHUNK_KEYS, MOST, Problem
 from .tunings import classic as tuning
 
 
 @triton.jit
 def schedule_kernel(
-    lens,  # [B] int32
+    starts,  # [num_rows] int32 if WINDOWS
+    ends,  # [num_rows] int32, or lengths as windows.seen takes them
     schedule,  # [num_workers + 1, 2] int32
-    num_requests,
+    num_rows,
     num_workers,
-    stride_lens,
+    most,
+    stride_starts,
+    stride_ends,
+    stride_next,
     CHUNK: tl.constexpr,
     REQUESTS: tl.constexpr,
+    NEXT_N: tl.constexpr,
+    ROW_LENS: tl.constexpr,
+    WINDOWS: tl.constexpr,
 ):
     total = tl.full((), 0, tl.int64)
-    for base in range(0, num_requests, REQUESTS):
-        request = base + tl.arange(0, REQUESTS)
-        total += tl.sum(units_of(lens, request, num_requests, 0x7FFFFFFF, stride_lens, CHUNK), axis=0)
+    for base in range(0, num_rows, REQUESTS):
+        row = base + tl.arange(0, REQUESTS)
+        units = units_of_rows(
+            row, starts, ends, num_rows, most, stride_starts, stride_ends, stride_next, CHUNK, NEXT_N, ROW_LENS, WINDOWS
+        )
+        total += tl.sum(units, axis=0)
     worker = tl.program_id(0)
     share = total // num_workers
     one_less = num_workers - (total - share * num_workers)  # workers in front that have one chunk less than those behind
     start = share * worker + tl.maximum(worker - one_less, 0)
-    passed_requests = 0
+    passed_rows = 0
     first_chunk = 0
-    for base in range(0, num_requests, REQUESTS):
-        request = base + tl.arange(0, REQUESTS)
-        units = units_of(lens, request, num_requests, 0x7FFFFFFF, stride_lens, CHUNK)
+    for base in range(0, num_rows, REQUESTS):
+        row = base + tl.arange(0, REQUESTS)
+        units = units_of_rows(
+            row, starts, ends, num_rows, most, stride_starts, stride_ends, stride_next, CHUNK, NEXT_N, ROW_LENS, WINDOWS
+        )
         chunk = start - (tl.cumsum(units, axis=0) - units)
-        passed_requests += tl.sum(((chunk >= units) & (request < num_requests)).to(tl.int32), axis=0)
-        # Of one request at most, and 2**24 at most: a sum of 32 bits is one instruction.
+        passed_rows += tl.sum(((chunk >= units) & (row < num_rows)).to(tl.int32), axis=0)
+        # Of one row at most, and 2**24 at most: a sum of 32 bits is one instruction.
         first_chunk += tl.sum(tl.where((chunk >= 0) & (chunk < units), chunk, 0).to(tl.int32), axis=0)
         start -= tl.sum(units, axis=0)
-    tl.store(schedule + 2 * worker, passed_requests)
+    tl.store(schedule + 2 * worker, passed_rows)
     tl.store(schedule + 2 * worker + 1, first_chunk)
 
 
-def prepare(problem: Problem, inputs: Inputs, schedule: torch.Tensor, *, chunk_keys: int = CHUNK_KEYS) -> compat.Launch:
-    """The launch that fills ``schedule`` [num_workers + 1, 2]."""
-    tune, lens = tuning(problem), last_lengths(inputs.context_lens)
-    num_workers = schedule.shape[0] - 1
-    arguments = (lens, schedule, lens.shape[0], num_workers, lens.stride(0))
-    keywords = {"CHUNK": chunk_keys, "REQUESTS": tune.block_requests, "num_warps": tune.num_warps}
+def prepare(
+    problem: Problem,
+    inputs: Inputs,
+    schedule: torch.Tensor,
+    *,
+    chunk_keys: int = CHUNK_KEYS,
+    rows: int | None = None,
+    most: int = MOST,
+) -> compat.Launch:
+    """The launch that fills ``schedule`` [num_workers + 1, 2]; options are those of the reference."""
+    tune, (lens, starts) = tuning(problem), inputs
+    if rows is None:
+        lens, rows = last_lengths(lens), 1
+    row_lens, num_workers = lens.ndim == 2, schedule.shape[0] - 1
+    strides = lens.stride() if row_lens else (lens.stride(0), 0)
+    windows = (lens, 0) if starts is None else (starts, starts.stride(0))
+    arguments = (windows[0], lens, schedule, lens.shape[0] * rows, num_workers, most, windows[1], *strides)
+    keywords = {
+        "CHUNK": chunk_keys,
+        "REQUESTS": tune.block_requests,
+        "NEXT_N": rows,
+        "ROW_LENS": row_lens,
+        "WINDOWS": starts is not None,
+        "num_warps": tune.num_warps,
+    }
     return compat.Launch(schedule_kernel, (num_workers + 1,), arguments, keywords)
 
 
@@ -60,11 +91,18 @@ kernel = compat.Kernel(prepare, tuning=tuning)
 
 
 def new_schedule(
-    context_lens: torch.Tensor, num_workers: int, chunk_keys: int
+    context_lens: torch.Tensor,
+    num_workers: int,
+    chunk_keys: int,
+    *,
+    starts: torch.Tensor | None = None,
+    rows: int | None = None,
+    most: int = MOST,
 ) -> tuple[torch.Tensor, tuple[compat.Launch, ...]]:
     """A new schedule, and what fills it: for kernels that were given none."""
     schedule = torch.empty((num_workers + 1, 2), dtype=torch.int32, device=context_lens.device)
-    return schedule, (prepare(Problem(context_lens.device), Inputs(context_lens), schedule, chunk_keys=chunk_keys),)
+    problem, inputs = Problem(context_lens.device), Inputs(context_lens, starts)
+    return schedule, (prepare(problem, inputs, schedule, chunk_keys=chunk_keys, rows=rows, most=most),)
 
 
 def workers_that_fit(device: Any, resident: int, groups: int) -> int:

@@ -10,6 +10,7 @@ from ..rules import classic_runs, interpreted_when_named
 CHUNK_KEYS = 128  # a schedule's unit of work: a multiple of every variant's key tile
 DEEP_GEMM_KEYS = 256  # that of the schedules that DeepGEMM's kernels for sm90 make and read
 CHUNKS = (CHUNK_KEYS, DEEP_GEMM_KEYS)
+MOST = 2**31 - 1  # keys of a request that count: all of them
 P = TypeVar("P", bound=Hashable)
 
 

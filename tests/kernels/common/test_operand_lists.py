@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from capgate import kernels
+from capgate.kernels.candidate_blocks.operands import MASKED, SCORED
 from capgate.kernels.common.operands import Operands
 from capgate.kernels.common.schedule.operands import OPERANDS as SCHEDULE
 from capgate.kernels.key_cache.operands import GATHERED, WRITTEN
@@ -22,6 +23,9 @@ from capgate.kernels.mx_paged_logits.operands import OPERANDS as MX_PAGED
 from capgate.kernels.mx_paged_logits.operands import SHAPED as MX_SHAPED
 from capgate.kernels.paged_mqa_logits.operands import OPERANDS as PAGED
 from capgate.kernels.paged_mqa_logits.operands import SHAPED
+from capgate.kernels.sparse_logits.operands import DENSE as SPARSE_DENSE
+from capgate.kernels.sparse_logits.operands import PAGED as SPARSE_PAGED
+from capgate.kernels.sparse_logits.operands import QUERIED, SHARED
 from support.operands import bad, either, good, head, limits
 
 pytestmark = pytest.mark.any_triton
@@ -42,13 +46,19 @@ FUNCTIONS = {
     "mx_paged_mqa_logits": Function(MX_PAGED, {"max_context_len": 70}),
     "mx_paged_mqa_workers": Function(MX_SHAPED, {}),
     "fp8_paged_mqa_logits": Function(PAGED, {"max_context_len": 70}),
-    "paged_mqa_schedule": Function(SCHEDULE, {"block_size": 64, "num_workers": 4}),
+    "paged_mqa_schedule": Function(SCHEDULE, {"block_size": 64, "num_workers": 4}, without=("starts",)),
     "paged_mqa_workers": Function(SHAPED, {}),
     "select_keys": Function(SELECTION_DENSE, {"top_k": 2}, goes_with=(("requests", "page_table"),)),
     "select_paged_keys": Function(
         SELECTION_PAGED, {"max_context_len": 70, "top_k": 2}, goes_with=(("requests", "page_table"),)
     ),
     "select_from_logits": Function(SELECTION, {"top_k": 2}, goes_with=(("requests", "page_table"),)),
+    "sparse_mqa_logits": Function(SPARSE_DENSE, {}),
+    "paged_sparse_mqa_logits": Function(SPARSE_PAGED, {}),
+    "sparse_mqa_schedule": Function(SHARED, {"num_workers": 4, "most_keys": 16}),
+    "sparse_mqa_workers": Function(QUERIED, {}),
+    "select_candidate_blocks": Function(SCORED, {"top_blocks": 2}),
+    "apply_candidate_mask": Function(MASKED, {}),
     "quantize_keys_to_cache": Function(WRITTEN, {}),
     "gather_keys": Function(GATHERED, {"total": 5}),
 }
@@ -86,7 +96,7 @@ def test_every_bad_operand_is_refused_by_name_and_nothing_is_written(name: str, 
     kinds = list(bad(operands, operand))
     assert len(kinds) > 8
     for kind in kinds:
-        if kind.kind == "requires grad" and name.endswith("paged_mqa_workers"):
+        if kind.kind == "requires grad" and name.endswith("_mqa_workers"):
             continue  # of which nothing is read
         with pytest.raises(kind.error) as raised:
             public(name)(**tensors | {operand: kind.value}, **others)

@@ -1,0 +1,36 @@
+"""The tuning table of sparse_mqa_logits and paged_sparse_mqa_logits."""
+
+from functools import cache
+
+from capgate import compat
+
+from ..common.rules import padded_heads
+from ..common.tuning import ANY, Tuning, row_for
+from .operation import Problem
+
+# --- classic, by target; for every H, D, candidate block and output mode alike --------------------------------------------
+
+# Compiled, never run on AMD GPUs: as in the paged table. Other GPUs: as the dense table's.
+_OTHERS: dict[str, Tuning] = {
+    "gfx950": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=2, resident=2),
+    "gfx942": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=2, resident=2),
+    ANY: Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=2),
+}
+# Compiled, never timed: a load that waits for another has a stage of its own, of keys in a cache three, of packed keys two.
+# Tiles of 128 keys take a third fewer instructions for each key than those of 64.
+CACHED = {**_OTHERS, "sm90": Tuning(block_keys=128, columns=128, num_warps=4, num_stages=4, resident=4)}
+PACKED = {**_OTHERS, "sm90": Tuning(block_keys=128, columns=128, num_warps=4, num_stages=5, resident=3)}
+# Compiled, never timed: as many rows to a tile as in the dense kernel.
+SHARED = {**_OTHERS, "sm90": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=4, resident=3)}
+
+
+@cache
+def classic(problem: Problem) -> Tuning:
+    """The row for a problem's target, cut to its heads, and to the rows that share a list."""
+    target = compat.capabilities(problem.device).target
+    table = SHARED if problem.list_rows > 1 else PACKED if problem.next_n is None else CACHED
+    row = row_for(table, target.label).with_rows(problem.list_rows, padded_heads(problem.heads))
+    if target.backend == "hip" and row.columns == 32:
+        # Two products of 32x32 in a tile: with more waves, two would compute the same.
+        return row._replace(num_warps=row.num_warps // 2)
+    return row

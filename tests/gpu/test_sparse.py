@@ -1,0 +1,79 @@
+"""Logits of listed blocks, and the choice of blocks, on a GPU: agreement with float64, poisoned keys, and a graph's replay."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from capgate.kernels import (
+    apply_candidate_mask,
+    paged_sparse_mqa_logits,
+    select_candidate_blocks,
+    sparse_mqa_logits,
+)
+from support import judge, sparse
+
+VARIANTS = pytest.mark.parametrize("variant", ["classic", "reference"])
+
+
+def on(gpu: torch.device, call: Any) -> Any:
+    return type(call)(*(tensor.to(gpu) for tensor in call))
+
+
+def hold(out: torch.Tensor, call: Any, relative: bool = True) -> None:
+    """Clean logits of blocks of 8 keys are the formula's."""
+    answer, out = sparse.formula(call, 8, relative=relative), out.cpu()
+    scored = answer.inside & ~answer.logits.isneginf()
+    assert torch.equal(out.isneginf(), ~scored)
+    judge.agree(out[scored], answer.logits[scored], answer.magnitude[scored], on_matrix_unit=True)
+
+
+@VARIANTS
+@pytest.mark.parametrize("heads", [16, 32, 64, 100])
+def test_packed_keys_agree(gpu: torch.device, fp8: torch.dtype, variant: str, heads: int) -> None:
+    windows = [(0, 3000), (16, 1500), (16, 900), (5, 5), (-9, 9000), (100, 2999)]
+    call = sparse.make_call(windows, 6, 3000, 60, heads=heads, dim=128, dtype=fp8)
+    for lists in (call.candidates, call.candidates[::3].contiguous(), call.candidates[:1]):
+        some = sparse.poisoned(call._replace(candidates=lists), 8)
+        moved = on(gpu, some)
+        hold(sparse_mqa_logits(*moved, relative=True, clean_logits=True, variant=variant), some)
+
+
+@VARIANTS
+@pytest.mark.parametrize(("page", "next_n"), [(64, 1), (16, 2), (1, 1)])
+def test_cached_keys_agree(gpu: torch.device, fp8: torch.dtype, variant: str, page: int, next_n: int) -> None:
+    call = sparse.make_paged_call([2000, 0, 700, 33], 40, 8, next_n, block_of_cache=page, heads=32, dim=128, dtype=fp8)
+    call = sparse.poisoned(call, 8)
+    hold(paged_sparse_mqa_logits(*on(gpu, call), clean_logits=True, variant=variant), call)
+
+
+def test_a_graph_follows_lists_and_lengths(gpu: torch.device, fp8: torch.dtype) -> None:
+    call = sparse.make_paged_call([1000, 700], 40, heads=32, dim=128, dtype=fp8)
+    moved, out = on(gpu, call), torch.empty(2, 320, device=gpu)
+
+    def run() -> None:
+        paged_sparse_mqa_logits(*moved, clean_logits=True, out=out, variant="classic")
+
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    changed = call._replace(
+        context_lens=torch.tensor([600, 90], dtype=torch.int32), candidates=sparse.lists([600, 90], 40, 8, seed=1)
+    )
+    moved.context_lens.copy_(changed.context_lens)
+    moved.candidates.copy_(changed.candidates)
+    graph.replay()
+    hold(out, changed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_are_chosen_and_masked_as_on_the_cpu(gpu: torch.device, dtype: torch.dtype) -> None:
+    logits = torch.randn(6, 40000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    starts, ends = (torch.tensor(some, dtype=torch.int32) for some in ([0, 77, 5], [40000, 33000, 6]))
+    blocks = select_candidate_blocks(logits, starts, ends, top_blocks=2048)
+    moved = [tensor.to(gpu) for tensor in (logits, starts, ends)]
+    assert torch.equal(select_candidate_blocks(*moved, top_blocks=2048, variant="classic").cpu(), blocks)
+    apply_candidate_mask(*moved, blocks.to(gpu), variant="classic")
+    assert torch.equal(moved[0].cpu(), apply_candidate_mask(logits, starts, ends, blocks))
