@@ -56,6 +56,7 @@ HOLDS = {
     "gluon_barrier": _since("3.7.1"),
     "gluon_warp_specialize_list": _since("3.6.0"),
     "wgmma_after_zero_trip_loop": _since("3.8.0"),
+    "wgmma_after_async_copy": _since("3.7.1"),
     "gluon_warp_specialize_free_registers": _since("3.7.1"),
     "gluon_cache_policy": _since("3.9.0"),
     "gluon_reinterpret": _since("3.9.0"),
@@ -178,6 +179,7 @@ def test_of_both(lane: str, target: str) -> None:
     expected = {
         "known_target": known,
         "block_scaled_dot": lane in BLOCK_SCALED_DOT.get(target, ()),
+        "gfx950_wide_tiles": target == "hip:gfx950" and lane == "3.6.0",
         "triton_gpu": known,
         "gluon_cdna3": target == "hip:gfx942" and lane != "3.5.1",
         "gluon_cdna4": target == "hip:gfx950" and lane != "3.5.1",
