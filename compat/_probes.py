@@ -99,6 +99,11 @@ def settings() -> str:
     return text
 
 
+def set_in_environment() -> dict[str, str]:
+    """The variables among the settings that are set, and their values."""
+    return {variable: os.environ[variable] for variable, *_ in _SETTINGS if variable in os.environ}
+
+
 def package(name: str) -> Finding:
     """Whether a package is installed and imports."""
     from subprocess import SubprocessError

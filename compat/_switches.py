@@ -8,6 +8,7 @@ variable                  example                             effect
 ``CAPGATE_VARIANT``       ``fp8_mqa_logits=classic``          this operation takes this variant, or raises
 ``CAPGATE_TARGET``        ``hip:gfx950``                      the target meant when no device is named
 ``CAPGATE_STRICT``        ``1``                               a variant that does not compile raises
+``CAPGATE_MEASURE``       ``1``                               the fastest of the variants that can is taken, once timed
 ========================  ==================================  ================================================
 
 ``CAPGATE_DROPIN=aiter,vllm_rocm`` is another module's: see :mod:`capgate.kernels.dropin`.
@@ -33,6 +34,7 @@ VARIABLES = (
     "CAPGATE_VARIANT",
     "CAPGATE_TARGET",
     "CAPGATE_STRICT",
+    "CAPGATE_MEASURE",
     "CAPGATE_DROPIN",
     "CAPGATE_TORCH",
     "CAPGATE_CACHE",
@@ -55,6 +57,7 @@ class Switches:
     variants : operation name to the variant that it must take
     target : what a question without a device means, None for this machine's first GPU
     strict : whether a variant that does not compile raises instead of falling back
+    measure : whether the time decides between the variants that can take a problem
     memo : answers that hold under these switches, forgotten with them
     key : text that is the same for switches under which the same capabilities hold, in the same words
     """
@@ -66,12 +69,14 @@ class Switches:
         target: Target | None = None,
         strict: bool = False,
         enabled: Mapping[str, str] | None = None,
+        measure: bool = False,
     ) -> None:
         self.disabled = dict(disabled or {})
         self.enabled = dict(enabled or {})
         self.variants = dict(variants or {})
         self.target = target
         self.strict = strict
+        self.measure = measure
         self.memo: dict[Any, Any] = {}
         self.key = f"{target} {sorted(self.disabled.items())} {sorted(self.enabled.items())}"
 
@@ -118,8 +123,9 @@ def read(environment: Mapping[str, str]) -> Switches:
         _disabled(disable, "CAPGATE_DISABLE", f"CAPGATE_DISABLE={','.join(disable)}"),
         _variants(environment.get("CAPGATE_VARIANT", ""), "CAPGATE_VARIANT"),
         _target(environment.get("CAPGATE_TARGET", ""), "CAPGATE_TARGET"),
-        _strict(environment.get("CAPGATE_STRICT", "")),
+        _zero_or_one("CAPGATE_STRICT", environment),
         _enabled(enable, "CAPGATE_ENABLE", f"CAPGATE_ENABLE={','.join(enable)}"),
+        _zero_or_one("CAPGATE_MEASURE", environment),
     )
 
 
@@ -130,6 +136,7 @@ def override(
     target: Target | str | None = None,
     strict: bool | None = None,
     enable: Iterable[str] | str = (),
+    measure: bool | None = None,
 ) -> AbstractContextManager[None]:
     """Add switches for a block of code, or for a function when used as a decorator.
 
@@ -137,6 +144,7 @@ def override(
     variant : ``{"fp8_mqa_logits": "classic"}`` or ``"fp8_mqa_logits=classic"``, of operations that are defined by now
     target : a Target or its text (``"hip:gfx950"``); the meaning of :func:`capgate.compat.capabilities` without a device
     strict : True raises where a variant does not compile
+    measure : True takes the fastest of the variants that can, once they are timed
     enable : as disable, capabilities that no hardware has shown: where they may hold, they do. What is disabled does not
 
     It holds for the current thread or task, from entry to exit, for functions that torch.compile has compiled before, too: they
@@ -150,8 +158,10 @@ def override(
     variants = _variants(variant, "variant") if isinstance(variant, str) else dict(variant)
     _check_variants(variants, "variant")
     _typed("target", target, (str, Target, type(None)), "a Target, its text or None")
-    _typed("strict", strict, (bool, type(None)), "a bool or None")
-    return _overridden(disabled, enabled, variants, _target(target, "target") if isinstance(target, str) else target, strict)
+    for argument, value in {"strict": strict, "measure": measure}.items():
+        _typed(argument, value, (bool, type(None)), "a bool or None")
+    named = _target(target, "target") if isinstance(target, str) else target
+    return _overridden(disabled, enabled, variants, named, strict, measure)
 
 
 @contextmanager
@@ -161,6 +171,7 @@ def _overridden(
     variants: dict[str, str],
     target: Target | None,
     strict: bool | None,
+    measure: bool | None,
 ) -> Iterator[None]:
     outer = current()
     inner = Switches(
@@ -169,6 +180,7 @@ def _overridden(
         target or outer.target,
         outer.strict if strict is None else strict,
         {**outer.enabled, **enabled},
+        outer.measure if measure is None else measure,
     )
     token = _overriding.set(inner)
     try:
@@ -234,8 +246,9 @@ def _target(text: str, argument: str) -> Target | None:
         raise SwitchError(f"{argument}: {error}") from None
 
 
-def _strict(text: str) -> bool:
+def _zero_or_one(variable: str, environment: Mapping[str, str]) -> bool:
+    text = environment.get(variable, "")
     meanings = {"": False, "0": False, "1": True}
     if text.strip() not in meanings:
-        raise SwitchError(f"CAPGATE_STRICT: got {text!r}, needs 0 or 1")
+        raise SwitchError(f"{variable}: got {text!r}, needs 0 or 1")
     return meanings[text.strip()]

@@ -12,8 +12,9 @@ from typing import Any
 from . import _installation, targets, versions
 from ._capabilities import Capabilities
 from ._lookup import capabilities
-from ._operation import Operation, Trace, Variant, checked_reason
+from ._operation import Operation, Trace
 from ._registry import find_operations
+from ._variant import Variant, checked_reason
 from .command import asking, conclude, prints_to_stderr
 from .outputs import Outputs
 from .table import TABLE
