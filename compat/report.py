@@ -9,7 +9,7 @@ from copy import copy
 from functools import partial
 from typing import Any
 
-from . import _installation, targets, versions
+from . import _conflicts, _installation, targets, versions
 from ._capabilities import Capabilities
 from ._lookup import capabilities
 from ._operation import Operation, Trace
@@ -42,8 +42,8 @@ def collect(target: Target | str | None = None, dropins: Dropins | None = None) 
     Keys: ``capgate``, ``location`` (the folder that it is loaded from), ``python``, ``drivers.nvidia|amd`` (version texts or
     None), ``dropins.<name>.asked|library|installed|taken|left``, ``triton``, ``triton_kernels``, ``torch`` (version texts or
     None),
-    ``target`` (the one asked about), ``targets`` (the GPUs found), ``notes`` (why a vendor has none, or one could not be read;
-    what may hide this package),
+    ``target`` (the one asked about), ``targets`` (the GPUs found), ``notes`` (why a vendor has none, or one could not be read, or
+    is not served; which packages are not what one would expect; what may hide this package),
     ``capabilities.<name>.available|reason|kind|meaning|source``,
     ``operations.<name>.variant|trace`` with ``variant|accepted|reason`` for each step of the trace (and ``added_by``, the
     distribution, where one adds the variant), and with ``error`` for an
@@ -63,7 +63,12 @@ def collect(target: Target | str | None = None, dropins: Dropins | None = None) 
         **{name: versions.find(name).text for name in PACKAGES},
         "target": str(caps.target),
         "targets": [str(gpu) for gpu in found.targets],
-        "notes": [*found.notes, *_installation.shadows(), *(words for one in known.values() for words in one.not_added)],
+        "notes": [
+            *found.notes,
+            *_conflicts.notes(),
+            *_installation.shadows(),
+            *(words for one in known.values() for words in one.not_added),
+        ],
         "capabilities": {name: {**caps[name]._asdict(), **_of_the_table(name)} for name in caps},
         "operations": dict(sorted(choices.items())),
     }
