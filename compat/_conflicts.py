@@ -12,9 +12,9 @@ from .thirdparty import Raised, ask
 # Distributions that are a Triton, or part of one, under another name: what to know of each.
 OTHERS = {
     "fbtriton": "is a fork of Triton in the folder triton: capabilities are asked of it as of any Triton",
-    "triton-xpu": "is Intel's Triton in the folder triton: no variant here serves its GPUs; install another where that is not meant",
-    "pytorch-triton-xpu": "is Intel's Triton in the folder triton: no variant here serves its GPUs; install the torch that is meant",
-    "triton-ascend": "is Ascend's Triton, which writes over another's folder triton and may name a wrong version: install one alone",
+    "triton-xpu": "is Intel's Triton in the folder triton: no variant here serves its GPUs; install the Triton that is meant",
+    "pytorch-triton-xpu": "is Intel's, of a torch for its GPUs, which no variant here serves; install the torch that is meant",
+    "triton-ascend": "is Ascend's, writes over another's folder triton and may name a wrong version: install one alone",
     "triton-metal": "is a Triton for Apple's GPUs in the folder triton: no variant here serves them; install one Triton alone",
     "triton-utlx": "is a plugin that loads itself into Triton and extends it: uninstall it before you blame Triton",
     "triton-utlx-rocm": "is a plugin that loads itself into Triton and extends it: uninstall it before you blame Triton",
@@ -37,8 +37,8 @@ def _owners() -> list[str]:
     owners = " and ".join(sorted(f"{claim.distribution} {claim.version}" for claim in claims))
     names = " ".join(sorted(claim.distribution for claim in claims))
     return [
-        f"{owners} own the same folder {Path(origin).parent}, and its files may be of both: pip uninstall {names}, and then "
-        "install the one that is meant"
+        f"{owners} own the same folder {Path(origin).parent}, and its files may be of both: pip uninstall {names}, and "
+        "then install the one that is meant"
     ]
 
 
@@ -60,8 +60,8 @@ def _asked_by_torch() -> list[str]:
         wanted = [parse_release(each.version) for each in asked.specifier if each.operator in ("==", "===")]
         if wanted and triton.release not in wanted:
             return [
-                f"torch {torch.text} is built for {asked.name} {asked.specifier}, and {triton.text} is installed: torch.compile may "
-                "fail, while variants here ask what this Triton can do; install what torch asks for, or a torch for this one"
+                f"torch {torch.text} is built for {asked.name} {asked.specifier}, and {triton.text} is installed: torch."
+                "compile may fail, while variants here ask what this Triton can do; install what torch asks for, or a torch for this one"
             ]
     return []
 
@@ -81,8 +81,8 @@ def _kernels() -> list[str]:
     if not origin or any(Path(origin).with_name(name).exists() for name in KERNELS):
         return []
     return [
-        f"triton_kernels at {Path(origin).parent} has no matmul and is not Triton's own (the name on PyPI is another project's): "
-        "uninstall it, and install python/triton_kernels of Triton's repository"
+        f"triton_kernels at {Path(origin).parent} has no matmul and is not Triton's own (the name on PyPI is another "
+        "project's): uninstall it, and install python/triton_kernels of Triton's repository"
     ]
 
 

@@ -42,8 +42,8 @@ def collect(target: Target | str | None = None, dropins: Dropins | None = None) 
     Keys: ``capgate``, ``location`` (the folder that it is loaded from), ``python``, ``drivers.nvidia|amd`` (version texts or
     None), ``dropins.<name>.asked|library|installed|taken|left``, ``triton``, ``triton_kernels``, ``torch`` (version texts or
     None),
-    ``target`` (the one asked about), ``targets`` (the GPUs found), ``notes`` (why a vendor has none, or one could not be read, or
-    is not served; which packages are not what one would expect; what may hide this package),
+    ``target`` (the one asked about), ``targets`` (the GPUs found), ``notes`` (why a vendor has none, or one could not be read;
+    what is not served; which packages are not what one would expect; what may hide this package),
     ``capabilities.<name>.available|reason|kind|meaning|source``,
     ``operations.<name>.variant|trace`` with ``variant|accepted|reason`` for each step of the trace (and ``added_by``, the
     distribution, where one adds the variant), and with ``error`` for an

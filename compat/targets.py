@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from . import _discovery
 
-
 # Kinds of device that are known and that no variant here is for, by torch's names.
 UNSERVED = {"xpu": "an Intel GPU, which is known and not served", "npu": "an Ascend NPU, which is known and not served"}
 
