@@ -303,15 +303,14 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def universal(session: nox.Session) -> None:
-    """Lay the wheel out as a universal kernel of Hugging Face's ``kernels``, and load it with that, without capgate installed."""
+    """Lay the wheel out as a universal kernel of Hugging Face's ``kernels``, and load it there, where no capgate is."""
     session.install(wheel(session), *group("test"))
     folder, other = (Path(session.create_tmp()) / name for name in ("kernel", "environment"))
     session.run("python", "docs/universal_kernel.py", wheel(session), str(folder))
     session.run("python", "-m", "venv", str(other))
-    session.run(
-        str(other / "bin" / "python"), "-m", "pip", "install", "--quiet", "kernels", "torch>=2.9", "numpy", external=True
-    )
-    environment = {"KERNELS_PYTHON": str(other / "bin" / "python"), "UNIVERSAL_KERNEL": str(folder.resolve())}
+    python = str(other.resolve() / "bin" / "python")
+    session.run(python, "-m", "pip", "install", "--quiet", "kernels", "torch>=2.9", "numpy", external=True)
+    environment = {"KERNELS_PYTHON": python, "UNIVERSAL_KERNEL": str(folder.resolve())}
     session.run("pytest", "tests/packaging/test_universal_kernel.py", *session.posargs, env=environment)
     session.log(f"the kernel is {folder}")
 

@@ -60,8 +60,9 @@ def _asked_by_torch() -> list[str]:
         wanted = [parse_release(each.version) for each in asked.specifier if each.operator in ("==", "===")]
         if wanted and triton.release not in wanted:
             return [
-                f"torch {torch.text} is built for {asked.name} {asked.specifier}, and {triton.text} is installed: torch."
-                "compile may fail, while variants here ask what this Triton can do; install what torch asks for, or a torch for this one"
+                f"torch {torch.text} is built for {asked.name} {asked.specifier}, and {triton.text} is installed: "
+                "torch.compile may fail, while variants here ask what this Triton can do; install what torch asks for, or "
+                "another torch"
             ]
     return []
 
