@@ -314,6 +314,20 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def universal(session: nox.Session) -> None:
+    """Lay the wheel out as a universal kernel of Hugging Face's ``kernels``, and load it there, where no capgate is."""
+    session.install(wheel(session), *group("test"))
+    folder, other = (Path(session.create_tmp()) / name for name in ("kernel", "environment"))
+    session.run("python", "docs/universal_kernel.py", wheel(session), str(folder))
+    session.run("python", "-m", "venv", str(other))
+    python = str(other.resolve() / "bin" / "python")
+    session.run(python, "-m", "pip", "install", "--quiet", "kernels", "torch>=2.9", "numpy", external=True)
+    environment = {"KERNELS_PYTHON": python, "UNIVERSAL_KERNEL": str(folder.resolve())}
+    session.run("pytest", "tests/packaging/test_universal_kernel.py", *session.posargs, env=environment)
+    session.log(f"the kernel is {folder}")
+
+
+@nox.session(default=False)
 def minimums(session: nox.Session) -> None:
     """Test compat and the report with the oldest dependencies that are allowed, without torch and without Triton."""
     oldest = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]

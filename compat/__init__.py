@@ -31,10 +31,12 @@ from ._bound import Bound
 from ._capabilities import Capabilities, CapabilityError, Verdict
 from ._kernel import ExampleCall, Examples, Kernel, Launch
 from ._lookup import capabilities, require
-from ._operation import Operation, Step, Trace, Variant
+from ._measuring import Measurement
+from ._operation import Operation, Step, Trace
 from ._registry import operations
 from ._repeats import Call, Calls, Repeats, extent
 from ._switches import SwitchError, override, strict
+from ._variant import Variant
 from .check import record
 from .table import Capability
 from .targets import Target
@@ -51,6 +53,7 @@ __all__ = [
     "Examples",
     "Kernel",
     "Launch",
+    "Measurement",
     "Operation",
     "Repeats",
     "Step",

@@ -16,7 +16,7 @@ from ._registry import entry_points
 from .thirdparty import Raised, ask
 
 if TYPE_CHECKING:
-    from ._operation import Variant
+    from ._variant import Variant
 
 ENTRY_POINTS = "capgate.variants"
 
@@ -28,7 +28,7 @@ class Addition:
     """
 
     def __init__(self, variant: "Variant[Any]", *, before: str | None = None, after: str | None = None) -> None:
-        from ._operation import Variant
+        from ._variant import Variant
 
         if not isinstance(variant, Variant):
             raise TypeError(f"variant: got {type(variant).__name__}, needs a compat.Variant")

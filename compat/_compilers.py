@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-from . import _probes, versions
+from . import _passes, _probes, versions
 from ._errors import summary
 from ._probes import Finding
 from .targets import Target
@@ -61,7 +61,7 @@ def _lowering_knows(target: Target) -> Finding:
             backend.load_dialects(context)
             manager = libtriton.ir.pass_manager(context)
             libtriton.amd.passes.ttgpuir.add_to_llvmir(manager, options.arch, True)
-            _probes.run_passes(manager, _probes.parsed(_NOTHING, context))
+            _passes.run(manager, _passes.parsed(_NOTHING, context))
         except (RuntimeError, ValueError) as error:
             failure = summary(error)
         else:

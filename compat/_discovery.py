@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 
 from . import _visibility
 
+DRM = "/sys/class/drm"  # the kernel's graphics devices, Intel's among them
+INTEL, INTEL_DRIVERS = "0x8086", ("xe", "i915")
+DEV = "/dev"  # where Ascend's driver has davinci0, davinci1, ...
 DRI = "/dev/dri"  # where the kernel puts the render nodes through which ROCr opens its GPUs
 
 
@@ -64,6 +67,38 @@ def amd(kfd: str) -> Found:
             hidden = f"{variable}={os.environ[variable]!r}"
             return Found((), (*notes, f"AMD: {len(gpus)} found, all hidden by {hidden}"))
     return Found(tuple(visible), tuple(notes))
+
+
+def unserved() -> dict[str, str]:
+    """The kinds of device that are known here and that no variant serves: torch's name of the kind, and a note."""
+    found = {}
+    if npus := [name for name in _listed(DEV) if re.fullmatch(r"davinci\d+", name)]:
+        found["npu"] = (
+            f"Ascend: {len(npus)} found, known and not served: no variant here is for them; their Triton is triton-ascend"
+        )
+    gpus = [name for name in _listed(DRM) if re.fullmatch(r"card\d+", name) and _is_intel(f"{DRM}/{name}/device")]
+    if gpus:
+        words = "known and not served: no variant here is for them; their Triton is triton-xpu, or torch's pytorch-triton-xpu"
+        found["xpu"] = f"Intel: {len(gpus)} found, {words}"
+    return found
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _is_intel(device: str) -> bool:
+    """Whether a device of the kernel's is a GPU of Intel's that has a driver."""
+    try:
+        with open(f"{device}/vendor") as file:
+            vendor = file.read().strip()
+        driver = os.path.basename(os.readlink(f"{device}/driver"))
+    except OSError:
+        return False
+    return vendor == INTEL and driver in INTEL_DRIVERS
 
 
 def nvidia() -> Found:

@@ -23,7 +23,19 @@ _VERSION = re.compile(r"""^__version__\s*(?::\s*\w+\s*)?=\s*["']([^"'\n]+)["']""
 
 # Under which names a package's metadata counts without a list of files: PyTorch's own index, vendors, Windows.
 NAMES = {
-    "triton": ("triton", "triton-rocm", "pytorch-triton", "pytorch-triton-rocm", "triton-windows", "amd-triton"),
+    "triton": (
+        "triton",
+        "triton-rocm",
+        "pytorch-triton",
+        "pytorch-triton-rocm",
+        "pytorch-triton-xpu",
+        "triton-xpu",
+        "triton-windows",
+        "triton-ascend",
+        "triton-metal",
+        "amd-triton",
+        "fbtriton",
+    ),
     "triton_kernels": ("triton-kernels",),
     "torch": ("torch",),
 }

@@ -18,10 +18,9 @@ at (device, dtypes, head sizes) and not what changes from call to call.
 """
 
 import logging
-import re
 import sys
 from collections.abc import Callable, Hashable, Iterable
-from importlib import import_module
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from . import _probes, _registry, _switches
@@ -31,15 +30,15 @@ from ._capabilities import CapabilityError
 from ._errors import of_the_machine, summary
 from ._kernel import OFFERS, Examples, Kernel
 from ._lookup import capabilities, target_of
+from ._measuring import ONE_AT_A_TIME, Measurement, Measurements, capturing, needs_device, timed
+from ._variant import MisspeltError, Variant, called, checked_names, checked_reason
 from .spelling import nearest
-from .table import TABLE
 from .tunings import Loaded
 
 LOG = logging.getLogger("capgate")
 
 P = TypeVar("P", bound=Hashable)
 F = TypeVar("F", bound=Callable[..., Any])
-Rule = Callable[[P], str | None]
 
 
 class Step(NamedTuple):
@@ -60,112 +59,6 @@ class Trace(NamedTuple):
         return "; ".join(f"{step.variant} {'accepted' if step.accepted else 'rejected'}: {step.reason}" for step in self.steps)
 
 
-class Variant(Generic[P]):
-    """One implementation of an operation.
-
-    implementation : a function, a :class:`.Kernel`, or ``"package.module:name"`` of one, imported only when it is chosen
-    requires : capabilities that must hold on the problem's device
-    accepts : a rule that returns None, or the reason why this variant cannot take the problem
-    unless_named : a rule that returns None, or the reason why this variant takes the problem only when named
-    last_resort : running it on a GPU is worth a warning, because a faster variant was expected there
-
-    Raises TypeError for values of other kinds, ValueError for a required capability that does not exist.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        implementation: Callable[..., Any] | Kernel[P] | str,
-        *,
-        requires: Iterable[str] = (),
-        accepts: Rule[P] | None = None,
-        unless_named: Rule[P] | None = None,
-        last_resort: bool = False,
-    ) -> None:
-        if not isinstance(name, str):
-            raise TypeError(f"name: got {_called(name)}, needs a str, as in @operation.variant('name')")
-        if isinstance(implementation, str):
-            if not re.fullmatch(r"\w+(\.\w+)*:\w+", implementation):
-                raise ValueError(f"implementation: got {implementation!r}, needs 'package.module:name'")
-        elif not isinstance(implementation, Kernel) and not callable(implementation):
-            words = "a function, a Kernel, or 'package.module:name' of one"
-            raise TypeError(f"implementation: got {_called(implementation)}, needs {words}")
-        for argument, rule in {"accepts": accepts, "unless_named": unless_named}.items():
-            if rule is not None and not callable(rule):
-                raise TypeError(f"{argument}: got {_called(rule)}, needs a function of the problem, or None")
-        self.name = name
-        self.requires = _names("requires", requires, TABLE, "capability")
-        self.accepts = accepts
-        self.unless_named = unless_named
-        self.last_resort = last_resort
-        self.added_by: str | None = None  # the distribution, where that is not the operation's own
-        self._implementation = implementation
-
-    def load(self) -> Callable[..., Any] | Kernel[P]:
-        """The implementation; given as ``"package.module:name"`` its module is imported now, and not before.
-
-        Raises what the import raises, ValueError with the nearest names where the package lacks the module, or the module the
-        name, TypeError for what cannot be called.
-        """
-        implementation = self._implementation
-        if isinstance(implementation, str):
-            implementation = _find(self.name, *implementation.split(":"))
-        if not isinstance(implementation, Kernel) and not callable(implementation):
-            raise TypeError(f"variant {self.name!r}: got {type(implementation).__name__}, needs a function or a Kernel")
-        self._implementation = implementation
-        return implementation
-
-    def __repr__(self) -> str:
-        return f"Variant({self.name!r})"
-
-
-class _MisspeltError(ValueError):
-    """A variant's "package.module:name" is of nothing that exists: its author's mistake, on every machine."""
-
-
-def _find(variant: str, module: str, name: str) -> Any:
-    parent, _, last = module.rpartition(".")
-    try:
-        found = import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module or not parent:  # it imports what is not installed here, or is not installed itself
-            raise
-        from pkgutil import iter_modules
-
-        beside = [entry.name for entry in iter_modules(getattr(import_module(parent), "__path__", ()))]
-        raise _MisspeltError(f"variant {variant!r}: {parent} has no module {last!r}; {nearest(last, beside)}") from error
-    if not hasattr(found, name):
-        known = [known for known in vars(found) if not known.startswith("_")]
-        raise _MisspeltError(f"variant {variant!r}: {module} has no {name!r}; {nearest(name, known)}")
-    return getattr(found, name)
-
-
-def _names(argument: str, names: Iterable[str], known: Iterable[str], kind: str) -> tuple[str, ...]:
-    """Names that exist, given as an iterable of them."""
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        raise TypeError(f"{argument}: got {_called(names)}, needs several names, as in {argument}=[{names!r}]")
-    given = tuple(names)
-    for name in given:
-        if not isinstance(name, str):
-            raise TypeError(f"{argument}: got {_called(name)}, needs names of type str")
-        if name not in known:
-            raise ValueError(f"{argument}: no {kind} {name!r}; {nearest(name, known)}")
-    return given
-
-
-def _called(value: object) -> str:
-    """What to call a value of the wrong kind."""
-    name = value if isinstance(value, str) else getattr(value, "__name__", None)
-    return f"{type(value).__name__} {name!r}" if isinstance(name, str) else type(value).__name__
-
-
-def checked_reason(reason: object, rule: str) -> str | None:
-    """What a rule returned; TypeError where that is neither None nor words."""
-    if reason is None or (isinstance(reason, str) and reason):
-        return reason
-    raise TypeError(f"{rule}: returned {reason!r}, needs None where it takes the problem, or the reason why not, a str")
-
-
 class Operation(_registry.Registered, Generic[P]):
     """An operation with ordered variants; the first one that can take a problem runs.
 
@@ -173,6 +66,7 @@ class Operation(_registry.Registered, Generic[P]):
     example : makes a representative problem for a device, for the report; without it the report asks capabilities only
     examples : what an offline compile asks for; without it the operation cannot be compiled ahead of time
     offers : what every Kernel among its variants must offer besides ``prepare``: "tuning", "workers"
+    repeatable : whether a call that runs again with the same arguments leaves what it left: only then CAPGATE_MEASURE times it
 
     Raises ValueError when another module has defined an operation of this name, TypeError for values of other kinds.
     """
@@ -184,18 +78,21 @@ class Operation(_registry.Registered, Generic[P]):
         example: Callable[[Any], P] | None = None,
         examples: Examples | None = None,
         offers: Iterable[str] = (),
+        repeatable: bool = False,
     ) -> None:
         if not isinstance(name, str):
-            raise TypeError(f"name: got {_called(name)}, needs a str")
+            raise TypeError(f"name: got {called(name)}, needs a str")
         if example is not None and not callable(example):
-            raise TypeError(f"example: got {_called(example)}, needs a function of the device, or None")
+            raise TypeError(f"example: got {called(example)}, needs a function of the device, or None")
         self.name = name
         self.example = example
         self.examples = examples
-        self.offers = _names("offers", offers, OFFERS, "part of a Kernel")
+        self.offers = checked_names("offers", offers, OFFERS, "part of a Kernel")
         self._variants: dict[str, Variant[P]] = {}
         self._to_add: list[tuple[str, Addition]] | None = None  # until they are first asked for
         self.not_added: list[str] = []  # why what a distribution adds is not there, in words
+        self.repeatable = repeatable
+        self._measurements: Measurements[P] = Measurements(name)
         self._set_aside: dict[tuple[str, P | None, str], str] = {}
         self.module: str | None = sys._getframe(1).f_globals.get("__name__")
         _registry.register(self)
@@ -249,7 +146,7 @@ class Operation(_registry.Registered, Generic[P]):
     def variant(self, name: str, **rules: Any) -> Callable[[F], F]:
         """Decorate a function to add it as a variant; ``rules`` are the other parameters of :class:`Variant`."""
         if not isinstance(name, str):
-            raise TypeError(f"name: got {_called(name)}, needs a str, as in @operation.variant('name')")
+            raise TypeError(f"name: got {called(name)}, needs a str, as in @operation.variant('name')")
 
         def decorate(function: F) -> F:
             self.add(Variant(name, function, **rules))
@@ -266,26 +163,98 @@ class Operation(_registry.Registered, Generic[P]):
         killed compiler), which say nothing of the variant: the next call tries it again.
         """
         handled = sys.exc_info()[1]  # by the caller: no part of what may fail here
+
+        def run(implementation: Callable[..., Any] | Kernel[P]) -> Any:
+            if isinstance(implementation, Kernel):
+                return implementation.launch(problem, *arguments, **keywords)
+            return implementation(*arguments, **keywords)
+
+        if self.repeatable and variant is None and _switches.current().measure:
+            self._measure_once(problem, run, handled)
         while True:
-            chosen = self.select(problem, variant)
-            try:
-                implementation = self.load(chosen)
-            except (KeyboardInterrupt, _MisspeltError):
+            done, result = self._try(self.select(problem, variant), problem, variant, run, handled)
+            if done:
+                return result
+
+    def _try(
+        self,
+        chosen: Variant[P],
+        problem: P,
+        variant: str | None,
+        run: Callable[[Callable[..., Any] | Kernel[P]], Any],
+        handled: BaseException | None,
+    ) -> tuple[bool, Any]:
+        """Whether a variant ran, and what it returned; False where it was set aside. ``variant`` is the one that is named."""
+        try:
+            implementation = self.load(chosen)
+        except (KeyboardInterrupt, MisspeltError):
+            raise
+        except BaseException as error:  # a module may fail to import in any way on a build it was not written for
+            if of_the_machine(error, handled):
                 raise
-            except BaseException as error:  # a module may fail to import in any way on a build it was not written for
-                if of_the_machine(error, handled):
-                    raise
-                self._fall_back(chosen, problem, variant, "does not load", error)
-                continue
-            try:
-                if isinstance(implementation, Kernel):
-                    return implementation.launch(problem, *arguments, **keywords)
-                return implementation(*arguments, **keywords)
-            except Exception as error:
-                # A compiler does not speak of kernels through OSError, whatever it says.
-                if not _in_compiler(error) or isinstance(error, OSError) or of_the_machine(error, handled):
-                    raise
-                self._fall_back(chosen, problem, variant, "does not compile", error)
+            self._fall_back(chosen, problem, variant, "does not load", error)
+            return False, None
+        try:
+            return True, run(implementation)
+        except Exception as error:
+            # A compiler does not speak of kernels through OSError, whatever it says.
+            if not _in_compiler(error) or isinstance(error, OSError) or of_the_machine(error, handled):
+                raise
+            self._fall_back(chosen, problem, variant, "does not compile", error)
+            return False, None
+
+    def measure(self, problem: P, call: Callable[[str], Any]) -> Measurement | None:
+        """Time the variants that take ``problem``, and choose the fastest from now on; None where there is no choice.
+
+        call : runs the operation with the variant of that name: ``lambda name: scale_rows(x, factor, variant=name)``. It is run
+            many times, so it must leave what it leaves when it runs once
+
+        What was measured is written to the cache, for processes with CAPGATE_MEASURE=1 on the same stack. A variant that does
+        not load or compile is set aside, with a warning; other errors are raised. Raises ValueError where the problem's device
+        is no torch.device of a CPU or a GPU, and RuntimeError while a graph is captured.
+        """
+        handled = sys.exc_info()[1]
+        device = needs_device(problem)
+        if capturing(device):
+            raise RuntimeError(f"{self.name}: nothing can be measured while a graph is captured")
+        return self._measure(problem, lambda name, _: call(name), handled)
+
+    def _measure_once(self, problem: P, run: Callable[[Any], Any], handled: BaseException | None) -> None:
+        """Measure for CAPGATE_MEASURE, where that was not done before, in another process either, and can be done now."""
+        memo, key = _switches.current().memo, (self, problem, _probes.settings(), Measurement)
+        device = getattr(problem, "device", None)
+        if key in memo or getattr(device, "type", None) not in ("cuda", "cpu") or capturing(device):
+            return
+        if self._named_by_switch() is None:
+            with ONE_AT_A_TIME:
+                trace = self.explain(problem)
+                if len(self._contenders(trace)) > 1 and self._measured(problem, trace) is None:
+                    self._measure(problem, lambda _, implementation: run(implementation), handled)
+        _switches.current().memo[key] = None
+
+    def _measure(self, problem: P, run: Callable[[str, Any], Any], handled: BaseException | None) -> Measurement | None:
+        ready: dict[str, Callable[[], Any]] = {}
+        for name in self._contenders(self.explain(problem)):
+            variant = self.variants[name]
+            if self._try(variant, problem, None, partial(run, name), handled)[0]:
+                ready[name] = partial(run, name, self.load(variant))
+        if len(ready) < 2:
+            return None
+        with ONE_AT_A_TIME:
+            measured = Measurement(timed(getattr(problem, "device", None), ready))
+        self._measurements.keep(problem, measured)
+        _switches.current().memo.clear()  # choices, and the launches that are kept of calls
+        return measured
+
+    def _contenders(self, trace: Trace) -> list[str]:
+        """The variants between which the time decides: those that are accepted, last resorts only where there is no other."""
+        accepted = [step.variant for step in trace.steps if step.accepted]
+        return [name for name in accepted if not self.variants[name].last_resort] or accepted
+
+    def _measured(self, problem: P, trace: Trace) -> Measurement | None:
+        """What is known of the times of all that may run, as long as nothing came to them since."""
+        found = self._measurements.find(problem)
+        return found if found is not None and found.times.keys() >= set(self._contenders(trace)) else None
 
     def load(self, variant: Variant[P]) -> Callable[..., Any] | Kernel[P]:
         """The variant's implementation; TypeError names what a Kernel lacks of what this operation's must offer."""
@@ -347,7 +316,11 @@ class Operation(_registry.Registered, Generic[P]):
             if reason is None and problem is not None and (loaded := self.loaded(candidate.name, problem)):
                 words = f"{words}; {loaded}"
             steps.append(Step(candidate.name, reason is None, reason or words))
-        return Trace(chosen, tuple(steps))
+        trace = Trace(chosen, tuple(steps))
+        if variant is not None or problem is None or chosen is None:
+            return trace
+        measured = self._measured(problem, trace)
+        return trace if measured is None else _by_time(trace, self._contenders(trace), measured)
 
     def _why_not(self, candidate: Variant[P], problem: P | None, caps: Any, *, named: bool) -> str | None:
         failing = [name for name in candidate.requires if not caps[name]]
@@ -396,6 +369,20 @@ class Operation(_registry.Registered, Generic[P]):
         reason = f"set aside: {what}: {summary(error)}"
         if self._set_aside.setdefault((failed.name, problem, _probes.settings()), reason) is reason:
             LOG.warning("%s: %s %s for %s; CAPGATE_STRICT=1 raises instead", self.name, failed.name, reason, problem)
+
+
+def _by_time(trace: Trace, contenders: list[str], measured: Measurement) -> Trace:
+    """The trace where the time decides, with the times."""
+    times = {name: measured.times[name] for name in contenders}
+    fastest = min(times, key=times.__getitem__)
+
+    def said(step: Step) -> Step:
+        if step.variant not in times:
+            return step
+        rank = ", the fastest" if step.variant == fastest else ""
+        return step._replace(reason=f"{step.reason}; measured {times[step.variant]:.1f} us{rank}")
+
+    return Trace(fastest, tuple(map(said, trace.steps)))
 
 
 def _in_compiler(error: Exception) -> bool:

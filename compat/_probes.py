@@ -10,7 +10,6 @@ A probe is a function without arguments that returns a :class:`Finding`; :func:`
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
@@ -51,10 +50,10 @@ def run(probe: Callable[..., Finding], *arguments: Any) -> Finding:
         return Finding(False, build.found if build.error else "no Triton")
     key = (probe, arguments, build.text, settings())
     if key not in _findings:
-        finding = _answer(probe, arguments, build)
-        if not finding.lasts:
-            return finding
-        _findings[key] = _findings[probe, arguments, build.text, settings()] = finding  # under what has been imported, too
+        answer = _answer(probe, arguments, build)
+        if not answer.lasts:
+            return answer
+        _findings[key] = _findings[probe, arguments, build.text, settings()] = answer  # under what has been imported, too
     return _findings[key]
 
 
@@ -100,6 +99,11 @@ def settings() -> str:
     return text
 
 
+def set_in_environment() -> dict[str, str]:
+    """The variables among the settings that are set, and their values."""
+    return {variable: os.environ[variable] for variable, *_ in _SETTINGS if variable in os.environ}
+
+
 def package(name: str) -> Finding:
     """Whether a package is installed and imports."""
     from subprocess import SubprocessError
@@ -115,7 +119,7 @@ def package(name: str) -> Finding:
     return Finding(not failure, f"{found}, which does not import: {failure}" if failure else found)
 
 
-def _finding(holds: bool, lacking: str = " without it") -> Finding:
+def finding(holds: bool, lacking: str = " without it") -> Finding:
     text = versions.find("triton").found
     return Finding(holds, f"Triton {text}" if holds else f"{text}{lacking}")
 
@@ -143,7 +147,7 @@ def first(*paths: str) -> Any:
 
 def has(path: str) -> Probe:
     """Holds where ``module:attribute`` exists."""
-    return lambda: _finding(resolve(path) is not None)
+    return lambda: finding(resolve(path) is not None)
 
 
 def takes(path: str, *parameters: str) -> Probe:
@@ -151,7 +155,7 @@ def takes(path: str, *parameters: str) -> Probe:
 
     def probe() -> Finding:
         function = resolve(path)
-        return _finding(function is not None and all(name in _parameters(function) for name in parameters))
+        return finding(function is not None and all(name in _parameters(function) for name in parameters))
 
     return probe
 
@@ -162,7 +166,7 @@ def optional(path: str, parameter: str) -> Probe:
     def probe() -> Finding:
         function = resolve(path)
         found = _parameters(function).get(parameter) if function is not None else None
-        return _finding(found is not None and found.default is not found.empty)
+        return finding(found is not None and found.default is not found.empty)
 
     return probe
 
@@ -170,7 +174,7 @@ def optional(path: str, parameter: str) -> Probe:
 def option(path: str, field: str) -> Probe:
     """Holds where the launch options class at ``path`` (a dataclass) has ``field``."""
     fields = f"{path}.__dataclass_fields__"
-    return lambda: _finding(field in (resolve(fields) or ()))
+    return lambda: finding(field in (resolve(fields) or ()))
 
 
 def release(*at_least: int) -> Probe:
@@ -198,6 +202,13 @@ def block_scaled_dot(target: Target) -> Finding:
     build = versions.find("triton")
     least = BLOCK_SCALED_DOT.get(base_label(target.label))
     return Finding(least is not None and build.at_least(*least), f"{build.found} for {target.label}")
+
+
+def gfx950_wide_tiles(target: Target) -> Finding:
+    """Whether the installed Triton keeps the widest attention tiles in gfx950's registers; asking takes a compile of 10 s."""
+    build = versions.find("triton")
+    holds = base_label(target.label) == "gfx950" and build.at_least(3, 6) and not build.at_least(3, 7)
+    return Finding(holds, f"{build.found} for {target.label}")
 
 
 def before(*release_: int) -> Probe:
@@ -230,7 +241,7 @@ def ptxas(arch: int, *at_least: int) -> Probe:
     def probe() -> Finding:
         tool = ptxas_for(arch)
         if tool is None:
-            return _finding(False, ", without ptxas")
+            return finding(False, ", without ptxas")
         holds = parse_release(tool.version) >= at_least
         return Finding(holds, f"ptxas {tool.version} with Triton {versions.find('triton').found}")
 
@@ -246,7 +257,7 @@ def _parameters(function: Any) -> Mapping[str, Any]:
 def triton() -> Finding:
     """Triton imports and is the real one: a placeholder that an engine leaves in its place has no compiler."""
     file = getattr(sys.modules["triton"], "__file__", None)
-    return _finding(callable(resolve("triton:compile")), f", a placeholder without a compiler: {file}")
+    return finding(callable(resolve("triton:compile")), f", a placeholder without a compiler: {file}")
 
 
 def triton_ge_36() -> Finding:
@@ -258,33 +269,33 @@ def triton_ge_36() -> Finding:
 def gluon() -> Finding:
     """Build the layouts of the 3.6 interface: three-part MFMA shapes, and cga_layout in place of three CTA keywords."""
     if resolve(f"{GL}.amd:AMDMFMALayout") is None:
-        return _finding(False, ", without Gluon for AMD")
+        return finding(False, ", without Gluon for AMD")
     gl, amd = import_module(GL), import_module(f"{GL}.amd")
     try:
         amd.AMDMFMALayout(version=4, instr_shape=[16, 16, 128], transposed=True, warps_per_cta=[1, 1])
     except (TypeError, AssertionError, ValueError):
-        return _finding(False, ", whose AMDMFMALayout takes no [M, N, K] instruction shape")
+        return finding(False, ", whose AMDMFMALayout takes no [M, N, K] instruction shape")
     if "cga_layout" not in _parameters(gl.BlockedLayout):
-        return _finding(False, ", whose BlockedLayout takes no cga_layout")
-    return _finding(True)
+        return finding(False, ", whose BlockedLayout takes no cga_layout")
+    return finding(True)
 
 
 def gluon_cdna3_mfma() -> Finding:
     """Build the layout of CDNA3's fp8 products; cdna3.mfma takes it."""
     if resolve(f"{GL}.amd.cdna3:mfma") is None:
-        return _finding(False, ", without cdna3.mfma")
+        return finding(False, ", without cdna3.mfma")
     try:
         import_module(f"{GL}.amd").AMDMFMALayout(version=3, instr_shape=[32, 32, 16], transposed=False, warps_per_cta=[1, 1])
     except (TypeError, AssertionError, ValueError):
-        return _finding(False, ", whose AMDMFMALayout takes no [32, 32, 16] of version 3")
-    return _finding(True)
+        return finding(False, ", whose AMDMFMALayout takes no [32, 32, 16] of version 3")
+    return finding(True)
 
 
 def gluon_linear_async_copy() -> Finding:
     """Offer the direct-to-LDS copy a pointer tensor in a linear layout, and see whether it gets past the layout check."""
     copy = resolve(f"{GL}.amd.cdna4.async_copy:global_load_to_shared")
     if copy is None:
-        return _finding(False, ", without cdna4.async_copy.global_load_to_shared")
+        return finding(False, ", without cdna4.async_copy.global_load_to_shared")
     gl = import_module(GL)
 
     class AcceptedError(Exception):
@@ -309,10 +320,10 @@ def gluon_linear_async_copy() -> Finding:
     try:
         copy(Destination(), Pointers(), _semantic=object())
     except AcceptedError:
-        return _finding(True)
+        return finding(True)
     except ValueError as error:
-        return _finding(False, f", whose copy says: {error}")
-    return _finding(False, ", whose copy looked at no layout")
+        return finding(False, f", whose copy says: {error}")
+    return finding(False, ", whose copy looked at no layout")
 
 
 def constexpr_tuple_permute() -> Finding:
@@ -325,7 +336,7 @@ def constexpr_tuple_permute() -> Finding:
             reached.extend(dims)
 
     core.permute(object(), (core.constexpr(1), core.constexpr(0)), _semantic=Semantic())
-    return _finding(reached == [1, 0] and all(type(dim) is int for dim in reached), ", whose permute passes constexprs on")
+    return finding(reached == [1, 0] and all(type(dim) is int for dim in reached), ", whose permute passes constexprs on")
 
 
 def tma_multicast() -> Finding:
@@ -333,67 +344,43 @@ def tma_multicast() -> Finding:
     tma = f"{GL}.nvidia.hopper:tma"
     load = resolve(f"{tma}.async_load") or resolve(f"{tma}.async_copy_global_to_shared")
     holds = load is not None and "multicast" in _parameters(load)
-    return _finding(holds, ", whose tensor-map load takes no multicast")
-
-
-_CARRIED_BOUND = """
-tt.func public @kernel(%memory: !tt.ptr<i32>, %count: i32) {
-  %zero = arith.constant 0 : i32
-  %one = arith.constant 1 : i32
-  %last = scf.for %i = %zero to %count step %one iter_args(%bound = %one) -> (i32) : i32 {
-    scf.for %j = %zero to %bound step %one : i32 {
-      tt.store %memory, %j : !tt.ptr<i32>
-    }
-    %next = tt.load %memory : !tt.ptr<i32>
-    scf.yield %next : i32
-  }
-  tt.return
-}
-"""
-
-
-def parsed(text: str, context: Any) -> Any:
-    """The MLIR module that ``text`` spells."""
-    with tempfile.NamedTemporaryFile("w", suffix=".ttir") as file:
-        file.write(text)
-        file.flush()
-        return resolve("triton._C.libtriton:ir").parse_mlir_module(file.name, context)
-
-
-def run_passes(manager: Any, module: Any) -> None:
-    """Run a pass manager's passes on ``module``; RuntimeError where one fails."""
-    try:
-        manager.run(module, "capgate")
-    except TypeError:  # 3.5's takes no name
-        manager.run(module)
-
-
-def carried_loop_bounds() -> Finding:
-    """Simplify a loop that loads the bound of its inner loop one iteration ahead, and see whether the load is still there.
-
-    Triton's elimination of dead loop arguments takes a value for dead that only bounds inner loops, on builds without this.
-    """
-    ir, passes = resolve("triton._C.libtriton:ir"), resolve("triton._C.libtriton:passes")
-    if ir is None or passes is None:
-        return _finding(False, ", without Triton's IR")
-    context = ir.context()
-    ir.load_dialects(context)
-    module = parsed(_CARRIED_BOUND, context)
-    manager = ir.pass_manager(context)
-    passes.ttgpuir.add_remove_layout_conversions(manager)  # of kernels in the classic language; Gluon's has the pattern too
-    passes.common.add_canonicalizer(manager)
-    run_passes(manager, module)
-    return _finding("tt.load" in str(module), ", whose loops freeze them")
+    return finding(holds, ", whose tensor-map load takes no multicast")
 
 
 def dot_infers_out_dtype() -> Finding:
     """tl.dot's out_dtype has None for its default."""
-    return _finding(_parameters(resolve("triton.language:dot"))["out_dtype"].default is None)
+    return finding(_parameters(resolve("triton.language:dot"))["out_dtype"].default is None)
 
 
 def block_pointers() -> Finding:
-    """Both halves of the block-pointer interface are there; later releases keep one of them as a stub."""
-    return _finding(resolve("triton.language:advance") is not None, ", without tl.advance")
+    """Offer make_block_ptr and advance what is no pointer, and see whether both look at it.
+
+    Releases keep the names as stubs, which raise or do nothing, whatever they are given.
+    """
+    import warnings
+
+    class LookedAtError(Exception):
+        pass
+
+    class Given:
+        def __getattr__(self, name: str) -> Any:
+            raise LookedAtError
+
+    def looks(function: Any, *arguments: Any) -> bool:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they are deprecated from 3.7 on, and still work
+                function(Given(), *arguments, _semantic=Given())
+        except (LookedAtError, ValueError):  # 3.8's advance refuses what is no block pointer
+            return True
+        except (TypeError, NotImplementedError):
+            pass
+        return False
+
+    core = import_module("triton.language.core")
+    if not looks(getattr(core, "make_block_ptr", None), (16,), (1,), (0,), (16,), (0,)):
+        return finding(False, ", without tl.make_block_ptr, or with a stub of it")
+    return finding(looks(getattr(core, "advance", None), (16,)), ", without tl.advance, or with a stub of it")
 
 
 def interpreter() -> Finding:

@@ -9,6 +9,7 @@ variable                  example                             effect
 ``CAPGATE_TARGET``        ``hip:gfx950``                      the target meant when no device is named
 ``CAPGATE_STRICT``        ``1``                               a variant that does not compile raises
 ``CAPGATE_TUNINGS``       ``h200.json``                       these tunings of this GPU, over those of the tables
+``CAPGATE_MEASURE``       ``1``                               the fastest of the variants that can is taken, once timed
 ========================  ==================================  ================================================
 
 ``CAPGATE_DROPIN=aiter,vllm_rocm`` is another module's: see :mod:`capgate.kernels.dropin`.
@@ -36,6 +37,7 @@ VARIABLES = (
     "CAPGATE_TARGET",
     "CAPGATE_STRICT",
     "CAPGATE_TUNINGS",
+    "CAPGATE_MEASURE",
     "CAPGATE_DROPIN",
     "CAPGATE_TORCH",
     "CAPGATE_CACHE",
@@ -59,6 +61,7 @@ class Switches:
     target : what a question without a device means, None for this machine's first GPU
     strict : whether a variant that does not compile raises instead of falling back
     tunings : those that are loaded over the tables', or None
+    measure : whether the time decides between the variants that can take a problem
     memo : answers that hold under these switches, forgotten with them
     key : text that is the same for switches under which the same capabilities hold, in the same words
     """
@@ -71,6 +74,7 @@ class Switches:
         strict: bool = False,
         enabled: Mapping[str, str] | None = None,
         tunings: Tunings | None = None,
+        measure: bool = False,
     ) -> None:
         self.disabled = dict(disabled or {})
         self.enabled = dict(enabled or {})
@@ -78,6 +82,7 @@ class Switches:
         self.target = target
         self.strict = strict
         self.tunings = tunings
+        self.measure = measure
         self.memo: dict[Any, Any] = {}
         self.key = f"{target} {sorted(self.disabled.items())} {sorted(self.enabled.items())}"
         if tunings is not None:  # kept launches are those of a tuning
@@ -126,9 +131,10 @@ def read(environment: Mapping[str, str]) -> Switches:
         _disabled(disable, "CAPGATE_DISABLE", f"CAPGATE_DISABLE={','.join(disable)}"),
         _variants(environment.get("CAPGATE_VARIANT", ""), "CAPGATE_VARIANT"),
         _target(environment.get("CAPGATE_TARGET", ""), "CAPGATE_TARGET"),
-        _strict(environment.get("CAPGATE_STRICT", "")),
+        _zero_or_one("CAPGATE_STRICT", environment),
         _enabled(enable, "CAPGATE_ENABLE", f"CAPGATE_ENABLE={','.join(enable)}"),
         _tunings(environment.get("CAPGATE_TUNINGS", ""), "CAPGATE_TUNINGS"),
+        _zero_or_one("CAPGATE_MEASURE", environment),
     )
 
 
@@ -140,6 +146,7 @@ def override(
     strict: bool | None = None,
     enable: Iterable[str] | str = (),
     tunings: Tunings | str | None = None,
+    measure: bool | None = None,
 ) -> AbstractContextManager[None]:
     """Add switches for a block of code, or for a function when used as a decorator.
 
@@ -147,6 +154,7 @@ def override(
     variant : ``{"fp8_mqa_logits": "classic"}`` or ``"fp8_mqa_logits=classic"``, of operations that are defined by now
     target : a Target or its text (``"hip:gfx950"``); the meaning of :func:`capgate.compat.capabilities` without a device
     strict : True raises where a variant does not compile
+    measure : True takes the fastest of the variants that can, once they are timed
     enable : as disable, capabilities that no hardware has shown: where they may hold, they do. What is disabled does not
     tunings : a file of tunings, or :class:`.tunings.Tunings`, in the place of any that are loaded already
 
@@ -161,11 +169,12 @@ def override(
     variants = _variants(variant, "variant") if isinstance(variant, str) else dict(variant)
     _check_variants(variants, "variant")
     _typed("target", target, (str, Target, type(None)), "a Target, its text or None")
-    _typed("strict", strict, (bool, type(None)), "a bool or None")
+    for argument, value in {"strict": strict, "measure": measure}.items():
+        _typed(argument, value, (bool, type(None)), "a bool or None")
     _typed("tunings", tunings, (str, Tunings, type(None)), "a file's name, Tunings or None")
     aim = _target(target, "target") if isinstance(target, str) else target
     loaded = _tunings(tunings, "tunings") if isinstance(tunings, str) else tunings
-    return _overridden(disabled, enabled, variants, aim, strict, loaded)
+    return _overridden(disabled, enabled, variants, aim, strict, loaded, measure)
 
 
 @contextmanager
@@ -176,6 +185,7 @@ def _overridden(
     target: Target | None,
     strict: bool | None,
     tunings: Tunings | None,
+    measure: bool | None,
 ) -> Iterator[None]:
     outer = current()
     inner = Switches(
@@ -185,6 +195,7 @@ def _overridden(
         outer.strict if strict is None else strict,
         {**outer.enabled, **enabled},
         tunings or outer.tunings,
+        outer.measure if measure is None else measure,
     )
     token = _overriding.set(inner)
     try:
@@ -250,10 +261,11 @@ def _target(text: str, argument: str) -> Target | None:
         raise SwitchError(f"{argument}: {error}") from None
 
 
-def _strict(text: str) -> bool:
+def _zero_or_one(variable: str, environment: Mapping[str, str]) -> bool:
+    text = environment.get(variable, "")
     meanings = {"": False, "0": False, "1": True}
     if text.strip() not in meanings:
-        raise SwitchError(f"CAPGATE_STRICT: got {text!r}, needs 0 or 1")
+        raise SwitchError(f"{variable}: got {text!r}, needs 0 or 1")
     return meanings[text.strip()]
 
 

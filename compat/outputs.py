@@ -90,7 +90,7 @@ def _try_to_write(output: _Output[R], results: R) -> str | None:
     """Write one file; returns why not."""
     try:
         content = output.make(results)
-        _write(Path(os.path.realpath(output.file)), content.encode() if isinstance(content, str) else content)
+        write_whole(Path(os.path.realpath(output.file)), content.encode() if isinstance(content, str) else content)
     except (
         Exception
     ) as error:  # drawing may fail in many ways, and the other files and the tables are worth more than a traceback
@@ -98,8 +98,8 @@ def _try_to_write(output: _Output[R], results: R) -> str | None:
     return None
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: what an earlier run wrote stays until all of this one's is on the disk."""
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all: what an earlier run wrote stays until all of this one's is on the disk."""
     if _takes_in_place(path):
         path.write_bytes(content)
         return

@@ -9,11 +9,12 @@ from copy import copy
 from functools import partial
 from typing import Any
 
-from . import _installation, targets, versions
+from . import _conflicts, _installation, targets, versions
 from ._capabilities import Capabilities
 from ._lookup import capabilities
-from ._operation import Operation, Trace, Variant, checked_reason
+from ._operation import Operation, Trace
 from ._registry import find_operations
+from ._variant import Variant, checked_reason
 from .command import asking, conclude, prints_to_stderr
 from .outputs import Outputs
 from .table import TABLE
@@ -42,7 +43,7 @@ def collect(target: Target | str | None = None, dropins: Dropins | None = None) 
     None), ``dropins.<name>.asked|library|installed|taken|left``, ``triton``, ``triton_kernels``, ``torch`` (version texts or
     None),
     ``target`` (the one asked about), ``targets`` (the GPUs found), ``notes`` (why a vendor has none, or one could not be read;
-    what may hide this package),
+    what is not served; which packages are not what one would expect; what may hide this package),
     ``capabilities.<name>.available|reason|kind|meaning|source``,
     ``operations.<name>.variant|trace`` with ``variant|accepted|reason`` for each step of the trace (and ``added_by``, the
     distribution, where one adds the variant), and with ``error`` for an
@@ -62,7 +63,12 @@ def collect(target: Target | str | None = None, dropins: Dropins | None = None) 
         **{name: versions.find(name).text for name in PACKAGES},
         "target": str(caps.target),
         "targets": [str(gpu) for gpu in found.targets],
-        "notes": [*found.notes, *_installation.shadows(), *(words for one in known.values() for words in one.not_added)],
+        "notes": [
+            *found.notes,
+            *_conflicts.notes(),
+            *_installation.shadows(),
+            *(words for one in known.values() for words in one.not_added),
+        ],
         "capabilities": {name: {**caps[name]._asdict(), **_of_the_table(name)} for name in caps},
         "operations": dict(sorted(choices.items())),
     }

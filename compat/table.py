@@ -7,7 +7,7 @@ other capabilities, all of them, or a compiler's word on the target).
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from . import _compilers, _probes
+from . import _compilers, _passes, _probes
 from ._probes import GL, GLUON, Finding, Probe
 from .targets import Target
 
@@ -100,7 +100,7 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
            "its import; vLLM may leave a placeholder in its place, https://github.com/vllm-project/vllm/pull/53530"),
     _build("triton_ge_36", "the release is 3.6 or newer", "Triton 3.6 or newer", _probes.triton_ge_36, "its version"),
     _build("carried_loop_bounds", "a value that a for loop carries on only to bound inner for loops keeps changing",
-           "loops that carry the bounds of inner loops on", _probes.carried_loop_bounds,
+           "loops that carry the bounds of inner loops on", _passes.carried_loop_bounds,
            f"found in {_pull(9036)}, mended by {_pull(9136)}; the probe runs the pass"),
     _build("interpreter", "kernels run on the CPU in Triton's interpreter", "TRITON_INTERPRET=1", _probes.interpreter,
            "read in triton/knobs.py and triton/runtime/jit.py of 3.6.0"),
@@ -112,7 +112,9 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
            _probes.release(3, 7), _pull(9172)),
 
     # Of the build: the classic language.
-    _build("block_pointers", "tl.make_block_ptr and tl.advance", "block pointers", _probes.block_pointers, _pull(10833)),
+    _build("block_pointers", "tl.make_block_ptr and tl.advance work; stubs of both names do not", "block pointers",
+           _probes.block_pointers,
+           f"{_pull(10833)}; the probe calls both. A build of 3.8 with stubs: https://github.com/ROCm/ATOM/pull/2003"),
     _build("positional_load_modifiers", "tl.load's modifiers may be positional", "tl.load with boundary_check",
            _probes.takes("triton.language:load", "boundary_check"), _read(_CORE, "3.8.0", "3.9.0")),
     _build("dot_infers_out_dtype", "tl.dot takes its result's type from acc where out_dtype is not given",
@@ -198,6 +200,10 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     _build("wgmma_after_zero_trip_loop", "a wgmma behind a loop of wgmmas on one operand reads it where the loop never ran",
            "ptxas 12.9", _probes.ptxas(90, 12, 9),
            f"compiled here with ptxas 12.8 and 12.9: docs/gating.md; Triton's own is 12.9 from {_pull(8983)} on"),
+    _build("wgmma_after_async_copy", "a wgmma sees what asynchronous copies left in shared memory: a fence stands between them",
+           "fences between asynchronous copies and wgmma", _passes.wgmma_after_async_copy,
+           "the probe runs the pass; wrong gradients on H100 and H20 from 3.4 to 3.7.0, https://github.com/fla-org/"
+           "flash-linear-attention/issues/640, of a kernel in which this fence is all that 3.7.1 adds: docs/gating.md"),
     _build("gluon_warp_specialize_free_registers", "gl.warp_specialize chooses registers when none are given",
            "warp_specialize with optional worker_num_regs", _probes.optional(f"{GL}:warp_specialize", "worker_num_regs"),
            _read(f"{_GLUON}/_core.py", "3.6.0", "3.7.1")),
@@ -248,6 +254,11 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
                "a Triton that makes block-scaled instructions for the target",
                f"compiled here by {_FIVE}: docs/design/mx_logits.md", asks=_probes.block_scaled_dot),
     _both("dependent_launch", "programmatic dependent launches", "triton", "launch_pdl", "griddepcontrol", "known_target"),
+    Capability("gfx950_wide_tiles", "both", "attention tiles of 64 queries by 64 keys, 576 dims to score and 512 to sum, stay "
+               "in gfx950's registers (MFMA of 32 x 32, four warps)", "Triton 3.6 for gfx950",
+               f"compiled here by {_FIVE}: docs/gating.md; spills of 3.7 and slower kernels of 3.8 on MI355X are reported in "
+               "https://github.com/sgl-project/sglang/pull/34741 and https://github.com/ROCm/ATOM/pull/2173",
+               asks=_probes.gfx950_wide_tiles),
     _both("triton_gpu", "classic Triton kernels on this target", "triton", "gpu", "known_target"),
     _both("gluon_cdna3", "Gluon kernels for CDNA3", "triton", "gluon", "gluon_cdna3_mfma", "gfx942", "mfma", "known_target"),
     _both("gluon_cdna4", "Gluon kernels for CDNA4", "triton", "gluon", "gluon_async_groups", "gluon_mfma_scaled", "gfx950",

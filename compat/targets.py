@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 
 from . import _discovery
 
+# Kinds of device that are known and that no variant here is for, by torch's names.
+UNSERVED = {"xpu": "an Intel GPU, which is known and not served", "npu": "an Ascend NPU, which is known and not served"}
+
 
 class Target(NamedTuple):
     """What code is compiled for: Triton's ``GPUTarget`` with a printable form and without Triton.
 
-    backend : "hip", "cuda", or another device type that has no variant here ("cpu", "xpu", ...)
+    backend : "hip", "cuda", or another device type that has no variant here ("cpu", "xpu", "npu", ...)
     arch : "gfx950" for hip, "90" for cuda (compute capability 9.0); "" for the others, and for a GPU that could not be read
     warp_size : lanes of a warp or wave; 1 where there is no GPU, or none that could be read
     """
@@ -33,7 +36,7 @@ class Target(NamedTuple):
             return f"a {self.backend} GPU that could not be read"
         if self.backend == "cuda":
             return f"sm{self.arch}"
-        return self.arch or ("no GPU" if self.backend == "cpu" else self.backend)
+        return self.arch or UNSERVED.get(self.backend) or ("no GPU" if self.backend == "cpu" else self.backend)
 
     @property
     def is_gpu(self) -> bool:
@@ -74,7 +77,8 @@ def base_label(label: str) -> str:
 
 
 def parse(text: str) -> Target:
-    """The target that ``hip:gfx950``, ``cuda:90`` or ``cpu`` names; bare ``gfx950`` and ``sm90`` serve too.
+    """The target that ``hip:gfx950``, ``cuda:90`` or ``cpu`` names; bare ``gfx950`` and ``sm90`` serve too, and ``xpu`` and
+    ``npu`` for what is known and not served.
 
     Raises ValueError for anything else, with the nearest known AMD architectures where it looks like one.
     """
@@ -82,6 +86,8 @@ def parse(text: str) -> Target:
     backend, _, arch = name.partition(":")
     if name == "cpu":
         return CPU
+    if name in UNSERVED:
+        return Target(name)
     if backend.startswith("gfx"):
         backend, arch = "hip", name
     if re.fullmatch(r"sm_?\d{2,3}[af]?", backend) and not arch:
@@ -111,17 +117,19 @@ def discover() -> Discovery:
     """Find the visible GPUs now. The answer is not remembered: a scheduler may hide devices at import and show them later."""
     amd, nvidia = _discovery.amd(KFD), _discovery.nvidia()
     found = [_target("hip", gpu) for gpu in amd.gpus] + [_target("cuda", gpu) for gpu in nvidia.gpus]
-    return Discovery(tuple(found), amd.notes + nvidia.notes)
+    return Discovery(tuple(found), (*amd.notes, *nvidia.notes, *_discovery.unserved().values()))
 
 
 def default() -> Target:
-    """The target of this machine's first visible GPU that can be read, or the CPU's.
+    """The target of this machine's first visible GPU that can be read; where there is none, of what is known and not served, or
+    the CPU's.
 
     Which one is first, the driver says once torch has started it.
     """
     if torch := _torch_with_driver():
         return _ask_driver(torch, 0)
-    return next((target for target in discover().targets if target.arch), CPU)
+    found = next((target for target in discover().targets if target.arch), None)
+    return found or next((Target(kind) for kind in _discovery.unserved()), CPU)
 
 
 def of_device(device: Any) -> Target:

@@ -124,6 +124,7 @@ operation = compat.Operation(
     example=example,
     examples=compat.Examples(example_problem, example_call, ("unclean", "clean")),
     offers=("tuning",),
+    repeatable=True,
 )
 operation.add(
     compat.Variant(

@@ -82,6 +82,7 @@ operation = compat.Operation(
     example=example,
     examples=compat.Examples(example_problem, example_call, ("mxfp4-unclean", "mxfp4-clean", "mxfp8-unclean")),
     offers=("tuning", "workers"),
+    repeatable=True,
 )
 operation.add(
     compat.Variant(

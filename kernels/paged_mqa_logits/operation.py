@@ -132,6 +132,7 @@ operation = compat.Operation(
     example=example,
     examples=compat.Examples(example_problem, example_call, tuple(MODES)),
     offers=("tuning", "workers"),
+    repeatable=True,
 )
 operation.add(
     compat.Variant(

@@ -97,7 +97,9 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self._monkeypatch, self._kfd = monkeypatch, folder / "kfd"
         monkeypatch.setattr(targets, "KFD", str(self._kfd))
-        monkeypatch.setattr(discovery, "DRI", str(folder / "dri"))
+        self._folder = folder
+        for name in ("DRI", "DRM", "DEV"):
+            monkeypatch.setattr(discovery, name, str(folder / name.lower()))
         monkeypatch.setattr("capgate.compat._installation.AMDGPU", str(folder / "amdgpu"))
         monkeypatch.setattr(rocm_platform, "run_clinfo", lambda: pytest.fail("discovery starts another program"))
         self.nvidia({}, fails_in={"nvmlInit": "NVML Shared Library Not Found"})
@@ -132,6 +134,20 @@ class Machine:
 
         self._monkeypatch.setattr(rocm_platform, "read_kfd_properties", read_or_refuse)
         self._monkeypatch.setattr(rocm_platform, "KFD_TOPOLOGY", topology)
+
+    def intel(self, number: int, driver: str = "xe", vendor: str = "0x8086") -> None:
+        """A graphics device as the kernel shows it."""
+        device = self._folder / "drm" / f"card{number}" / "device"
+        device.mkdir(parents=True)
+        (device / "vendor").write_text(f"{vendor}\n")
+        (device / "driver").symlink_to(self._folder / "drivers" / driver)
+
+    def ascend(self, *numbers: int) -> None:
+        """Ascend's devices."""
+        (self._folder / "dev").mkdir()
+        for number in numbers:
+            (self._folder / "dev" / f"davinci{number}").touch()
+        (self._folder / "dev" / "davinci_manager").touch()
 
     def nvidia(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from capgate import compat
 from capgate.compat import _discovery as discovery
 from capgate.compat import targets
 from capgate.compat.targets import CPU, Target, cuda, hip
@@ -308,3 +309,30 @@ def test_discovery_is_never_remembered(machine, monkeypatch) -> None:
     assert targets.default() == SM90
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert targets.default() == CPU
+
+
+# What is known and not served
+
+
+def test_an_intel_gpu_is_known_and_not_served(machine) -> None:
+    machine.intel(0, "amdgpu", "0x1002")  # another vendor's
+    machine.intel(1, "vfio-pci")  # given away
+    assert targets.default() == CPU
+    machine.intel(2)
+    assert targets.default() == targets.Target("xpu")
+    assert targets.discover().notes[-1].startswith("Intel: 1 found, known and not served")
+    assert compat.capabilities().why("gpu") == "needs a GPU: found an Intel GPU, which is known and not served"
+    assert not compat.capabilities().triton_gpu
+
+
+def test_ascend_npus_are_known_and_not_served(machine) -> None:
+    machine.ascend(0, 1)
+    assert targets.default() == targets.Target("npu")
+    assert targets.discover().notes[-1].startswith("Ascend: 2 found, known and not served")
+    assert compat.capabilities("npu").why("gpu") == "needs a GPU: found an Ascend NPU, which is known and not served"
+
+
+def test_a_gpu_that_is_served_comes_first(machine) -> None:
+    machine.intel(0, "i915")
+    machine.nvidia({"GPU-aaaa1111": (9, 0)})
+    assert targets.default() == targets.cuda(90)

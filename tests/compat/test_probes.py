@@ -317,6 +317,27 @@ def test_stubs_of_triton_3_9_are_told_from_functions(lane: str) -> None:
     assert (caps.gluon_tma_copy, caps.gluon_tma_load) == (False, True)
 
 
+def _raising(*arguments: Any, **keywords: Any) -> None:
+    raise NotImplementedError("Block pointers have been removed")
+
+
+def _doing_nothing(*arguments: Any, **keywords: Any) -> None:
+    pass
+
+
+@pytest.mark.parametrize("stub", [_raising, _doing_nothing, None])
+@pytest.mark.parametrize("name", ["make_block_ptr", "advance"])
+def test_block_pointers_whose_symbol_is_a_stub_are_none(monkeypatch, lane: str, name: str, stub: Any) -> None:
+    """As on builds that call themselves 3.8.0 and are of Triton's main branch."""
+    if lane == "3.9.0":
+        pytest.skip("has no block pointers of its own")
+    assert Capabilities(GFX950).block_pointers
+    monkeypatch.setattr(probes, "_findings", {})
+    monkeypatch.setattr(f"triton.language.core.{name}", stub)
+    words = f"needs block pointers: found {lane}, without tl.{name}, or with a stub of it"
+    assert Capabilities(GFX950)["block_pointers"] == (False, words)
+
+
 @pytest.mark.parametrize(
     ("text", "release", "release_says"),
     [

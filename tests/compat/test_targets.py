@@ -33,6 +33,8 @@ NVIDIA = {"GPU-aaaa1111": (8, 0), "GPU-bbbb2222": (9, 0), "GPU-cccc3333": (10, 0
         ("sm90", Target("cuda", "90", 32)),
         ("sm_120", Target("cuda", "120", 32)),
         ("cpu", CPU),
+        ("xpu", Target("xpu")),
+        ("NPU", Target("npu")),
     ],
 )
 def test_accepted_names(text: str, target: Target) -> None:
@@ -41,7 +43,21 @@ def test_accepted_names(text: str, target: Target) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "nonsense", "hip", "hip:", "hip:90", "cuda", "cuda:", "cuda:0", "cuda:9.0", "cuda:gfx950", "cuda:-1", "sm90:x", "xpu"],
+    [
+        "",
+        "nonsense",
+        "hip",
+        "hip:",
+        "hip:90",
+        "cuda",
+        "cuda:",
+        "cuda:0",
+        "cuda:9.0",
+        "cuda:gfx950",
+        "cuda:-1",
+        "sm90:x",
+        "xpu:0",
+    ],
 )
 def test_rejected_names_are_told_what_is_needed(text: str) -> None:
     with pytest.raises(ValueError, match=f"^target: got {text!r}, needs 'hip:gfx950', 'cuda:90' or 'cpu'"):
@@ -70,7 +86,8 @@ def test_any_text_is_a_target_or_a_value_error(text: str) -> None:
         (SM90, "cuda:90", "sm90", True),
         (Target("cuda"), "cuda", "a cuda GPU that could not be read", True),
         (CPU, "cpu", "no GPU", False),
-        (Target("xpu"), "xpu", "xpu", False),
+        (Target("mps"), "mps", "mps", False),
+        (Target("xpu"), "xpu", "an Intel GPU, which is known and not served", False),
     ],
     ids=str,
 )

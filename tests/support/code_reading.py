@@ -1,5 +1,5 @@
-"""What the tests look for in compiled kernels: in the TTGIR loads in loops and what becomes of a schedule's words, in the SASS
-registers of wgmma's descriptors.
+"""What the tests look for in compiled kernels: in the TTGIR loads in loops and what becomes of a schedule's words, in PTX
+fences between copies and products, in the SASS registers of wgmma's descriptors, in AMD's assembly spills.
 """
 
 import re
@@ -35,6 +35,23 @@ def uses_of_the_schedule(ttgir: str) -> list[tuple[str, bool]]:
 
 # Of the two words where a worker begins, and the two where the next one does: each is cut to 0 or more, whatever it holds.
 EVERY_WORD_IS_CUT = [("arith.maxsi", True)] * 4
+
+
+def unfenced_products(ptx: str) -> int:
+    """How many wgmmas follow a wait for asynchronous copies with no fence between the proxies of shared memory in between."""
+    unfenced, fenced = 0, True
+    for line in ptx.splitlines():
+        if "cp.async.wait_group" in line:
+            fenced = False
+        elif "fence.proxy.async" in line:
+            fenced = True
+        unfenced += "wgmma.mma_async" in line and not fenced
+    return unfenced
+
+
+def spilled_vgprs(amdgcn: str) -> int:
+    """The vector registers that a kernel spills, in the words of the assembler's metadata."""
+    return int(re.search(r"\.vgpr_spill_count:\s*(\d+)", amdgcn)[1])
 
 
 def undefined_descriptors(code: Listing) -> list[str]:

@@ -21,6 +21,55 @@ def carried_bounds(firsts, lasts, out, count, WIDTH: tl.constexpr):
         last = tl.load(lasts + row + 1)
 
 
+@triton.jit
+def sum_of_products(keys, queries, out, count, TILE: tl.constexpr):
+    """out = the sum over i < count of keys[i] @ queries[i]; both [count, TILE, TILE] float16, out [TILE, TILE] float32."""
+    cells = tl.arange(0, TILE)[:, None] * TILE + tl.arange(0, TILE)[None, :]
+    total = tl.zeros([TILE, TILE], tl.float32)
+    for item in range(count):
+        key = tl.load(keys + item * TILE * TILE + cells)
+        query = tl.load(queries + item * TILE * TILE + cells)
+        total = tl.dot(key, query, total)
+    tl.store(out + cells, total)
+
+
+@triton.jit
+def store_tile(out, stride, TILE: tl.constexpr):
+    """out[row, column] = 1 for a tile of rows that lie stride apart; float32."""
+    row = (tl.program_id(0) * TILE + tl.arange(0, TILE)).to(tl.int64)
+    tl.store(out + row[:, None] * stride + tl.arange(0, TILE)[None, :], 1.0)
+
+
+@triton.jit
+def wide_attention(q, k, v, out, count, scale, ROWS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, MORE: tl.constexpr):
+    """Causal attention of ROWS queries to count keys of DIM + MORE dims, and values of DIM; all bfloat16."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    dim = tl.arange(0, DIM)
+    more = DIM + tl.arange(0, MORE)
+    query = tl.load(q + row[:, None] * (DIM + MORE) + dim[None, :])
+    query_more = tl.load(q + row[:, None] * (DIM + MORE) + more[None, :])
+    result = tl.zeros([ROWS, DIM], tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    most = tl.full([ROWS], -1e30, tl.float32)
+    for first in range(0, count, KEYS):
+        column = first + tl.arange(0, KEYS)
+        there = column < count
+        key = tl.load(k + column[None, :] * (DIM + MORE) + dim[:, None], mask=there[None, :], other=0.0)
+        score = tl.dot(query, key)
+        key_more = tl.load(k + column[None, :] * (DIM + MORE) + more[:, None], mask=there[None, :], other=0.0)
+        score += tl.dot(query_more, key_more)
+        score = tl.where(there[None, :] & (row[:, None] >= column[None, :]), score * scale, -1e30)
+        higher = tl.maximum(tl.max(score, 1), most)
+        weight = tl.exp(score - higher[:, None])
+        kept = tl.exp(most - higher)
+        total = total * kept + tl.sum(weight, 1)
+        value = tl.load(v + column[:, None] * DIM + dim[None, :], mask=there[:, None], other=0.0)
+        result = result * kept[:, None]
+        result += tl.dot(weight.to(tl.bfloat16), value)
+        most = higher
+    tl.store(out + row[:, None] * DIM + dim[None, :], result / total[:, None])
+
+
 if compat.capabilities().gluon:
     from capgate.compat.gluon import gl, gluon, hopper, mbarrier
 

@@ -44,6 +44,24 @@ def test_a_wgmma_behind_a_loop_has_its_descriptor_on_every_way_where_the_capabil
     assert (compiled["undefined"] == []) == caps.wgmma_after_zero_trip_loop, caps.why("wgmma_after_zero_trip_loop")
 
 
+def test_a_wgmma_is_fenced_from_the_copies_that_it_reads_where_the_capability_holds(compiled: dict[str, Any]) -> None:
+    caps = compat.capabilities("cuda:90")
+    # Four of 64 x 64 x 16 in the loop, and all of them, or none.
+    assert compiled["unfenced"] == (0 if caps.wgmma_after_async_copy else 4), caps.why("wgmma_after_async_copy")
+
+
+def test_the_widest_attention_tiles_spill_on_gfx950_where_the_capability_does_not_hold(compiled: dict[str, Any]) -> None:
+    caps = compat.capabilities("hip:gfx950")
+    assert (compiled["spilled"] == 0) == caps.gfx950_wide_tiles, caps.why("gfx950_wide_tiles")
+
+
+def test_stores_that_may_reach_past_2_gib_are_no_buffer_stores(compiled: dict[str, Any]) -> None:
+    """Buffer stores reach 2 GiB, and what lies behind stays unwritten; of what surely lies within, they are made by default."""
+    made = compiled["buffer_stores"]
+    assert made["of 16 GiB"] == 0
+    assert (made["of 256 bytes"] > 0) == compat.capabilities("hip:gfx950").amd_buffer_ops_default
+
+
 def test_an_mbarrier_that_nobody_uses_shares_its_memory_and_is_found_out(compiled: dict[str, Any]) -> None:
     """Every Triton's allocator gives it to the tile behind it; what invalidates the barrier first is in order."""
     caps = compat.capabilities("cuda:90")

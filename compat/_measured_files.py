@@ -1,0 +1,85 @@
+"""What was measured, in files of the cache.
+
+A file holds one problem of one operation on one stack, so that no two writers ever have to agree: the last one's stands, whole.
+"""
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import _installation, _probes, versions
+from ._lookup import target_of
+from .check.results import cache_folder
+from .foreign import LONGEST, POSITIVE, TEXT, Document, map_of, object_with
+from .outputs import write_whole
+
+FILE = Document(
+    "CAPGATE_MEASURE=1 writes", object_with(stack=map_of(TEXT), operation=TEXT, problem=TEXT, times=map_of(POSITIVE))
+)
+
+
+def remember(operation: str, problem: Any, times: Mapping[str, float]) -> str:
+    """Write the microseconds of a problem's variants; returns why that could not be, or "".
+
+    A problem that no other process could name is not written.
+    """
+    about = _about(operation, problem)
+    if about is None:
+        return ""
+    file = _file(about)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps({**about, "times": dict(times)}, indent=1).encode())
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def recall(operation: str, problem: Any) -> tuple[dict[str, float] | None, str]:
+    """What was written of a problem on this stack, None for nothing, and why a file that is there is not used, or ""."""
+    about = _about(operation, problem)
+    if about is None:
+        return None, ""
+    file = _file(about)
+    try:
+        found = FILE.read(str(file))
+    except FileNotFoundError:
+        return None, ""
+    except (OSError, ValueError) as error:
+        return None, f"what was remembered cannot be read: {error}"
+    if any(found[name] != about[name] for name in about):
+        return None, f"{file} is of another stack or problem"
+    return found["times"], ""
+
+
+def _about(operation: str, problem: Any) -> dict[str, Any] | None:
+    """What a file is of; None for a problem whose text is too long, or says where it lies in memory."""
+    text = repr(problem)
+    if len(text) > LONGEST or " at 0x" in text:
+        return None
+    return {"stack": _stack(problem.device), "operation": operation, "problem": text}
+
+
+def _file(about: Mapping[str, Any]) -> Path:
+    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / "measured" / f"{about['operation']}-{name[:32]}.json"
+
+
+def _stack(device: Any) -> dict[str, str]:
+    """What a time depends on beside the problem."""
+    target = target_of(device)
+    drivers = _installation.drivers()
+    driver = {"cuda": drivers["nvidia"], "hip": drivers["amd"]}.get(target.backend)
+    return {
+        "capgate": _installation.version(),
+        "triton": versions.find("triton").found,
+        "torch": versions.find("torch").found,
+        "target": str(target),
+        "device": sys.modules["torch"].cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "driver": driver or "none",
+        **_probes.set_in_environment(),
+    }
