@@ -6,6 +6,7 @@ from typing import Any
 
 from capgate import compat
 
+from ...candidate_blocks.operation import masking, scoring
 from ...common.schedule.operation import operation as scheduling
 from ...fused_selection.operation import dense as fused_dense
 from ...fused_selection.operation import paged as fused_paged
@@ -18,6 +19,8 @@ from ...mx_logits.operation import operation as mx_dense
 from ...mx_paged_logits.operation import operation as mx_paged
 from ...mx_quantization.operation import operation as mx_quantizing
 from ...paged_mqa_logits.operation import operation as paged
+from ...sparse_logits.operation import dense as sparse
+from ...sparse_logits.operation import paged as sparse_paged
 from . import checks, checks_keys
 
 FEW = 12  # lengths that a name has
@@ -59,7 +62,7 @@ class Case:
 
 
 # What a call on a CPU has at most of each, for the interpreter takes a tenth of a second for each program.
-SMALL = {"rows": 3, "keys": 150, "columns": 150, "top_k": 9, "workers": 5}
+SMALL = {"rows": 3, "keys": 150, "columns": 150, "top_k": 9, "workers": 5, "listed": 9, "top_blocks": 9}
 SMALL_LENS = 4, 140  # requests, and keys of each
 
 
@@ -201,6 +204,37 @@ def _all() -> Iterator[Case]:
         _row(LENS, 1, 64, 128, 64, "clean", queries="mxfp8", keys_in="mxfp8", quick=True),
         _row(LENS, 2, 64, 128, 64, "clean", layout="gluon-32"),
         _row(LENS, 1, 64, 128, 64, "unclean", queries="mxfp8", keys_in="mxfp8", layout="preshuffled"),
+    )
+    yield from _table(
+        sparse,
+        checks.sparse,
+        "rows keys listed heads dim windows mode",
+        _row(30, 1000, 20, 32, 128, "ragged", "unclean", quick=True),
+        _row(30, 1000, 40, 64, 128, "causal", "clean"),
+        _row(17, 500, 20, 16, 64, "packed", "clean", block=16),
+    )
+    yield from _table(
+        sparse_paged,
+        checks.sparse_paged,
+        "lens next_n listed heads dim mode",
+        _row(LENS, 1, 20, 32, 128, "unclean", quick=True),
+        _row(LENS, 2, 20, 64, 128, "clean"),
+        _row(LENS, 1, 20, 32, 64, "clean", layout="preshuffled"),
+    )
+    yield from _table(
+        scoring,
+        checks_keys.choose_blocks,
+        "rows columns top_blocks kind windows",
+        _row(33, 3000, 64, "normal", "ragged", quick=True),
+        _row(17, 3001, 40, "nans", "packed", block=16),
+        _row(17, 1000, 200, "infinities", "full"),
+    )
+    yield from _table(
+        masking,
+        checks_keys.mask_blocks,
+        "rows columns listed windows",
+        _row(33, 3000, 64, "ragged", quick=True),
+        _row(17, 3001, 40, "packed", block=16),
     )
     yield from _table(
         selecting,

@@ -16,6 +16,7 @@ from ...common.rules import packs_relu
 from ...mqa_logits import fp8_mqa_logits
 from ...paged_mqa_logits import fp8_paged_mqa_logits, paged_mqa_schedule
 from . import judge, mx_logits, mx_paged, paged
+from . import sparse as listed_blocks
 from .judge import Disagreement
 
 MODES = {"clean": True, "unclean": False, "compressed": False}  # clean_logits
@@ -188,6 +189,28 @@ def mx_paged_logits(
     columns = max(*lens, 1)
     out = _output(len(lens) * next_n, columns, place.device, "float32", odd=False)
     mx_paged.check(call, place.variant, columns, layout, clean_logits=MODES[mode], out=out)
+
+
+def sparse(
+    place: Place, rows: int, keys: int, listed: int, heads: int, dim: int, windows: str, mode: str, *, block: int = 8
+) -> None:
+    """sparse_mqa_logits.
+
+    listed : blocks that each row lists
+    block : keys of one
+    """
+    call = listed_blocks.make_call(windows, rows, keys, listed, block, heads, dim, dtype=place.fp8)
+    listed_blocks.check(call, place.variant, block, clean_logits=MODES[mode], device=str(place.device))
+
+
+def sparse_paged(
+    place: Place, lens: Sequence[int], next_n: int, listed: int, heads: int, dim: int, mode: str, *, layout: str = "flat"
+) -> None:
+    """paged_sparse_mqa_logits."""
+    options: dict[str, Any] = {"heads": heads, "dim": dim, "layout": layout, "dtype": place.fp8}
+    call = listed_blocks.make_paged_call(lens, listed, next_n=next_n, **options)
+    clean = MODES[mode]
+    listed_blocks.check(call, place.variant, layout=layout, clean_logits=clean, device=str(place.device))
 
 
 # --- what no hardware has shown ---------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ...candidate_blocks import apply_candidate_mask, select_candidate_blocks
 from ...key_cache import gather_keys, quantize_keys_to_cache
 from ...key_selection import select_keys, select_paged_keys
 from ...mx_quantization import quantize_mx_keys
@@ -34,6 +35,46 @@ def select(
     starts, ends = judge.make_windows(windows, rows, columns, device=str(place.device))
     options = {"relative": True} if relative else {}
     selection.check(values, starts, ends, top_k, place.variant, **options)
+
+
+def choose_blocks(place: Place, rows: int, columns: int, top_blocks: int, kind: str, windows: str, *, block: int = 8) -> None:
+    """select_candidate_blocks, of logits whose blocks' largest are sorted in float64."""
+    values = selection.make_logits(kind, rows, columns)
+    starts, ends = judge.make_windows(windows, rows, columns)
+    right = torch.full((rows, top_blocks), -1, dtype=torch.int32)
+    for row, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        seen = values[row, max(start, 0) : max(min(end, columns), 0)].double()
+        blocks = (
+            [part.max().nan_to_num(torch.inf, torch.inf, -torch.inf).item() for part in seen.split(block)] if len(seen) else []
+        )
+        blocks[-1:] = [torch.inf] * len(blocks[-1:])
+        best = sorted(range(len(blocks)), key=lambda number: (-blocks[number], number))[:top_blocks]
+        found = sorted(number for number in best if blocks[number] > -torch.inf)
+        right[row, : len(found)] = torch.tensor(found, dtype=torch.int32)
+    operands = (tensor.to(place.device) for tensor in (values, starts, ends))
+    chosen = select_candidate_blocks(*operands, top_blocks=top_blocks, candidate_block=block, variant=place.variant).cpu()
+    if not torch.equal(chosen.sort().values, right.sort().values):  # a block of nothing but -inf leaves its -1 where it is
+        raise Disagreement(f"{int((chosen.sort().values != right.sort().values).sum())} blocks of {right.numel()} are others")
+
+
+def mask_blocks(place: Place, rows: int, columns: int, listed: int, windows: str, *, block: int = 8) -> None:
+    """apply_candidate_mask, in rows with room between them."""
+    values = selection.make_logits("normal", rows, columns)
+    starts, ends = judge.make_windows(windows, rows, columns)
+    random = torch.Generator().manual_seed(listed)
+    lists = torch.randint(-1, columns // block + 2, (rows, listed), generator=random, dtype=torch.int32)
+    column = torch.arange(columns)
+    local = column - starts.clamp(min=0)[:, None]
+    numbers = (local // block)[:, :, None] == lists[:, None, :].long()
+    kept = (local >= 0) & (column < ends[:, None]) & numbers.any(-1)
+    out = judge.sentinels(rows, columns, str(place.device)).copy_(values)
+    right = judge.storage_of(out, torch.int32).cpu().clone()
+    right.as_strided(out.shape, out.stride(), out.storage_offset())[~kept] = judge.NEGATIVE_INFINITY_BITS[torch.float32]
+    operands = (tensor.to(place.device) for tensor in (starts, ends, lists))
+    apply_candidate_mask(out, *operands, candidate_block=block, variant=place.variant)
+    changed = judge.storage_of(out, torch.int32).cpu() != right
+    if changed.any():
+        raise Disagreement(f"{int(changed.sum())} words of {changed.numel()} are others")
 
 
 def fused(place: Place, rows: int, keys: int, heads: int, dim: int, top_k: int, windows: str, *, ties: bool = False) -> None:

@@ -26,13 +26,17 @@ from ...mx_paged_logits.operation import operation as mx_paged_operation
 from ...mx_quantization import quantize_mx_keys
 from ...mx_quantization.operation import operation as mx_quantizing
 from ...paged_mqa_logits import paged_mqa_schedule
+from ...sparse_logits import paged_sparse_mqa_logits, sparse_mqa_logits
+from ...sparse_logits.operation import dense as sparse
+from ...sparse_logits.operation import paged as sparse_paged
 from ..workloads.catalogue import WORKLOADS
 from ..workloads.decode import Decode, given
 from ..workloads.paging import scattered_table
-from ..workloads.prefill import Prefill, causal
+from ..workloads.prefill import Prefill, causal, full
 from . import mx_logits, mx_paged
 
 TOP_K = 512
+LISTED = 512
 
 
 class Made(NamedTuple):
@@ -81,6 +85,8 @@ def timed(quick: bool = False) -> list[Timed]:
         Timed(
             mx_paged_operation, "mxfp4, 64 requests of 8192 keys, 64 heads", _mx_paged, mode="mxfp4-unclean", where=MANY | ONE
         ),
+        Timed(sparse, f"{LISTED} of 4096 blocks of 8 keys, 1024 rows of 32 heads", _sparse),
+        Timed(sparse_paged, f"{LISTED} of 4096 blocks of 8 keys, 64 requests of 32 heads", _sparse_paged),
         Timed(scheduling, "256 requests", _schedule),
         Timed(writing, f"{KEYS} keys of 128 dims", partial(_write, "fp8")),
         Timed(gathering, f"{KEYS} keys of 128 dims", partial(_gather, "fp8")),
@@ -151,6 +157,28 @@ def _mx_paged(device: torch.device, variant: str) -> Made:
     moved = requests * keys * (call.kv_cache.shape[3] + 4)
     run = partial(mx_paged_mqa_logits, *call, max_context_len=keys, out=out, variant=variant)
     return Made(run, 2 * heads * 128 * requests * keys, moved, "read")
+
+
+def _sparse(device: torch.device, variant: str) -> Made:
+    rows, keys = 1024, 32768
+    batch = Prefill("", "", rows, keys, 32, 128, full(rows, keys)).make(device, _fp8(device))
+    call = partial(sparse_mqa_logits, *batch.operands, _lists(rows, keys // 8, device), variant=variant)
+    return Made(call, 2 * 32 * 128 * rows * 8 * LISTED, rows * 8 * LISTED * 4, "copy")
+
+
+def _sparse_paged(device: torch.device, variant: str) -> Made:
+    requests, keys = 64, 32768
+    batch = Decode("", "", requests, given([keys] * requests), heads=32).make(device, _fp8(device))
+    operands: Any = (*batch.operands, _lists(requests, keys // 8, device))
+    call = partial(paged_sparse_mqa_logits, *operands, variant=variant)
+    width = batch.kv_cache.shape[3]
+    return Made(call, 2 * 32 * 128 * requests * 8 * LISTED, requests * 8 * LISTED * (width + 4), "read")
+
+
+def _lists(rows: int, blocks: int, device: torch.device) -> torch.Tensor:
+    """LISTED blocks of each row, drawn at random, ascending."""
+    drawn = torch.rand(rows, blocks, device=device).argsort(1)[:, :LISTED]
+    return drawn.sort(1).values.int()
 
 
 def _schedule(device: torch.device, variant: str) -> Made:

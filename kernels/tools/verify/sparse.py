@@ -1,0 +1,178 @@
+"""Logits of listed blocks in float64: the dense formula's, gathered as the lists say, and what a call must not write or read.
+
+Independent of capgate's own reference: of capgate only the public functions are used. capgate's tests judge by it, too. Calls
+are made on the CPU, where the formula goes through the lists one by one, and run on any device.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ...sparse_logits import paged_sparse_mqa_logits, sparse_mqa_logits
+from . import judge, paged
+
+
+class SparseCall(NamedTuple):
+    """The seven tensors that sparse_mqa_logits takes by position."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    k_scale: torch.Tensor
+    weights: torch.Tensor
+    starts: torch.Tensor
+    ends: torch.Tensor
+    candidates: torch.Tensor
+
+
+class PagedSparseCall(NamedTuple):
+    """The six tensors that paged_sparse_mqa_logits takes by position."""
+
+    q: torch.Tensor
+    kv_cache: torch.Tensor
+    weights: torch.Tensor
+    context_lens: torch.Tensor
+    block_table: torch.Tensor
+    candidates: torch.Tensor
+
+
+def lists(counts: Sequence[int], listed: int, block: int, first: Sequence[int] | None = None, seed: int = 0) -> torch.Tensor:
+    """For each row a random choice of the blocks of so many keys, ascending, and behind it what must not be looked at.
+
+    first : the number of each row's first block
+    """
+    generator = torch.Generator().manual_seed(seed)
+    result = torch.tensor(paged.GARBAGE, dtype=torch.int32).repeat(len(counts), listed)[:, :listed].contiguous()
+    for row, count in enumerate(counts):
+        blocks = -(-max(count, 0) // block)
+        chosen = torch.randperm(blocks, generator=generator)[:listed].sort().values
+        result[row, : len(chosen)] = chosen + (first[row] if first else 0)
+    return result
+
+
+def windows(call: Any) -> tuple[list[int], list[int]]:
+    """(first key, how many) of each row of a call of either function, in Python's integers."""
+    if isinstance(call, PagedSparseCall):
+        room = call.block_table.shape[1] * call.kv_cache.shape[1]
+        seen = paged.PagedCall(*call[:5]).seen.flatten().clamp(0, room).tolist()
+        return [0] * len(seen), seen
+    first = [max(start, 0) for start in call.starts.tolist()]
+    ends = [min(end, call.k.shape[0]) for end in call.ends.tolist()]
+    return first, [max(end - start, 0) for start, end in zip(first, ends, strict=True)]
+
+
+def formula(call: Any, block: int, *, relative: bool, layout: str = "flat") -> judge.Answer:
+    """judge.Answer of every cell: the logits of all keys, from where the lists point. Inside are the cells to be written."""
+    (first, counts), (lists_given, listed) = windows(call), call.candidates.shape
+    if isinstance(call, PagedSparseCall):
+        whole = paged.formula(paged.PagedCall(*call[:5]), max(counts, default=0), layout)
+    else:
+        whole = judge.formula(judge.Call(*call[:6]))
+    shape = (len(counts), listed * block)
+    logits, magnitude = torch.full(shape, float("-inf"), dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+    inside = torch.zeros(shape, dtype=torch.bool)
+    for row, (start, count) in enumerate(zip(first, counts, strict=True)):
+        for entry, number in enumerate(call.candidates[row * lists_given // len(counts)].tolist()[: -(-count // block)]):
+            inside[row, entry * block : (entry + 1) * block] = True
+            local = (number - (0 if relative else start // block)) * block
+            for place in range(block):
+                if 0 <= local + place < count:
+                    logits[row, entry * block + place] = whole.logits[row, start + local + place]
+                    magnitude[row, entry * block + place] = whole.magnitude[row, start + local + place]
+    return judge.Answer(logits, inside, magnitude)
+
+
+def check(
+    call: Any,
+    variant: str | None,
+    block: int = 8,
+    *,
+    relative: bool = True,
+    layout: str = "flat",
+    clean_logits: bool = False,
+    out: torch.Tensor | None = None,
+    device: str = "cpu",
+    **schedule: Any,
+) -> torch.Tensor:
+    """As judge.check: run into sentinels, hold what was written against the formula, and return the output.
+
+    device : that the call is run on
+    """
+    cached = isinstance(call, PagedSparseCall)
+    rows, listed = len(call.weights), call.candidates.shape[1]
+    answer = formula(call, block, relative=relative or cached, layout=layout)
+    answer = judge.Answer(*(tensor.to(device) for tensor in answer))
+    call = moved(call, device)
+    out = judge.sentinels(rows, listed * block, device) if out is None else out
+    memory = judge.storage_of(out, judge.WORDS[out.dtype])
+    before, operands = memory.clone(), [judge.storage_of(tensor, torch.uint8).clone() for tensor in call]
+    options: dict[str, Any] = {"candidate_block": block, "clean_logits": clean_logits, "variant": variant, **schedule}
+    options |= {"layout": layout} if cached else {"relative": relative}
+    function: Any = paged_sparse_mqa_logits if cached else sparse_mqa_logits
+    if function(*call, out=out, **options) is not out:
+        raise judge.Disagreement("the call did not return its out")
+    for name, tensor, bytes_before in zip(call._fields, call, operands, strict=True):
+        if not torch.equal(judge.storage_of(tensor, torch.uint8), bytes_before):
+            raise judge.Disagreement(f"{name} changed")
+    address = torch.arange(memory.numel(), device=out.device).as_strided(out.shape, out.stride(), out.storage_offset())
+    kept = torch.ones_like(memory, dtype=torch.bool)
+    kept[address[answer.inside | clean_logits]] = False
+    changed = (memory != before) & kept
+    if changed.any():
+        raise judge.Disagreement(f"{int(changed.sum())} words changed that belong to no written cell, of {int(kept.sum())}")
+    absent = answer.inside & answer.logits.isneginf()
+    filled, expected = memory[address] == judge.NEGATIVE_INFINITY_BITS[out.dtype], absent | (~answer.inside & clean_logits)
+    if not torch.equal(filled, expected):
+        raise judge.Disagreement(f"{int((filled != expected).sum())} cells wrongly -inf or not")
+    scored = answer.inside & ~absent
+    on_matrix_unit = variant != "reference" and out.device.type != "cpu"
+    judge.agree(out[scored], answer.logits[scored], answer.magnitude[scored], on_matrix_unit)
+    if out.dtype != torch.float32:
+        written = answer.inside | clean_logits
+        if not torch.equal(out[written], function(*call, **options).to(out.dtype)[written]):
+            raise judge.Disagreement("the logits are not those of float32, rounded")
+    return out
+
+
+def moved(call: Any, device: str) -> Any:
+    """A call with its tensors on a device, laid out as they are."""
+    if not isinstance(call, PagedSparseCall):
+        return type(call)(*(tensor.to(device) for tensor in call))
+    memory, cache = judge.storage_of(call.kv_cache, torch.uint8).to(device), call.kv_cache
+    on_device = [tensor.to(device) for tensor in call]
+    on_device[1] = memory.as_strided(cache.shape, cache.stride(), cache.storage_offset())
+    return PagedSparseCall(*on_device)
+
+
+def make_call(
+    windows_of: str | Sequence[tuple[int, int]],
+    rows: int,
+    keys: int,
+    listed: int,
+    block: int = 8,
+    heads: int = 16,
+    dim: int = 32,
+    *,
+    relative: bool = True,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    seed: int = 0,
+) -> SparseCall:
+    """Random packed operands, windows of one of judge's kinds or given ones, and lists of their blocks."""
+    dense = judge.make_call(
+        rows, keys, heads, dim, windows_of if isinstance(windows_of, str) else "full", dtype=dtype, seed=seed
+    )
+    if not isinstance(windows_of, str):
+        starts, ends = torch.tensor(windows_of, dtype=torch.int32).unbind(1)
+        dense = dense._replace(starts=starts.contiguous(), ends=ends.contiguous())
+    call = SparseCall(*dense, torch.zeros((rows, listed), dtype=torch.int32))
+    first, counts = windows(call)
+    numbers = None if relative else [start // block for start in first]
+    return call._replace(candidates=lists(counts, listed, block, numbers, seed))
+
+
+def make_paged_call(
+    lens: Sequence[int] | Sequence[Sequence[int]], listed: int, block: int = 8, next_n: int = 1, **options: Any
+) -> PagedSparseCall:
+    """:func:`.paged.make_call` with lists of its rows' blocks."""
+    call = paged.make_call(lens, next_n, **options)
+    return PagedSparseCall(*call, lists(call.seen.flatten().tolist(), listed, block))
