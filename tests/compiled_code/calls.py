@@ -36,7 +36,7 @@ class Call(NamedTuple):
 
 def calls(target: compat.Target) -> dict[str, Call]:
     """The calls that a target takes, by name."""
-    every = (*dense(target), *paged(target), *selecting(target), *caching(target), *mx_formats(target))
+    every = (*dense(target), *paged(target), *selecting(target), *caching(target), *mx_formats(target), *sparse(target))
     taken = {call.name: call for call in every if accepted(call)}
     assert len({call.name for call in every}) == len(every), "two calls would share a file"
     return taken
@@ -219,6 +219,17 @@ def mx_formats(target: compat.Target) -> Iterator[Call]:
             for variant in {"gluon_cdna4", "classic"} & operation.variants.keys():
                 name = f"{operation.name}.{variant}.128.{mode}"
                 yield Call(name, operation.name, variant, problem, call.operands, call.options)
+
+
+def sparse(target: compat.Target) -> Iterator[Call]:
+    """Logits of listed blocks, and the choice of blocks, by the calls that an offline compile makes."""
+    logits, blocks = (import_module(f"capgate.kernels.{name}.operation") for name in ("sparse_logits", "candidate_blocks"))
+    for operation in (logits.dense, logits.paged, blocks.scoring, blocks.masking):
+        for mode in operation.examples.modes:
+            problem = operation.examples.problem(target, 32, 128, mode)
+            call = operation.examples.call(problem)
+            name = f"{operation.name}.classic.{mode}"
+            yield Call(name, operation.name, "classic", problem, call.operands, call.options)
 
 
 # --- how a kernel is prepared -----------------------------------------------------------------------------------------------
