@@ -313,6 +313,14 @@ def docs(session: nox.Session) -> None:
     session.log(f"the reference is {folder}/index.html")
 
 
+@nox.session(default=False, python=["3.10", "3.11", "3.12", "3.13", "3.14"])
+def pythons(session: nox.Session) -> None:
+    """Install the wheel with each Python that it is for, without torch and Triton, and report with warnings as errors."""
+    session.install(wheel(session))
+    session.run("python", "-W", "error", "-m", "capgate.compat", "--target", "hip:gfx950", "--brief")
+    session.run("capgate", "report", "--target", "cuda:90", "--json", silent=True)
+
+
 @nox.session(default=False)
 def universal(session: nox.Session) -> None:
     """Lay the wheel out as a universal kernel of Hugging Face's ``kernels``, and load it there, where no capgate is."""

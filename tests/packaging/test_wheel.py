@@ -100,6 +100,15 @@ def test_no_hard_dependency_can_replace_a_vendors_torch_or_triton():
     assert "torch" in {requirement.name for requirement in requirements}, "the extra [torch] is for those who want it"
 
 
+def test_one_wheel_serves_every_machine_and_python():
+    """Nothing in it is compiled: aarch64 takes the same file."""
+    about = metadata.distribution("capgate")
+    lines = (about.read_text("WHEEL") or "").splitlines()
+    assert {"Root-Is-Purelib: true", "Tag: py3-none-any"} <= set(lines)
+    assert about.metadata["Requires-Python"] == ">=3.10"
+    assert {file.suffix for file in installed_files()} <= {".py", ".typed"}
+
+
 def test_the_changelog_begins_with_this_version():
     headings = [line for line in (REPOSITORY / "CHANGELOG.md").read_text().splitlines() if line.startswith("## ")]
     assert headings[0] == f"## {metadata.version('capgate')}"
