@@ -74,9 +74,14 @@ class LongRows(NamedTuple):
     cut_options: tuple[Options, Options] = ((), ())
     alone_options: Options = ()
 
+    @property
+    def fully_sampled(self) -> int:
+        """Logits of a row from which on ``sample`` of them are looked at first in rows that are not cut, too."""
+        return 32 * self.sample
+
     def sampled(self, columns: int, sections: int) -> int:
-        """Logits of a row that are looked at first: half of ``sample`` where it is not cut and not 32 times as long."""
-        return self.sample // 2 if sections == 1 and columns < 32 * self.sample else self.sample
+        """Logits of a row that are looked at first: half of ``sample`` where it is not cut, and shorter than that."""
+        return self.sample // 2 if sections == 1 and columns < self.fully_sampled else self.sample
 
     def room(self, top_k: int, columns: int) -> int:
         """Candidates that a list has room for: as many of ``columns`` logits as may reach a bar, by what a sample can tell.

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from capgate import compat
@@ -121,13 +121,13 @@ def test_nothing_in_the_cache(variant: str) -> None:
 
 @pytest.mark.parametrize("budget", [3 * 4096, 10**6])
 def test_buffers_stay_within_the_budget_and_are_reused(variant: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of 600 columns are padded to 768; a list has room for 256 candidates of 8 bytes, and 16 bytes behind it."""
+    """Rows of 600 columns are padded to 768; a list has room for 512 candidates of 8 bytes, and 16 bytes behind it."""
     selection.shorten_blocks(monkeypatch)
     call = judge.make_call(5, 600, 16, 32, "full")
     keywords = {"top_k": 80, "variant": variant, "logits_variant": "reference"}
     expected = select_keys(*call, **keywords | {"variant": "reference"})
-    row_bytes = 4 * 768 + 8 * 258
-    assert scratch_bytes(CPU, 600, 80) == 8 * 258
+    row_bytes = 4 * 768 + 8 * 514
+    assert scratch_bytes(CPU, 600, 80) == 8 * 514
     rows = rows_within(budget, row_bytes, 5)
     buffers = Buffers(monkeypatch)
     assert torch.equal(select_keys(*call, **keywords, logits_budget_bytes=budget), expected)
@@ -135,6 +135,14 @@ def test_buffers_stay_within_the_budget_and_are_reused(variant: str, budget: int
     logits = [size for size in buffers.bytes if size == rows * row_bytes]
     assert len(logits) == 1, "one buffer serves all chunks"
     assert max(buffers.bytes) <= rows * row_bytes
+
+
+@example(shorter=131071, longer=131072, top_k=1024)
+@given(shorter=st.integers(1, 2**20), longer=st.integers(1, 2**20), top_k=st.integers(1, 8192))
+def test_a_workspace_for_long_rows_does_for_shorter_ones(shorter: int, longer: int, top_k: int) -> None:
+    shorter, longer = sorted((shorter, longer))
+    for target in map(compat.targets.parse, ("cuda:90", "hip:gfx950")):
+        assert scratch_bytes(target, shorter, top_k) <= scratch_bytes(target, longer, top_k)
 
 
 @given(budget=st.integers(0, 2**40), row_bytes=st.integers(1, 2**24), rows=st.integers(0, 2**20))
