@@ -13,7 +13,7 @@ from .thirdparty import Raised, ask
 OTHERS = {
     "fbtriton": "is a fork of Triton in the folder triton: capabilities are asked of it as of any Triton",
     "triton-xpu": "is Intel's Triton in the folder triton: no variant here serves its GPUs; install the Triton that is meant",
-    "pytorch-triton-xpu": "is Intel's, of a torch for its GPUs, which no variant here serves; install the torch that is meant",
+    "pytorch-triton-xpu": "is the Triton of a torch for Intel's GPUs: no variant here serves them; install the torch that is meant",
     "triton-ascend": "is Ascend's, writes over another's folder triton and may name a wrong version: install one alone",
     "triton-metal": "is a Triton for Apple's GPUs in the folder triton: no variant here serves them; install one Triton alone",
     "triton-utlx": "is a plugin that loads itself into Triton and extends it: uninstall it before you blame Triton",
@@ -57,14 +57,25 @@ def _asked_by_torch() -> list[str]:
             continue
         if asked.name not in _distributions.NAMES["triton"] or (asked.marker and not asked.marker.evaluate({"extra": ""})):
             continue
-        wanted = [parse_release(each.version) for each in asked.specifier if each.operator in ("==", "===")]
-        if wanted and triton.release not in wanted:
+        wanted = [each.version for each in asked.specifier if each.operator in ("==", "===")]
+        if wanted and not any(_is_of(triton.release, version) for version in wanted):
             return [
                 f"torch {torch.text} is built for {asked.name} {asked.specifier}, and {triton.text} is installed: "
                 "torch.compile may fail, while variants here ask what this Triton can do; install what torch asks for, or "
                 "another torch"
             ]
     return []
+
+
+def _is_of(release: tuple[int, ...], wanted: str) -> bool:
+    """Whether a release is the one that a requirement wants: "3.7.1+git1a2b", or "3.7.*" for any of 3.7."""
+    numbers = parse_release(wanted.removesuffix(".*"))
+    length = len(numbers) if wanted.endswith(".*") else max(len(numbers), len(release))
+    return _padded(release, length) == _padded(numbers, length)
+
+
+def _padded(numbers: tuple[int, ...], length: int) -> tuple[int, ...]:
+    return (numbers + (0,) * length)[:length]
 
 
 def _others() -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import _installation, _probes, versions
+from . import _installation, _probes, _switches, versions
 from ._lookup import target_of
 from .check.results import cache_folder
 from .foreign import LONGEST, POSITIVE, TEXT, Document, map_of, object_with
@@ -30,11 +30,11 @@ def remember(operation: str, problem: Any, times: Mapping[str, float]) -> str:
     about = _about(operation, problem)
     if about is None:
         return ""
-    file = _file(about)
     try:
+        file = _file(about)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps({**about, "times": dict(times)}, indent=1).encode())
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # pathlib raises that where nobody's home is known
         return str(error)
     return ""
 
@@ -44,12 +44,12 @@ def recall(operation: str, problem: Any) -> tuple[dict[str, float] | None, str]:
     about = _about(operation, problem)
     if about is None:
         return None, ""
-    file = _file(about)
     try:
+        file = _file(about)
         found = FILE.read(str(file))
     except FileNotFoundError:
         return None, ""
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         return None, f"what was remembered cannot be read: {error}"
     if any(found[name] != about[name] for name in about):
         return None, f"{file} is of another stack or problem"
@@ -71,7 +71,7 @@ def _file(about: Mapping[str, Any]) -> Path:
 
 def _stack(device: Any) -> dict[str, str]:
     """What a time depends on beside the problem."""
-    target = target_of(device)
+    target, is_gpu, cuda = target_of(device), device.type == "cuda", sys.modules["torch"].cuda
     drivers = _installation.drivers()
     driver = {"cuda": drivers["nvidia"], "hip": drivers["amd"]}.get(target.backend)
     return {
@@ -79,7 +79,9 @@ def _stack(device: Any) -> dict[str, str]:
         "triton": versions.find("triton").found,
         "torch": versions.find("torch").found,
         "target": str(target),
-        "device": sys.modules["torch"].cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "device": cuda.get_device_name(device) if is_gpu else platform.machine(),
+        "multiprocessors": str(cuda.get_device_properties(device).multi_processor_count if is_gpu else 0),  # of a partition
         "driver": driver or "none",
-        **_probes.set_in_environment(),
+        "switches": hashlib.sha256(_switches.current().work.encode()).hexdigest()[:32],
+        **_probes.set_to(),
     }

@@ -40,11 +40,11 @@ class Measurements(Generic[P]):
 
     def __init__(self, operation: str) -> None:
         self._operation = operation
-        self._known: dict[tuple[P, str], Measurement | None] = {}
+        self._known: dict[tuple[P, str, str], Measurement | None] = {}
 
     def find(self, problem: P) -> Measurement | None:
-        """The measurement of a problem on this stack; None where there is none."""
-        key = (problem, _probes.settings())
+        """The measurement of a problem on this stack, under such switches; None where there is none."""
+        key = self._key(problem)
         if key in self._known:
             return self._known[key]
         if not _switches.current().measure or not hasattr(getattr(problem, "device", None), "type"):
@@ -54,12 +54,16 @@ class Measurements(Generic[P]):
 
     def keep(self, problem: P, measured: Measurement) -> None:
         """Remember a measurement, in this process and in the cache; a file that cannot be written is said, and not more."""
-        self._known[problem, _probes.settings()] = measured
+        self._known[self._key(problem)] = measured
         from ._measured_files import remember
 
         failure = remember(self._operation, problem, measured.times)
         if failure:
             LOG.warning("%s: what was measured is not remembered: %s", self._operation, failure)
+
+    @staticmethod
+    def _key(problem: P) -> tuple[P, str, str]:
+        return problem, _probes.settings(), _switches.current().work
 
     def _read(self, problem: P) -> Measurement | None:
         from ._measured_files import recall  # nobody needs it who does not measure

@@ -243,7 +243,7 @@ class Operation(_registry.Registered, Generic[P]):
         with ONE_AT_A_TIME:
             measured = Measurement(timed(getattr(problem, "device", None), ready))
         self._measurements.keep(problem, measured)
-        _switches.current().memo.clear()  # choices, and the launches that are kept of calls
+        _switches.current().forget()  # choices, and the launches that are kept of calls
         return measured
 
     def _contenders(self, trace: Trace) -> list[str]:

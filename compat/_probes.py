@@ -99,9 +99,14 @@ def settings() -> str:
     return text
 
 
-def set_in_environment() -> dict[str, str]:
-    """The variables among the settings that are set, and their values."""
-    return {variable: os.environ[variable] for variable, *_ in _SETTINGS if variable in os.environ}
+def set_to() -> dict[str, str]:
+    """The settings that are set, by their variables, and their values: a knob's, where somebody has set that."""
+    knobs, found = getattr(sys.modules.get("triton"), "knobs", None), {}
+    for variable, _, group, name in _SETTINGS:
+        value = getattr(getattr(knobs, group, None), "__dict__", _NONE).get(name, os.environ.get(variable))
+        if value is not None:
+            found[variable] = str(value)
+    return found
 
 
 def package(name: str) -> Finding:

@@ -63,7 +63,9 @@ class Switches:
     tunings : those that are loaded over the tables', or None
     measure : whether the time decides between the variants that can take a problem
     memo : answers that hold under these switches, forgotten with them
+    outer : those that these are added to, None for the environment's
     key : text that is the same for switches under which the same capabilities hold, in the same words
+    work : text that is the same for switches under which each variant does the same work, and takes the same time
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Switches:
         enabled: Mapping[str, str] | None = None,
         tunings: Tunings | None = None,
         measure: bool = False,
+        outer: "Switches | None" = None,
     ) -> None:
         self.disabled = dict(disabled or {})
         self.enabled = dict(enabled or {})
@@ -84,9 +87,17 @@ class Switches:
         self.tunings = tunings
         self.measure = measure
         self.memo: dict[Any, Any] = {}
+        self.outer = outer
         self.key = f"{target} {sorted(self.disabled.items())} {sorted(self.enabled.items())}"
-        if tunings is not None:  # kept launches are those of a tuning
-            self.key += f" {tunings.target} {tunings.device} {tunings.rows}"
+        tuned = "" if tunings is None else f" {tunings.target} {tunings.device} {tunings.rows}"
+        self.key += tuned  # kept launches are those of a tuning
+        self.work = f"{sorted(self.disabled)} {sorted(self.enabled)}{tuned}"
+
+    def forget(self) -> None:
+        """Forget what was worked out under these switches, and under those around them."""
+        self.memo.clear()
+        if self.outer is not None:
+            self.outer.forget()
 
 
 _overriding: ContextVar[Switches | None] = ContextVar("capgate_switches")
@@ -196,6 +207,7 @@ def _overridden(
         {**outer.enabled, **enabled},
         tunings or outer.tunings,
         outer.measure if measure is None else measure,
+        outer,
     )
     token = _overriding.set(inner)
     try:

@@ -89,7 +89,7 @@ class Tunings:
         Raises ValueError where the problem's device is another GPU than theirs, and for a row of an operation, variant or
         field of a problem that does not exist.
         """
-        key = (operation.name, variant, problem)
+        key = (operation.name, variant, problem, target)
         if key not in self._found:
             self._check(operation, problem)
             self._found[key] = self._find(operation, variant, problem) if self._is_theirs(problem, target) else None

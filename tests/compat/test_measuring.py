@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 from capgate import compat  # noqa: E402
 from capgate.compat import Operation, SwitchError, Variant  # noqa: E402
 from capgate.compat import _measuring as measuring  # noqa: E402
+from capgate.compat.tunings import Tunings  # noqa: E402
 
 
 class Problem(NamedTuple):
@@ -110,6 +111,37 @@ def test_another_process_takes_what_was_measured(made, calls: Calls, cache: Path
     assert made()(Problem()) == "slow", "without the switch nothing is read"
 
 
+def test_other_switches_have_times_of_their_own(made, calls: Calls, cache: Path) -> None:
+    """A kernel's work is another one under other tunings, and where a capability is taken away."""
+    tunings = Tunings("h200.json", "cuda:90", "NVIDIA H200", [])
+    toy = made()
+    with compat.override(measure=True):
+        toy(Problem())
+        for others in ({"tunings": tunings}, {"disable": ["gluon"]}, {"enable": ["packed_clamp"]}):
+            calls.clear()
+            with compat.override(**others):
+                toy(Problem())
+            assert "slow" in calls, "timed anew"
+        calls.clear()
+        toy(Problem())
+    assert calls == ["fast"]
+    with compat.override(measure=True, tunings=tunings):
+        calls.clear()
+        made()(Problem())
+    assert calls == ["fast"], "another process under the same tunings takes what was measured under them"
+    assert len(list(cache.iterdir())) == 4
+
+
+def test_a_setting_of_triton_s_that_a_knob_has_is_one_of_the_stack(made, cache: Path, monkeypatch) -> None:
+    triton = pytest.importorskip("triton")
+    for path in ("/opt/ptxas-1", "/opt/ptxas-2"):
+        with monkeypatch.context() as patch, compat.override(measure=True):
+            patch.setitem(triton.knobs.nvidia.__dict__, "ptxas", path)
+            made()(Problem())
+    written = [json.loads(file.read_text())["stack"] for file in cache.iterdir()]
+    assert sorted(stack["TRITON_PTXAS_PATH"] for stack in written) == ["/opt/ptxas-1", "/opt/ptxas-2"]
+
+
 def test_a_new_variant_is_timed_beside_the_others(made, calls: Calls) -> None:
     with compat.override(measure=True):
         made()(Problem())
@@ -162,6 +194,21 @@ def test_a_cache_that_cannot_be_written_is_said(made, calls: Calls, cache: Path,
     with compat.override(measure=True):
         assert [toy(Problem()) for _ in range(2)] == ["fast"] * 2
     assert any("what was measured is not remembered" in words for words in warned())
+
+
+def test_nobody_s_home_is_no_error(made, monkeypatch: pytest.MonkeyPatch, warned) -> None:
+    """A container's user may have none: pathlib raises RuntimeError there."""
+
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("CAPGATE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    toy = made()
+    with compat.override(measure=True):
+        assert [toy(Problem()) for _ in range(2)] == ["fast"] * 2
+    assert any("what was measured is not remembered: Could not determine home" in words for words in warned())
 
 
 def test_what_stands_in_the_cache_is_always_whole(made, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,6 +315,15 @@ def test_what_is_kept_of_calls_is_forgotten_with_the_choice_it_was_of(made) -> N
     assert measured.fastest == "fast"
     assert kept.find(call) is None
     assert toy(Problem()) == "fast", "what this process measured holds without the switch"
+
+
+def test_the_choice_that_was_remembered_outside_is_forgotten_too(made) -> None:
+    toy = made()
+    assert toy(Problem()) == "slow"
+    with compat.override(measure=True), compat.override(strict=True):
+        assert toy(Problem()) == "fast"
+    assert toy.explain(Problem()).variant == "fast"
+    assert toy(Problem()) == "fast", "as the trace says"
 
 
 def test_a_single_variant_has_nothing_to_be_timed_against(cache: Path, calls: Calls) -> None:

@@ -64,6 +64,13 @@ def test_fields_of_a_row_are_those_of_the_problems_that_it_means(toy: Any, file:
     assert toy.loaded("plain", Problem("cuda:90")) is None
 
 
+def test_a_problem_of_the_default_target_is_looked_up_for_each(toy: Any, file: Any) -> None:
+    with compat.override(tunings=file(document(ROW))):
+        for target, has in {"hip:gfx950": False, "cuda:90": True, "cpu": False}.items():
+            with compat.override(target=target):
+                assert (toy.loaded("plain", Problem(None)) is not None) == has
+
+
 def test_the_trace_and_the_report_say_it(toy: Any, file: Any) -> None:
     name = file(document(ROW))
     words = f"needs nothing; tuned by {name}: num_warps 8, options (('maxnreg', 128),)"
