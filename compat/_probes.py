@@ -21,9 +21,6 @@ from ._errors import of_the_machine, summary
 from .releases import parse_release
 from .targets import Target, base_label
 
-GLUON = "triton.experimental.gluon"
-GL = f"{GLUON}.language"
-
 
 class Finding(NamedTuple):
     """What a probe found: whether it holds, and the words that follow "found" in a reason.
@@ -125,11 +122,13 @@ def package(name: str) -> Finding:
 
 
 def finding(holds: bool, lacking: str = " without it") -> Finding:
+    """The finding in words: the build, and behind it what it lacks."""
     text = versions.find("triton").found
     return Finding(holds, f"Triton {text}" if holds else f"{text}{lacking}")
 
 
-def _by_release(holds: bool, build: versions.Build) -> Finding:
+def by_release(holds: bool, build: versions.Build) -> Finding:
+    """The finding of a question that the release answers."""
     return Finding(holds, f"Triton {build.found}" if holds else build.found)
 
 
@@ -160,7 +159,7 @@ def takes(path: str, *parameters: str) -> Probe:
 
     def probe() -> Finding:
         function = resolve(path)
-        return finding(function is not None and all(name in _parameters(function) for name in parameters))
+        return finding(function is not None and all(name in parameters_of(function) for name in parameters))
 
     return probe
 
@@ -170,7 +169,7 @@ def optional(path: str, parameter: str) -> Probe:
 
     def probe() -> Finding:
         function = resolve(path)
-        found = _parameters(function).get(parameter) if function is not None else None
+        found = parameters_of(function).get(parameter) if function is not None else None
         return finding(found is not None and found.default is not found.empty)
 
     return probe
@@ -187,7 +186,7 @@ def release(*at_least: int) -> Probe:
 
     def probe() -> Finding:
         build = versions.find("triton")
-        return _by_release(build.at_least(*at_least), build)
+        return by_release(build.at_least(*at_least), build)
 
     return probe
 
@@ -221,7 +220,7 @@ def before(*release_: int) -> Probe:
 
     def probe() -> Finding:
         build = versions.find("triton")
-        return _by_release(bool(build.release) and not build.at_least(*release_), build)
+        return by_release(bool(build.release) and not build.at_least(*release_), build)
 
     return probe
 
@@ -235,7 +234,7 @@ def ptxas_for(arch: int) -> Any:
     if choose is None:
         return None
     try:
-        return choose(arch) if _parameters(choose) else choose()
+        return choose(arch) if parameters_of(choose) else choose()
     except RuntimeError:  # none of its own, and none where the variable points
         return None
 
@@ -253,7 +252,8 @@ def ptxas(arch: int, *at_least: int) -> Probe:
     return probe
 
 
-def _parameters(function: Any) -> Mapping[str, Any]:
+def parameters_of(function: Any) -> Mapping[str, Any]:
+    """What a function or class takes, by name."""
     from inspect import signature  # 8 ms that importing this package need not take
 
     return signature(function).parameters
@@ -263,72 +263,6 @@ def triton() -> Finding:
     """Triton imports and is the real one: a placeholder that an engine leaves in its place has no compiler."""
     file = getattr(sys.modules["triton"], "__file__", None)
     return finding(callable(resolve("triton:compile")), f", a placeholder without a compiler: {file}")
-
-
-def triton_ge_36() -> Finding:
-    """The release says so; where the version is unreadable, Gluon's 3.6 interface does."""
-    build = versions.find("triton")
-    return _by_release(build.at_least(3, 6), build) if build.release else gluon()
-
-
-def gluon() -> Finding:
-    """Build the layouts of the 3.6 interface: three-part MFMA shapes, and cga_layout in place of three CTA keywords."""
-    if resolve(f"{GL}.amd:AMDMFMALayout") is None:
-        return finding(False, ", without Gluon for AMD")
-    gl, amd = import_module(GL), import_module(f"{GL}.amd")
-    try:
-        amd.AMDMFMALayout(version=4, instr_shape=[16, 16, 128], transposed=True, warps_per_cta=[1, 1])
-    except (TypeError, AssertionError, ValueError):
-        return finding(False, ", whose AMDMFMALayout takes no [M, N, K] instruction shape")
-    if "cga_layout" not in _parameters(gl.BlockedLayout):
-        return finding(False, ", whose BlockedLayout takes no cga_layout")
-    return finding(True)
-
-
-def gluon_cdna3_mfma() -> Finding:
-    """Build the layout of CDNA3's fp8 products; cdna3.mfma takes it."""
-    if resolve(f"{GL}.amd.cdna3:mfma") is None:
-        return finding(False, ", without cdna3.mfma")
-    try:
-        import_module(f"{GL}.amd").AMDMFMALayout(version=3, instr_shape=[32, 32, 16], transposed=False, warps_per_cta=[1, 1])
-    except (TypeError, AssertionError, ValueError):
-        return finding(False, ", whose AMDMFMALayout takes no [32, 32, 16] of version 3")
-    return finding(True)
-
-
-def gluon_linear_async_copy() -> Finding:
-    """Offer the direct-to-LDS copy a pointer tensor in a linear layout, and see whether it gets past the layout check."""
-    copy = resolve(f"{GL}.amd.cdna4.async_copy:global_load_to_shared")
-    if copy is None:
-        return finding(False, ", without cdna4.async_copy.global_load_to_shared")
-    gl = import_module(GL)
-
-    class AcceptedError(Exception):
-        pass
-
-    class Pointers:  # all that the copy asks of its pointers before it compares their shape with the destination's
-        layout = gl.DistributedLinearLayout([[0, 1]], [[0, 1 << bit] for bit in range(1, 7)], [], [], [1, 128])
-        shape = (1, 128)
-
-        @property
-        def type(self) -> "Pointers":
-            return self
-
-        def is_block(self) -> bool:
-            return True
-
-    class Destination:
-        @property
-        def shape(self) -> None:
-            raise AcceptedError
-
-    try:
-        copy(Destination(), Pointers(), _semantic=object())
-    except AcceptedError:
-        return finding(True)
-    except ValueError as error:
-        return finding(False, f", whose copy says: {error}")
-    return finding(False, ", whose copy looked at no layout")
 
 
 def constexpr_tuple_permute() -> Finding:
@@ -344,17 +278,9 @@ def constexpr_tuple_permute() -> Finding:
     return finding(reached == [1, 0] and all(type(dim) is int for dim in reached), ", whose permute passes constexprs on")
 
 
-def tma_multicast() -> Finding:
-    """The tensor-map load, under the newer of its two names, takes multicast."""
-    tma = f"{GL}.nvidia.hopper:tma"
-    load = resolve(f"{tma}.async_load") or resolve(f"{tma}.async_copy_global_to_shared")
-    holds = load is not None and "multicast" in _parameters(load)
-    return finding(holds, ", whose tensor-map load takes no multicast")
-
-
 def dot_infers_out_dtype() -> Finding:
     """tl.dot's out_dtype has None for its default."""
-    return finding(_parameters(resolve("triton.language:dot"))["out_dtype"].default is None)
+    return finding(parameters_of(resolve("triton.language:dot"))["out_dtype"].default is None)
 
 
 def block_pointers() -> Finding:
