@@ -2,7 +2,7 @@
 
 A quad of each of many parts of a row is a sample, which says what logit a few more than top_k should reach: the bar. The first
 launch reads the row once, in sections where there are few rows, and appends what reaches the bar to lists of candidates
-(:mod:`.device.candidates`); the second, which may start meanwhile and then waits, selects exactly top_k of them. How many they
+(:mod:`.device.filtering`); the second, which may start meanwhile and then waits, selects exactly top_k of them. How many they
 are is counted, so a sample that misleads costs time, and never a key: where too few or too many reach the bar the threshold is
 found by counting in the row itself.
 Nothing is added up in an order that may change, so results repeat bit for bit.
@@ -18,7 +18,8 @@ from capgate import compat
 
 from ..common.device.dependent import gdc_launch_dependents, gdc_wait
 from ..common.hardware import multiprocessors
-from .device.candidates import LEAST_BAR, append_section, counts_of, sample_bar, write_by_counting, write_top
+from .device.candidates import LEAST_BAR, counts_of, write_by_counting, write_top
+from .device.filtering import append_section, sample_bar
 from .device.rows import list_all, pages_of, window_of
 from .operands import Arguments
 from .operation import Problem

@@ -86,7 +86,7 @@ class LongRows(NamedTuple):
     def room(self, top_k: int, columns: int) -> int:
         """Candidates that a list has room for: as many of ``columns`` logits as may reach a bar, by what a sample can tell.
 
-        Of the sample up to an eighth more reach the bar than were looked for (:func:`.device.candidates.sample_bar`). They are
+        Of the sample up to an eighth more reach the bar than were looked for (:func:`.device.filtering.sample_bar`). They are
         a Poisson variable, whose mean is no more than ROOM_MARGIN of its deviations larger, as good as always.
         """
         part = max(columns / self.sampled(columns, 1), 1.0)
