@@ -57,8 +57,11 @@ def recall(operation: str, problem: Any) -> tuple[dict[str, float] | None, str]:
 
 
 def _about(operation: str, problem: Any) -> dict[str, Any] | None:
-    """What a file is of; None for a problem whose text is too long, or says where it lies in memory."""
-    text = repr(problem)
+    """What a file is of; None for a problem whose text is too long, or says where it lies in memory.
+
+    Which of several GPUs the problem's device is does not matter: the stack says of which kind.
+    """
+    text = repr(problem).replace(repr(problem.device), problem.device.type)
     if len(text) > LONGEST or " at 0x" in text:
         return None
     return {"stack": _stack(problem.device), "operation": operation, "problem": text}

@@ -18,7 +18,10 @@ from .targets import Target
 
 _FIGURE: Schema = or_none({"type": "number", "minimum": 0, "maximum": 1e30})
 _NAMES: Schema = dict.fromkeys(("operation", "variant"), TEXT)
-_VALUES: Schema = {"where": map_of({"type": ["string", "integer", "boolean", "null"]}), "fields": map_of({})}
+_PLAIN = ["string", "number", "boolean", "null"]
+_PAIR: Schema = {"type": [*_PLAIN, "array"], "items": {"type": _PLAIN}}  # of options: ["maxnreg", 128]
+_FIELD: Schema = {"type": [*_PLAIN, "array"], "items": _PAIR}  # of a table's row, which can be hashed
+_VALUES: Schema = {"where": map_of({"type": ["string", "integer", "boolean", "null"]}), "fields": map_of(_FIELD)}
 _ROW: Schema = {
     "type": "object",
     "required": ["operation", "variant", "where", "fields"],

@@ -111,6 +111,15 @@ def test_another_process_takes_what_was_measured(made, calls: Calls, cache: Path
     assert made()(Problem()) == "slow", "without the switch nothing is read"
 
 
+def test_a_rank_takes_what_another_measured_on_a_gpu_like_its_own(made, calls: Calls, cache: Path) -> None:
+    with compat.override(measure=True):
+        made()(Problem(torch.device("cpu", 0)))
+        calls.clear()
+        assert made()(Problem(torch.device("cpu"))) == "fast"
+    assert calls == ["fast"]
+    assert len(list(cache.iterdir())) == 1
+
+
 def test_other_switches_have_times_of_their_own(made, calls: Calls, cache: Path) -> None:
     """A kernel's work is another one under other tunings, and where a capability is taken away."""
     tunings = Tunings("h200.json", "cuda:90", "NVIDIA H200", [])

@@ -93,6 +93,10 @@ def test_the_environment_names_the_file(file: Any) -> None:
     [
         ([], "does not hold what CAPGATE_TUNINGS loads"),
         (document({**ROW, "field": {}}), r"does not hold what CAPGATE_TUNINGS loads: rows\[0\]: .*field"),
+        (
+            document({**ROW, "fields": {"options": {"maxnreg": 128}}}),
+            r"does not hold what CAPGATE_TUNINGS loads: rows\[0\]\.fields\.options: got an object",
+        ),
         (document(ROW, gpu="H200"), "does not hold what CAPGATE_TUNINGS loads: .*gpu"),
         (document(ROW, tunings=2), "does not hold what CAPGATE_TUNINGS loads: tunings: got 2"),
     ],
