@@ -34,7 +34,7 @@ And on every build, because what it breaks depends on what else the GPU runs:
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from . import _gluon_probes, _probes
+from . import _layout_probes, _probes
 from ._lookup import capabilities
 from .targets import CPU
 
@@ -68,11 +68,11 @@ from triton.language import core as _core  # noqa: E402
 # --- every target ---------------------------------------------------------------------------------------------------------
 
 constexpr_function = gluon.constexpr_function
-aggregate = _probes.first(f"{_gluon_probes.GLUON}:aggregate", "triton.language.core:_aggregate")
+aggregate = _probes.first(f"{_layout_probes.GLUON}:aggregate", "triton.language.core:_aggregate")
 barrier = _probes.first(
-    f"{_gluon_probes.GL}:barrier", f"{_gluon_probes.GL}:thread_barrier"
+    f"{_layout_probes.GL}:barrier", f"{_layout_probes.GL}:thread_barrier"
 )  # of the threads of a workgroup or warp partition
-GluonASTSource = _probes.first(f"{_gluon_probes.GLUON}:GluonASTSource", f"{_gluon_probes.GLUON}._runtime:GluonASTSource")
+GluonASTSource = _probes.first(f"{_layout_probes.GLUON}:GluonASTSource", f"{_layout_probes.GLUON}._runtime:GluonASTSource")
 
 KEEP_NAN = gl.constexpr(_core.PropagateNan.ALL)  # gl.maximum's default drops a NaN operand, from 3.8 in the interpreter too
 
@@ -90,9 +90,9 @@ def reinterpret(memory, dtype: gl.constexpr, shape: gl.constexpr, layout: gl.con
 
 # --- AMD CDNA3 and CDNA4 --------------------------------------------------------------------------------------------------
 
-cdna3 = _probes.resolve(f"{_gluon_probes.GL}.amd.cdna3")
-cdna4 = _probes.resolve(f"{_gluon_probes.GL}.amd.cdna4")
-async_copy = _probes.resolve(f"{_gluon_probes.GL}.amd.cdna4:async_copy")
+cdna3 = _probes.resolve(f"{_layout_probes.GL}.amd.cdna3")
+cdna4 = _probes.resolve(f"{_layout_probes.GL}.amd.cdna4")
+async_copy = _probes.resolve(f"{_layout_probes.GL}.amd.cdna4:async_copy")
 
 
 class _OptionsBehind(Mapping[str, Any]):
@@ -120,10 +120,10 @@ VGPRS_ONLY: Mapping[str, Any] = _OptionsBehind("llvm_fn_attrs", llvm_fn_attrs="a
 
 # --- NVIDIA Hopper --------------------------------------------------------------------------------------------------------
 
-hopper = _probes.resolve(f"{_gluon_probes.GL}.nvidia.hopper")
-mbarrier = _probes.resolve(f"{_gluon_probes.GL}.nvidia.hopper:mbarrier")
-TensorDescriptor = _probes.resolve(f"{_gluon_probes.GLUON}.nvidia.hopper:TensorDescriptor")  # of the host: a kernel's argument
-_tma = f"{_gluon_probes.GL}.nvidia.hopper:tma"
+hopper = _probes.resolve(f"{_layout_probes.GL}.nvidia.hopper")
+mbarrier = _probes.resolve(f"{_layout_probes.GL}.nvidia.hopper:mbarrier")
+TensorDescriptor = _probes.resolve(f"{_layout_probes.GLUON}.nvidia.hopper:TensorDescriptor")  # of the host: a kernel's argument
+_tma = f"{_layout_probes.GL}.nvidia.hopper:tma"
 tma_load = _probes.first(f"{_tma}.async_load", f"{_tma}.async_copy_global_to_shared")
 tma_store = _probes.first(f"{_tma}.async_store", f"{_tma}.async_copy_shared_to_global")
 tma_store_wait = _probes.resolve(f"{_tma}.store_wait")

@@ -7,8 +7,8 @@ other capabilities, all of them, or a compiler's word on the target).
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from . import _compilers, _gluon_probes, _passes, _probes
-from ._gluon_probes import GL, GLUON
+from . import _compilers, _layout_probes, _passes, _probes
+from ._layout_probes import GL, GLUON
 from ._probes import Finding, Probe
 from .targets import Target
 
@@ -99,7 +99,7 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     _installed("triton_kernels", "triton_kernels is installed and imports; its version is its own"),
     _build("triton", "Triton imports and can compile", "Triton", _probes.triton,
            "its import; vLLM may leave a placeholder in its place, https://github.com/vllm-project/vllm/pull/53530"),
-    _build("triton_ge_36", "the release is 3.6 or newer", "Triton 3.6 or newer", _gluon_probes.triton_ge_36, "its version"),
+    _build("triton_ge_36", "the release is 3.6 or newer", "Triton 3.6 or newer", _layout_probes.triton_ge_36, "its version"),
     _build("carried_loop_bounds", "a value that a for loop carries on only to bound inner for loops keeps changing",
            "loops that carry the bounds of inner loops on", _passes.carried_loop_bounds,
            f"found in {_pull(9036)}, mended by {_pull(9136)}; the probe runs the pass"),
@@ -154,7 +154,7 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
            _probes.knows_gfx1250, f"compiled here by {_FIVE}"),
 
     # Of the build: Gluon for every target.
-    _build("gluon", "Gluon with the API of Triton 3.6", "the Gluon API of Triton 3.6", _gluon_probes.gluon,
+    _build("gluon", "Gluon with the API of Triton 3.6", "the Gluon API of Triton 3.6", _layout_probes.gluon,
            f"{_pull(8213)} (MFMA shapes of [M, N, K]); {_read(f'{_GLUON}/_layouts.py', '3.5.1', '3.6.0')} (cga_layout)"),
     _build("gluon_shared_linear_layout", "gl.SharedLinearLayout", "gl.SharedLinearLayout",
            _probes.has(f"{GL}:SharedLinearLayout"), _pull(8116)),
@@ -179,12 +179,12 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     _build("gluon_async_groups", "cdna4.async_copy.commit_group and wait_group", "async_copy.commit_group",
            _probes.has(f"{_CDNA4}:async_copy.commit_group"), _pull(8605)),
     _build("gluon_linear_async_copy", "the direct-to-LDS copy takes linear layouts",
-           "an asynchronous copy that takes linear layouts", _gluon_probes.gluon_linear_async_copy, _pull(9513)),
+           "an asynchronous copy that takes linear layouts", _layout_probes.gluon_linear_async_copy, _pull(9513)),
     _build("gluon_efficient_padding", "cdna4's compute_efficient_padded_shared_layout",
            "cdna4.compute_efficient_padded_shared_layout", _probes.has(f"{_CDNA4}:compute_efficient_padded_shared_layout"),
            _pull(10302)),
     _build("gluon_cdna3_mfma", "cdna3.mfma with layouts of version 3 and [M, N, K]", "cdna3.mfma of [32, 32, 16]",
-           _gluon_probes.gluon_cdna3_mfma, f"{_pull(8213)}; the probe builds the layout"),
+           _layout_probes.gluon_cdna3_mfma, f"{_pull(8213)}; the probe builds the layout"),
     _build("gluon_mfma_scaled", "cdna4.mfma_scaled", "cdna4.mfma_scaled", _probes.has(f"{_CDNA4}:mfma_scaled"), _pull(7799)),
     _build("gluon_mfma_regclass", "mfma_scaled takes cd_regclass", "mfma_scaled with cd_regclass",
            _probes.takes(f"{_CDNA4}:mfma_scaled", "cd_regclass"), _pull(11792)),
@@ -214,7 +214,7 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
            _probes.takes(f"{_HOPPER}:tma.async_copy_global_to_shared", "tensor_desc"),
            f"{_pull(7004)}; a stub from {_pull(11112)} on"),
     _build("gluon_tma_multicast", "tensor-map loads take multicast", "a tensor-map load with multicast",
-           _gluon_probes.tma_multicast, _pull(9005)),
+           _layout_probes.tma_multicast, _pull(9005)),
     _build("gluon_device_descriptor", "tma.make_tensor_descriptor inside a kernel", "tma.make_tensor_descriptor",
            _probes.has(f"{_HOPPER}:tma.make_tensor_descriptor"),
            f"asked for in https://github.com/triton-lang/triton/issues/8354; {_read(f'{_GLUON}/nvidia', '3.5.1', '3.6.0')}"),
