@@ -2,7 +2,7 @@
 
 import torch
 
-from ..common.checks import check_apart, check_choice, check_integer, check_variant
+from ..common.checks import check_apart, check_choice, check_integer, check_shared, check_variant
 from ..common.logits import FLOATS
 from ..common.torch_ops import register
 from ..key_selection.api import select_from_logits
@@ -11,7 +11,7 @@ from ..sparse_logits.operation import CANDIDATE_BLOCKS
 from .operands import MASKED, SCORED, Masked, Scored
 from .operation import Problem, masking, scoring
 
-MAX_COLUMNS = 2**30  # so that the end of a program's columns is 32 bits wide
+MAX_COLUMNS = 65535 * 2048  # a grid's second dimension, each program of which looks at 256 blocks of 8 columns or more
 
 
 def select_candidate_blocks(
@@ -33,8 +33,8 @@ def select_candidate_blocks(
     starts : torch.Tensor, shape (G,), int32, or None
         The first key that a row sees; None is 0 for every row.
     ends : torch.Tensor, shape (G,), int32
-        One more than the last key that a row sees. G is 1 or more, and a divisor of S: adjacent rows share a window. Windows
-        that are empty, inverted or reach past the keys are fine.
+        One more than the last key that a row sees. G is a divisor of S: adjacent rows share a window. Windows that are
+        empty, inverted or reach past the keys are fine.
     top_blocks : int
         How many blocks to choose for each row, 1 or more.
     candidate_block : int
@@ -64,7 +64,8 @@ def select_candidate_blocks(
     """
     inputs = Scored(logits, starts, ends)
     SCORED.check(inputs, "the selection")
-    _check_sizes(logits, ("ends", ends))
+    _check_columns(logits)
+    check_shared("ends", ends, len(logits))
     top_blocks = check_integer("top_blocks", top_blocks, 1)
     candidate_block = _check_block(candidate_block)
     check_variant("variant", variant, scoring)
@@ -95,10 +96,10 @@ def apply_candidate_mask(
     starts : torch.Tensor, shape (G,), int32, or None
         The first key that a row sees; None is 0 for every row.
     ends : torch.Tensor, shape (G,), int32
-        One more than the last key that a row sees. G is 1 or more, and a divisor of S: adjacent rows share a window.
+        One more than the last key that a row sees. G is a divisor of S: adjacent rows share a window.
     candidates : torch.Tensor, shape (L, C), int32
         Numbers of blocks, counted from the window's first, in any order; those that the window does not have, such as -1, mean
-        nothing. L is 1 or more, and a divisor of S: adjacent rows share a list.
+        nothing. L is a divisor of S: adjacent rows share a list.
     candidate_block : int
         Keys in a block, as in :func:`select_candidate_blocks`.
     variant : str, optional
@@ -118,20 +119,18 @@ def apply_candidate_mask(
     """
     inputs = Masked(logits, starts, ends, candidates)
     MASKED.check(inputs, "the mask")
-    _check_sizes(logits, ("ends", ends), ("candidates", candidates))
+    _check_columns(logits)
+    check_shared("ends", ends, len(logits))
+    check_shared("candidates", candidates, len(logits))
     candidate_block = _check_block(candidate_block)
     check_variant("variant", variant, masking)
     torch.ops.capgate.apply_candidate_mask(*inputs, candidate_block, variant)
     return logits
 
 
-def _check_sizes(logits: torch.Tensor, *divisors: tuple[str, torch.Tensor]) -> None:
-    rows, columns = logits.shape
-    if columns > MAX_COLUMNS:
-        raise ValueError(f"logits: got {columns} columns, needs {MAX_COLUMNS} at most")
-    for name, tensor in divisors:
-        if rows % len(tensor):
-            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, needs a first size that divides the {rows} rows")
+def _check_columns(logits: torch.Tensor) -> None:
+    if logits.shape[1] > MAX_COLUMNS:
+        raise ValueError(f"logits: got {logits.shape[1]} columns, needs {MAX_COLUMNS} at most")
 
 
 def _check_block(candidate_block: int) -> int:

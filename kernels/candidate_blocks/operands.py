@@ -5,16 +5,16 @@ from typing import Annotated, NamedTuple
 import torch
 
 from ..common.logits import FLOATS
-from ..common.operands import Limit, Operand, Operands
+from ..common.operands import Operand, Operands
 
-WINDOWS = Operand((("G",),), (torch.int32,), (Limit("G", 1),))
+WINDOWS = Operand((("G",),), (torch.int32,))
 
 
 class Scored(NamedTuple):
     """The tensors of a selection, but for the result."""
 
     logits: Annotated[torch.Tensor, Operand((("S", "N"),), tuple(FLOATS))]
-    starts: Annotated[torch.Tensor | None, Operand((("G",),), (torch.int32,))]
+    starts: Annotated[torch.Tensor | None, WINDOWS]
     ends: Annotated[torch.Tensor, WINDOWS]
 
 
@@ -22,9 +22,9 @@ class Masked(NamedTuple):
     """The tensors of a call that masks."""
 
     logits: Annotated[torch.Tensor, Operand((("S", "N"),), tuple(FLOATS), written=True)]
-    starts: Annotated[torch.Tensor | None, Operand((("G",),), (torch.int32,))]
+    starts: Annotated[torch.Tensor | None, WINDOWS]
     ends: Annotated[torch.Tensor, WINDOWS]
-    candidates: Annotated[torch.Tensor, Operand((("L", "C"),), (torch.int32,), (Limit("L", 1),))]
+    candidates: Annotated[torch.Tensor, Operand((("L", "C"),), (torch.int32,))]
 
 
 SCORED, MASKED = Operands(Scored), Operands(Masked)

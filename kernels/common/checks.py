@@ -88,6 +88,12 @@ def check_integer(name: str, value: int, least: int, most: int | None = None) ->
     return value
 
 
+def check_shared(name: str, tensor: torch.Tensor, rows: int) -> None:
+    """Raise ValueError unless ``rows`` rows are as many for each entry along the tensor's first dimension."""
+    if rows != rows // max(1, len(tensor)) * len(tensor):
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, needs a first size that divides the {rows} rows")
+
+
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Raise TypeError for a value of another type than the choices', ValueError for one that is none of them."""
     if not isinstance(value, type(choices[0])):

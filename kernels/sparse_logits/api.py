@@ -8,8 +8,17 @@ import torch
 from capgate import compat
 
 from ..common.cache import check_address, check_blocks
-from ..common.checks import check_apart, check_choice, check_flag, check_integer, check_output, check_variant
+from ..common.checks import (
+    check_apart,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_output,
+    check_shared,
+    check_variant,
+)
 from ..common.logits import FLOATS, FP8, LOGITS, empty_logits
+from ..common.rules import MAX_NEXT
 from ..common.schedule.operation import CHUNK_KEYS, CHUNKS
 from ..common.torch_ops import register
 from .operands import DENSE, PAGED, Dense, Inputs, Paged
@@ -59,9 +68,8 @@ def sparse_mqa_logits(
         one may be short. Empty and inverted windows, starts below 0 and ends above N are fine.
     candidates : torch.Tensor, shape (L, C), int32
         Each row's blocks, in any order, also several times. Of a row whose window has fewer than C blocks only as many entries
-        are looked at. L is 1 or more; with L below S, of which it is a divisor, adjacent rows share a list, S / L of them, and
-        read its keys together. A block that the window does not have (-1, or one past its end) is never read: its cells are
-        -inf.
+        are looked at. L is a divisor of S; with L below S adjacent rows share a list, S / L of them and 65535 at most, and read
+        its keys together. A block that the window does not have (-1, or one past its end) is never read: its cells are -inf.
     candidate_block : int
         Keys in a block: 8, 16, 32 or 64.
     relative : bool
@@ -71,8 +79,8 @@ def sparse_mqa_logits(
         True sets every cell behind those of the entries that are looked at to -inf. False leaves them as they are.
     schedule : torch.Tensor, shape (num_workers + 1, 2), int32, optional
         What :func:`sparse_mqa_schedule` returned for the same windows, so that num_workers + 1 is 2 or more; made by the call
-        otherwise. With other contents some cells may stay unwritten or be written more than once, never with anything else
-        than their logits.
+        otherwise. Where rows share lists, work is even with one for the windows of each list's last row alone. With other
+        contents some cells may stay unwritten or be written more than once, never with anything else than their logits.
     schedule_chunk_keys : int
         Keys in a chunk of ``schedule``, 128 or 256: ``chunk_keys`` of what made it.
     logits_dtype : torch.dtype
@@ -161,8 +169,8 @@ def paged_sparse_mqa_logits(
         Each request's blocks of the cache in order. Only entries of listed keys are looked at. A block that the cache does not
         have is never read: the logits of its keys are -inf.
     candidates : torch.Tensor, shape (L, C), int32
-        Each row's candidate blocks, as in :func:`sparse_mqa_logits`, counted from the request's first key. L is 1 or more: B *
-        next_n, or B for lists that the rows of a request share.
+        Each row's candidate blocks, as in :func:`sparse_mqa_logits`, counted from the request's first key. L is B * next_n, or
+        B for lists that the rows of a request share.
     candidate_block : int
         Keys in a candidate block: 8, 16, 32 or 64.
     clean_logits : bool
@@ -170,7 +178,8 @@ def paged_sparse_mqa_logits(
     layout : str
         Of the keys in a block of the cache, "flat" or "preshuffled", as in :func:`fp8_paged_mqa_logits`.
     schedule : torch.Tensor, shape (num_workers + 1, 2), int32, optional
-        As in :func:`sparse_mqa_logits`, for the same ``context_lens``; num_workers + 1 is 2 or more.
+        As in :func:`sparse_mqa_logits`, for the same ``context_lens``; num_workers + 1 is 2 or more. Where the rows of a
+        request share a list, work is even with one for the lengths of the last rows, [B], with ``next_n`` of 1.
     schedule_chunk_keys : int
         Keys in a chunk of ``schedule``, 128 or 256: ``chunk_keys`` of what made it.
     logits_dtype : torch.dtype
@@ -248,8 +257,9 @@ def _check(
     rows, lists = len(inputs.weights), len(inputs.candidates)
     if isinstance(inputs, Paged) and lists not in (rows, len(inputs.q)):
         raise ValueError(f"candidates: got {lists} lists, needs {rows}, one for each row, or {len(inputs.q)} of requests")
-    if rows % lists:
-        raise ValueError(f"candidates: got {lists} lists, needs a divisor of the {rows} rows")
+    check_shared("candidates", inputs.candidates, rows)
+    if rows > MAX_NEXT * lists:
+        raise ValueError(f"candidates: got a list for {rows // lists} rows each, needs {MAX_NEXT} rows at most to share one")
     if inputs.candidates.shape[1] * candidate_block > MAX_CELLS:
         raise ValueError(f"candidates: got {inputs.candidates.shape[1]} blocks, needs {MAX_CELLS // candidate_block} at most")
     if inputs.schedule is not None and not inputs.schedule.is_contiguous():

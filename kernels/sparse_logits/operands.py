@@ -4,14 +4,14 @@ from typing import Annotated, NamedTuple, TypeAlias
 
 import torch
 
-from ..common.cache import CACHE, LENGTHS, TABLE
+from ..common.cache import CACHE, LENGTHS, NEXT, TABLE
 from ..common.logits import FLOATS, FP8, QUERY_SIZES
 from ..common.operands import Limit, Operand, Operands
 from ..mqa_logits import operands as dense
 from ..paged_mqa_logits.operands import QUERIES, WORKERS
 
 SCHEDULE = Operand(((WORKERS, 2),), (torch.int32,), (Limit(WORKERS, 2),))
-LISTS = Operand((("L", "C"),), (torch.int32,), (Limit("L", 1),))
+LISTS = Operand((("L", "C"),), (torch.int32,))
 WINDOW = Operand((("S",),), (torch.int32,))
 
 
@@ -43,7 +43,7 @@ class Paged(NamedTuple):
 class Shared(NamedTuple):
     """What is shared out: the windows of rows, or the keys that rows of requests see."""
 
-    ends: Annotated[torch.Tensor, Operand((("S",), ("B", "next_n")), (torch.int32,), (Limit("next_n", 1, 65535),))]
+    ends: Annotated[torch.Tensor, Operand((("S",), ("B", "next_n")), (torch.int32,), (NEXT,))]
     starts: Annotated[torch.Tensor | None, WINDOW] = None
 
 

@@ -108,7 +108,7 @@ def sparse_mqa_workers(q: torch.Tensor, *, candidate_block: int = 8, variant: st
     -------
     int
         ``num_workers`` of :func:`sparse_mqa_schedule`, as the variant that takes the calls has it where it makes the schedule
-        itself. Any other number gives the same logits, in another time.
+        itself and each row has its own list. Any other number gives the same logits, in another time.
 
     Raises
     ------

@@ -33,7 +33,10 @@ __all__ = [
 
 
 def poisoned(call: Any, block: int, *, relative: bool = True, layout: str = "flat") -> Any:
-    """The call with every byte 0xFF, which is a NaN in keys and in scales, that is of no key which some row lists."""
+    """The call with NaN for the keys that no row lists, and for their scales; of a cache every other byte is 0xFF.
+
+    That is NaN in scales and in e4m3fn; in e4m3fnuz it is -240.
+    """
     (first, counts), cached = windows(call), isinstance(call, PagedSparseCall)
     wanted = set()
     for row, (start, count) in enumerate(zip(first, counts, strict=True)):

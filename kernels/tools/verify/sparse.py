@@ -171,8 +171,14 @@ def make_call(
 
 
 def make_paged_call(
-    lens: Sequence[int] | Sequence[Sequence[int]], listed: int, block: int = 8, next_n: int = 1, **options: Any
+    lens: Sequence[int] | Sequence[Sequence[int]],
+    listed: int,
+    block: int = 8,
+    next_n: int = 1,
+    *,
+    block_of_cache: int = 64,
+    **options: Any,
 ) -> PagedSparseCall:
-    """:func:`.paged.make_call` with lists of its rows' blocks."""
-    call = paged.make_call(lens, next_n, **options)
+    """:func:`.paged.make_call`, whose ``block`` is ``block_of_cache`` here, with lists of its rows' blocks."""
+    call = paged.make_call(lens, next_n, block=block_of_cache, **options)
     return PagedSparseCall(*call, lists(call.seen.flatten().tolist(), listed, block))

@@ -9,6 +9,8 @@ import torch
 
 from capgate import compat
 
+from ...candidate_blocks import apply_candidate_mask, select_candidate_blocks
+from ...candidate_blocks.operation import masking, scoring
 from ...common.rules import native_fp8
 from ...common.schedule.operation import operation as scheduling
 from ...fused_selection.operation import dense as fused_dense
@@ -87,6 +89,8 @@ def timed(quick: bool = False) -> list[Timed]:
         ),
         Timed(sparse, f"{LISTED} of 4096 blocks of 8 keys, 1024 rows of 32 heads", _sparse),
         Timed(sparse_paged, f"{LISTED} of 4096 blocks of 8 keys, 64 requests of 32 heads", _sparse_paged),
+        Timed(scoring, f"{LISTED} of 4096 blocks of 8 logits, 1024 rows", _choose_blocks),
+        Timed(masking, f"all but {LISTED} of 4096 blocks of 8 logits, 1024 rows", _mask_blocks),
         Timed(scheduling, "256 requests", _schedule),
         Timed(writing, f"{KEYS} keys of 128 dims", partial(_write, "fp8")),
         Timed(gathering, f"{KEYS} keys of 128 dims", partial(_gather, "fp8")),
@@ -179,6 +183,24 @@ def _lists(rows: int, blocks: int, device: torch.device) -> torch.Tensor:
     """LISTED blocks of each row, drawn at random, ascending."""
     drawn = torch.rand(rows, blocks, device=device).argsort(1)[:, :LISTED]
     return drawn.sort(1).values.int()
+
+
+def _scored(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of 4096 blocks of 8 keys, and the ends of windows of them all."""
+    logits = torch.randn(1024, 32768, device=device)
+    return logits, torch.full((1024,), 32768, dtype=torch.int32, device=device)
+
+
+def _choose_blocks(device: torch.device, variant: str) -> Made:
+    logits, ends = _scored(device)
+    call = partial(select_candidate_blocks, logits, None, ends, top_blocks=LISTED, variant=variant)
+    return Made(call, 0, logits.nbytes, "read")
+
+
+def _mask_blocks(device: torch.device, variant: str) -> Made:
+    logits, ends = _scored(device)
+    call = partial(apply_candidate_mask, logits, None, ends, _lists(1024, 4096, device), variant=variant)
+    return Made(call, 0, logits.nbytes - 1024 * LISTED * 8 * 4, "copy")
 
 
 def _schedule(device: torch.device, variant: str) -> Made:

@@ -77,6 +77,13 @@ def test_a_mask_keeps_listed_blocks_and_their_bits(variant: str, dtype: torch.dt
     assert torch.equal(after[around], before[around]), "words round the logits changed"
 
 
+def test_no_rows_need_no_windows_and_no_lists() -> None:
+    logits, none = make_logits(0, 100), torch.zeros(0, dtype=torch.int32)
+    assert select_candidate_blocks(logits, None, none, top_blocks=3).shape == (0, 3)
+    assert select_candidate_blocks(logits, none, none, top_blocks=3, out=torch.zeros(0, 3, dtype=torch.int32)).shape == (0, 3)
+    assert apply_candidate_mask(logits, none, none, none.view(0, 1)) is logits
+
+
 def test_masks_of_several_programs(variant: str) -> None:
     """A program looks at 256 blocks."""
     logits, ends = make_logits(2, 4300), torch.tensor([4290], dtype=torch.int32)
@@ -94,6 +101,7 @@ def test_masks_of_several_programs(variant: str) -> None:
             {"ends": torch.zeros(4, dtype=torch.int32), "starts": None},
             "ends: got shape (4,), needs a first size that divides",
         ),
+        ({"logits": torch.zeros(6, 1).expand(6, 65535 * 2048 + 1)}, "logits: got 134215681 columns, needs 134215680 at most"),
         ({"candidate_block": 12}, "candidate_block: got 12, needs 8, 16, 32 or 64"),
         ({"top_blocks": 0}, "top_blocks: got 0, needs 1 or more"),
         ({"out": torch.zeros(6, 4, dtype=torch.int32)}, "out: got shape (6, 4), needs [6, 3]"),

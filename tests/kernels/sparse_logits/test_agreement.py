@@ -109,6 +109,18 @@ def test_a_schedule_changes_no_logit(variant: str, chunk_keys: int) -> None:
     assert torch.equal(one.view(torch.int32), other.view(torch.int32))
 
 
+def test_schedules_of_rows_and_of_last_rows_serve_shared_lists(variant: str) -> None:
+    call = sparse.make_call([(0, 9), (0, 300), (5, 5), (0, 250), (0, 0), (3, 3)], 6, 300, 40)
+    call = call._replace(candidates=call.candidates[1::2].contiguous())
+    for ends, starts in ((call.ends, call.starts), (call.ends[1::2], call.starts[1::2])):
+        schedule = sparse_mqa_schedule(ends, 3, most_keys=320, starts=starts)
+        sparse.check(call, variant, schedule=schedule, clean_logits=True)
+    cached = sparse.make_paged_call([[70, 0], [300, 0], [1, 200]], 9, 8, 2)
+    cached = cached._replace(candidates=sparse.lists([70, 300, 200], 9, 8))
+    for lens in (cached.context_lens, cached.context_lens[:, 1]):
+        sparse.check(cached, variant, schedule=sparse_mqa_schedule(lens, 3, most_keys=72), clean_logits=True)
+
+
 def test_schedules_count_what_rows_list(variant: str) -> None:
     def made(lens: torch.Tensor, starts: torch.Tensor | None = None, **options: int) -> list[tuple[int, int]]:
         out = torch.zeros(5, 2, dtype=torch.int32)

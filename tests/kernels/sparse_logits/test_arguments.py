@@ -17,7 +17,7 @@ SCHEDULE = torch.zeros(2, 5, dtype=torch.int32).T
     ("changes", "options", "words"),
     [
         ({}, {"candidate_block": 12}, "candidate_block: got 12, needs 8, 16, 32 or 64"),
-        ({"candidates": torch.zeros(2, 4, dtype=torch.int32)}, {}, "candidates: got 2 lists, needs a divisor of the 3 rows"),
+        ({"candidates": torch.zeros(2, 4, dtype=torch.int32)}, {}, "candidates: got shape (2, 4), needs a first size that"),
         ({}, {"schedule": SCHEDULE}, "schedule: got strides (1, 5), needs it contiguous"),
         ({}, {"schedule_chunk_keys": 64}, "schedule_chunk_keys: got 64, needs 128 or 256"),
         ({}, {"out": torch.zeros(3, 40)}, "out: got shape (3, 40), needs [3, 32]"),
@@ -30,6 +30,18 @@ def test_what_does_not_go_together_is_refused(changes: dict[str, Any], options: 
     with pytest.raises(ValueError, match=re.escape(words)):
         sparse_mqa_logits(*call, out=out, **options)
     assert out.eq(7.0).all() or not out.any()
+
+
+def test_as_many_rows_share_a_list_as_a_grid_has_room_for() -> None:
+    call = sparse.make_call("full", 1, 50, 4)
+
+    def of(rows: int) -> sparse.SparseCall:
+        wide = (call.q.expand(rows, -1, -1), call.k, call.k_scale, call.weights.expand(rows, -1))
+        return sparse.SparseCall(*wide, call.starts.expand(rows), call.ends.expand(rows), call.candidates[:, :0])
+
+    assert sparse_mqa_logits(*of(65535)).shape == (65535, 0)
+    with pytest.raises(ValueError, match="candidates: got a list for 65536 rows each, needs 65535 rows at most to share one"):
+        sparse_mqa_logits(*of(65536))
 
 
 def test_lists_of_a_cache_are_of_rows_or_of_requests() -> None:
@@ -53,6 +65,10 @@ def test_schedules_refuse_by_name(options: dict[str, Any], words: str) -> None:
 
 
 def test_empty_calls() -> None:
+    none = sparse.make_call("full", 0, 50, 4)
+    assert none.candidates.shape == (0, 4)
+    assert sparse_mqa_logits(*none).shape == (0, 32)
+    assert paged_sparse_mqa_logits(*sparse.make_paged_call([], 4, 8, 2)).shape == (0, 32)
     call = sparse.make_call("full", 2, 50, 4)
     assert sparse_mqa_logits(*call._replace(candidates=call.candidates[:, :0])).shape == (2, 0)
     none = call._replace(k=call.k[:0], k_scale=call.k_scale[:0])
