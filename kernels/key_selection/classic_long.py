@@ -126,7 +126,7 @@ def select_long_rows_kernel(
             else:
                 counts = None
                 total = tl.load(lists + ROOM).to(tl.int32)
-                held = total
+                held = tl.cdiv(total, 4) * 4
             if (total < top_k) | (held > ROOM):
                 write_by_counting(
                     source, skip, size, stride, bar, top_k, numbering, indices, values, runs, PLANES, ALIGNED, INDEX
