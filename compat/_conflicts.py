@@ -13,7 +13,7 @@ from .thirdparty import Raised, ask
 OTHERS = {
     "fbtriton": "is a fork of Triton in the folder triton: capabilities are asked of it as of any Triton",
     "triton-xpu": "is Intel's Triton in the folder triton: no variant here serves its GPUs; install the Triton that is meant",
-    "pytorch-triton-xpu": "is Intel's, of a torch for its GPUs, which no variant here serves; install the torch that is meant",
+    "pytorch-triton-xpu": "is Intel's, of a torch for its GPUs, which no variant here serves: install the torch that is meant",
     "triton-ascend": "is Ascend's, writes over another's folder triton and may name a wrong version: install one alone",
     "triton-metal": "is a Triton for Apple's GPUs in the folder triton: no variant here serves them; install one Triton alone",
     "triton-utlx": "is a plugin that loads itself into Triton and extends it: uninstall it before you blame Triton",
