@@ -49,7 +49,7 @@ class Calls(Generic[K]):
         facts = look_into(operands, addresses)
         if facts is None or not addresses:
             return None
-        if _switches.current().measure and torch.cuda.is_current_stream_capturing():
+        if _switches.current().measure and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             return None  # what is captured before the variants are timed is not to be kept as the choice
         return Call((facts, options, *map(type, options)), addresses)
 

@@ -304,6 +304,9 @@ def test_nothing_is_timed_while_a_graph_is_captured_nor_remembered_of_it(made, c
 def test_a_repeating_call_is_not_kept_from_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: compat.Calls[str] = compat.Calls()
     operand = (torch.zeros(1),)
+    with compat.override(measure=True):
+        assert kept.call(operand) is not None, "no driver was started, of which one could ask"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert kept.call(operand) is not None
     with compat.override(measure=True):
