@@ -156,7 +156,7 @@ def launches(
     shared = {
         "BLOCK": tune.block_logits,
         "PLANES": tune.planes,
-        "SAMPLE": tune.sampled(columns, sections),
+        "SAMPLE": tune.sample,
         "ROOM": room,
         "CUT": sections > 1,
         "MOST": MOST_SECTIONS,

@@ -21,12 +21,11 @@ def list_bytes(tune: tunings.LongRows, columns: int, top_k: int) -> int:
 def scratch_bytes(target: compat.Target, columns: int, top_k: int) -> int:
     """The least bytes of scratch that the classic variant works in, for each row: a list, where it is longer than a block.
 
-    For longer rows they are never less, though some have shorter lists: engines size a workspace by their longest rows.
+    For longer rows they are never less: engines size a workspace by their longest rows.
     """
     if columns <= tunings.for_target(target).block_logits:
         return 0
-    tune = tunings.long_rows(target)
-    return max(list_bytes(tune, each, top_k) for each in (columns, min(columns, tune.fully_sampled - 1)))
+    return list_bytes(tunings.long_rows(target), columns, top_k)
 
 
 def wanted_bytes(device: Any, rows: int, columns: int, top_k: int) -> int:

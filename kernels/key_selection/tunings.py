@@ -52,7 +52,7 @@ class LongRows(NamedTuple):
     block_logits : logits that a program takes at a time, a power of two
     num_warps : warps or waves of a program that filters
     planes : of the logits of a thread: 8 or 16
-    sample : logits that are looked at first, at most; a power of two
+    sample : logits that are looked at first, a power of two
     resident : programs that filter whole rows, as many as an SM or CU holds
     few_resident : of those that filter sections, into which rows are cut where they are few
     section : logits of a section at least
@@ -74,22 +74,13 @@ class LongRows(NamedTuple):
     cut_options: tuple[Options, Options] = ((), ())
     alone_options: Options = ()
 
-    @property
-    def fully_sampled(self) -> int:
-        """Logits of a row from which on ``sample`` of them are looked at first in rows that are not cut, too."""
-        return 32 * self.sample
-
-    def sampled(self, columns: int, sections: int) -> int:
-        """Logits of a row that are looked at first: half of ``sample`` where it is not cut, and shorter than that."""
-        return self.sample // 2 if sections == 1 and columns < self.fully_sampled else self.sample
-
     def room(self, top_k: int, columns: int) -> int:
         """Candidates that a list has room for: as many of ``columns`` logits as may reach a bar, by what a sample can tell.
 
         Of the sample up to an eighth more reach the bar than were looked for (:func:`.device.filtering.sample_bar`). They are
         a Poisson variable, whose mean is no more than ROOM_MARGIN of its deviations larger, as good as always.
         """
-        part = max(columns / self.sampled(columns, 1), 1.0)
+        part = max(columns / self.sample, 1.0)
         reached = 1.125 * (top_k / part + BAR_MARGIN * math.sqrt(top_k / part) + 2)
         most = math.ceil((reached + ROOM_MARGIN * math.sqrt(reached)) * part)
         return min(MOST_ROOM, max(self.block_logits, 1 << (max(most, 2 * top_k) - 1).bit_length()))
@@ -125,11 +116,11 @@ LONG: dict[str, LongRows] = {
         planes=16,
         sample=4096,
         resident=4,
-        few_resident=4,
+        few_resident=3,
         section=8192,
         ahead=True,
         options=((("maxnreg", 64),), (("maxnreg", 80),)),
-        cut_options=((("maxnreg", 64),), (("maxnreg", 64),)),
+        cut_options=((("maxnreg", 80),), (("maxnreg", 64),)),
         alone_options=(("maxnreg", 128),),
     ),
     # Compiled, and for gfx950 emulated, never timed: as sm90.

@@ -4,9 +4,9 @@ import triton
 import triton.language as tl
 
 from ..tunings import BAR_MARGIN
-from .candidates import LEAST_BAR, candidate_of
+from .candidates import LEAST_BAR, candidate_of, load_block, places_of
 from .rows import load_four
-from .search import find_threshold
+from .search import find_threshold, tally_reaching
 
 MARGIN = tl.constexpr(BAR_MARGIN)
 GOLDEN = tl.constexpr(2654435769)  # 2 ** 32 over the golden ratio: its multiples are spread evenly modulo 2 ** 32
@@ -43,16 +43,6 @@ def sample_bar(
 
 
 @triton.jit
-def load_runs(source, first, end, stride, RUNS: tl.constexpr, PLANES: tl.constexpr, QUADS: tl.constexpr, INDEX: tl.constexpr):
-    """source[first:end] as PLANES tensors of runs of adjacent elements: element ``run`` of plane ``p`` is number
-    ``run * PLANES + p`` of a block; behind ``end`` they hold anything."""
-    loaded = ()
-    for quad in tl.static_range(PLANES // 4):
-        loaded += load_four(source, first + (tl.arange(0, RUNS) * PLANES + quad * 4), end, stride, QUADS, INDEX)
-    return loaded
-
-
-@triton.jit
 def append_section(
     source,
     skip,
@@ -69,39 +59,35 @@ def append_section(
     AHEAD: tl.constexpr,
 ):
     """Make a list of the logits of source[:size] that are not less than ``bar``, which is larger than -inf, and return how
-    many those are. The list has room for ROOM. Cells before ``skip`` are no keys. Index i of the row is ``first_index + i``.
-
-    A thread's logits are adjacent, so that one prefix sum of one number a thread puts candidates in the order of their keys.
-    """
+    many those are. The list has room for ROOM. Cells before ``skip`` are no keys. Index i of the row is ``first_index + i``."""
     block: tl.constexpr = RUNS * PLANES
-    run = tl.arange(0, RUNS) * PLANES
     fill = tl.full((), 0, tl.int32)
     if AHEAD:
-        coming = load_runs(source, 0, size, stride, RUNS, PLANES, QUADS, INDEX)
-    for first in tl.range(0, size, block, loop_unroll_factor=2):  # so that what came ahead stays in its registers
-        loaded = coming if AHEAD else load_runs(source, first, size, stride, RUNS, PLANES, QUADS, INDEX)
+        coming = load_block(source, 0, size, stride, RUNS, PLANES, QUADS, INDEX)
+    for first in range(0, size, block):
+        loaded = coming if AHEAD else load_block(source, first, size, stride, RUNS, PLANES, QUADS, INDEX)
         logits = ()
         for plane in tl.static_range(PLANES):
             logits += (loaded[plane].to(tl.float32),)
         if AHEAD:
-            coming = load_runs(source, first + block, size, stride, RUNS, PLANES, QUADS, INDEX)
+            coming = load_block(source, first + block, size, stride, RUNS, PLANES, QUADS, INDEX)
         if (first < skip) | (first + block > size):
+            number = tl.arange(0, RUNS) * 4 + first
             cut = ()
             for plane in tl.static_range(PLANES):
-                place = run + (first + plane)
+                place = number + (plane // 4 * RUNS * 4 + plane % 4)
                 cut += (tl.where((place >= skip) & (place < size), logits[plane], float("-inf")),)
             logits = cut
-        counted = tl.zeros((RUNS,), tl.float32)  # as integers LLVM would make bits of them, and take those apart again
-        for plane in tl.static_range(PLANES):
-            counted += tl.where(logits[plane] < bar, 0.0, 1.0)
-        number = counted.to(tl.int32)
-        total = tl.sum(number, 0)
+        places, total = places_of(tally_reaching(logits, bar, RUNS, PLANES) & 0xFFFF, RUNS, PLANES)
         if fill + total <= ROOM:
-            place = tl.cumsum(number, 0) - number + fill
-            index = run + (first_index + first)
-            for plane in tl.static_range(PLANES):
-                mark = ~(logits[plane] < bar)
-                tl.store(candidates + place, candidate_of(logits[plane], index + plane), mask=mark)
-                place += mark.to(tl.int32)
+            index = first_index + first + tl.arange(0, RUNS) * 4
+            cells = candidates + fill
+            for quad in tl.static_range(PLANES // 4):
+                place = places[quad]
+                for plane in tl.static_range(4):
+                    mark = ~(logits[quad * 4 + plane] < bar)
+                    candidate = candidate_of(logits[quad * 4 + plane], index + (quad * RUNS * 4 + plane))
+                    tl.store(cells + place, candidate, mask=mark)
+                    place += mark.to(tl.int32)
         fill += total
     return fill

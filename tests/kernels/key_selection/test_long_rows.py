@@ -14,9 +14,9 @@ pytestmark = [
 
 COLUMNS, TOP_K, SAMPLE = 3000, 100, 256
 WAYS = {
-    "whole": {"programs": 1, "sample": 2 * SAMPLE},
+    "whole": {"programs": 1, "sample": SAMPLE},
     "sections": {"programs": 12, "sample": SAMPLE},
-    "loaded-ahead": {"programs": 1, "sample": 2 * SAMPLE, "ahead": True},
+    "loaded-ahead": {"programs": 1, "sample": SAMPLE, "ahead": True},
 }
 
 
