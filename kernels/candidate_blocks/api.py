@@ -2,7 +2,7 @@
 
 import torch
 
-from ..common.checks import check_apart, check_choice, check_integer, check_shared, check_variant
+from ..common.checks import check_among, check_apart, check_integer, check_shared, check_variant
 from ..common.logits import FLOATS
 from ..common.torch_ops import register
 from ..key_selection.api import select_from_logits
@@ -67,7 +67,7 @@ def select_candidate_blocks(
     _check_columns(logits)
     check_shared("ends", ends, len(logits))
     top_blocks = check_integer("top_blocks", top_blocks, 1)
-    candidate_block = _check_block(candidate_block)
+    candidate_block = check_among("candidate_block", candidate_block, CANDIDATE_BLOCKS)
     check_variant("variant", variant, scoring)
     options = (candidate_block, variant)
     if out is None:
@@ -122,7 +122,7 @@ def apply_candidate_mask(
     _check_columns(logits)
     check_shared("ends", ends, len(logits))
     check_shared("candidates", candidates, len(logits))
-    candidate_block = _check_block(candidate_block)
+    candidate_block = check_among("candidate_block", candidate_block, CANDIDATE_BLOCKS)
     check_variant("variant", variant, masking)
     torch.ops.capgate.apply_candidate_mask(*inputs, candidate_block, variant)
     return logits
@@ -131,12 +131,6 @@ def apply_candidate_mask(
 def _check_columns(logits: torch.Tensor) -> None:
     if logits.shape[1] > MAX_COLUMNS:
         raise ValueError(f"logits: got {logits.shape[1]} columns, needs {MAX_COLUMNS} at most")
-
-
-def _check_block(candidate_block: int) -> int:
-    candidate_block = check_integer("candidate_block", candidate_block, 1)
-    check_choice("candidate_block", candidate_block, CANDIDATE_BLOCKS)
-    return candidate_block
 
 
 def _select_into(inputs: Scored, out: torch.Tensor, candidate_block: int, variant: str | None) -> None:

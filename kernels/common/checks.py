@@ -88,6 +88,14 @@ def check_integer(name: str, value: int, least: int, most: int | None = None) ->
     return value
 
 
+def check_among(name: str, value: int, choices: tuple[int, ...]) -> int:
+    """``value`` as an int; TypeError for what is no integer, ValueError for one that is not among the choices."""
+    value = check_integer(name, value, 1)
+    if value not in choices:
+        raise ValueError(f"{name}: got {value}, needs {either(choices)}")
+    return value
+
+
 def check_shared(name: str, tensor: torch.Tensor, rows: int) -> None:
     """Raise ValueError unless ``rows`` rows are as many for each entry along the tensor's first dimension."""
     if rows != rows // max(1, len(tensor)) * len(tensor):

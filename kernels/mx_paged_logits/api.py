@@ -7,10 +7,11 @@ import torch
 from capgate import compat
 
 from ..common.cache import check_address
-from ..common.checks import check_apart, check_choice, check_flag, check_integer, check_output, check_variant
+from ..common.checks import check_among, check_apart, check_choice, check_flag, check_integer, check_output, check_variant
 from ..common.logits import FLOATS, LOGITS, empty_logits
 from ..common.mx_cache import check_inside, format_of
 from ..common.mx_operands import FORMAT_OF, check_dim, dim_of
+from ..common.schedule import operands as scheduled
 from ..common.schedule.operation import CHUNK_KEYS, CHUNKS, workers_of
 from ..common.torch_ops import register
 from .operands import OPERANDS, SHAPED, Inputs, Shaped
@@ -110,12 +111,10 @@ def mx_paged_mqa_logits(
             return done
     OPERANDS.check(inputs, "the logits")
     check_cache(q, kv_cache, layout)
-    if schedule is not None and not schedule.is_contiguous():
-        raise ValueError(f"schedule: got strides {tuple(schedule.stride())}, needs it contiguous, as it was made")
+    scheduled.check_given(schedule)
     max_context_len = check_integer("max_context_len", max_context_len, 0, MAX_CONTEXT)
     check_flag("clean_logits", clean_logits)
-    schedule_chunk_keys = check_integer("schedule_chunk_keys", schedule_chunk_keys, 1)
-    check_choice("schedule_chunk_keys", schedule_chunk_keys, CHUNKS)
+    schedule_chunk_keys = check_among("schedule_chunk_keys", schedule_chunk_keys, CHUNKS)
     check_choice("logits_dtype", logits_dtype, LOGITS)
     check_variant("variant", variant, operation)
     options = (clean_logits, variant, schedule_chunk_keys, layout)

@@ -8,13 +8,13 @@ from capgate import compat
 
 from ..common.cache import check_address, check_blocks, keys_of
 from ..common.checks import (
+    check_among,
     check_apart,
     check_choice,
     check_flag,
     check_integer,
     check_output,
     check_variant,
-    either,
 )
 from ..common.key_formats import BLOCK_SIZES, BLOCK_WORDS
 from ..common.logits import FLOATS, FP8, LOGITS, empty_logits, mappable
@@ -115,11 +115,10 @@ def fp8_paged_mqa_logits(
             return done
     OPERANDS.check(inputs, "the logits")
     check_blocks(kv_cache, layout)
-    if schedule is not None and not schedule.is_contiguous():
-        raise ValueError(f"schedule: got strides {tuple(schedule.stride())}, needs it contiguous, as it was made")
+    scheduled.check_given(schedule)
     max_context_len = check_integer("max_context_len", max_context_len, 0, MAX_CONTEXT)
     check_flag("clean_logits", clean_logits)
-    schedule_chunk_keys = _check_among("schedule_chunk_keys", schedule_chunk_keys, CHUNKS)
+    schedule_chunk_keys = check_among("schedule_chunk_keys", schedule_chunk_keys, CHUNKS)
     check_choice("logits_dtype", logits_dtype, LOGITS)
     check_variant("variant", variant, operation)
     options = (clean_logits, variant, schedule_chunk_keys, layout)
@@ -186,7 +185,7 @@ def paged_mqa_schedule(
     if check_integer("block_size", block_size, 1) not in BLOCK_SIZES:
         raise ValueError(f"block_size: got {block_size}, needs {BLOCK_WORDS}")
     num_workers = check_integer("num_workers", num_workers, 1)
-    chunk_keys = _check_among("chunk_keys", chunk_keys, CHUNKS)
+    chunk_keys = check_among("chunk_keys", chunk_keys, CHUNKS)
     if out is None:
         result: torch.Tensor = torch.ops.capgate.paged_mqa_schedule(context_lens, num_workers, chunk_keys)
     else:
@@ -286,14 +285,6 @@ def describe(inputs: Inputs, clean_logits: bool, logits_dtype: torch.dtype = tor
     tensor_maps = even and all(mappable(operand) for operand in (q, keys_of(kv_cache), weights))  # scales lie as the keys do
     sizes = (heads, dim, FP8[q.dtype], clean_logits, kv_cache.shape[1], next_n)
     return Problem(q.device, *sizes, direct_keys, tensor_maps, layout, FLOATS[weights.dtype], FLOATS[logits_dtype])
-
-
-def _check_among(name: str, value: int, choices: tuple[int, ...]) -> int:
-    """``value`` as an int; TypeError for what is no integer, ValueError for one that is not among the choices."""
-    value = check_integer(name, value, 1)
-    if value not in choices:
-        raise ValueError(f"{name}: got {value}, needs {either(choices)}")
-    return value
 
 
 def _launch_into(

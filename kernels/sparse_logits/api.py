@@ -9,16 +9,17 @@ from capgate import compat
 
 from ..common.cache import check_address, check_blocks
 from ..common.checks import (
+    check_among,
     check_apart,
     check_choice,
     check_flag,
-    check_integer,
     check_output,
     check_shared,
     check_variant,
 )
 from ..common.logits import FLOATS, FP8, LOGITS, empty_logits
 from ..common.rules import MAX_NEXT
+from ..common.schedule import operands as scheduled
 from ..common.schedule.operation import CHUNK_KEYS, CHUNKS
 from ..common.torch_ops import register
 from .operands import DENSE, PAGED, Dense, Inputs, Paged
@@ -253,7 +254,7 @@ def _check(
     operation: compat.Operation[Problem],
 ) -> tuple[int, bool, str | None, int]:
     """The options of both functions as the operators take them; TypeError or ValueError for what they do not take."""
-    candidate_block = check_candidate_block(candidate_block)
+    candidate_block = check_among("candidate_block", candidate_block, CANDIDATE_BLOCKS)
     rows, lists = len(inputs.weights), len(inputs.candidates)
     if isinstance(inputs, Paged) and lists not in (rows, len(inputs.q)):
         raise ValueError(f"candidates: got {lists} lists, needs {rows}, one for each row, or {len(inputs.q)} of requests")
@@ -262,21 +263,12 @@ def _check(
         raise ValueError(f"candidates: got a list for {rows // lists} rows each, needs {MAX_NEXT} rows at most to share one")
     if inputs.candidates.shape[1] * candidate_block > MAX_CELLS:
         raise ValueError(f"candidates: got {inputs.candidates.shape[1]} blocks, needs {MAX_CELLS // candidate_block} at most")
-    if inputs.schedule is not None and not inputs.schedule.is_contiguous():
-        raise ValueError(f"schedule: got strides {tuple(inputs.schedule.stride())}, needs it contiguous, as it was made")
+    scheduled.check_given(inputs.schedule)
     check_flag("clean_logits", clean_logits)
-    chunk_keys = check_integer("schedule_chunk_keys", chunk_keys, 1)
-    check_choice("schedule_chunk_keys", chunk_keys, CHUNKS)
+    chunk_keys = check_among("schedule_chunk_keys", chunk_keys, CHUNKS)
     check_choice("logits_dtype", logits_dtype, LOGITS)
     check_variant("variant", variant, operation)
     return candidate_block, clean_logits, variant, chunk_keys
-
-
-def check_candidate_block(candidate_block: int) -> int:
-    """The same as an int; TypeError for what is no integer, ValueError for a number that no variant takes."""
-    candidate_block = check_integer("candidate_block", candidate_block, 1)
-    check_choice("candidate_block", candidate_block, CANDIDATE_BLOCKS)
-    return candidate_block
 
 
 def _shape(inputs: Inputs, candidate_block: int) -> tuple[int, int]:

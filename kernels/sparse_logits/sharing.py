@@ -6,7 +6,7 @@ import torch
 
 from capgate import compat
 
-from ..common.checks import check_apart, check_choice, check_integer, check_variant
+from ..common.checks import check_among, check_apart, check_integer, check_variant
 from ..common.logits import FP8
 from ..common.rules import MAX_NEXT
 from ..common.schedule import operands as scheduled
@@ -14,7 +14,7 @@ from ..common.schedule import operation as scheduling
 from ..common.schedule.operation import CHUNK_KEYS, CHUNKS, workers_of
 from ..common.torch_ops import register
 from .operands import QUERIED, SHARED, Queried, Shared
-from .operation import Problem, dense, paged
+from .operation import CANDIDATE_BLOCKS, Problem, dense, paged
 
 REPEATS = compat.Repeats(scheduling.operation)
 
@@ -77,8 +77,7 @@ def sparse_mqa_schedule(
     if starts is not None and ends.ndim == 2:
         raise ValueError(f"starts: got a tensor with ends of shape {tuple(ends.shape)}, needs None: requests begin at key 0")
     rows = ends.shape[1] if ends.ndim == 2 else next_n
-    chunk_keys = check_integer("chunk_keys", chunk_keys, 1)
-    check_choice("chunk_keys", chunk_keys, CHUNKS)
+    chunk_keys = check_among("chunk_keys", chunk_keys, CHUNKS)
     if out is None:
         result: torch.Tensor = torch.ops.capgate.sparse_mqa_schedule(ends, starts, num_workers, rows, most_keys, chunk_keys)
     else:
@@ -117,13 +116,12 @@ def sparse_mqa_workers(q: torch.Tensor, *, candidate_block: int = 8, variant: st
     capgate.compat.CapabilityError
         The variant that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
-    from .api import check_candidate_block
-
     QUERIED.check(Queried(q), "the logits")
     operation = paged if q.ndim == 4 else dense
     check_variant("variant", variant, operation)
+    candidate_block = check_among("candidate_block", candidate_block, CANDIDATE_BLOCKS)
     (heads, dim), next_n = q.shape[-2:], q.shape[1] if q.ndim == 4 else None
-    problem = Problem(q.device, heads, dim, FP8[q.dtype], False, check_candidate_block(candidate_block), next_n)
+    problem = Problem(q.device, heads, dim, FP8[q.dtype], False, candidate_block, next_n)
     return workers_of(operation, problem, variant)
 
 

@@ -27,6 +27,12 @@ def last_lengths(context_lens: torch.Tensor) -> torch.Tensor:
     return context_lens if context_lens.ndim == 1 else context_lens[:, -1]
 
 
+def check_given(schedule: torch.Tensor | None) -> None:
+    """Raise ValueError for a schedule that does not lie as it was made; None is for the call to make one."""
+    if schedule is not None and not schedule.is_contiguous():
+        raise ValueError(f"schedule: got strides {tuple(schedule.stride())}, needs it contiguous, as it was made")
+
+
 def check_out(out: torch.Tensor, num_workers: int, device: torch.device, whose: str) -> None:
     """Raise TypeError or ValueError for what cannot take a schedule of so many workers.
 
