@@ -4,6 +4,7 @@ Independent of capgate's own reference: of capgate only the public function is u
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -203,35 +204,54 @@ def check(
     """
     rows, columns = call.q.shape[0], call.k.shape[0] if max_window is None else max_window
     out = sentinels(rows, columns, str(call.q.device)) if out is None else out
+    run = partial(function, *call, clean_logits=clean_logits, max_window=max_window, variant=variant)
+    hold(call, run, out, lambda: formula(values or call, max_window), clean_logits=clean_logits, variant=variant)
+    return out
+
+
+def hold(
+    call: Any,
+    run: Callable[..., torch.Tensor],
+    out: torch.Tensor,
+    answer_of: Callable[[], Answer],
+    *,
+    clean_logits: bool,
+    variant: str | None,
+    lacking: bool = False,
+) -> None:
+    """Run a call into ``out``, and hold everything that it wrote against what is right, or raise Disagreement.
+
+    call : its operands, by name
+    run : the call, but for its ``out``, without which it makes a new output of float32
+    answer_of : what is right, worked out once the call has run
+    lacking : whether keys may be absent, whose logits are -inf inside
+
+    Cells inside agree, clean ones outside are -inf, and all others, the padding and the operands keep their bits. An output of
+    bfloat16 is that of float32, rounded.
+    """
     memory = storage_of(out, WORDS[out.dtype])
     before, operands = memory.clone(), [storage_of(tensor, torch.uint8).clone() for tensor in call]
-
-    returned = function(*call, clean_logits=clean_logits, max_window=max_window, out=out, variant=variant)
-
-    if returned is not out:
+    if run(out=out) is not out:
         raise Disagreement("the call did not return its out")
     for name, tensor, bytes_before in zip(call._fields, call, operands, strict=True):
         if not torch.equal(storage_of(tensor, torch.uint8), bytes_before):
             raise Disagreement(f"{name} changed")
-    answer = formula(values or call, max_window)
-    written = answer.inside | clean_logits
+    answer = answer_of()
+    written, absent = answer.inside | clean_logits, answer.inside & answer.logits.isneginf() & lacking
     address = torch.arange(memory.numel(), device=out.device).as_strided(out.shape, out.stride(), out.storage_offset())
     kept = torch.ones_like(memory, dtype=torch.bool)
     kept[address[written]] = False
     changed = (memory != before) & kept
     if changed.any():
         raise Disagreement(f"{int(changed.sum())} words changed that belong to no written cell, of {int(kept.sum())}")
-    if clean_logits:
-        filled = memory[address] == NEGATIVE_INFINITY_BITS[out.dtype]
-        if not torch.equal(filled, ~answer.inside):
-            raise Disagreement(f"{int((filled != ~answer.inside).sum())} cells wrongly -inf or not")
-    on_matrix_unit = variant != "reference" and out.device.type != "cpu"
-    agree(out[answer.inside], answer.logits[answer.inside], answer.magnitude[answer.inside], on_matrix_unit)
-    if out.dtype != torch.float32:
-        whole = function(*call, clean_logits=clean_logits, max_window=max_window, variant=variant)
-        if not torch.equal(out[written], whole.to(out.dtype)[written]):
-            raise Disagreement("the logits are not those of float32, rounded")
-    return out
+    if clean_logits or lacking:
+        filled, expected = memory[address] == NEGATIVE_INFINITY_BITS[out.dtype], absent | (~answer.inside & clean_logits)
+        if not torch.equal(filled, expected):
+            raise Disagreement(f"{int((filled != expected).sum())} cells wrongly -inf or not")
+    scored, on_matrix_unit = answer.inside & ~absent, variant != "reference" and out.device.type != "cpu"
+    agree(out[scored], answer.logits[scored], answer.magnitude[scored], on_matrix_unit)
+    if out.dtype != torch.float32 and not torch.equal(out[written], run().to(out.dtype)[written]):
+        raise Disagreement("the logits are not those of float32, rounded")
 
 
 def agree(actual: torch.Tensor, expected: torch.Tensor, magnitude: torch.Tensor, on_matrix_unit: bool = False) -> None:

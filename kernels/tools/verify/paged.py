@@ -5,6 +5,7 @@ too.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -162,34 +163,9 @@ def check(
     """
     rows = call.q.shape[0] * call.q.shape[1]
     out = judge.sentinels(rows, max_context_len, str(call.q.device)) if out is None else out
-    memory = judge.storage_of(out, judge.WORDS[out.dtype])
-    before, operands = memory.clone(), [judge.storage_of(tensor, torch.uint8).clone() for tensor in call]
-
     options: dict[str, Any] = {"max_context_len": max_context_len, "clean_logits": clean_logits, "layout": layout}
     options |= {"schedule": schedule, "schedule_chunk_keys": schedule_chunk_keys}
-    returned = function(*call, **options, out=out, variant=variant)
-
-    if returned is not out:
-        raise judge.Disagreement("the call did not return its out")
-    for name, tensor, bytes_before in zip(call._fields, call, operands, strict=True):
-        if not torch.equal(judge.storage_of(tensor, torch.uint8), bytes_before):
-            raise judge.Disagreement(f"{name} changed")
-    answer = answer or formula(call, max_context_len, layout)
-    address = torch.arange(memory.numel(), device=out.device).as_strided(out.shape, out.stride(), out.storage_offset())
-    kept = torch.ones_like(memory, dtype=torch.bool)
-    kept[address[answer.inside | clean_logits]] = False
-    changed = (memory != before) & kept
-    if changed.any():
-        raise judge.Disagreement(f"{int(changed.sum())} words changed that belong to no written cell, of {int(kept.sum())}")
-    absent = answer.inside & answer.logits.isneginf()  # keys that the cache lacks
-    filled, expected = memory[address] == judge.NEGATIVE_INFINITY_BITS[out.dtype], absent | (~answer.inside & clean_logits)
-    if not torch.equal(filled, expected):
-        raise judge.Disagreement(f"{int((filled != expected).sum())} cells wrongly -inf or not")
-    on_matrix_unit, scored = variant != "reference" and out.device.type != "cpu", answer.inside & ~absent
-    judge.agree(out[scored], answer.logits[scored], answer.magnitude[scored], on_matrix_unit)
-    if out.dtype != torch.float32:
-        written = answer.inside | clean_logits
-        whole = function(*call, variant=variant, **options)
-        if not torch.equal(out[written], whole.to(out.dtype)[written]):
-            raise judge.Disagreement("the logits are not those of float32, rounded")
+    run = partial(function, *call, **options, variant=variant)
+    right = partial(formula, call, max_context_len, layout) if answer is None else lambda: answer
+    judge.hold(call, run, out, right, clean_logits=clean_logits, variant=variant, lacking=True)
     return out

@@ -5,6 +5,7 @@ are made on the CPU, where the formula goes through the lists one by one, and ru
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -104,33 +105,11 @@ def check(
     answer = judge.Answer(*(tensor.to(device) for tensor in answer))
     call = moved(call, device)
     out = judge.sentinels(rows, listed * block, device) if out is None else out
-    memory = judge.storage_of(out, judge.WORDS[out.dtype])
-    before, operands = memory.clone(), [judge.storage_of(tensor, torch.uint8).clone() for tensor in call]
     options: dict[str, Any] = {"candidate_block": block, "clean_logits": clean_logits, "variant": variant, **schedule}
     options |= {"layout": layout} if cached else {"relative": relative}
     function: Any = paged_sparse_mqa_logits if cached else sparse_mqa_logits
-    if function(*call, out=out, **options) is not out:
-        raise judge.Disagreement("the call did not return its out")
-    for name, tensor, bytes_before in zip(call._fields, call, operands, strict=True):
-        if not torch.equal(judge.storage_of(tensor, torch.uint8), bytes_before):
-            raise judge.Disagreement(f"{name} changed")
-    address = torch.arange(memory.numel(), device=out.device).as_strided(out.shape, out.stride(), out.storage_offset())
-    kept = torch.ones_like(memory, dtype=torch.bool)
-    kept[address[answer.inside | clean_logits]] = False
-    changed = (memory != before) & kept
-    if changed.any():
-        raise judge.Disagreement(f"{int(changed.sum())} words changed that belong to no written cell, of {int(kept.sum())}")
-    absent = answer.inside & answer.logits.isneginf()
-    filled, expected = memory[address] == judge.NEGATIVE_INFINITY_BITS[out.dtype], absent | (~answer.inside & clean_logits)
-    if not torch.equal(filled, expected):
-        raise judge.Disagreement(f"{int((filled != expected).sum())} cells wrongly -inf or not")
-    scored = answer.inside & ~absent
-    on_matrix_unit = variant != "reference" and out.device.type != "cpu"
-    judge.agree(out[scored], answer.logits[scored], answer.magnitude[scored], on_matrix_unit)
-    if out.dtype != torch.float32:
-        written = answer.inside | clean_logits
-        if not torch.equal(out[written], function(*call, **options).to(out.dtype)[written]):
-            raise judge.Disagreement("the logits are not those of float32, rounded")
+    run = partial(function, *call, **options)
+    judge.hold(call, run, out, lambda: answer, clean_logits=clean_logits, variant=variant, lacking=True)
     return out
 
 
