@@ -146,7 +146,8 @@ def tests(session: nox.Session, triton: str) -> None:
         for options, _ in parts.values():
             options += ["-m", "not one_lane"]
     if triton in FORWARD:
-        parts["in the interpreter"][0].append(f"--hand={FORWARD.index(triton) + 1}/{len(FORWARD)}")
+        for options, _ in parts.values():
+            options.append(f"--hand={FORWARD.index(triton) + 1}/{len(FORWARD)}")
     failed = []
     for part, (options, switches) in parts.items():  # all of them, whatever the first one says
         try:

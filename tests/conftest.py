@@ -5,21 +5,25 @@ runs ``--only=each-triton`` in every lane and ``--only=any-triton`` in one of it
 test that is wrongly declared to need none fails there. Without ``--only`` all of them run. A test that needs a Triton, and
 says the same with any, is marked ``one_lane``: the other lanes deselect it.
 
-A grid of cells that run in Triton's interpreter is marked ``dealt``: both gates run all of its cells, and the forward
-lanes, with ``--hand=NUMBER/HANDS``, share them out, so that each cell runs on one of those, too. ``dealt("clean_logits")``
-names the parameters of which every lane has all values: what chooses another kernel, mode, dtype, layout or variant. Nothing
-that is compiled is dealt: each Triton compiles all.
+A grid of cells that run in Triton's interpreter or in the emulator is marked ``dealt``: both gates run all of it, and the
+forward lanes, with ``--hand=NUMBER/HANDS``, share its cells out, so that each runs on one of those, too.
+``dealt("clean_logits")`` names the parameters of which every lane has all values: what chooses another mode, dtype, layout or
+variant. ``dealt(together=("heads", "dim"))`` names those that make a kernel, whose cells one lane has together, since they
+share its compile. Each Triton compiles every Gluon tuning for the models' sizes, and known bugs are never dealt.
 """
 
 import hashlib
 import json
 import os
 import sys
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import hypothesis
 import pytest
@@ -65,6 +69,7 @@ ANY_TRITON = {
 MARKED = FOLDER / "kernels"  # the folder where tests are marked one by one; it can be imported without Triton
 
 
+NO_PARAMETERS = SimpleNamespace(params={})
 NO_LIMIT = 1200.0  # seconds, for what a test waits for and expects to end
 
 
@@ -117,10 +122,11 @@ def dealt(items: Sequence[pytest.Item], number: int, hands: int) -> list[bool]:
     for place, item in enumerate(items):
         if item.get_closest_marker("dealt"):
             grids[item.nodeid.partition("[")[0]].append(place)
-    for places in grids.values():
-        cells = [items[place].callspec.params for place in places]
-        kept = items[places[0]].get_closest_marker("dealt").args
-        mine = set(dealing.in_hand(cells, kept, number, hands))
+    for name, places in grids.items():
+        cells = [getattr(items[place], "callspec", NO_PARAMETERS).params for place in places]
+        mark = items[places[0]].get_closest_marker("dealt")
+        first = zlib.crc32(name.partition("::")[0].encode()) % hands  # of a file, whose grids share compiles
+        mine = set(dealing.in_hand(cells, mark.args, number, hands, first=first, **mark.kwargs))
         for cell, place in enumerate(places):
             chosen[place] = cell in mine
     return chosen
@@ -155,21 +161,22 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Callable[[]
 @pytest.fixture(scope="session")
 def compile_once(once: Callable[..., Any]) -> Callable[..., list[dict[str, Any]]]:
     """``compile_once(operation, target, jobs)``: as capgate's compile_jobs, without its limit of time; a row of one worker
-    serves the others under the same switches. Ask for all jobs that tests share: the first to ask has them compiled in one
-    process.
+    serves the others under the same switches. It takes a fork of support.compile_server and no new process, so each test asks
+    for the jobs that it looks at.
 
     On gfx942 and gfx950 rows also have the keys of ``support.wait_states``.
     """
     from capgate.compat import capabilities
-    from capgate.compat.offline.jobs import compile_jobs
+    from capgate.compat.offline import jobs as offline
+    from support.compile_server import Forked
     from support.wait_states import with_wait_states
 
     def rows(operation: str, target: str, jobs: Sequence[Any]) -> list[dict[str, Any]]:
         def compiled() -> list[dict[str, Any]]:
-            if target not in ("hip:gfx942", "hip:gfx950"):
-                return compile_jobs(operation, target, jobs, timeout=NO_LIMIT)
-            with TemporaryDirectory() as folder:
-                return with_wait_states(compile_jobs(operation, target, jobs, timeout=NO_LIMIT, save=folder))
+            with mock.patch.object(offline, "Answers", Forked), TemporaryDirectory() as folder:
+                if target not in ("hip:gfx942", "hip:gfx950"):
+                    return offline.compile_jobs(operation, target, jobs)
+                return with_wait_states(offline.compile_jobs(operation, target, jobs, save=folder))
 
         caps = capabilities(target)
         holding = [name for name in caps if caps[name]]  # which switches change

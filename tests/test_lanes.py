@@ -78,7 +78,7 @@ def without_hand(options: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(option for option in options if not option.startswith("--hand="))
 
 
-def test_the_gates_run_every_cell_and_each_forward_lane_has_a_hand_in_the_interpreter(
+def test_the_gates_run_every_cell_and_each_forward_lane_has_a_hand(
     noxfile: dict[str, Any], runs: dict[str, list[tuple[str, ...]]]
 ) -> None:
     hands = {lane: [[option for option in options if "--hand" in option] for options in lines] for lane, lines in runs.items()}
@@ -86,7 +86,7 @@ def test_the_gates_run_every_cell_and_each_forward_lane_has_a_hand_in_the_interp
     assert (*noxfile["GATES"], *forward) == tuple(runs)
     assert all(not any(hands[gate]) for gate in noxfile["GATES"])
     for number, lane in enumerate(forward, 1):
-        assert hands[lane] == [[], [f"--hand={number}/{len(forward)}"]], lane
+        assert hands[lane] == [[f"--hand={number}/{len(forward)}"]] * 2, lane
 
 
 def test_hands_have_every_cell_together_and_every_value_of_what_is_kept_each() -> None:

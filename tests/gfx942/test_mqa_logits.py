@@ -57,10 +57,9 @@ def gluon_variant() -> Variant:
 @gluon
 @pytest.mark.parametrize("kind", LIMITS, ids=lambda kind: "-".join(map(str, kind)))
 def test_every_tuning_compiles_within_its_limits(compile_once: Callable[..., Any], kind: tuple[Any, ...]) -> None:
-    jobs = [Job("gluon_cdna3", *sizes, str(dtype).removeprefix("torch.")) for *sizes, dtype in LIMITS]
-    row = compile_once("fp8_mqa_logits", TARGET, jobs)[list(LIMITS).index(kind)]
     waves, vector = LIMITS[kind]
-    heads, dim, *_ = kind
+    heads, dim, mode, dtype = kind
+    (row,) = compile_once("fp8_mqa_logits", TARGET, [Job("gluon_cdna3", heads, dim, mode, str(dtype).removeprefix("torch."))])
     assert row["compiled"], row["error"]
     assert row["spills"] == row["scratch_bytes"] == row["agprs"] == 0
     assert row["waves_per_simd"] >= waves
@@ -87,6 +86,7 @@ def test_steady_loop(heads: int, dim: int, clean_logits: bool, dtype: torch.dtyp
     assert not [text for text in texts if text.startswith("scratch_")]
 
 
+@pytest.mark.dealt
 @gluon
 @pytest.mark.parametrize(
     ("windows", "heads", "dim", "clean_logits", "max_window", "dtype"),
@@ -104,6 +104,7 @@ def test_windows(windows: str, heads: int, dim: int, clean_logits: bool, max_win
     execute(prepare(gluon_variant(), case), measure=False)
 
 
+@pytest.mark.dealt
 @gluon
 @pytest.mark.parametrize(("rows", "keys", "heads"), [(1, 1, 64), (3, 113, 32), (9, 65, 16)])
 def test_shapes(rows: int, keys: int, heads: int) -> None:
@@ -111,6 +112,7 @@ def test_shapes(rows: int, keys: int, heads: int) -> None:
     execute(prepare(gluon_variant(), Case(windowed(windows, heads, 128, keys, dtype=FNUZ), True)), measure=False)
 
 
+@pytest.mark.dealt
 @gluon
 @pytest.mark.parametrize(("heads", "dtype"), [(128, FNUZ), (64, FN)], ids=str)
 def test_queries_whose_dims_are_not_adjacent(heads: int, dtype: torch.dtype) -> None:
@@ -138,6 +140,7 @@ def test_the_loop_without_one_of_its_barriers_or_waits_is_found_out(kind: str) -
     check_defects_are_found(prepared, kind)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("dtype", [FN, FNUZ], ids=str)
 def test_classic(dtype: torch.dtype) -> None:
     case = Case(windowed(WINDOWS["neighbours"], 64, 64, dtype=dtype), clean_logits=True)

@@ -93,6 +93,7 @@ def loads_stay_in_flight(texts: list[str]) -> bool:
 LENS = [150, 1900, 0]  # a program takes more tiles than it meets requests
 
 
+@pytest.mark.dealt
 @gluon
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
 def test_kinds(kind: Kind) -> None:
@@ -116,6 +117,7 @@ def test_kinds(kind: Kind) -> None:
     agrees(prepared_for(kind, LENS, absent=2))
 
 
+@pytest.mark.dealt
 @gluon
 @pytest.mark.parametrize("block", [64, 16, 1])
 def test_a_cache_that_has_none_of_the_blocks(block: int) -> None:
@@ -125,6 +127,7 @@ def test_a_cache_that_has_none_of_the_blocks(block: int) -> None:
     agrees(prepare(gluon_variant(), PagedCase(without_blocks(call, 1), 150, True)))
 
 
+@pytest.mark.dealt
 @gluon
 @pytest.mark.parametrize("workers", [1, 40])
 def test_lengths_of_rows_and_workers(workers: int) -> None:
@@ -133,6 +136,7 @@ def test_lengths_of_rows_and_workers(workers: int) -> None:
     agrees(prepare(gluon_variant(), PagedCase(make_call(lens, 2, 64, 128, dtype=FNUZ), 130, True, workers)))
 
 
+@pytest.mark.dealt
 @gluon
 @pytest.mark.parametrize(("next_n", "heads"), [(9, 64), (33, 20)])
 def test_more_rows_than_a_program_takes(next_n: int, heads: int) -> None:
@@ -141,6 +145,7 @@ def test_more_rows_than_a_program_takes(next_n: int, heads: int) -> None:
     agrees(prepare(gluon_variant(), PagedCase(call, 131, False, workers=2)))
 
 
+@pytest.mark.dealt
 @gluon
 @pytest.mark.parametrize(("heads", "next_n"), [(128, 1), (64, 2)])
 def test_queries_whose_dims_are_not_adjacent(heads: int, next_n: int) -> None:

@@ -26,6 +26,7 @@ def check_rounding(variant: emulated_mqa.Variant, case: Case | PagedCase) -> Non
         assert torch.equal(rounded.out[written], whole.out.to(BF16)[written])
 
 
+@pytest.mark.dealt
 @variants
 @pytest.mark.parametrize(
     ("windows", "heads", "clean_logits", "max_window"),
@@ -36,12 +37,14 @@ def test_dense_logits(variant: str, windows: str, heads: int, clean_logits: bool
     check_rounding(emulated_mqa.VARIANTS[variant], case)
 
 
+@pytest.mark.dealt
 @variants
 @pytest.mark.parametrize(("heads", "next_n", "block", "clean_logits"), [(64, 1, 64, True), (64, 4, 64, False)])
 def test_paged_logits(variant: str, heads: int, next_n: int, block: int, clean_logits: bool) -> None:
     check_paged(variant, heads, next_n, block, clean_logits)
 
 
+@pytest.mark.dealt
 @variants
 def test_paged_logits_of_small_blocks(variant: str) -> None:
     """One wave alone, whose first copies lie behind reads of the same bytes and no barrier."""
@@ -53,6 +56,7 @@ def check_paged(variant: str, heads: int, next_n: int, block: int, clean_logits:
     check_rounding(emulated_paged_mqa.VARIANTS[variant], case)
 
 
+@pytest.mark.dealt
 @variants
 def test_rows_of_a_new_output_are_filled(variant: str) -> None:
     """By stores of 16 bytes, where they begin at multiples of them."""

@@ -19,22 +19,26 @@ def agrees(variant, case: Case) -> None:
         execute(prepared, measure=False, **switches)
 
 
+@pytest.mark.dealt(together=("variant", "heads", "dim", "clean_logits"))
 @pytest.mark.parametrize("windows", WINDOWS)
 @pytest.mark.parametrize(("heads", "dim", "clean_logits"), [(64, 128, True), (64, 128, False), (32, 64, True)])
 def test_windows(variant, windows, heads, dim, clean_logits):
     agrees(variant, Case(windowed(WINDOWS[windows], heads, dim), clean_logits))
 
 
+@pytest.mark.dealt(together=["variant"])
 @pytest.mark.parametrize("windows", WINDOWS)
 def test_compressed_output(variant, windows):
     agrees(variant, Case(windowed(WINDOWS[windows], 64, 128), clean_logits=False, max_window=130))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("heads", "dim"), [(16, 32), (20, 128), (64, 32), (128, 64)])
 def test_sizes(variant, heads, dim):
     agrees(variant, Case(windowed(WINDOWS["neighbours"], heads, dim), clean_logits=True))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("rows", "keys"), [(1, 1), (1, 113), (17, 76), (6, 1000)])
 def test_shapes(variant, rows, keys):
     windows = [(row % 3, keys - row % 5) for row in range(rows)]

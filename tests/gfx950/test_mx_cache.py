@@ -33,6 +33,7 @@ def values(count: int, dim: int) -> torch.Tensor:
     return found.bfloat16()
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("name", "layout", "rule", "dim"), KINDS, ids=["-".join(map(str, kind)) for kind in KINDS])
 def test_write_and_gather(name: str, layout: str, rule: str, dim: int) -> None:
     width, problem, options = mx.key_bytes(name, dim), Problem(TARGET), {"key_format": name, "layout": layout}
@@ -64,6 +65,7 @@ def test_write_and_gather(name: str, layout: str, rule: str, dim: int) -> None:
             assert all(f".{kind}_spill_count: 0" in assembly for kind in ("sgpr", "vgpr"))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("name", "rule"), [("mxfp8", "deepgemm"), ("mxfp4", "vllm")])
 def test_quantize(name: str, rule: str) -> None:
     k = values(40, 128).float()

@@ -16,6 +16,7 @@ def agrees(variant, case: MxCase | MxPagedCase) -> None:
         execute(prepared, measure=False, **switches)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     ("windows", "heads", "dim", "clean_logits"), [("past the ends", 64, 128, True), ("start > 0", 32, 64, False)]
@@ -24,6 +25,7 @@ def test_windows(variant, windows, heads, dim, clean_logits):
     agrees(VARIANTS[variant], MxCase(windowed(WINDOWS[windows], heads, dim), clean_logits))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("pair", PAIRS[1:], ids=str)
 def test_pairs_of_formats_and_compressed_output(variant, pair):
@@ -40,6 +42,7 @@ PAGED = [
 ]
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("variant", PAGED_VARIANTS)
 @pytest.mark.parametrize(("layout", "pair", "dim", "block", "next_n", "heads"), PAGED, ids=str)
 def test_paged(variant, layout, pair, dim, block, next_n, heads):
@@ -47,10 +50,12 @@ def test_paged(variant, layout, pair, dim, block, next_n, heads):
     agrees(PAGED_VARIANTS[variant], MxPagedCase(call, 200, block == 64, layout))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("pair", PAIRS[::2], ids=str)
 def test_gfx942_multiplies_in_bfloat16(pair):
     agrees(GFX942_VARIANTS["dense"], MxCase(windowed(WINDOWS["start > 0"], 32, 64, pair), clean_logits=True))
 
 
+@pytest.mark.dealt
 def test_paged_on_gfx942():
     agrees(GFX942_VARIANTS["paged"], MxPagedCase(make_call([1, 65, 0, 200], 1, 64, 128), 200, True))

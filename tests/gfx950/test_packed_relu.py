@@ -38,12 +38,11 @@ LARGE, SMALL = 0x7E, 0x01  # bytes of e4m3fn: 448 and 2**-9
 NAN = 0x7F
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("operation", "heads", "mode"), KINDS)
 def test_counts(operation: str, heads: int, mode: str, compile_once: Callable[..., Any]) -> None:
-    jobs = [Job("gluon_cdna4", heads, 128, mode) for name, heads, mode in KINDS if name == operation]
     with compat.override(**PACKED):
-        rows = compile_once(operation, str(TARGET), jobs)
-    row = rows[jobs.index(Job("gluon_cdna4", heads, 128, mode))]
+        (row,) = compile_once(operation, str(TARGET), [Job("gluon_cdna4", heads, 128, mode)])
     most, waves = KINDS[operation, heads, mode]
     vector = vector_per_32_keys(row)
     assert vector is not None
@@ -81,6 +80,7 @@ def same_bits(plain: Prepared, packed: Prepared) -> None:
     assert all(torch.equal(results[0], result) for result in results[1:])
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("heads", "dim", "clean_logits"), [(64, 128, True), (64, 128, False), (32, 64, True), (20, 32, False), (128, 128, True)]
 )
@@ -89,6 +89,7 @@ def test_dense_logits(heads: int, dim: int, clean_logits: bool) -> None:
     same_bits(*both(VARIANTS["gluon_cdna4"], Case(windowed(WINDOWS[windows], heads, dim), clean_logits)))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("heads", "next_n", "clean_logits"), [(64, 1, True), (64, 2, False), (32, 2, True), (16, 8, False), (128, 1, False)]
 )

@@ -41,12 +41,14 @@ blocks = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.dealt
 @blocks
 def test_blocks(variant: Variant, block: int, gap: int, clean_logits: bool) -> None:
     """Scattered blocks, some with gaps between them; table entries past a request's keys are garbage."""
     agrees(variant, PagedCase(make_call([150, 0, 64, 1, 129], 2, 64, 128, block, gap=gap), 150, clean_logits))
 
 
+@pytest.mark.dealt
 @blocks
 def test_blocks_that_the_cache_lacks(variant: Variant, block: int, gap: int, clean_logits: bool) -> None:
     """Below 0 and past the last, here and there or all of them: the emulator stops at a read outside of the cache."""
@@ -55,6 +57,7 @@ def test_blocks_that_the_cache_lacks(variant: Variant, block: int, gap: int, cle
         agrees(variant, PagedCase(without_blocks(call, every), 150, clean_logits))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("block", "layout", "clean_logits"),
     [
@@ -73,6 +76,7 @@ def test_blocks_that_tiles_do_not_begin_with(variant: Variant, block: int, layou
     agrees(variant, PagedCase(without_blocks(call), 290, clean_logits, layout=layout))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("heads", "dim", "next_n", "block", "gap", "clean_logits"),
     [
@@ -97,6 +101,7 @@ def test_preshuffled_caches(
     assert torch.equal(*results)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("heads", "next_n"), [(128, 1), (16, 8)])
 def test_sizes_of_programs_whose_cache_lacks_blocks(variant: Variant, heads: int, next_n: int) -> None:
     """Tiles of 32 keys, and rows that share a lane's keys."""
@@ -107,6 +112,7 @@ def test_sizes_of_programs_whose_cache_lacks_blocks(variant: Variant, heads: int
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
 
 
+@pytest.mark.dealt(together=["variant"])
 @pytest.mark.parametrize(
     "schedule",
     [
@@ -145,6 +151,7 @@ def test_blocks_that_are_not_aligned() -> None:
     agrees(VARIANTS["classic"], PagedCase(make_call([150, 0, 64, 1, 129], 1, 64, 128, 1), 150, True))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("heads", "dim", "next_n", "block"),
     [
@@ -162,11 +169,13 @@ def test_sizes(variant: Variant, heads: int, dim: int, next_n: int, block: int) 
     agrees(variant, PagedCase(make_call([130, 3, 70], next_n, heads, dim, block), 131, True, workers=2))
 
 
+@pytest.mark.dealt
 def test_a_request_without_tiles_between_two_others(variant: Variant) -> None:
     """A worker that reads and writes shared memory for it alone met no barrier in Triton 3.5.1."""
     agrees(variant, PagedCase(make_call([130, 3, 70], 8, 20, 64), 131, False, workers=1))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "skipped"])
 def test_lengths_of_rows(variant: Variant, clean_logits: bool) -> None:
     """Each row its own, none or all that its row of the output holds; some below 0, some past the output."""
@@ -174,12 +183,14 @@ def test_lengths_of_rows(variant: Variant, clean_logits: bool) -> None:
     agrees(variant, PagedCase(make_call(lens, 2, 64, 128), 130, clean_logits))
 
 
+@pytest.mark.dealt(together=["variant"])
 @pytest.mark.parametrize("workers", [1, 4, 40])
 def test_workers(variant: Variant, workers: int) -> None:
     """Few, so that programs share one's tiles, and more than there are chunks. The table ends with the longest request."""
     agrees(variant, PagedCase(make_call([5, 0, 130, 260, 64, 700], 1, 32, 64, spare_entries=0), 700, False, workers))
 
 
+@pytest.mark.dealt(together=("variant", "chunk_keys"))
 @pytest.mark.parametrize("chunk_keys", [128, 256])
 @pytest.mark.parametrize("kind", ["even", "unbalanced", "half"])
 def test_schedules_of_others(variant: Variant, kind: str, chunk_keys: int) -> None:
@@ -194,6 +205,7 @@ def test_schedules_of_others(variant: Variant, kind: str, chunk_keys: int) -> No
     agrees(variant, PagedCase(call, 700, False, chunk_keys=chunk_keys, schedule=tuple(schedule)))
 
 
+@pytest.mark.dealt(together=["variant"])
 @pytest.mark.parametrize("columns", [1, 64, 1500])
 def test_widths(variant: Variant, columns: int) -> None:
     """Rows that end inside the keys, and rows with room for whole strips of -inf behind them."""
@@ -207,6 +219,7 @@ def test_schedule() -> None:
     assert torch.equal(schedule, paged_mqa_schedule(lens, 64, 20))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("layout", ["flat", "preshuffled"])
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz], ids=str)
 def test_write_and_gather(dtype: torch.dtype, layout: str) -> None:

@@ -73,6 +73,7 @@ def test_what_the_models_select(top_k: int, scores: bool) -> None:
     fits(launch)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("top_k", [1, 7, 61, 255])
 def test_numbers_of_keys(top_k: int) -> None:
     """Rows of indices that end inside a quad, which Triton stores one by one, and a number that it makes a constant."""
@@ -90,11 +91,13 @@ def test_rows_that_are_cut(kind: str) -> None:
         fits(launch)
 
 
+@pytest.mark.dealt
 def test_rows_with_gaps() -> None:
     """What lies between the rows is NaN: it would be selected first."""
     agrees(sentinels(5, 500, gap=7, offset=9).copy_(make_logits("normal", 5, 500)), STARTS, ENDS, 60, scores=False)
 
 
+@pytest.mark.dealt
 def test_compressed_logits_column_by_column() -> None:
     """A compile of this kernel takes seconds: of two things that do not meet in it, one is tried with the other."""
     starts = torch.tensor([-4, 0, 30, 150, 90], dtype=torch.int32)
@@ -103,6 +106,7 @@ def test_compressed_logits_column_by_column() -> None:
     agrees(logits, starts, ends, 30, scores=False, num_keys=200, relative=True)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("kind", ["few-values", "nans"])
 def test_slots_of_a_page_table_by_bfloat16_logits(kind: str) -> None:
     """Of rows that are selected from, of one where equal logits are told apart, and of one that is listed."""

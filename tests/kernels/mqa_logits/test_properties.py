@@ -66,6 +66,7 @@ def test_reference_holds_for_any_call(drawn: dict[str, Any], dtype: torch.dtype)
     holds(drawn, "reference", dtype)
 
 
+@pytest.mark.dealt
 @settings(max_examples=40, **common)
 @given(drawn=calls(6, 300))
 def test_classic_holds_for_any_call(interpreter: None, drawn: dict[str, Any]) -> None:

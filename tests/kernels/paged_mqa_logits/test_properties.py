@@ -60,6 +60,7 @@ def test_reference_holds_for_any_call(drawn: dict[str, Any]) -> None:
     holds(drawn, "reference")
 
 
+@pytest.mark.dealt
 @settings(max_examples=20, **common)
 @given(drawn=calls(4, 300))
 def test_classic_holds_for_any_call(interpreter: None, drawn: dict[str, Any]) -> None:

@@ -29,12 +29,12 @@ CASES = [
 @pytest.mark.parametrize(("operation", "mode", "target"), CASES)
 def test_classic_fits_without_spills(compile_once: Callable[..., Any], target: str, operation: str, mode: str) -> None:
     shared_memory, instruction = TARGETS[target]
-    for row in compile_once(operation, target, [Job("classic", 32, 128, mode)]):
-        assert row["compiled"], row["error"]
-        assert 0 < row["lds_bytes"] <= shared_memory
-        assert (row["spills"], row["scratch_bytes"]) == (0, 0)
-        assert row["matrix_instructions"]
-        assert all(instruction in name for name in row["matrix_instructions"])
+    (row,) = compile_once(operation, target, [Job("classic", 32, 128, mode)])
+    assert row["compiled"], row["error"]
+    assert 0 < row["lds_bytes"] <= shared_memory
+    assert (row["spills"], row["scratch_bytes"]) == (0, 0)
+    assert row["matrix_instructions"]
+    assert all(instruction in name for name in row["matrix_instructions"])
 
 
 @pytest.mark.one_lane

@@ -42,6 +42,7 @@ def engine(request: dict[str, Any]) -> dict[str, Any]:
     return said
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("target", TARGETS)
 def test_what_was_warmed_is_not_compiled_again(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -127,6 +128,7 @@ def some_calls(caller: str, heads: int, count: int) -> list[Any]:
     return found
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("target", "caller"), CELLS)
 def test_every_call_of_a_deployment_has_a_kernel_that_is_warmed(target: str, caller: str) -> None:
     # Calls of another model's heads, which a selection from logits alone does not see.
@@ -203,6 +205,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.one_lane
 def test_what_does_not_compile_is_said_and_the_next_variant_warmed(tmp_path: Path) -> None:
     (tmp_path / "toy_to_warm.py").write_text(TOY)
     warm = ["warm", "toy_to_warm", "--target", "hip:gfx950", "--timeout", "1200"]
