@@ -55,14 +55,19 @@ def is_copy(text: str) -> bool:
     return text.startswith("buffer_load") and text.endswith(" lds")
 
 
-def check_copies_stay_in_flight(texts: Sequence[str]) -> None:
-    """A loop's wait covers no copy of the pass before it: memory operations return in order, stores among them."""
+def check_copies_stay_in_flight(texts: Sequence[str], passes: int = 1) -> None:
+    """A wait covers no copy of the pass before it: memory operations return in order, stores among them.
+
+    passes : of a round of the loop
+    """
     waits = [index for index, text in enumerate(texts) if re.match(r"s_waitcnt.*vmcnt", text)]
-    assert len(waits) == 1, "there is one wait for memory in a pass"
-    (left,) = map(int, re.findall(r"vmcnt\((\d+)\)", texts[waits[0]]))
-    a_pass = [text for text in (*texts[waits[0] :], *texts[: waits[0]]) if text.startswith(("buffer_", "global_"))]
-    first_copy = next(index for index, text in enumerate(a_pass) if is_copy(text))
-    assert len(a_pass) - first_copy <= left, f"vmcnt({left}) leaves too few of {a_pass}"
+    assert len(waits) == passes, "there is one wait for memory in a pass"
+    for before, wait in zip([waits[-1], *waits], waits, strict=False):
+        (left,) = map(int, re.findall(r"vmcnt\((\d+)\)", texts[wait]))
+        steps = texts[before:wait] if before < wait else [*texts[before:], *texts[:wait]]
+        a_pass = [text for text in steps if text.startswith(("buffer_", "global_"))]
+        first_copy = next(index for index, text in enumerate(a_pass) if is_copy(text))
+        assert len(a_pass) - first_copy <= left, f"vmcnt({left}) leaves too few of {a_pass}"
 
 
 def check_inline_assembly(texts: Sequence[str]) -> None:

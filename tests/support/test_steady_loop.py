@@ -33,6 +33,9 @@ def test_a_lanes_value() -> None:
 def test_copies_that_a_wait_covers_too_early() -> None:
     check_copies_stay_in_flight(["s_waitcnt vmcnt(2) lgkmcnt(0)", STORE, COPY, ENTRY])
     check_copies_stay_in_flight([ENTRY, "s_waitcnt vmcnt(3)", COPY, STORE])
+    check_copies_stay_in_flight([COPY, "s_waitcnt vmcnt(1)", STORE, COPY, "s_waitcnt vmcnt(1)"], passes=2)
+    with pytest.raises(AssertionError, match="leaves too few"):
+        check_copies_stay_in_flight([COPY, "s_waitcnt vmcnt(1)", COPY, STORE, "s_waitcnt vmcnt(1)"], passes=2)
     with pytest.raises(AssertionError, match="leaves too few"):
         check_copies_stay_in_flight(["s_waitcnt vmcnt(2)", COPY, ENTRY, STORE])
     with pytest.raises(AssertionError, match="one wait"):
