@@ -119,7 +119,10 @@ def copy_tile(
 
 @gluon.jit
 def unknown(value):
-    """``value`` as a number that the compiler does not know."""
+    """``value`` as a number that the compiler does not know.
+
+    LLVM keeps the first copy to LDS in place of all, and has a read at the same constant address wait for every copy under way.
+    """
     return gl.inline_asm_elementwise("", "=s,0", [gl.to_tensor(value)], dtype=gl.int32, is_pure=True, pack=1)
 
 
