@@ -1,12 +1,14 @@
 """The steady loop of a compiled kernel, found by executing it, and the rules that its instructions keep."""
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
 
-from emulator import EmulationError, parse
+from emulator import EmulationError, Program, parse
+from emulator.hazards import successors
 from emulator.mutation import mutants_of
 
 from .emulated_mqa import Disagreement, Prepared, execute
@@ -15,14 +17,33 @@ MOVES_BETWEEN_LANES = re.compile(r"ds_b?permute|ds_swizzle|_dpp|v_permlane(?!32_
 
 
 def steady_loop(prepared: Prepared) -> tuple[list[str], Any]:
-    """The instructions that the emulator executed most often, in the order of the code, and its counters."""
+    """The instructions of the loop that was executed most often, in the order of the code, and the emulator's counters."""
     program = parse(prepared.compiled.asm["amdgcn"])
     result = execute(prepared, program)
-    of_a_loop = max(
-        times for step, times in zip(program.instructions, result.executed, strict=True) if step.mnemonic.startswith("v_mfma")
-    )
-    texts = [step.text for step, times in zip(program.instructions, result.executed, strict=True) if times >= of_a_loop]
-    return texts, result.counters
+    return [program.instructions[index].text for index in busiest_loop(program, result.executed)], result.counters
+
+
+def busiest_loop(program: Program, executed: Sequence[int]) -> list[int]:
+    """What is executed as often as the busiest matrix instruction, in a loop with it: one before it may take as many passes."""
+    matrix = [index for index, step in enumerate(program.instructions) if step.mnemonic.startswith("v_mfma")]
+    busiest = max(matrix, key=executed.__getitem__)
+    often = {index for index, times in enumerate(executed) if times >= executed[busiest]}
+    after = successors(program)
+    steps = [(index, place) for index in often for place in after[index] if place in often]
+    return sorted(reached(busiest, steps) & reached(busiest, [(place, index) for index, place in steps]))
+
+
+def reached(start: int, steps: Iterable[tuple[int, int]]) -> set[int]:
+    """The instructions to which steps (from, to) lead from one, and itself."""
+    following = defaultdict(list)
+    for index, place in steps:
+        following[index].append(place)
+    found, pending = {start}, [start]
+    while pending:
+        new = set(following[pending.pop()]) - found
+        found |= new
+        pending += new
+    return found
 
 
 def check_defects_are_found(prepared: Prepared, kind: str) -> None:
