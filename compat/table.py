@@ -89,6 +89,7 @@ _FP8 = (
     "AMD, HIP, Low precision floating point types, Device Compatibility, "
     "https://rocm.docs.amd.com/projects/HIP/en/latest/reference/fp8_numbers.html"
 )
+_XCDS = "HipKittens, arXiv 2511.08083; AMD, https://github.com/ROCm/composable_kernel/pull/3652"
 _ASSEMBLED = "held against the assemblers by tests/compat/test_table.py"
 
 # fmt: off
@@ -235,6 +236,8 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     _target("mfma", "AMD matrix instructions", _ASSEMBLED, "gfx908", "gfx90a", "gfx942", "gfx950"),
     _target("scaled_mfma", "block-scaled MFMA instructions (f8f6f4)", _ASSEMBLED, "gfx950"),
     _target("direct_to_lds_128", "128-bit copies from memory straight to LDS", _ASSEMBLED, "gfx950"),
+    _target("xcds_in_turn", "workgroups go to the dies of a GPU in turn, and each die has an L2 of its own", _XCDS,
+            "gfx942", "gfx950"),
     _unproven("packed_clamp", "v_pk_mul_f32 clamps both of its results, and hands a NaN on once MODE.DX10_CLAMP is clear",
               f"{_DESCRIPTOR}; LLVM, llvm/test/MC/AMDGPU/gfx90a_asm_features.s", "gfx950"),
     _target("tma", "tensor-map loads", f"{_PTX}, cp.async.bulk.tensor; {_ASSEMBLED}",

@@ -3,6 +3,11 @@
 from functools import cache
 from typing import Any
 
+from capgate import compat
+
+# Compute units in use of an accelerator complex die: AMD, white papers of CDNA 3 and of CDNA 4.
+XCD_COMPUTE_UNITS = {"gfx942": 38, "gfx950": 32}
+
 _supposed: dict[Any, int] = {}
 
 
@@ -12,6 +17,18 @@ def multiprocessors(device: Any) -> int:
     if getattr(device, "type", None) != "cuda":
         return _supposed.get(device, 1)
     return _of_gpu(device)
+
+
+def xcds(device: Any) -> int:
+    """Dies, each with an L2 of its own, to which the GPU's workgroups go in turn, or 1 where that is not known.
+
+    8 of an MI300X or MI355X, 6 of an MI300A, fewer of a partition.
+    """
+    caps = compat.capabilities(device)
+    if not caps.xcds_in_turn:
+        return 1
+    dies, left = divmod(multiprocessors(device), XCD_COMPUTE_UNITS[caps.target.label])
+    return max(1, dies) if left == 0 else 1
 
 
 def suppose_multiprocessors(target: Any, count: int) -> None:

@@ -15,10 +15,10 @@ from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, barrier, cdna4, gl, gluon, reinterpret
 
 from ..common.device.cdna4 import load_group, logit_layout, score
+from ..common.device.cdna4_dense import copy_tile
 from ..common.device.windows import cover, my_tiles, window
 from ..common.rules import padded_heads
 from ..key_selection.operands import Dense
-from ..mqa_logits.gluon_cdna4 import copy_tile
 from .classic import UNSPECIALISED, merge_of
 from .device.lists import COUNTS, REFRESHED
 from .device.shares import kept_before

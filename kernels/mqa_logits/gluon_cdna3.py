@@ -21,11 +21,12 @@ from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, barrier, cdna3, gl, gluon, reinterpret
 
 from ..common.device.cdna3 import logit_layout, of_quads, quads, score, write_tile
-from ..common.device.cdna4 import fill_outside, fill_strip, load, load_queries, store
+from ..common.device.cdna4 import fill_strip, load, load_queries, store
+from ..common.device.cdna4_dense import cover_rows, fill_beside, rows_of_program
 from ..common.device.formats import quad_to_fnuz
-from ..common.device.windows import cover, my_tiles, window
-from ..common.hardware import multiprocessors
+from ..common.device.windows import my_tiles, window
 from ..common.rules import in_packets, padded_heads
+from ..common.work_order import UNSPECIALISED, order_for
 from .operands import Inputs
 from .operation import Problem
 from .tunings import gluon_cdna3 as tuning
@@ -44,7 +45,7 @@ def load_tile(k, tile, word_at, num_keys, stride_kn, BLOCK_KEYS: gl.constexpr):
     return cdna3.buffer_load((k + base * stride_kn).to(gl.pointer_type(gl.uint32)), word_at)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=UNSPECIALISED)
 def mqa_logits_kernel(
     q,  # [S, H, D] fp8
     k,  # [N, D] fp8
@@ -53,6 +54,10 @@ def mqa_logits_kernel(
     starts,  # [S] int32
     ends,  # [S] int32
     out,  # [S, N] float32 or bfloat16, or [S, width] if COMPRESSED
+    splits,  # of a group's keys; this and the next three: work_order.Order
+    xcds,
+    classes,
+    cells,
     num_queries,
     num_keys,
     width,
@@ -88,43 +93,20 @@ def mqa_logits_kernel(
     )
     operand: gl.constexpr = gl.DotOperandLayout(0, mfma, 16)
     logits: gl.constexpr = logit_layout(ROWS, NUM_WARPS)
-    filled: gl.constexpr = gl.BlockedLayout([1, 4], [1, 64], [NUM_WARPS, 1], [1, 0])
     loaded: gl.constexpr = gl.BlockedLayout([1, 4], [1024 // DIM, DIM // 16], [NUM_WARPS, 1], [1, 0])
     written: gl.constexpr = gl.SwizzledSharedLayout(4, 128 // DIM, DIM // 16, [1, 0])  # in words of 4 bytes
     swizzled: gl.constexpr = gl.SwizzledSharedLayout(16, 128 // DIM, DIM // 16, [1, 0])
 
-    # Under a causal window the last rows see the most keys: longest work first.
-    first_row = (gl.num_programs(0) - 1 - gl.program_id(0)) * ROWS
-    split = gl.program_id(1)
-    splits = gl.num_programs(1)
-
-    # The group's tiles cover columns [first, last). Four rows at a time: 16 would not fit into the scalar registers.
-    first = num_keys
-    last = 0
-    full_first = 0  # columns [full_first, full_last) are inside every row's window
-    full_last = num_keys
-    for some_row in range(first_row, first_row + ROWS, 4):
-        first, last, full_first, full_last = cover(
-            (first, last, full_first, full_last), some_row, starts, ends, num_queries, num_keys, width, stride_starts,
-            stride_ends, 4, COMPRESSED,
-        )  # fmt: skip
-    first_tile, last_tile, my_first, my_last = my_tiles(first, last, split, splits, BLOCK_KEYS)
-
+    first_row, split = rows_of_program((xcds, classes, cells), num_queries, ROWS)
+    covered = cover_rows(first_row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, ROWS, COMPRESSED)
+    first_tile, last_tile, my_first, my_last = my_tiles(covered[0], covered[1], split, splits, BLOCK_KEYS)
     rows = out + first_row.to(gl.int64) * stride_os
     if CLEAN:
-        first = first_tile * BLOCK_KEYS
-        last = last_tile * BLOCK_KEYS
-        fill_row = gl.arange(0, ROWS, gl.SliceLayout(1, filled))
-        fill_wanted = first_row + fill_row < num_queries
-        fill_offset = fill_row.to(INDEX) * stride_os
-        _, fill_begin, fill_end = window(
-            first_row + fill_row, starts, ends, num_queries, num_keys, width, stride_starts, stride_ends, COMPRESSED
-        )
-        strips = fill_outside(
-            rows, (first, last, full_first, full_last), (my_first, my_last), (split, splits), fill_begin, fill_end, num_keys,
-            fill_offset, fill_wanted, stride_on, 2, STRIP, BLOCK_KEYS, INDEX, filled,
+        _, _, strips, first, last, fill_offset, fill_wanted = fill_beside(
+            rows, first_row, (split, splits), covered, (first_tile, last_tile), (my_first, my_last), starts, ends,
+            num_queries, num_keys, width, stride_starts, stride_ends, stride_os, stride_on,
+            2, ROWS, STRIP, BLOCK_KEYS, COMPRESSED, INDEX,
         )  # fmt: skip
-
     if my_first < my_last:
         # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
         queries = ()
@@ -183,6 +165,7 @@ def mqa_logits_kernel(
                 else:
                     store(rows + base.to(gl.int64) * stride_on, cell, logit, inside)
             if CLEAN:
+                filled: gl.constexpr = fill_offset.type.layout.parent
                 strip = (pair - my_first) // 2 * splits + split
                 if strip < strips:
                     fill_strip(rows, strip, first, last, fill_offset, fill_wanted, stride_on, STRIP, INDEX, filled)
@@ -196,7 +179,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
     strip = max(8 * 64 * tune.num_warps // tune.rows, 256)  # two stores of 4 cells a lane, and whole waves
     groups = -(-num_queries // tune.rows)
     tiles = -(-num_keys // tune.block_keys)
-    splits = max(1, min(multiprocessors(problem.device) * tune.resident // groups, tiles))
+    order = order_for(problem.device, groups, tiles, tune.resident)
 
     strides = (*q.stride(), *k.stride(), *k_scale.stride(), *weights.stride(), *starts.stride(), *ends.stride(), *out.stride())
     qs, qh, qd, _, _, _, ws, wh, _, _, os, on = strides
@@ -205,7 +188,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         weights.itemsize * (tune.rows * ws + heads * wh),
         out.itemsize * (tune.rows * os + max(strip, tune.block_keys, out.shape[1] if compressed else 0) * on),
     )
-    arguments = (q, k, k_scale, weights, starts, ends, out, num_queries, num_keys, out.shape[1], *strides)
+    arguments = (q, k, k_scale, weights, starts, ends, out, *order[1:], num_queries, num_keys, out.shape[1], *strides)
     keywords = {
         "HEADS": heads,
         "DIM": dim,
@@ -223,7 +206,7 @@ def prepare(problem: Problem, inputs: Inputs, out: torch.Tensor, *, clean_logits
         **VGPRS_ONLY,
         **dict(tune.options),
     }
-    return compat.Launch(mqa_logits_kernel, (groups, splits), arguments, keywords)
+    return compat.Launch(mqa_logits_kernel, (order.programs,), arguments, keywords)
 
 
 kernel = compat.Kernel(prepare, tuning=tuning)

@@ -270,7 +270,7 @@ def copies_directly(kv_cache: torch.Tensor, weights: torch.Tensor, block_table: 
     aligned = kv_cache.data_ptr() % 16 == 0 and step % 16 == 0
     (row, head), entry = weights.stride(), block_table.stride(1)
     next_n = weights.shape[0] // max(1, block_table.shape[0])
-    nearest = weights.itemsize * (next_n * row + MAX_HEADS * head), 4 * 64 * entry
+    nearest = weights.itemsize * (next_n * row + MAX_HEADS * head), 4 * max(64, block_table.shape[1]) * entry
     farthest = max(*nearest, 0 if block % 64 == 0 else blocks * step)
     return bool(aligned and farthest < 2**31)
 

@@ -55,15 +55,20 @@ def copy_blocks(
     tile_blocks, entries, tile, longest, stride_tk, BLOCK: gl.constexpr, BLOCK_KEYS: gl.constexpr, LAYOUT: gl.constexpr
 ):
     """Start the copy of the table's entries for one tile to LDS: for each key its block."""
+    tile = tile.to(gl.uint32)  # as it is not below 0, one instruction divides
     first = tile // (BLOCK // BLOCK_KEYS) if BLOCK % BLOCK_KEYS == 0 else tile * BLOCK_KEYS // BLOCK
     number = gl.arange(0, tile_blocks.shape[0], LAYOUT) % BLOCK_KEYS
     if BLOCK_KEYS % BLOCK == 0 or BLOCK % BLOCK_KEYS == 0:  # a tile begins where a block does, or lies in one
         number = number // min(BLOCK, BLOCK_KEYS)
     else:
-        number = (tile * BLOCK_KEYS % BLOCK + number) // BLOCK
+        number = ((tile * BLOCK_KEYS % BLOCK).to(gl.int32) + number) // BLOCK
     if BLOCK % BLOCK_KEYS:
-        number = gl.minimum(number, (longest - 1) // BLOCK - first)  # what the table holds behind that may be garbage
-    async_copy.buffer_load_to_shared(tile_blocks, entries + first.to(gl.int64) * stride_tk, number * stride_tk)
+        number = gl.minimum(
+            number, (longest - 1) // BLOCK - first.to(gl.int32)
+        )  # what the table holds behind that may be garbage
+    at = (first * stride_tk).to(gl.uint32) * 4  # in bytes: one instruction less
+    near = entries.to(gl.pointer_type(gl.int8), bitcast=True) + at.to(gl.int64)
+    async_copy.buffer_load_to_shared(tile_blocks, near.to(entries.dtype, bitcast=True), number * stride_tk)
 
 
 @gluon.jit
@@ -90,9 +95,9 @@ def copy_tile(
         scales = keys.to(scales.dtype)
         scale_at += BLOCK * tile_keys.shape[2] // 4
         if BLOCK > PIECE_KEYS:
-            first = tile * PIECE_KEYS % BLOCK
-            scales += first
-            keys += first * tile_keys.shape[2]
+            first = tile.to(gl.uint32) * PIECE_KEYS % BLOCK  # not below 0
+            scales += first.to(gl.int64)
+            keys += (first * tile_keys.shape[2]).to(gl.int64)
     else:
         block = async_copy.load_shared_relaxed(tile_blocks.slice(0, BLOCKS * PIECE_KEYS, 0), of_lanes)
         pieces: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
@@ -110,6 +115,15 @@ def copy_tile(
     async_copy.buffer_load_to_shared(tile_keys, keys, key_at)
     async_copy.buffer_load_to_shared(tile_scales, scales, scale_at)
     return block
+
+
+@gluon.jit
+def unknown(value):
+    """``value`` as a number that the compiler does not know.
+
+    LLVM keeps the first copy to LDS in place of all, and has a read at the same constant address wait for every copy under way.
+    """
+    return gl.inline_asm_elementwise("", "=s,0", [gl.to_tensor(value)], dtype=gl.int32, is_pure=True, pack=1)
 
 
 @gluon.jit
@@ -248,7 +262,9 @@ def paged_mqa_logits_kernel(
             entries = table + request64 * stride_tb
             for stage in gl.static_range(AHEAD):
                 tile = gl.minimum(my_first + stage * splits, my_last)
-                copy_blocks(tile_blocks.index(stage + 1), entries, tile, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
+                copy_blocks(
+                    tile_blocks.index(unknown(stage + 1)), entries, tile, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied
+                )
             request_weights = weights + request64 * NEXT_N * stride_ws
             if weights.dtype.element_ty == gl.float32:
                 async_copy.buffer_load_to_shared(columns_weights, request_weights, weight_at)
@@ -279,41 +295,42 @@ def paged_mqa_logits_kernel(
                 async_copy.commit_group()
 
             length = seen(lens, request, first_row + row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
+            length = gl.minimum(length, end)  # so that nothing is stored for a tile past the last
             length = length[:, None] - place[None, :]  # of each key of a tile, so that one scalar is compared with both
-            rows = out + (request64 * NEXT_N + first_row) * stride_os
 
             # A tile's logits are stored when the next one has come, before more copies start: a wait is for all but the
             # youngest operations, of which Triton 3.6.0 and 3.7.1 count the copies alone. Behind a store among those it would
             # be for one of the next tile's copies as well.
             base = limit  # no row sees as many
             logit = gl.zeros([ROWS, BLOCK_KEYS], gl.float32, logits)
-            slot = 0
-            free = AHEAD
-            for tile in range(my_first, past_tile, splits):
-                async_copy.wait_group(AHEAD - 1)
-                store(rows + base.to(gl.int64) * stride_on, cell, logit, base < length)
-                ahead = gl.minimum(tile + 2 * AHEAD * splits, my_last)
-                copy_blocks(tile_blocks.index(free), entries, ahead, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
-                ahead = gl.minimum(tile + AHEAD * splits, my_last)
-                block = copy_tile(
-                    tile_keys.index(free), tile_scales.index(free), tile_blocks.index(slot), ahead, num_blocks,
-                    keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK, gl.SliceLayout(0, logits),
-                )  # fmt: skip
-                async_copy.commit_group()
-                base = tile * BLOCK_KEYS
-                scale = async_copy.load_shared_relaxed(
-                    scales_read.index(slot).slice(0, BLOCK_KEYS, 0), gl.SliceLayout(0, logits)
-                )
-                first_product = slot * (BLOCK_KEYS // 32)
-                logit = score(query, weight, keys_read, first_product, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU)
-                logit *= scale[None, :]
-                held = blocks[0].to(gl.uint32) < num_blocks  # type: ignore[misc]
-                if BLOCKS > 1:
-                    held = held[None, :]
-                logit = gl.where(held, logit, float("-inf"))
-                blocks = blocks[1:] + (block,)  # noqa: RUF005 - Triton knows no starred elements
-                free = slot
-                slot = gl.where(slot == AHEAD, 0, slot + 1)
+            rows = out + (request64 * NEXT_N + first_row) * stride_os
+            for round_first in range(my_first, past_tile, STAGES * splits):
+                for slot in gl.static_range(STAGES):  # a constant, and so are all places in LDS
+                    free = (slot + AHEAD) % STAGES
+                    tile = round_first + slot * splits
+                    async_copy.wait_group(AHEAD - 1)
+                    store(rows + base.to(gl.int64) * stride_on, cell, logit, base < length)
+                    ahead = gl.minimum(tile + 2 * AHEAD * splits, my_last)
+                    copy_blocks(tile_blocks.index(free), entries, ahead, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
+                    ahead = gl.minimum(tile + AHEAD * splits, my_last)
+                    block = copy_tile(
+                        tile_keys.index(free), tile_scales.index(free), tile_blocks.index(slot), ahead, num_blocks,
+                        keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK, gl.SliceLayout(0, logits),
+                    )  # fmt: skip
+                    async_copy.commit_group()
+                    base = tile * BLOCK_KEYS
+                    if tile < past_tile:
+                        scale = async_copy.load_shared_relaxed(
+                            scales_read.index(slot).slice(0, BLOCK_KEYS, 0), gl.SliceLayout(0, logits)
+                        )
+                        first_product = slot * (BLOCK_KEYS // 32)
+                        logit = score(query, weight, keys_read, first_product, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU)
+                        logit *= scale[None, :]
+                        held = blocks[0].to(gl.uint32) < num_blocks  # type: ignore[misc]
+                        if BLOCKS > 1:
+                            held = held[None, :]
+                        logit = gl.where(held, logit, float("-inf"))
+                    blocks = blocks[1:] + (block,)  # noqa: RUF005 - Triton knows no starred elements
             async_copy.wait_group(0)
             store(rows + base.to(gl.int64) * stride_on, cell, logit, base < length)
         turn = next_turn(turn, past_tile - begin // BLOCK_KEYS, splits)

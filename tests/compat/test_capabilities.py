@@ -85,8 +85,8 @@ OF_THE_ENVIRONMENT = {"torch", "triton_kernels", "interpreter"}
 HAS = {
     "cpu": set(),
     "hip:gfx90a": {"gpu", "mfma"},
-    "hip:gfx942": {"gpu", "gfx942", "mfma", "fp8_e4m3fnuz"},
-    "hip:gfx950": {"gpu", "gfx950", "mfma", "fp8_e4m3fn", "scaled_mfma", "direct_to_lds_128"},
+    "hip:gfx942": {"gpu", "gfx942", "mfma", "fp8_e4m3fnuz", "xcds_in_turn"},
+    "hip:gfx950": {"gpu", "gfx950", "mfma", "fp8_e4m3fn", "scaled_mfma", "direct_to_lds_128", "xcds_in_turn"},
     "hip:gfx1100": {"gpu"},
     "hip:gfx1201": {"gpu", "fp8_e4m3fn"},
     "hip:gfx1250": {"gpu", "gfx1250", "fp8_e4m3fn"},

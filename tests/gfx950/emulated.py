@@ -14,7 +14,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/, as pytest has it there
 from capgate.kernels.mqa_logits.operation import MODES
+from capgate.kernels.mx_logits.operation import MODES as MX_MODES
 from support import emulated_mqa as mqa
+from support import emulated_mx as mx
 from support import emulated_paged_mqa as paged_mqa
 from support.paged import make_call
 
@@ -38,9 +40,19 @@ def paged_cases(heads: int, dim: int, mode: str) -> dict[str, paged_mqa.PagedCas
     }
 
 
+def mx_cases(heads: int, dim: int, mode: str) -> dict[str, mx.MxCase]:
+    """As :func:`dense_cases`, of MX formats."""
+    q_format, k_format, clean_logits, compressed = MX_MODES[mode]
+    return {
+        name: mx.MxCase(mx.windowed(rows, heads, dim, (q_format, k_format)), clean_logits, 130 if compressed else None)
+        for name, rows in mqa.WINDOWS.items()
+    }
+
+
 OPERATIONS = {
     "fp8_mqa_logits": (mqa.VARIANTS, dense_cases),
     "fp8_paged_mqa_logits": (paged_mqa.VARIANTS, paged_cases),
+    "mx_mqa_logits": (mx.VARIANTS, mx_cases),
 }
 
 

@@ -96,7 +96,7 @@ def test_rows_and_blocks_compile_within_their_limits(heads: int, dim: int, next_
     check_wait_states(row)
 
 
-@pytest.mark.parametrize(("next_n", "block", "most"), [(1, 64, 56), (2, 64, 56), (4, 128, 56), (1, 32, 68), (1, 16, 72)])
+@pytest.mark.parametrize(("next_n", "block", "most"), [(1, 64, 53), (2, 64, 53), (4, 128, 53), (1, 32, 62), (1, 16, 64)])
 def test_vector_instructions_of_64_heads(next_n: int, block: int, most: float) -> None:
     """32 keys of a row: 32 relu and 16 packed fma are the floor. Where tiles cross blocks, lanes compute addresses."""
     vector = vector_per_32_keys(compiled_for(64, 128, next_n, block))
@@ -105,13 +105,13 @@ def test_vector_instructions_of_64_heads(next_n: int, block: int, most: float) -
 
 
 @pytest.mark.parametrize(
-    ("heads", "next_n", "block", "most"), [(64, 1, 64, 50), (32, 1, 64, 50), (64, 2, 64, 50), (64, 4, 128, 64)]
+    ("heads", "next_n", "block", "most"), [(64, 1, 64, 34), (32, 1, 64, 34), (64, 2, 64, 34), (64, 4, 128, 42)]
 )
 def test_scalar_instructions(heads: int, next_n: int, block: int, most: int) -> None:
-    """Of a pass over a tile in one block: ten of them say where in LDS a copy goes."""
+    """Of a tile in one block, of which a round has three: ten of them say where in LDS a copy goes."""
     loop = compiled_for(heads, 128, next_n, block)["hot_loop"]
-    assert loop["keys"] == 64
-    assert 10 < loop["salu"] <= most
+    assert loop["keys"] == 3 * 64
+    assert 3 * 10 < loop["salu"] <= 3 * most
 
 
 @pytest.mark.dealt
@@ -141,16 +141,16 @@ def test_a_preshuffled_cache_costs_nothing(heads: int, next_n: int, block: int) 
 )
 def test_steady_loop(heads: int, dim: int, next_n: int, block: int, waves: int, layout: str) -> None:
     """No bank conflict, no barrier but between the waves of a program, and two tiles in flight whenever one is scored."""
-    call = make_call([2048], next_n, heads, dim, block, gap=12 if block == 1 else 0, layout=layout)
-    prepared = prepare(VARIANTS["gluon_cdna4"], PagedCase(call, 2048, False, layout=layout))
+    call = make_call([4608], next_n, heads, dim, block, gap=12 if block == 1 else 0, layout=layout)
+    prepared = prepare(VARIANTS["gluon_cdna4"], PagedCase(call, 4608, False, layout=layout))
     texts, counters = steady_loop(prepared)
     check_steady_loop(texts)
-    check_copies_stay_in_flight(texts)
+    check_copies_stay_in_flight(texts, passes=3)
     # Before LLVM's pull request 179305 its waits for LDS reads count these copies, which the hardware does not count there.
     assert "global_load_lds" not in prepared.compiled.asm["amdgcn"]
     assert prepared.compiled.metadata.num_warps == waves
-    assert sum(text == "s_barrier" for text in texts) == (waves > 1)
-    assert sum(text.startswith("v_mfma") for text in texts) >= 2
+    assert sum(text == "s_barrier" for text in texts) == (3 if waves > 1 else 0)  # one for each tile of a round
+    assert sum(text.startswith("v_mfma") for text in texts) >= 3 * 2
     assert counters.lds_cycles == counters.lds_ideal_cycles > 0
     assert any(text.startswith("v_pk_fma_f32") for text in texts)
 
@@ -174,10 +174,8 @@ def test_queries_whose_dims_are_not_adjacent(heads: int, next_n: int) -> None:
 
 def emulate(launch: Launch, pieces: dict[int, Pieces | Pointer]) -> None:
     """Execute, with the arguments at these positions in memory that torch does not hold."""
-    arguments: list[Any] = []
-    for number, argument in enumerate(launch.arguments):
-        arguments += [pieces[number]] if number in pieces else bound([argument])
     code = compile_launch(launch, VARIANTS["gluon_cdna4"].make_source)
+    arguments = bound(code, [pieces.get(number, argument) for number, argument in enumerate(launch.arguments)])
     for landing in ("late", "early"):
         run(parse(code.asm["amdgcn"]), launch.grid, arguments, lds_bytes=code.metadata.shared, landing=landing)
 

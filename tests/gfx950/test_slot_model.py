@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from capgate.compat.offline.disassembly import read_amdgcn
+from support import decode_model
 from support.slot_model import (
     PEERS,
     SCENARIOS,
@@ -69,6 +70,7 @@ def test_the_grid_ends_with_its_longest_workgroup() -> None:
     assert full == pytest.approx(100 * 2 * 64, rel=0.15)
     assert clocks_of_grid(loop, Grid((100,) * 513), FREE) > 1.4 * full, "one more place than there is"
     assert causal(8, 20, 4, 8).passes == (3, 2)
+    assert causal(8, 20, 4, 8, tiles=2).passes == (1.5, 1), "of a round that is not full, what is scored"
 
 
 def test_published_times() -> None:
@@ -92,3 +94,18 @@ def test_an_interval_holds_the_time_that_it_was_made_from() -> None:
         low, high = interval(each.loop, each.grid, "3.9.0")
         assert low <= each.us * 1.001
         assert each.us <= high * 1.001
+
+
+def test_decode() -> None:
+    """The published times deviate as the page says, and the bytes of a call with one row take longer than its loop."""
+    for name in possible(PEERS[-1]):
+        found = re.search(rf"\| {name} \| ([\d.]+), ([\d.]+) \|", PAGE)
+        assert found is not None
+        assert [float(found[1]), float(found[2])] == pytest.approx(decode_model.factors(name), abs=0.006)
+    one, six = decode_model.PUBLISHED
+    loop = Loop(2.0, 1.5, 1, 1.0, read_ops("16*m64 104*v"))
+    assert decode_model.of_loop(loop, 1, one, FREE) < one.bytes / decode_model.HBM_BYTES * 1e6
+    assert six.units(4) == pytest.approx(six.units(2) * 8 / 6), "rows that a request does not have are scored, too"
+    low, high = decode_model.interval(decode_model.PUBLIC, 1, six)
+    assert low <= decode_model.PUBLISHED[six] * 1.001
+    assert decode_model.PUBLISHED[six] <= high * 1.001

@@ -221,13 +221,16 @@ class Grid(NamedTuple):
     passes : of the hot loop, by a wave of each workgroup, in the order in which workgroups start
     """
 
-    passes: tuple[int, ...]
+    passes: tuple[float, ...]
 
 
-def causal(rows: int, keys: int, rows_each: int, tile: int) -> Grid:
-    """Rows of which the last one sees all keys and each one before it one less; longest first, one workgroup for some rows."""
+def causal(rows: int, keys: int, rows_each: int, tile: int, tiles: int = 1) -> Grid:
+    """Rows of which the last one sees all keys and each one before it one less; longest first, one workgroup for some rows.
+
+    tiles : of a pass, which takes as long as it has tiles to score
+    """
     seen = [keys - row for row in range(0, rows, rows_each)]  # by the last row of each workgroup
-    return Grid(tuple(-(-each // tile) for each in seen))
+    return Grid(tuple(-(-each // tile) / tiles for each in seen))
 
 
 def clocks_of_grid(loop: Loop, grid: Grid, machine: Machine) -> float:
@@ -350,11 +353,13 @@ def rows_of_table() -> Iterator[list[str]]:
             tuning = row["tuning"]
             text = Path(next(file for file in row["files"] if file.endswith(".amdgcn"))).read_text()
             loop = loop_of(text, tuning["num_warps"], row["waves_per_simd"])
+            keys_of_pass = row["hot_loop"]["keys"] * tuning["num_warps"] / tuning["rows"]
+            tiles = round(keys_of_pass / tuning["block_keys"])
             for waves in sorted({loop.waves, 3.0}):
                 loop = loop._replace(waves=waves)
                 times = []
                 for rows, keys in SHAPES:
-                    low, high = interval(loop, causal(rows, keys, tuning["rows"], tuning["block_keys"]), peers)
+                    low, high = interval(loop, causal(rows, keys, tuning["rows"], tuning["block_keys"], tiles), peers)
                     times.append(f"{low:.0f} to {high:.0f}")
                 yield [f"capgate, {row['heads']} heads", triton, f"{waves:g}", *counts(loop), *times]
     for each in published(peers):

@@ -1,12 +1,14 @@
 """The steady loop of a compiled kernel, found by executing it, and the rules that its instructions keep."""
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
 
-from emulator import EmulationError, parse
+from emulator import EmulationError, Program, parse
+from emulator.hazards import successors
 from emulator.mutation import mutants_of
 
 from .emulated_mqa import Disagreement, Prepared, execute
@@ -15,14 +17,33 @@ MOVES_BETWEEN_LANES = re.compile(r"ds_b?permute|ds_swizzle|_dpp|v_permlane(?!32_
 
 
 def steady_loop(prepared: Prepared) -> tuple[list[str], Any]:
-    """The instructions that the emulator executed most often, in the order of the code, and its counters."""
+    """The instructions of the loop that was executed most often, in the order of the code, and the emulator's counters."""
     program = parse(prepared.compiled.asm["amdgcn"])
     result = execute(prepared, program)
-    of_a_loop = max(
-        times for step, times in zip(program.instructions, result.executed, strict=True) if step.mnemonic.startswith("v_mfma")
-    )
-    texts = [step.text for step, times in zip(program.instructions, result.executed, strict=True) if times >= of_a_loop]
-    return texts, result.counters
+    return [program.instructions[index].text for index in busiest_loop(program, result.executed)], result.counters
+
+
+def busiest_loop(program: Program, executed: Sequence[int]) -> list[int]:
+    """What is executed as often as the busiest matrix instruction, in a loop with it: one before it may take as many passes."""
+    matrix = [index for index, step in enumerate(program.instructions) if step.mnemonic.startswith("v_mfma")]
+    busiest = max(matrix, key=executed.__getitem__)
+    often = {index for index, times in enumerate(executed) if times >= executed[busiest]}
+    after = successors(program)
+    steps = [(index, place) for index in often for place in after[index] if place in often]
+    return sorted(reached(busiest, steps) & reached(busiest, [(place, index) for index, place in steps]))
+
+
+def reached(start: int, steps: Iterable[tuple[int, int]]) -> set[int]:
+    """The instructions to which steps (from, to) lead from one, and itself."""
+    following = defaultdict(list)
+    for index, place in steps:
+        following[index].append(place)
+    found, pending = {start}, [start]
+    while pending:
+        new = set(following[pending.pop()]) - found
+        found |= new
+        pending += new
+    return found
 
 
 def check_defects_are_found(prepared: Prepared, kind: str) -> None:
@@ -55,14 +76,19 @@ def is_copy(text: str) -> bool:
     return text.startswith("buffer_load") and text.endswith(" lds")
 
 
-def check_copies_stay_in_flight(texts: Sequence[str]) -> None:
-    """A loop's wait covers no copy of the pass before it: memory operations return in order, stores among them."""
+def check_copies_stay_in_flight(texts: Sequence[str], passes: int = 1) -> None:
+    """A wait covers no copy of the pass before it: memory operations return in order, stores among them.
+
+    passes : of a round of the loop
+    """
     waits = [index for index, text in enumerate(texts) if re.match(r"s_waitcnt.*vmcnt", text)]
-    assert len(waits) == 1, "there is one wait for memory in a pass"
-    (left,) = map(int, re.findall(r"vmcnt\((\d+)\)", texts[waits[0]]))
-    a_pass = [text for text in (*texts[waits[0] :], *texts[: waits[0]]) if text.startswith(("buffer_", "global_"))]
-    first_copy = next(index for index, text in enumerate(a_pass) if is_copy(text))
-    assert len(a_pass) - first_copy <= left, f"vmcnt({left}) leaves too few of {a_pass}"
+    assert len(waits) == passes, "there is one wait for memory in a pass"
+    for before, wait in zip([waits[-1], *waits], waits, strict=False):
+        (left,) = map(int, re.findall(r"vmcnt\((\d+)\)", texts[wait]))
+        steps = texts[before:wait] if before < wait else [*texts[before:], *texts[:wait]]
+        a_pass = [text for text in steps if text.startswith(("buffer_", "global_"))]
+        first_copy = next(index for index, text in enumerate(a_pass) if is_copy(text))
+        assert len(a_pass) - first_copy <= left, f"vmcnt({left}) leaves too few of {a_pass}"
 
 
 def check_inline_assembly(texts: Sequence[str]) -> None:

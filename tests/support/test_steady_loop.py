@@ -2,12 +2,37 @@
 
 import pytest
 
-from support.steady_loop import check_copies_stay_in_flight, check_inline_assembly, check_steady_loop
+from emulator import parse
+from support.steady_loop import busiest_loop, check_copies_stay_in_flight, check_inline_assembly, check_steady_loop
 
 MFMA = "v_mfma_f32_32x32x16_fp8_fp8 v[0:15], v[20:21], v[22:23], 0"
 COPY = "buffer_load_dwordx4 v60, s[4:7], 0 offen lds"
 ENTRY = "buffer_load_dword v61, s[8:11], 0 offen lds"
 STORE = "buffer_store_dword v62, v63, s[12:15], 0 offen"
+
+
+LOOPS = """
+	.amdgcn_target "amdgcn-amd-amdhsa--gfx950"
+	.text
+before:
+	s_add_i32 s4, s4, 1
+	s_cbranch_scc1 before
+	s_mov_b32 s5, 0
+inside:
+	{mfma}
+	s_cbranch_scc0 beside
+	v_mov_b32_e32 v40, 0
+beside:
+	s_cbranch_scc1 inside
+	s_endpgm
+	.amdhsa_accum_offset 128
+"""
+
+
+def test_a_loop_of_as_many_passes_before_the_steady_one() -> None:
+    program = parse(LOOPS.format(mfma=MFMA))
+    assert busiest_loop(program, [3, 3, 1, 3, 3, 2, 3, 1]) == [3, 4, 6]
+    assert busiest_loop(program, [3, 3, 1, 1, 1, 0, 1, 1]) == [3, 4, 6], "a loop of one pass"
 
 
 def test_packed_math_on_the_result_of_an_mfma() -> None:
@@ -33,6 +58,9 @@ def test_a_lanes_value() -> None:
 def test_copies_that_a_wait_covers_too_early() -> None:
     check_copies_stay_in_flight(["s_waitcnt vmcnt(2) lgkmcnt(0)", STORE, COPY, ENTRY])
     check_copies_stay_in_flight([ENTRY, "s_waitcnt vmcnt(3)", COPY, STORE])
+    check_copies_stay_in_flight([COPY, "s_waitcnt vmcnt(1)", STORE, COPY, "s_waitcnt vmcnt(1)"], passes=2)
+    with pytest.raises(AssertionError, match="leaves too few"):
+        check_copies_stay_in_flight([COPY, "s_waitcnt vmcnt(1)", COPY, STORE, "s_waitcnt vmcnt(1)"], passes=2)
     with pytest.raises(AssertionError, match="leaves too few"):
         check_copies_stay_in_flight(["s_waitcnt vmcnt(2)", COPY, ENTRY, STORE])
     with pytest.raises(AssertionError, match="one wait"):

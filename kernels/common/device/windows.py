@@ -60,6 +60,17 @@ def cover(
 
 
 @triton.jit
+def work_of(program, xcds, classes, cells):
+    """(group, split) of a program, as :class:`..work_order.Order` has it: each pair of the order's is one program's.
+
+    Neighbouring programs go to the next die each. A die's own programs take its cells in turn, and groups in their order.
+    """
+    place = program // xcds
+    cell = program % xcds * cells + place % cells
+    return place // cells * classes + cell % classes, cell // classes
+
+
+@triton.jit
 def my_tiles(first, last, split, splits, BLOCK_KEYS: tl.constexpr):
     """(first tile, tile past the last, and the same of this split's): tiles that cover columns [first, last).
 
