@@ -39,6 +39,7 @@ def supposing(variant: Variant, compute_units: int) -> Variant:
     return variant._replace(kernel=Kernel(prepare_there))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("kind", ["fp8", "mxfp4", "gfx942"])
 @pytest.mark.parametrize("clean_logits", [False, True])
 def test_the_same_bits_in_any_order(kind: str, clean_logits: bool) -> None:
