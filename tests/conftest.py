@@ -159,7 +159,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Callable[[]
 
 
 @pytest.fixture(scope="session")
-def compile_once(once: Callable[..., Any]) -> Callable[..., list[dict[str, Any]]]:
+def compile_once(once: Callable[..., Any]) -> Iterator[Callable[..., list[dict[str, Any]]]]:
     """``compile_once(operation, target, jobs)``: as capgate's compile_jobs, without its limit of time; a row of one worker
     serves the others under the same switches. It takes a fork of support.compile_server and no new process, so each test asks
     for the jobs that it looks at.
@@ -168,12 +168,12 @@ def compile_once(once: Callable[..., Any]) -> Callable[..., list[dict[str, Any]]
     """
     from capgate.compat import capabilities
     from capgate.compat.offline import jobs as offline
-    from support.compile_server import Forked
+    from support.compile_server import Servers
     from support.wait_states import with_wait_states
 
     def rows(operation: str, target: str, jobs: Sequence[Any]) -> list[dict[str, Any]]:
         def compiled() -> list[dict[str, Any]]:
-            with mock.patch.object(offline, "Answers", Forked), TemporaryDirectory() as folder:
+            with mock.patch.object(offline, "Answers", servers.answers), TemporaryDirectory() as folder:
                 if target not in ("hip:gfx942", "hip:gfx950"):
                     return offline.compile_jobs(operation, target, jobs)
                 return with_wait_states(offline.compile_jobs(operation, target, jobs, save=folder))
@@ -182,4 +182,6 @@ def compile_once(once: Callable[..., Any]) -> Callable[..., list[dict[str, Any]]
         holding = [name for name in caps if caps[name]]  # which switches change
         return once((operation, target, jobs, holding), compiled)
 
-    return rows
+    servers = Servers()
+    yield rows
+    servers.stop()

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -19,21 +18,51 @@ from typing import Any
 from .processes import TESTS
 
 
-class Forked:
-    """In the place of capgate's Answers: the same jobs, in the same module, in a fork; without a limit of time."""
+class Servers:
+    """Such processes, one for each environment, in which capgate's switches are, until all are stopped."""
 
-    def __init__(self, module: str, request: dict[str, Any], environment: Mapping[str, str]) -> None:
-        self.gone = False
+    def __init__(self) -> None:
+        self._running: dict[tuple[tuple[str, str], ...], subprocess.Popen[str]] = {}
+
+    def stop(self) -> None:
+        """They end with their input."""
+        for process in self._running.values():
+            process.communicate()
+
+    def answers(self, module: str, request: dict[str, Any], environment: Mapping[str, str]) -> "Forked":
+        """In the place of capgate's Answers: the same jobs, in the same module, in a fork; without a limit of time."""
         with NamedTemporaryFile("r", suffix=".jsonl") as file:
-            lasting = {name: value for name, value in environment.items() if not name.startswith("PYTEST")}  # not a test's name
-            self._status = ask(server(tuple(sorted(lasting.items()))), [module, request, file.name])
-            self._rows = [json.loads(line) for line in file]
+            status = self._ask(environment, [module, request, file.name])
+            return Forked([json.loads(line) for line in file], status)
+
+    def _ask(self, environment: Mapping[str, str], line: list[Any]) -> int:
+        """The status with which the fork ended."""
+        variables = {name: value for name, value in environment.items() if not name.startswith("PYTEST")}  # not a test's name
+        variables["PYTHONPATH"] = os.pathsep.join([str(TESTS), variables["PYTHONPATH"]])
+        key = tuple(sorted(variables.items()))
+        if key not in self._running:
+            command = [sys.executable, "-m", __name__]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            self._running[key] = subprocess.Popen(command, **pipes, text=True, env=variables)
+        process = self._running[key]
+        assert process.stdin is not None
+        assert process.stdout is not None
+        print(json.dumps(line), file=process.stdin, flush=True)
+        return int(process.stdout.readline())
+
+
+class Forked:
+    """What a fork has answered: each job's row, until it ended."""
+
+    def __init__(self, rows: list[dict[str, Any]], status: int) -> None:
+        self.gone = False
+        self._rows, self._status = rows, status
 
     def __enter__(self) -> "Forked":
         return self
 
     def __exit__(self, *error: object) -> None:
-        """The fork has ended."""
+        """It has ended."""
 
     def answer(self, timeout: float) -> dict[str, Any]:
         """The keys that the next job's row gets."""
@@ -44,23 +73,6 @@ class Forked:
                 return {**row, "compiled": False, "error": f"the compiler ended with status {self._status}"}
             row |= self._rows.pop(0)
         return row
-
-
-@cache
-def server(environment: tuple[tuple[str, str], ...]) -> "subprocess.Popen[str]":
-    """One for each environment, in which capgate's switches are. It ends when nobody can write to it any more."""
-    variables = dict(environment)
-    variables["PYTHONPATH"] = os.pathsep.join([str(TESTS), variables["PYTHONPATH"]])
-    command = [sys.executable, "-m", __name__]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
-
-
-def ask(process: "subprocess.Popen[str]", line: list[Any]) -> int:
-    """The status with which the fork ended."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    print(json.dumps(line), file=process.stdin, flush=True)
-    return int(process.stdout.readline())
 
 
 def main() -> None:
