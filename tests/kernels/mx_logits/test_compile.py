@@ -26,7 +26,6 @@ CASES = [
     pytest.param("mx_paged_mqa_logits", "cuda:90", marks=pytest.mark.one_lane),
     ("mx_sparse_mqa_logits", "cuda:90"),
     ("mx_paged_sparse_mqa_logits", "hip:gfx950"),
-    pytest.param("mx_paged_sparse_mqa_logits", "hip:gfx942", marks=pytest.mark.one_lane),
 ]
 
 
