@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import torch
 
+from . import mx
 from .cache import check_adjacent
 from .checks import check_choice, either
 from .key_formats import BLOCK_SIZES, BLOCK_WORDS, FORMATS, GROUP, LAYOUTS, PACKET, SCALE_BYTES, Layout, layouts_of
+from .mx_operands import check_dim
 from .operands import Derived, Operand, among
 
 MX_FORMATS = tuple(name for name, row in FORMATS.items() if row.grouped)
@@ -103,6 +105,12 @@ def check_inside(kv_cache: torch.Tensor, key_format: str, layout: str, dim: int)
     check_pages(kv_cache, None, layout)
 
 
+def check_cache(q: torch.Tensor, kv_cache: torch.Tensor, layout: str) -> None:
+    """Raise TypeError or ValueError for a cache whose keys are not of q's dims, or do not lie as the layout says."""
+    dim = check_dim("q", q)
+    check_inside(kv_cache, format_of(kv_cache, dim), layout, dim)
+
+
 def places(inside: torch.Tensor, pages: Pages) -> tuple[torch.Tensor, torch.Tensor]:
     """Where a block has the bytes of its keys ``inside`` [...], and of their scales: [..., bytes of a key] and [..., 4]."""
     byte, group = (torch.arange(count, device=inside.device) for count in (pages.key_bytes, SCALE_BYTES))
@@ -122,3 +130,11 @@ def pages_of(kv_cache: torch.Tensor, kv_scale: torch.Tensor | None, layout: str)
     else:
         scales = kv_scale.as_strided((blocks, block * SCALE_BYTES), (kv_scale.stride(0), 1), kv_scale.storage_offset())
     return Pages(values, scales, block, key_bytes, at)
+
+
+def values_at(pages: Pages, page: torch.Tensor, inside: torch.Tensor, key_format: str) -> torch.Tensor:
+    """float32 values [..., D] of the keys at places ``inside`` of blocks ``page``, which go together as [...]."""
+    groups = pages.key_bytes * 8 // FORMATS[key_format].element_bits // GROUP
+    value_at, scale_at = places(inside, pages)
+    scale = pages.scales[page[..., None], scale_at][..., :groups]
+    return mx.dequantize(pages.values[page[..., None], value_at], scale, key_format)

@@ -2,6 +2,7 @@
 
 import torch
 
+from . import mx
 from .checks import either
 from .key_formats import FORMATS
 from .operands import Limit, among
@@ -37,3 +38,8 @@ def check_dims(q: torch.Tensor, k: torch.Tensor) -> None:
     wanted, found = check_dim("q", q), check_dim("k", k)
     if found != wanted:
         raise ValueError(f"k: got D {found} in {FORMAT_OF[k.dtype]} ({k.dtype}), needs {wanted}, as q has")
+
+
+def values_of(octets: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """float32 values of queries or keys [..., D or D / 2] and of their scales' words [...]."""
+    return mx.dequantize(octets.view(torch.uint8), mx.unpacked(words, dim_of(octets)), FORMAT_OF[octets.dtype])

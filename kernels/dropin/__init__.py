@@ -11,7 +11,8 @@ drop-in    functions
 aiter      fp8_mqa_logits, deepgemm_fp8_paged_mqa_logits, indexer_k_quant_and_cache, cp_gather_indexer_k_quant_cache,
            top_k_per_row_prefill, top_k_per_row_decode
 deep_gemm  fp8_mqa_logits; fp8_fp4_mqa_logits with get_mqa_logits_metadata; fp8_paged_mqa_logits and
-           fp8_fp4_paged_mqa_logits with get_paged_mqa_logits_metadata
+           fp8_fp4_paged_mqa_logits with get_paged_mqa_logits_metadata; fp8_fp4_sparse_mqa_logits with
+           get_sparse_mqa_logits_metadata, fp8_fp4_paged_sparse_mqa_logits with get_paged_sparse_mqa_logits_metadata
 flashinfer top_k_page_table_transform, top_k_ragged_transform
 sglang     topk_transform_paged, topk_transform_paged_v2, topk_transform_ragged_v2, and sgl_kernel's fast_topk_v2,
            fast_topk_transform_fused, fast_topk_transform_ragged_fused

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class NotServed(ValueError):  # noqa: N818 - it says what is the case, and callers handle it
-    """A call is of a kind that capgate has no kernel for, such as operands in an MX format; nothing has been written.
+    """A call is of a kind that capgate has no kernel for, such as keys with several scales; nothing has been written.
 
     Where ours stands in a library's place the original is called instead, with the same arguments. The message names the kind
     and nothing of the call, because it is said once for each.
@@ -87,6 +87,14 @@ _PAGED_SCHEDULE = Schedule(
     re.compile(r"^(?!.*(?:metadata|schedule)).*paged_mqa_logits"),
     re.compile(r"\bschedule_?meta"),
 )
+
+
+def _sparse(maker: str, logits: str) -> Family:
+    """Listed blocks: the metadata and its readers, which are those of every element type."""
+    reader = re.compile(rf"^(?:[a-z]+\d+_)+{logits.removeprefix('fp8_fp4_')}$")
+    return Family((maker, logits), _DEEP_GEMM, schedule=Schedule(maker, reader, re.compile(r"\bsparse_metadata\b")))
+
+
 _VLLM_CACHE = (Site("vllm._custom_ops", "torch.ops._C_cache_ops.{}"),)
 _VLLM_ROCM = _modules("vllm.v1.attention.ops.rocm_aiter_mla_sparse", "vllm.attention.ops.rocm_aiter_mla_sparse")
 
@@ -113,6 +121,8 @@ DROPINS: dict[str, tuple[Family, ...]] = {
             optional=("fp8_paged_mqa_logits", "fp8_fp4_paged_mqa_logits"),
             schedule=_PAGED_SCHEDULE,
         ),
+        _sparse("get_sparse_mqa_logits_metadata", "fp8_fp4_sparse_mqa_logits"),
+        _sparse("get_paged_sparse_mqa_logits_metadata", "fp8_fp4_paged_sparse_mqa_logits"),
     ),
     "flashinfer": _alone("top_k_page_table_transform", "top_k_ragged_transform", sites=_modules("flashinfer.topk")),
     "sglang": (

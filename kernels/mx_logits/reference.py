@@ -2,8 +2,7 @@
 
 import torch
 
-from ..common import mx
-from ..common.mx_operands import FORMAT_OF, dim_of
+from ..common.mx_operands import dim_of, values_of
 from ..common.reference import Logits, fill_windows, score, score_in_bfloat16
 from .operands import Inputs
 
@@ -26,13 +25,13 @@ def launch(
     bounded by a few times SCORE_BYTES.
     """
     q, q_scale, k, k_scale, weights, starts, ends = inputs
-    of_heads = score_in_bfloat16 if bfloat16_sums else score
+    of_heads, octets = score_in_bfloat16 if bfloat16_sums else score, k.view(torch.uint8)  # indexing bytes works for every type
 
     def scorer(rows: slice) -> Logits:
-        query, weight = _values(q[rows], q_scale[rows]).to(accumulate), weights[rows].to(accumulate)
+        query, weight = values_of(q[rows], q_scale[rows]).to(accumulate), weights[rows].to(accumulate)
 
         def logits(near: torch.Tensor) -> torch.Tensor:
-            keys = _values(k, k_scale, near).to(accumulate)
+            keys = values_of(octets[near].view(k.dtype), k_scale[near]).to(accumulate)
             # Compressed, every row has keys of its own.
             return of_heads(query[:, None], weight[:, None], keys)[:, 0] if compressed else of_heads(query, weight, keys)
 
@@ -40,12 +39,3 @@ def launch(
 
     options = {"clean_logits": clean_logits, "compressed": compressed, "accumulate": accumulate}
     fill_windows(out, starts, ends, k.shape[0], max(q.shape[1], dim_of(q)), scorer, **options)
-
-
-def _values(octets: torch.Tensor, scales: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
-    """float32 values of queries or keys; of those at some places alone."""
-    key_format, dim = FORMAT_OF[octets.dtype], dim_of(octets)
-    octets = octets.view(torch.uint8)
-    if places is not None:
-        octets, scales = octets[places], scales[places]
-    return mx.dequantize(octets, mx.unpacked(scales, dim), key_format)

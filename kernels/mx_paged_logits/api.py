@@ -9,8 +9,8 @@ from capgate import compat
 from ..common.cache import check_address
 from ..common.checks import check_among, check_apart, check_choice, check_flag, check_integer, check_output, check_variant
 from ..common.logits import FLOATS, LOGITS, empty_logits
-from ..common.mx_cache import check_inside, format_of
-from ..common.mx_operands import FORMAT_OF, check_dim, dim_of
+from ..common.mx_cache import check_cache, format_of
+from ..common.mx_operands import FORMAT_OF, dim_of
 from ..common.schedule import operands as scheduled
 from ..common.schedule.operation import CHUNK_KEYS, CHUNKS, workers_of
 from ..common.torch_ops import register
@@ -178,12 +178,6 @@ def _ordinary(shaped: Shaped) -> Inputs:
     weights = torch.empty((requests * next_n, heads), device="meta")
     table = torch.empty((requests, 1), dtype=torch.int32, device="meta")
     return Inputs(shaped.q, table[:, 0], shaped.kv_cache, weights, table[:, 0], table)
-
-
-def check_cache(q: torch.Tensor, kv_cache: torch.Tensor, layout: str) -> None:
-    """Raise TypeError or ValueError for a cache whose keys are not of q's dims, or do not lie as the layout says."""
-    dim = check_dim("q", q)
-    check_inside(kv_cache, format_of(kv_cache, dim), layout, dim)
 
 
 def describe(inputs: Inputs, clean_logits: bool, logits_dtype: torch.dtype = torch.float32, layout: str = "flat") -> Problem:

@@ -2,11 +2,9 @@
 
 import torch
 
-from ..common import mx
 from ..common.cache import readable
-from ..common.key_formats import GROUP
-from ..common.mx_cache import format_of, pages_of, places
-from ..common.mx_operands import FORMAT_OF, dim_of
+from ..common.mx_cache import format_of, pages_of, values_at
+from ..common.mx_operands import dim_of, values_of
 from ..common.reference import fill_requests, score, score_in_bfloat16
 from ..common.schedule.operation import CHUNK_KEYS
 from .operands import Inputs
@@ -38,11 +36,8 @@ def launch(
     pages, weights = pages_of(readable(kv_cache), None, layout), weights.unflatten(0, (requests, next_n))
 
     def logits(batch: slice, page: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        value_at, scale_at = places(place, pages)
-        scale = pages.scales[page[..., None], scale_at][..., : dim // GROUP]
-        key = mx.dequantize(pages.values[page[..., None], value_at], scale, key_format).to(accumulate)  # [b, columns, D]
-        words = mx.unpacked(q_scale[batch], dim)
-        query = mx.dequantize(q[batch].view(torch.uint8), words, FORMAT_OF[q.dtype]).to(accumulate)
+        key = values_at(pages, page, place, key_format).to(accumulate)  # [b, columns, D]
+        query = values_of(q[batch], q_scale[batch]).to(accumulate)
         return of_heads(query, weights[batch].to(accumulate), key)
 
     cache, widest = (kv_cache.shape[0], kv_cache.shape[1]), max(next_n * heads, dim)

@@ -1,32 +1,13 @@
-"""The public functions: checks, allocation, and dispatch through operators that torch.compile and GPU graphs understand."""
-
-from functools import partial
-from typing import Any
+"""The public functions of keys in fp8. What becomes of a call: :mod:`.calls`."""
 
 import torch
 
-from capgate import compat
+from ..common.schedule.operation import CHUNK_KEYS
+from .calls import Calls, call
+from .operands import DENSE, PAGED, Dense, Paged
+from .operation import dense, paged
 
-from ..common.cache import check_address, check_blocks
-from ..common.checks import (
-    check_among,
-    check_apart,
-    check_choice,
-    check_flag,
-    check_output,
-    check_shared,
-    check_variant,
-)
-from ..common.logits import FLOATS, FP8, LOGITS, empty_logits
-from ..common.rules import MAX_NEXT
-from ..common.schedule import operands as scheduled
-from ..common.schedule.operation import CHUNK_KEYS, CHUNKS
-from ..common.torch_ops import register
-from .operands import DENSE, PAGED, Dense, Inputs, Paged
-from .operation import CANDIDATE_BLOCKS, MOST_ROWS, Problem, dense, paged
-
-REPEATS, PAGED_REPEATS = compat.Repeats(dense), compat.Repeats(paged)
-MAX_CELLS = 2**30  # of a row, so that a cell and the end of its tile are 32 bits wide
+DENSE_CALLS, PAGED_CALLS = Calls(dense, DENSE), Calls(paged, PAGED)
 
 
 def sparse_mqa_logits(
@@ -109,28 +90,7 @@ def sparse_mqa_logits(
         The variant that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
     inputs = Dense(q, k, k_scale, weights, starts, ends, candidates, schedule)
-    arguments = (candidate_block, relative, clean_logits, schedule_chunk_keys, logits_dtype, variant)
-    call = REPEATS.call((*inputs, out), *arguments)
-    if call is not None:
-        done: torch.Tensor | None = REPEATS.launched(call, out, partial(_new, inputs, candidate_block, logits_dtype))
-        if done is not None:
-            return done
-    DENSE.check(inputs, "the logits")
-    check_flag("relative", relative)
-    options = _check(inputs, candidate_block, clean_logits, schedule_chunk_keys, logits_dtype, variant, dense)
-    if k_scale.ndim == 2:
-        inputs = inputs._replace(k_scale=k_scale[:, 0])
-    if out is None:
-        logits: torch.Tensor = torch.ops.capgate.sparse_mqa_logits(*inputs, logits_dtype, *options, relative)
-    else:
-        check_output(out, _shape(inputs, options[0]), q.device, logits_dtype, LOGITS)
-        torch.ops.capgate.sparse_mqa_logits_out(*inputs, out, *options, relative)
-        logits = out
-    if call is not None:
-        problem = partial(describe, inputs, logits.dtype, options[0], clean_logits)
-        kept = {"candidate_block": options[0], "clean_logits": clean_logits, "chunk_keys": options[3], "relative": relative}
-        REPEATS.keep(call, problem, (inputs, logits), variant, **kept)
-    return logits
+    return call(DENSE_CALLS, inputs, out, relative, candidate_block, clean_logits, schedule_chunk_keys, logits_dtype, variant)
 
 
 def paged_sparse_mqa_logits(
@@ -204,127 +164,4 @@ def paged_sparse_mqa_logits(
         As :func:`sparse_mqa_logits`.
     """
     inputs = Paged(q, kv_cache, weights, context_lens, block_table, candidates, schedule)
-    arguments = (candidate_block, clean_logits, layout, schedule_chunk_keys, logits_dtype, variant)
-    call = PAGED_REPEATS.call((*inputs, out), *arguments)
-    if call is not None:
-        done: torch.Tensor | None = PAGED_REPEATS.launched(call, out, partial(_new, inputs, candidate_block, logits_dtype))
-        if done is not None:
-            return done
-    PAGED.check(inputs, "the logits")
-    check_blocks(kv_cache, layout)
-    options = _check(inputs, candidate_block, clean_logits, schedule_chunk_keys, logits_dtype, variant, paged)
-    if out is None:
-        logits: torch.Tensor = torch.ops.capgate.paged_sparse_mqa_logits(*inputs, logits_dtype, *options, layout)
-    else:
-        check_output(out, _shape(inputs, options[0]), q.device, logits_dtype, LOGITS)
-        torch.ops.capgate.paged_sparse_mqa_logits_out(*inputs, out, *options, layout)
-        logits = out
-    if call is not None:
-        problem = partial(describe, inputs, logits.dtype, options[0], clean_logits, layout)
-        kept = {"candidate_block": options[0], "clean_logits": clean_logits, "chunk_keys": options[3], "layout": layout}
-        PAGED_REPEATS.keep(call, problem, (inputs, logits), variant, **kept)
-    return logits
-
-
-def describe(
-    inputs: Inputs, logits_dtype: torch.dtype, candidate_block: int, clean_logits: bool, layout: str = "flat"
-) -> Problem:
-    """The class of calls that one with these operands and an output of this dtype belongs to."""
-    q, (heads, dim) = inputs.q, inputs.q.shape[-2:]
-    together = len(inputs.weights) // max(1, len(inputs.candidates))
-    list_rows = min(1 << max(0, together - 1).bit_length(), MOST_ROWS)
-    floats = FLOATS[inputs.weights.dtype], FLOATS[logits_dtype]
-    problem = Problem(q.device, heads, dim, FP8[q.dtype], clean_logits, candidate_block, list_rows=list_rows)
-    problem = problem._replace(weights_dtype=floats[0], logits_dtype=floats[1])
-    if isinstance(inputs, Paged):
-        check_address(inputs.kv_cache)
-        return problem._replace(next_n=q.shape[1], block_size=inputs.kv_cache.shape[1], layout=layout)
-    step, element = inputs.k.stride()
-    words = element == 1 and step % 4 == 0 and inputs.k.data_ptr() % 4 == 0
-    return problem._replace(packed_words=words)
-
-
-def _check(
-    inputs: Inputs,
-    candidate_block: int,
-    clean_logits: bool,
-    chunk_keys: int,
-    logits_dtype: torch.dtype,
-    variant: str | None,
-    operation: compat.Operation[Problem],
-) -> tuple[int, bool, str | None, int]:
-    """The options of both functions as the operators take them; TypeError or ValueError for what they do not take."""
-    candidate_block = check_among("candidate_block", candidate_block, CANDIDATE_BLOCKS)
-    rows, lists = len(inputs.weights), len(inputs.candidates)
-    if isinstance(inputs, Paged) and lists not in (rows, len(inputs.q)):
-        raise ValueError(f"candidates: got {lists} lists, needs {rows}, one for each row, or {len(inputs.q)} of requests")
-    check_shared("candidates", inputs.candidates, rows)
-    if rows > MAX_NEXT * lists:
-        raise ValueError(f"candidates: got a list for {rows // lists} rows each, needs {MAX_NEXT} rows at most to share one")
-    if inputs.candidates.shape[1] * candidate_block > MAX_CELLS:
-        raise ValueError(f"candidates: got {inputs.candidates.shape[1]} blocks, needs {MAX_CELLS // candidate_block} at most")
-    scheduled.check_given(inputs.schedule)
-    check_flag("clean_logits", clean_logits)
-    chunk_keys = check_among("schedule_chunk_keys", chunk_keys, CHUNKS)
-    check_choice("logits_dtype", logits_dtype, LOGITS)
-    check_variant("variant", variant, operation)
-    return candidate_block, clean_logits, variant, chunk_keys
-
-
-def _shape(inputs: Inputs, candidate_block: int) -> tuple[int, int]:
-    return len(inputs.weights), inputs.candidates.shape[1] * candidate_block
-
-
-def _new(inputs: Inputs, candidate_block: int, logits_dtype: torch.dtype) -> torch.Tensor:
-    return empty_logits(_shape(inputs, candidate_block), inputs.q.device, logits_dtype)
-
-
-def _empty(inputs: Inputs, logits_dtype: torch.dtype, candidate_block: int, *options: object) -> torch.Tensor:
-    return _new(inputs, candidate_block, logits_dtype)
-
-
-def _launch(
-    inputs: Inputs,
-    out: torch.Tensor,
-    candidate_block: int,
-    clean_logits: bool,
-    variant: str | None,
-    chunk_keys: int,
-    place: bool | str,
-) -> None:
-    """Run the chosen variant, unless there is no cell to write.
-
-    place : ``relative`` of packed keys, ``layout`` of a cache
-    """
-    options: dict[str, Any] = {"candidate_block": candidate_block, "clean_logits": clean_logits, "chunk_keys": chunk_keys}
-    if isinstance(inputs, Paged):
-        operation, options["layout"] = paged, place
-        problem = describe(inputs, out.dtype, candidate_block, clean_logits, str(place))
-    else:
-        operation, options["relative"] = dense, place
-        problem = describe(inputs, out.dtype, candidate_block, clean_logits)
-    if out.numel() == 0:  # a variant that cannot run is an error for empty calls too
-        operation.select(problem, variant)
-        return
-    operation(problem, inputs, out, variant=variant, **options)
-
-
-def _launch_into(inputs: Inputs, out: torch.Tensor, *options: Any) -> None:
-    """Operators ``capgate::sparse_mqa_logits_out`` and ``capgate::paged_sparse_mqa_logits_out``: ``out`` is the caller's."""
-    check_apart("out", out, inputs)
-    _launch(inputs, out, *options)
-
-
-def _launch_new(inputs: Inputs, logits_dtype: torch.dtype, candidate_block: int, *options: Any) -> torch.Tensor:
-    """Operators ``capgate::sparse_mqa_logits`` and ``capgate::paged_sparse_mqa_logits``: the same into a new tensor."""
-    out = _new(inputs, candidate_block, logits_dtype)
-    _launch(inputs, out, candidate_block, *options)
-    return out
-
-
-_OPTIONS = "SymInt candidate_block, bool clean_logits, str? variant, int schedule_chunk_keys"
-_RELATIVE, _LAYOUT = f"{_OPTIONS}, bool relative", f"{_OPTIONS}, str layout"
-register("sparse_mqa_logits", DENSE, f"ScalarType logits_dtype, {_RELATIVE}", "Tensor", _launch_new, _empty)
-register("sparse_mqa_logits_out", DENSE, f"Tensor(a!) out, {_RELATIVE}", "()", _launch_into)
-register("paged_sparse_mqa_logits", PAGED, f"ScalarType logits_dtype, {_LAYOUT}", "Tensor", _launch_new, _empty)
-register("paged_sparse_mqa_logits_out", PAGED, f"Tensor(a!) out, {_LAYOUT}", "()", _launch_into)
+    return call(PAGED_CALLS, inputs, out, layout, candidate_block, clean_logits, schedule_chunk_keys, logits_dtype, variant)

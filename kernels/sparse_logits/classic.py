@@ -1,11 +1,12 @@
-"""Classic Triton, one source for 3.5.1 to 3.9.0 on CUDA and HIP.
+"""Classic Triton, one source for 3.5.1 to 3.9.0 on CUDA and HIP, and for keys in fp8 and in MX formats.
 
     logits[i, j * C + o] = scale * sum_h weights[i, h] * relu(q[i, h, :] . key)    of key o in the block candidates[i, j]
 
 C being the keys of a candidate block. The keys of all lists, cut into chunks, are shared out evenly among a fixed number of
 programs by a schedule, and each walks its chunks from one list to the next, as in the paged kernel. A tile gathers its keys
 block by block: only the listed ones are read, once for the rows of a program that share a list and begin at the same key.
-Packed keys are a cache whose blocks hold one key and whose table need not be read.
+Packed keys are a cache whose blocks hold one key and whose table need not be read. In MX formats there is no ``scale``: q and
+keys are values times their scales, and products are made as in mx_mqa_logits.
 """
 
 from typing import Any
@@ -17,12 +18,16 @@ import triton.language as tl
 from capgate import compat
 
 from ..common.cache import LAYOUTS, keys_of, readable, scales_of
-from ..common.device.classic import fill, fn_to_fnuz, load_keys, operands, rounded, score
-from ..common.device.windows import keys_of_share, load_share, near_block, next_turn, row_keys
-from ..common.rules import padded_heads, product_options
+from ..common.device.classic import fill, fn_to_fnuz, head_sums, load_keys, operands, rounded, score
+from ..common.device.mx import mx_products, mx_query, scale_octets
+from ..common.device.windows import keys_of_share, load_share, next_turn, row_keys
+from ..common.key_formats import SCALE_BYTES
+from ..common.mx_cache import pages_of
+from ..common.rules import mx_product_options, padded_heads, product_options
 from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
-from .operands import Dense, Inputs, Paged
+from .device import load_candidates, load_entries, load_scales, locate_keys, longest_from, places_of
+from .operands import Cached, Inputs, Mx, MxDense, MxPaged, Packed
 from .operation import Problem
 from .tunings import classic as tuning
 
@@ -31,72 +36,11 @@ MAX_KEYS = 2**30  # that a row of a request can see, so that a position is 32 bi
 
 
 @triton.jit
-def load_candidates(
-    lines, tile, entries, stride_cc, CANDIDATE: tl.constexpr, BLOCK_KEYS: tl.constexpr, INDEX: tl.constexpr
-):  # fmt: skip
-    """The candidate blocks, uint32 [BLOCK_KEYS], of a tile's cells; of cells past a row's ``entries`` the last one's."""
-    entry = tl.minimum(tile * (BLOCK_KEYS // CANDIDATE) + tl.arange(0, BLOCK_KEYS) // CANDIDATE, entries - 1)
-    return tl.load(lines + entry.to(INDEX) * stride_cc).to(tl.uint32)
-
-
-@triton.jit
-def places_of(block, first_block, count, CANDIDATE: tl.constexpr):
-    """Which of the row's keys, uint32, the cells of candidate blocks are of: from ``count`` on those that it does not see."""
-    # Below the first block is a large number, and whatever lies past the last block stands for the one behind it.
-    nearest = tl.minimum(block - first_block.to(tl.uint32), tl.cdiv(count, CANDIDATE).to(tl.uint32))
-    return nearest * CANDIDATE + (tl.arange(0, block.shape[0]) % CANDIDATE).to(tl.uint32)
-
-
-@triton.jit
-def load_entries(table, place, count, stride_tk, BLOCK: tl.constexpr):
-    """The entries of a request's row of the table, uint32, for its keys at these places; of packed keys nothing is loaded."""
-    if BLOCK == 0:
-        return place
-    else:  # noqa: RET505 - what is behind a constexpr's return is compiled, too
-        near = tl.minimum(place, count.to(tl.uint32) - 1)
-        return tl.load(table + (near // BLOCK).to(tl.int64) * stride_tk).to(tl.uint32)
-
-
-@triton.jit
-def locate_keys(place, entry, first, count, num_blocks, BLOCK: tl.constexpr):
-    """(block, place in it, place) as :func:`load_keys` takes the first two: a packed key is a block of one.
-
-    The last is ``place``, or ``count`` where there is no key to score. Blocks and places in them may be read in any case.
-
-    entry : what :func:`load_entries` found
-    """
-    count = count.to(tl.uint32)
-    near, seen = tl.minimum(place, count - 1), tl.minimum(place, count)
-    if BLOCK == 0:
-        return first.to(tl.int64) + near.to(tl.int64), tl.zeros_like(near), seen
-    else:  # noqa: RET505 - as above
-        return near_block(entry, num_blocks).to(tl.int64), near % BLOCK, tl.where(entry < num_blocks, seen, count)
-
-
-@triton.jit
-def longest_from(
-    first, base_row, rows_left, starts, ends, num_rows, most, stride_starts, stride_ends, stride_next, NEXT_N: tl.constexpr,
-    ROW_LENS: tl.constexpr, WINDOWS: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """How many keys the longest of ROWS rows sees, of those whose first key is ``first``.
-
-    Rows are read one by one into scalars: AMD's compiler would not know a reduction to agree in all lanes.
-    """
-    longest = tl.minimum(rows_left, 0)
-    for r in tl.static_range(ROWS):
-        begin, count = row_keys(
-            base_row + tl.minimum(r, rows_left - 1), starts, ends, num_rows, most, stride_starts, stride_ends, stride_next,
-            NEXT_N, ROW_LENS, WINDOWS,
-        )  # fmt: skip
-        longest = tl.where(begin == first, tl.maximum(longest, count), longest)
-    return longest
-
-
-@triton.jit
 def sparse_mqa_logits_kernel(
-    q,  # [num_rows / NEXT_N, NEXT_N, H, D] fp8
-    keys,  # [num_keys, D] fp8, or a cache's as the paged kernel takes them
-    scales,  # [num_keys] float32, or [num_blocks, BLOCK]
+    q,  # [num_rows / NEXT_N, NEXT_N, H, Q_BYTES] fp8, or uint8 of an MX format
+    q_scale,  # [num_rows / NEXT_N, NEXT_N, H] int32, of an MX format
+    keys,  # [num_keys, KEY_BYTES] as q, or a cache's as the paged kernels take them
+    scales,  # [num_keys] float32, or [num_blocks, BLOCK]; of an MX format [num_keys] int32, or [num_blocks, BLOCK * 4] uint8
     weights,  # [num_rows, H] float32 or bfloat16
     starts,  # [num_rows] int32, of packed keys
     ends,  # [num_rows] int32, or a cache's lengths as windows.seen takes them
@@ -115,6 +59,9 @@ def sparse_mqa_logits_kernel(
     stride_qn,
     stride_qh,
     stride_qd,
+    stride_sb,
+    stride_sn,
+    stride_sh,
     stride_keys,
     stride_kd,
     stride_scales,
@@ -132,6 +79,8 @@ def sparse_mqa_logits_kernel(
     NEXT_N: tl.constexpr,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
+    Q_BYTES: tl.constexpr,
+    KEY_BYTES: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
     CANDIDATE: tl.constexpr,
     RELATIVE: tl.constexpr,
@@ -139,11 +88,16 @@ def sparse_mqa_logits_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,  # 0 for packed keys
     TILE: tl.constexpr,
+    SCALE_TILE: tl.constexpr,
+    SCALE_LANES: tl.constexpr,
+    BY_SIXTEENS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     CHUNK: tl.constexpr,
     STRIP: tl.constexpr,
     CLEAN: tl.constexpr,
     ROW_LENS: tl.constexpr,
+    MX: tl.constexpr,
+    SCALED: tl.constexpr,
     TO_FNUZ: tl.constexpr,
     WORD: tl.constexpr,
     MAXIMUM: tl.constexpr,
@@ -179,7 +133,7 @@ def sparse_mqa_logits_kernel(
     column = tl.arange(0, ROWS * PADDED_HEADS)
     head = column % PADDED_HEADS
     near_head = tl.minimum(head, HEADS - 1).to(INDEX)
-    dim = tl.arange(0, DIM)
+    query_byte = tl.arange(0, Q_BYTES)
     near_cell = tl.arange(0, BLOCK_KEYS)
     num_blocks = tl.full((), num_blocks, tl.uint32)
     rows_left = list_rows - first_in_list
@@ -217,7 +171,12 @@ def sparse_mqa_logits_kernel(
             tl.debug_barrier()
             row64 = base_row.to(tl.int64) + row_of_column
             query_rows = q + row64 // NEXT_N * stride_qb + row64 % NEXT_N * stride_qn + near_head * stride_qh
-            query = tl.load(query_rows[None, :] + (dim.to(INDEX) * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
+            if MX:
+                octet = tl.load(query_rows[:, None] + (query_byte.to(INDEX) * stride_qd)[None, :])
+                scale_rows = q_scale + row64 // NEXT_N * stride_sb + row64 % NEXT_N * stride_sn + near_head * stride_sh
+                query, more = mx_query(octet, scale_octets(tl.load(scale_rows), DIM), DIM, KEY_BYTES < DIM, SCALED, CUTS)
+            else:
+                query = tl.load(query_rows[None, :] + (query_byte.to(INDEX) * stride_qd)[:, None])  # [DIM, ROWS * PADDED_HEADS]
             weight = tl.load(weights + row64 * stride_ws + near_head * stride_wh, mask=head < HEADS, other=0.0).to(tl.float32)
             query, weight = operands(query, weight, TO_FNUZ, MAXIMUM)
 
@@ -238,7 +197,9 @@ def sparse_mqa_logits_kernel(
             place = places_of(block, first_block, count, CANDIDATE)
             entry = load_entries(pages, place, count, stride_tk, BLOCK)
             page, inside, seen = locate_keys(place, entry, first, count, num_blocks, BLOCK)
-            scale = tl.load(scales + page * stride_scales + inside)
+            scale = load_scales(
+                scales, page, inside, stride_scales, DIM, MX, BLOCK, SCALE_TILE, SCALE_LANES, BY_SIXTEENS
+            )  # fmt: skip
             block = load_candidates(lines, my_first + splits, entries, stride_cc, CANDIDATE, BLOCK_KEYS, INDEX)
             place = places_of(block, first_block, count, CANDIDATE)
             entry = load_entries(pages, place, count, stride_tk, BLOCK)
@@ -248,11 +209,15 @@ def sparse_mqa_logits_kernel(
                 key_place = places_of(key_block, first_block, count, CANDIDATE)
                 key_entry = load_entries(pages, key_place, count, stride_tk, BLOCK)
                 key_page, key_inside, key_place = locate_keys(key_place, key_entry, first, count, num_blocks, BLOCK)
-                key = load_keys(words, key_page, key_inside, stride_keys, stride_kd, DIM, TILE, WORD, INDEX)
-                if TO_FNUZ:
-                    key = fn_to_fnuz(key)
-                    scale *= 4.0  # both operands were halved
-                logit = score(query, weight, key, ROWS, PADDED_HEADS, MAXIMUM) * scale[:, None]
+                key = load_keys(words, key_page, key_inside, stride_keys, stride_kd, KEY_BYTES, TILE, WORD, INDEX)
+                if MX:
+                    products = mx_products(key, scale, query, more, DIM, SCALED, CUTS)
+                    logit = head_sums(products, weight, ROWS, PADDED_HEADS, MAXIMUM)
+                else:
+                    if TO_FNUZ:
+                        key = fn_to_fnuz(key)
+                        scale *= 4.0  # both operands were halved
+                    logit = score(query, weight, key, ROWS, PADDED_HEADS, MAXIMUM) * scale[:, None]
                 base = tile * BLOCK_KEYS
                 cell = out + base.to(tl.int64) * stride_on + row_offset[None, :] + (near_cell.to(INDEX) * stride_on)[:, None]
                 mine = (base + near_cell)[:, None] < written[None, :]
@@ -262,7 +227,9 @@ def sparse_mqa_logits_kernel(
                 tl.store(cell, tl.full((BLOCK_KEYS, ROWS), float("-inf"), tl.float32), mask=mine & ~held)
 
                 page, inside, seen = locate_keys(place, entry, first, count, num_blocks, BLOCK)
-                scale = tl.load(scales + page * stride_scales + inside)
+                scale = load_scales(
+                    scales, page, inside, stride_scales, DIM, MX, BLOCK, SCALE_TILE, SCALE_LANES, BY_SIXTEENS
+                )  # fmt: skip
                 place = places_of(block, first_block, count, CANDIDATE)
                 entry = load_entries(pages, place, count, stride_tk, BLOCK)
                 block = load_candidates(lines, tile + 3 * splits, entries, stride_cc, CANDIDATE, BLOCK_KEYS, INDEX)
@@ -284,41 +251,40 @@ def prepare(
 
     With ``clean_logits`` every other cell becomes -inf.
     """
-    q, weights, candidates = inputs.q, inputs.weights, inputs.candidates
-    heads, dim = q.shape[-2:]
+    weights, candidates = inputs.weights, inputs.candidates
+    q, q_scale, q_strides, products = _queries(problem, inputs)
+    heads, q_bytes = q.shape[-2:]
     tune, caps = tuning(problem), compat.capabilities(problem.device)
-    products = product_options(problem.device, problem.dtype)
     lanes = max(32, caps.target.warp_size)  # the interpreter has one lane, and no use for short strips
     strip = 16 * lanes * tune.num_warps  # four 16-byte stores a lane, or two of bfloat16
 
-    sources, sizes, where = _cached(inputs, layout) if isinstance(inputs, Paged) else _packed(inputs)
+    sources, sizes, where = _cached(inputs, layout) if isinstance(inputs, Cached) else _packed(inputs)
     keys, scales, starts, ends, table = sources
     rows, (lists, listed), width = len(weights), candidates.shape, out.shape[1]
     list_rows, next_n = rows // lists, problem.next_n or 1
     groups, slots = -(-list_rows // tune.rows), workers_that_fit(problem.device, tune.resident, 1)
     lens_strides = ends.stride() if ends.ndim == 2 else (ends.stride(0), 0)
-    q_strides = q.stride() if q.ndim == 4 else (q.stride(0), 0, *q.stride()[1:])
     packed_words = problem.next_n is not None or problem.packed_words
     before: tuple[compat.Launch, ...] = ()
     schedule = inputs.schedule
     if schedule is None:
         each, last = (None, slice(None)) if list_rows > 1 and next_n > 1 else (next_n, slice(list_rows - 1, None, list_rows))
         lens = ends if next_n > 1 else ends[last]
-        begins = None if isinstance(inputs, Paged) else starts[last]
+        begins = None if isinstance(inputs, Cached) else starts[last]
         shared = workers_that_fit(problem.device, tune.resident, groups)
         schedule, before = new_schedule(lens, shared, chunk_keys, starts=begins, rows=each, most=width)
     splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
     if groups > 1:  # all programs have the same work: several waves of them, so that the last one is a small part
         splits = max(splits, -(-WAVES * slots // (groups * (schedule.shape[0] - 1))))
     farthest = max(  # element that a program reaches from its base pointers
-        heads * q_strides[2] + dim * q_strides[3],
-        heads * weights.stride(1),
-        dim * keys.stride(-1),
+        heads * q_strides[2] + q_bytes * q_strides[3],
+        heads * max(q_strides[6], weights.stride(1)),
+        where["KEY_BYTES"] * keys.stride(-1),
         listed * candidates.stride(1),
         max(strip, tune.block_keys) * out.stride(1),
     )
     arguments = (
-        *(q, keys, scales, weights, starts, ends, table, candidates, schedule, out),
+        *(q, q_scale, keys, scales, weights, starts, ends, table, candidates, schedule, out),
         *(rows, list_rows, *sizes, listed, rows * -(-width // strip), splits),
         *(*q_strides, keys.stride(0), keys.stride(-1), scales.stride(0), *weights.stride()),
         *(starts.stride(0), *lens_strides, *table.stride(), *candidates.stride(), *out.stride()),
@@ -326,11 +292,11 @@ def prepare(
     keywords = {
         "NEXT_N": next_n,
         "HEADS": heads,
-        "DIM": dim,
+        "DIM": problem.dim,
+        "Q_BYTES": q_bytes,
         "PADDED_HEADS": padded_heads(heads),
         "CANDIDATE": candidate_block,
         "RELATIVE": relative,
-        "TILE": LAYOUTS[layout],
         "SHARED": list_rows > 1,
         "ROWS": tune.rows,
         "BLOCK_KEYS": tune.block_keys,
@@ -353,22 +319,43 @@ def prepare(
 
 
 Place = tuple[tuple[torch.Tensor, ...], tuple[int, int], dict[str, Any]]
+_OF_ONE = {"TILE": 1, "SCALE_TILE": 1, "SCALE_LANES": 1, "BY_SIXTEENS": False}  # a block of one key, or a flat one
 
 
-def _packed(inputs: Dense) -> Place:
+def _packed(inputs: Packed) -> Place:
     """Where keys lie side by side: (keys, scales, starts, ends, table), (blocks, keys that there are), constants."""
-    _, k, k_scale, _, starts, ends, candidates, _ = inputs
-    return (k, k_scale, starts, ends, candidates), (1, k.shape[0]), {"BLOCK": 0}
+    k = inputs.k.view(torch.uint8) if isinstance(inputs, MxDense) else inputs.k
+    tensors = (k, inputs.k_scale, inputs.starts, inputs.ends, inputs.candidates)
+    return tensors, (1, k.shape[0]), {"BLOCK": 0, "KEY_BYTES": k.shape[1], **_OF_ONE}
 
 
-def _cached(inputs: Paged, layout: str) -> Place:
+def _cached(inputs: Cached, layout: str) -> Place:
     """As :func:`_packed` of a cache."""
-    _, kv_cache, _, lens, table, _, _ = inputs
-    blocks, block = kv_cache.shape[:2]
-    readable_cache = readable(kv_cache)
-    keys, scales = keys_of(readable_cache).view(inputs.q.dtype), scales_of(readable_cache)
+    lens, table = inputs.context_lens, inputs.block_table
+    blocks, block, _, width = inputs.kv_cache.shape
+    kv_cache, where = readable(inputs.kv_cache), {"BLOCK": block, "KEY_BYTES": width - SCALE_BYTES}
+    if isinstance(inputs, MxPaged):
+        keys, scales, _, _, at = pages_of(kv_cache, None, layout)
+        where |= {"TILE": at.tile_of(block), "SCALE_TILE": at.scale_tile_of(block)}
+        where |= {"SCALE_LANES": at.scale_lanes, "BY_SIXTEENS": at.by_sixteens}
+    else:
+        keys, scales = keys_of(kv_cache).view(inputs.q.dtype), scales_of(kv_cache)
+        where |= {**_OF_ONE, "TILE": LAYOUTS[layout]}
     most = min(table.shape[1] * block, MAX_KEYS)
-    return (keys, scales, lens, lens, table), (blocks, most), {"BLOCK": block}
+    return (keys, scales, lens, lens, table), (blocks, most), where
+
+
+def _queries(problem: Problem, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...], dict[str, bool]]:
+    """(queries, their scales, strides of both, what the kernel is told of products); the scales of fp8 queries are not read."""
+    q = inputs.q
+    steps = q.stride() if q.ndim == 4 else (q.stride(0), 0, *q.stride()[1:])
+    if not isinstance(inputs, Mx):
+        products = {"MX": False, "SCALED": False, **product_options(problem.device, problem.dtype)}
+        return q, q, (*steps, 0, 0, 0), products
+    of_scales = inputs.q_scale.stride()
+    steps += of_scales if len(of_scales) == 3 else (of_scales[0], 0, of_scales[1])
+    products = {"MX": True, "TO_FNUZ": False, **mx_product_options(problem.device, problem.dim)}
+    return q.view(torch.uint8), inputs.q_scale, steps, products
 
 
 def workers(problem: Problem) -> int:

@@ -1,12 +1,15 @@
-"""The variants of sparse_mqa_logits and paged_sparse_mqa_logits, in the order in which they are tried, and what each takes."""
+"""The variants of the sparse logits' operations, in the order in which they are tried, and what each takes."""
 
+from itertools import product
 from typing import Any, NamedTuple
 
 from capgate import compat
 
+from ..common.key_formats import FORMATS, PAIRS, SCALE_BYTES, mx_output_of
 from ..common.rules import (
     FLOAT32,
     check_sizes,
+    classic_runs,
     classic_scores,
     interpreted_when_named,
     native_fp8,
@@ -16,6 +19,7 @@ from ..common.rules import (
 
 MOST_ROWS = 8  # that any kernel scores at a time
 MODES = {"unclean": (False, 1), "clean": (True, 1), "shared": (False, MOST_ROWS)}  # clean_logits, and rows that share a list
+MX_MODES = {f"{pair}-{mode}": (*PAIRS[pair], *MODES[mode]) for pair, mode in product(PAIRS, MODES)}
 CANDIDATE_BLOCKS = (8, 16, 32, 64)  # keys of a candidate block; engines have 8 and 16
 
 
@@ -23,13 +27,14 @@ class Problem(NamedTuple):
     """One class of calls.
 
     device : a ``torch.device``, or a target to ask about (``"hip:gfx950"``)
-    dtype : of query and key, "float8_e4m3fn" or "float8_e4m3fnuz"
+    dtype : of query and key, "float8_e4m3fn" or "float8_e4m3fnuz"; or the query's MX format, "mxfp8" or "mxfp4"
     candidate_block : keys of a candidate block
     next_n : rows of a request, whose keys are in a paged cache; None for packed keys
     block_size, layout : of the cache
     list_rows : rows that share a list, rounded up to a power of two, and at most MOST_ROWS
     packed_words : whether packed keys can be loaded in words of four bytes
     weights_dtype, logits_dtype : "float32" or "bfloat16"
+    k_format : the key's MX format; None where query and key are of one fp8 dtype
     """
 
     device: Any
@@ -45,6 +50,7 @@ class Problem(NamedTuple):
     packed_words: bool = True
     weights_dtype: str = FLOAT32
     logits_dtype: str = FLOAT32
+    k_format: str | None = None
 
 
 def example(device: Any) -> Problem:
@@ -71,48 +77,81 @@ def example_paged_problem(device: Any, heads: int, dim: int, mode: str, dtype: s
     return problem._replace(next_n=problem.list_rows)
 
 
+def mx_example(device: Any) -> Problem:
+    """As :func:`example` in mxfp4."""
+    return Problem(device, 32, 128, "mxfp4", False, k_format="mxfp4")
+
+
+def mx_example_paged(device: Any) -> Problem:
+    """As :func:`mx_example`, of decode from a paged cache."""
+    return mx_example(device)._replace(next_n=1)
+
+
+def mx_example_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | None = None) -> Problem:
+    """As :func:`mx_example` with these sizes and mode (see :func:`mx_output_of`); ValueError for what does not exist."""
+    check_sizes(heads, dim)
+    (q_format, k_format, clean_logits, list_rows), floats = mx_output_of(mode, MX_MODES, dim, dtype)
+    options: dict[str, Any] = {"list_rows": list_rows, "weights_dtype": floats, "logits_dtype": floats, "k_format": k_format}
+    return Problem(device, heads, dim, q_format, clean_logits, **options)
+
+
+def mx_example_paged_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | None = None) -> Problem:
+    """As :func:`mx_example_problem` for :func:`mx_example_paged`."""
+    problem = mx_example_problem(device, heads, dim, mode, dtype)
+    return problem._replace(next_n=problem.list_rows)
+
+
 def example_call(problem: Problem) -> compat.ExampleCall:
     """A call of 256 rows with 2048 candidate blocks each, of 131072 keys, for an offline compile."""
     import torch
 
-    from .operands import Dense, Paged
+    from ..common.mx_operands import FORMAT_OF
+    from .operands import Dense, Inputs, MxDense, MxPaged, Paged
 
-    def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    dtypes = {name: dtype for dtype, name in FORMAT_OF.items()}
+
+    def meta(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    def integers(*shape: int) -> torch.Tensor:
-        return meta(*shape, dtype=torch.int32)
+    def values(name: str, *shape: int) -> torch.Tensor:
+        dtype = dtypes[name] if problem.k_format else getattr(torch, problem.dtype)
+        return meta(*shape, FORMATS[name].key_bytes(problem.dim), dtype=dtype)
 
-    requests, keys, listed, fp8 = 256, 131072, 2048, getattr(torch, problem.dtype)
-    rows = requests * (problem.next_n or 1)
-    q = meta(rows, problem.heads, problem.dim, dtype=fp8)
-    weights = meta(rows, problem.heads, dtype=getattr(torch, problem.weights_dtype))
-    candidates, schedule = integers(rows // problem.list_rows, listed), integers(257, 2)
-    inputs: Dense | Paged
+    requests, keys, listed, heads = 256, 131072, 2048, problem.heads
+    rows, blocks = requests * (problem.next_n or 1), keys // problem.block_size
+    q_format, k_format = (problem.dtype, problem.k_format) if problem.k_format else ("fp8", "fp8")
+    lines = (rows,) if problem.next_n is None else (requests, problem.next_n)
+    q, q_scale = values(q_format, *lines, heads), meta(*lines, heads)
+    weights = meta(rows, heads, dtype=getattr(torch, problem.weights_dtype))
+    candidates, schedule = meta(rows // problem.list_rows, listed), meta(257, 2)
+    inputs: Inputs
     options: dict[str, Any] = {"clean_logits": problem.clean_logits, "candidate_block": problem.candidate_block}
     if problem.next_n is None:
-        k, k_scale, window = meta(keys, problem.dim, dtype=fp8), meta(keys), integers(rows)
-        inputs = Dense(q, k, k_scale, weights, window, window, candidates, schedule)
+        k, window = values(k_format, keys), meta(rows)
+        others = (weights, window, window, candidates, schedule)
+        scale = meta(keys) if problem.k_format else meta(keys, dtype=torch.float32)
+        inputs = MxDense(q, q_scale, k, scale, *others) if problem.k_format else Dense(q, k, scale, *others)
         options["relative"] = False
     else:
-        blocks = keys // problem.block_size
-        kv_cache = meta(blocks, problem.block_size, 1, problem.dim + 4, dtype=torch.uint8)
-        q, lens, table = q.unflatten(0, (requests, problem.next_n)), integers(requests), integers(requests, blocks)
-        inputs = Paged(q, kv_cache, weights, lens, table, candidates, schedule)
+        width = FORMATS[k_format].key_bytes(problem.dim) + SCALE_BYTES
+        kv_cache = meta(blocks, problem.block_size, 1, width, dtype=torch.uint8)
+        others = (weights, meta(requests), meta(requests, blocks), candidates, schedule)
+        inputs = MxPaged(q, q_scale, kv_cache, *others) if problem.k_format else Paged(q, kv_cache, *others)
         options["layout"] = problem.layout
     out = meta(rows, listed * problem.candidate_block, dtype=getattr(torch, problem.logits_dtype))
     return compat.ExampleCall((inputs, out), options, padded_heads(problem.heads) * problem.dim)
 
 
 def _classic_accepts(problem: Problem) -> str | None:
-    return classic_scores(problem.device, problem.dtype)
+    return classic_runs(problem.device) if problem.k_format else classic_scores(problem.device, problem.dtype)
 
 
 def _classic_unless_named(problem: Problem) -> str | None:
     return interpreted_when_named(problem.device)
 
 
-def _variants(operation: compat.Operation[Problem]) -> compat.Operation[Problem]:
+def _operation(name: str, example: Any, examples: compat.Examples) -> compat.Operation[Problem]:
+    operation = compat.Operation(name, example=example, examples=examples, offers=("tuning", "workers"))
     operation.add(
         compat.Variant(
             "classic",
@@ -126,19 +165,10 @@ def _variants(operation: compat.Operation[Problem]) -> compat.Operation[Problem]
     return operation
 
 
-dense = _variants(
-    compat.Operation(
-        "sparse_mqa_logits",
-        example=example,
-        examples=compat.Examples(example_problem, example_call, tuple(MODES)),
-        offers=("tuning", "workers"),
-    )
-)
-paged = _variants(
-    compat.Operation(
-        "paged_sparse_mqa_logits",
-        example=example_paged,
-        examples=compat.Examples(example_paged_problem, example_call, tuple(MODES)),
-        offers=("tuning", "workers"),
-    )
+_MX_MODES = ("mxfp4-unclean", "mxfp4-shared", "mxfp8-unclean")
+dense = _operation("sparse_mqa_logits", example, compat.Examples(example_problem, example_call, tuple(MODES)))
+paged = _operation("paged_sparse_mqa_logits", example_paged, compat.Examples(example_paged_problem, example_call, tuple(MODES)))
+mx_dense = _operation("mx_sparse_mqa_logits", mx_example, compat.Examples(mx_example_problem, example_call, _MX_MODES))
+mx_paged = _operation(
+    "mx_paged_sparse_mqa_logits", mx_example_paged, compat.Examples(mx_example_paged_problem, example_call, _MX_MODES)
 )

@@ -8,13 +8,14 @@ from capgate import compat
 
 from ..common.checks import check_among, check_apart, check_integer, check_variant
 from ..common.logits import FP8
+from ..common.mx_operands import FORMAT_OF, check_dim
 from ..common.rules import MAX_NEXT
 from ..common.schedule import operands as scheduled
 from ..common.schedule import operation as scheduling
 from ..common.schedule.operation import CHUNK_KEYS, CHUNKS, workers_of
 from ..common.torch_ops import register
-from .operands import QUERIED, SHARED, Queried, Shared
-from .operation import CANDIDATE_BLOCKS, Problem, dense, paged
+from .operands import MX_QUERIED, QUERIED, SHARED, MxQueried, Queried, Shared
+from .operation import CANDIDATE_BLOCKS, Problem, dense, mx_dense, mx_paged, paged
 
 REPEATS = compat.Repeats(scheduling.operation)
 
@@ -117,11 +118,50 @@ def sparse_mqa_workers(q: torch.Tensor, *, candidate_block: int = 8, variant: st
         The variant that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
     QUERIED.check(Queried(q), "the logits")
-    operation = paged if q.ndim == 4 else dense
+    return _workers(q, paged if q.ndim == 4 else dense, candidate_block, variant, q.shape[-1], FP8[q.dtype])
+
+
+def mx_sparse_mqa_workers(q: torch.Tensor, *, candidate_block: int = 8, variant: str | None = None) -> int:
+    """As :func:`sparse_mqa_workers` for queries in MX formats, and keys in the queries' format.
+
+    Parameters
+    ----------
+    q : torch.Tensor, shape (S, H, Dq) or (B, next_n, H, Dq), float8_e4m3fn or uint8
+        Of :func:`mx_sparse_mqa_logits`, or of :func:`mx_paged_sparse_mqa_logits`. H is 1 to 128, Dq is 32, 64 or 128.
+    candidate_block : int
+    variant : str, optional
+        As the calls will have them.
+
+    Returns
+    -------
+    int
+        ``num_workers`` of :func:`sparse_mqa_schedule`.
+
+    Raises
+    ------
+    TypeError, ValueError, capgate.compat.CapabilityError
+        As :func:`sparse_mqa_workers`.
+    """
+    MX_QUERIED.check(MxQueried(q), "the logits")
+    key_format = FORMAT_OF[q.dtype]
+    return _workers(
+        q, mx_paged if q.ndim == 4 else mx_dense, candidate_block, variant, check_dim("q", q), key_format, key_format
+    )
+
+
+def _workers(
+    q: torch.Tensor,
+    operation: compat.Operation[Problem],
+    candidate_block: int,
+    variant: str | None,
+    dim: int,
+    dtype: str,
+    k_format: str | None = None,
+) -> int:
     check_variant("variant", variant, operation)
     candidate_block = check_among("candidate_block", candidate_block, CANDIDATE_BLOCKS)
-    (heads, dim), next_n = q.shape[-2:], q.shape[1] if q.ndim == 4 else None
-    problem = Problem(q.device, heads, dim, FP8[q.dtype], False, candidate_block, next_n)
+    next_n = q.shape[1] if q.ndim == 4 else None
+    problem = Problem(q.device, q.shape[-2], dim, dtype, False, candidate_block, next_n, k_format=k_format)
     return workers_of(operation, problem, variant)
 
 

@@ -1,4 +1,4 @@
-"""The tuning table of sparse_mqa_logits and paged_sparse_mqa_logits."""
+"""The tuning table of the sparse logits."""
 
 from functools import cache
 
@@ -22,13 +22,24 @@ CACHED = {**_OTHERS, "sm90": Tuning(block_keys=128, columns=128, num_warps=4, nu
 PACKED = {**_OTHERS, "sm90": Tuning(block_keys=128, columns=128, num_warps=4, num_stages=5, resident=3)}
 # Compiled, never timed: as many rows to a tile as in the dense kernel.
 SHARED = {**_OTHERS, "sm90": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=4, resident=3)}
+# Compiled, never timed: as mx_paged_mqa_logits, but for what spilled with Triton 3.5.1: four rows of 32 heads on sm120.
+MX_CACHED = {
+    **_OTHERS,
+    **dict.fromkeys(("sm100", "sm103"), Tuning(block_keys=128, columns=128, num_warps=8, num_stages=3, resident=2)),
+    "sm120": Tuning(block_keys=64, columns=64, num_warps=4, num_stages=3, resident=2),
+}
+# With two stages 8 to 40 registers spill on sm100 with Triton 3.6.0 and 3.8.0, with three 64 with 3.5.1, and 40 there on sm120.
+MX_PACKED = {**MX_CACHED, **{name: MX_CACHED[name]._replace(num_stages=1) for name in ("sm100", "sm103", "sm120")}}
 
 
 @cache
 def classic(problem: Problem) -> Tuning:
     """The row for a problem's target, cut to its heads, and to the rows that share a list."""
     target = compat.capabilities(problem.device).target
-    table = SHARED if problem.list_rows > 1 else PACKED if problem.next_n is None else CACHED
+    if problem.k_format is not None:
+        table = MX_PACKED if problem.next_n is None else MX_CACHED
+    else:
+        table = SHARED if problem.list_rows > 1 else PACKED if problem.next_n is None else CACHED
     row = row_for(table, target.label).with_rows(problem.list_rows, padded_heads(problem.heads))
     if target.backend == "hip" and row.columns == 32:
         # Two products of 32x32 in a tile: with more waves, two would compute the same.

@@ -224,7 +224,7 @@ def mx_formats(target: compat.Target) -> Iterator[Call]:
 def sparse(target: compat.Target) -> Iterator[Call]:
     """Logits of listed blocks, and the choice of blocks, by the calls that an offline compile makes."""
     logits, blocks = (import_module(f"capgate.kernels.{name}.operation") for name in ("sparse_logits", "candidate_blocks"))
-    for operation in (logits.dense, logits.paged, blocks.scoring, blocks.masking):
+    for operation in (logits.dense, logits.paged, logits.mx_dense, logits.mx_paged, blocks.scoring, blocks.masking):
         for mode in operation.examples.modes:
             problem = operation.examples.problem(target, 32, 128, mode)
             call = operation.examples.call(problem)

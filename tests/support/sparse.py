@@ -5,6 +5,9 @@ from typing import Any
 import torch
 
 from capgate.kernels.tools.verify.sparse import (
+    CACHED,
+    MxPagedSparseCall,
+    MxSparseCall,
     PagedSparseCall,
     SparseCall,
     check,
@@ -13,11 +16,14 @@ from capgate.kernels.tools.verify.sparse import (
     lists,
     make_call,
     make_paged_call,
+    mx_paged,
     paged,
     windows,
 )
 
 __all__ = [
+    "MxPagedSparseCall",
+    "MxSparseCall",
     "PagedSparseCall",
     "SparseCall",
     "check",
@@ -35,9 +41,9 @@ __all__ = [
 def poisoned(call: Any, block: int, *, relative: bool = True, layout: str = "flat") -> Any:
     """The call with NaN for the keys that no row lists, and for their scales; of a cache every other byte is 0xFF.
 
-    That is NaN in scales and in e4m3fn; in e4m3fnuz it is -240.
+    That is NaN in scales, in MX formats too, and in e4m3fn; in e4m3fnuz it is -240.
     """
-    (first, counts), cached = windows(call), isinstance(call, PagedSparseCall)
+    (first, counts), cached = windows(call), isinstance(call, CACHED)
     wanted = set()
     for row, (start, count) in enumerate(zip(first, counts, strict=True)):
         for number in call.candidates[row * len(call.candidates) // len(counts)].tolist()[: -(-count // block)]:
@@ -46,15 +52,18 @@ def poisoned(call: Any, block: int, *, relative: bool = True, layout: str = "fla
             wanted |= {(request, start + local + place) for place in range(block) if 0 <= local + place < count}
     if not cached:
         kept = torch.tensor([(0, key) in wanted for key in range(call.k.shape[0])])
+        if isinstance(call, MxSparseCall):
+            return call._replace(k_scale=call.k_scale.masked_fill(~kept, -1))
         octets = call.k.view(torch.uint8).masked_fill(~kept[:, None], 0x7F if call.k.dtype == torch.float8_e4m3fn else 0x80)
         return call._replace(k=octets.view(call.k.dtype), k_scale=call.k_scale.masked_fill(~kept, float("nan")))
     kv_cache, page = call.kv_cache, call.kv_cache.shape[1]
-    dim, memory = kv_cache.shape[3] - 4, torch.full_like(judge.storage_of(kv_cache, torch.uint8), 0xFF)
+    width, memory = kv_cache.shape[3] - 4, torch.full_like(judge.storage_of(kv_cache, torch.uint8), 0xFF)
     source = judge.storage_of(kv_cache, torch.uint8)
     for request, key in wanted:
         start = int(call.block_table[request, key // page]) * kv_cache.stride(0)
-        values = start + paged.byte_of(torch.tensor([key % page]), torch.arange(dim), dim, layout)
-        scales = start + page * dim + key % page * 4 + torch.arange(4)
+        inside = torch.tensor([key % page])
+        values = start + mx_paged.value_places(layout, inside, width, page)
+        scales = start + page * width + mx_paged.scale_places(layout, inside, 4, page)
         for places in (values, scales):
             memory[places] = source[places]
     return call._replace(kv_cache=memory.as_strided(kv_cache.shape, kv_cache.stride()))

@@ -42,7 +42,16 @@ SGL = (
     f"fp8_fp4_mqa_logits({DENSE}, clean_logits=False, max_seqlen_k=0, logits_dtype=None, schedule_meta=None)",
     INTERMEDIATE[4],
 )
+SPARSE = (
+    "get_sparse_mqa_logits_metadata(cu_seq_len_k_start, cu_seq_len_k_end, num_kv_tokens, sparse_kv_block_indices, qk_dtype, "
+    "sparse_block_kv, use_unaligned_ks=False)",
+    "fp8_fp4_sparse_mqa_logits(q, kv, weights, metadata, num_max_sparse_blocks, sparse_block_kv, use_unaligned_ks=False)",
+    "get_paged_sparse_mqa_logits_metadata(context_lens, block_table, indices, page_kv, sparse_kv_block_indices, qk_dtype, "
+    "sparse_block_kv)",
+    "fp8_fp4_paged_sparse_mqa_logits(q, kv_cache, weights, metadata, num_max_sparse_blocks, sparse_block_kv)",
+)
 CURRENT = (
+    *SPARSE,
     f"fp8_fp4_mqa_logits({DENSE}, max_seqlen_k, schedule_meta=None)",
     "get_mqa_logits_metadata(cu_seq_len_k_start, cu_seq_len_k_end, num_kv_tokens, num_heads)",
     f"fp8_fp4_paged_mqa_logits({PAGED}, indices=None)",

@@ -1,16 +1,19 @@
 """The paged functions, and the schedule that they share."""
 
+import math
 from typing import Annotated, Any, NamedTuple
 
 import torch
 
 from ...common.cache import LENGTHS
-from ...common.checks import check_strided
+from ...common.checks import check_integer, check_strided
 from ...common.operands import Operand, Operands
+from ...mx_paged_logits import api as mx_api
+from ...mx_paged_logits.operands import QUERIES as MX_QUERIES
 from ...paged_mqa_logits import api
 from ...paged_mqa_logits.operands import QUERIES
 from ..families import NotServed
-from .kinds import KEY_TILE, has_own_format, queries_of
+from .kinds import KEY_TILE, MX_KEY_TILE, ROW_BYTES, Queries, current_dtype, has_own_format, queries_of, up
 
 _INDICES = Operand((("B",),), (torch.int32,))
 
@@ -20,12 +23,17 @@ class _Rows(NamedTuple):
     indices: Annotated[torch.Tensor, _INDICES]
 
 
+class _MxRows(NamedTuple):
+    q: Annotated[torch.Tensor, MX_QUERIES]
+    indices: Annotated[torch.Tensor, _INDICES]
+
+
 class _Lengths(NamedTuple):
     context_lens: Annotated[torch.Tensor, LENGTHS]
     indices: Annotated[torch.Tensor, _INDICES]
 
 
-_ROWS, _LENGTHS = Operands(_Rows), Operands(_Lengths)
+_ROWS, _MX_ROWS, _LENGTHS = Operands(_Rows), Operands(_MxRows), Operands(_Lengths)
 
 
 def fp8_fp4_paged_mqa_logits(
@@ -40,14 +48,20 @@ def fp8_fp4_paged_mqa_logits(
 ) -> torch.Tensor:
     """Score the last queries of every request against its keys in a paged cache, in DeepGEMM 2.8's signature.
 
-    q : a pair of [B, next_n, H, D], float8_e4m3fn or float8_e4m3fnuz, and None; or the queries alone
+    q : a pair of [B, next_n, H, D], float8_e4m3fn or float8_e4m3fnuz, and None; or the queries alone. In MX formats a pair of
+        [B, next_n, H, D], float8_e4m3fn, or [B, next_n, H, D / 2], int8, and of their scales [B, next_n, H], int32
+    kv_cache : in MX formats [num_blocks, block, 1, D + 4] or [num_blocks, block, 1, D / 2 + 4], uint8, its blocks flat
 
     The others are as in :func:`fp8_paged_mqa_logits`. Returns float32 logits [B * next_n, max_context_len] in rows of a
-    multiple of 256 elements, cells that a row does not see as the allocation gave them. Raises NotServed for operands in an MX
-    format, and TypeError or ValueError as :func:`capgate.kernels.fp8_paged_mqa_logits`.
+    multiple of 256 elements, cells that a row does not see as the allocation gave them; in MX formats with bfloat16 weights
+    bfloat16 ones, in rows of a multiple of 1536 elements. Raises TypeError or ValueError as
+    :func:`capgate.kernels.fp8_paged_mqa_logits`, or :func:`capgate.kernels.mx_paged_mqa_logits`.
     """
-    operands = (queries_of(q), kv_cache, weights, context_lens, block_table, schedule_meta)
-    return score(*operands, max_context_len, False, indices)
+    queries = queries_of(q)
+    dtype = current_dtype(queries, weights)
+    operands = (queries, kv_cache, weights, context_lens, block_table, schedule_meta)
+    tile = MX_KEY_TILE if dtype is torch.bfloat16 else KEY_TILE
+    return score(*operands, max_context_len, False, indices, dtype, tile)
 
 
 def fp8_paged_mqa_logits(
@@ -77,12 +91,12 @@ def fp8_paged_mqa_logits(
     Returns float32 logits [B * next_n, max_context_len] in rows of a multiple of 256 elements. Raises TypeError or ValueError
     as :func:`capgate.kernels.fp8_paged_mqa_logits`.
     """
-    operands = (check_strided("q", q), kv_cache, weights, context_lens, block_table, schedule_meta)
+    operands = (Queries(check_strided("q", q), None), kv_cache, weights, context_lens, block_table, schedule_meta)
     return score(*operands, max_context_len, clean_logits, indices)
 
 
 def score(
-    q: torch.Tensor,
+    queries: Queries,
     kv_cache: torch.Tensor,
     weights: torch.Tensor,
     context_lens: torch.Tensor,
@@ -92,23 +106,32 @@ def score(
     clean_logits: bool,
     indices: torch.Tensor | None,
     logits_dtype: torch.dtype = torch.float32,
+    tile: int = KEY_TILE,
 ) -> torch.Tensor:
-    """The logits of queries that are served."""
+    """The logits in memory as DeepGEMM allocates it.
+
+    tile : keys of which rows are a multiple, as they are of ROW_BYTES
+    """
+    q, of_mx = queries.values, queries.scales is not None
     if indices is not None:
-        _ROWS.check((q, indices))
+        (_MX_ROWS if of_mx else _ROWS).check((q, indices))
         _check_single(q.shape[1])
-    return api.fp8_paged_mqa_logits(
-        q,
-        kv_cache,
-        weights,
-        context_lens,
-        block_table,
-        max_context_len=max_context_len,
-        clean_logits=clean_logits,
-        schedule=schedule_meta if has_own_format(q.device) else None,
-        schedule_chunk_keys=KEY_TILE,
-        logits_dtype=logits_dtype,
-    )
+    operands = (kv_cache, weights, context_lens, block_table)
+    options: dict[str, Any] = {
+        "max_context_len": max_context_len,
+        "clean_logits": clean_logits,
+        "schedule": schedule_meta if has_own_format(q.device) else None,
+        "schedule_chunk_keys": KEY_TILE,
+        "logits_dtype": logits_dtype,
+    }
+    if tile != KEY_TILE and q.ndim == 4:  # a new output of ours has shorter rows
+        columns = check_integer("max_context_len", max_context_len, 0)
+        step = up(columns, math.lcm(tile, ROW_BYTES // logits_dtype.itemsize))
+        room = torch.empty((q.shape[0] * q.shape[1], step), dtype=logits_dtype, device=q.device)
+        options["out"] = room[:, :columns]
+    if of_mx:
+        return mx_api.mx_paged_mqa_logits(q, queries.scales, *operands, **options)
+    return api.fp8_paged_mqa_logits(q, *operands, **options)
 
 
 def get_paged_mqa_logits_metadata(

@@ -20,6 +20,8 @@ from ...mx_paged_logits.operation import operation as mx_paged
 from ...mx_quantization.operation import operation as mx_quantizing
 from ...paged_mqa_logits.operation import operation as paged
 from ...sparse_logits.operation import dense as sparse
+from ...sparse_logits.operation import mx_dense as mx_sparse
+from ...sparse_logits.operation import mx_paged as mx_sparse_paged
 from ...sparse_logits.operation import paged as sparse_paged
 from . import checks, checks_keys
 
@@ -220,6 +222,21 @@ def _all() -> Iterator[Case]:
         _row(LENS, 1, 20, 32, 128, "unclean", quick=True),
         _row(LENS, 2, 20, 64, 128, "clean"),
         _row(LENS, 1, 20, 32, 64, "clean", layout="preshuffled"),
+    )
+    yield from _table(
+        mx_sparse,
+        checks.sparse,
+        "rows keys listed heads dim windows mode",
+        _row(30, 1000, 20, 32, 128, "ragged", "unclean", queries="mxfp4", keys_in="mxfp4", quick=True),
+        _row(17, 500, 20, 64, 128, "causal", "clean", queries="mxfp8", keys_in="mxfp8", block=16),
+    )
+    yield from _table(
+        mx_sparse_paged,
+        checks.sparse_paged,
+        "lens next_n listed heads dim mode",
+        _row(LENS, 1, 20, 32, 128, "unclean", queries="mxfp4", keys_in="mxfp4", quick=True),
+        _row(LENS, 2, 20, 32, 64, "clean", queries="mxfp8", keys_in="mxfp4"),
+        _row(LENS, 1, 20, 32, 128, "clean", queries="mxfp4", keys_in="mxfp4", layout="gluon-32"),
     )
     yield from _table(
         scoring,

@@ -192,22 +192,46 @@ def mx_paged_logits(
 
 
 def sparse(
-    place: Place, rows: int, keys: int, listed: int, heads: int, dim: int, windows: str, mode: str, *, block: int = 8
+    place: Place,
+    rows: int,
+    keys: int,
+    listed: int,
+    heads: int,
+    dim: int,
+    windows: str,
+    mode: str,
+    *,
+    block: int = 8,
+    queries: str = "fp8",
+    keys_in: str = "fp8",
 ) -> None:
-    """sparse_mqa_logits.
+    """sparse_mqa_logits; of queries and keys in MX formats mx_sparse_mqa_logits.
 
     listed : blocks that each row lists
     block : keys of one
+    queries, keys_in : formats of q and k
     """
-    call = listed_blocks.make_call(windows, rows, keys, listed, block, heads, dim, dtype=place.fp8)
+    kind: dict[str, Any] = {"dtype": place.fp8} if queries == "fp8" else {"pair": (queries, keys_in)}
+    call = listed_blocks.make_call(windows, rows, keys, listed, block, heads, dim, **kind)
     listed_blocks.check(call, place.variant, block, clean_logits=MODES[mode], device=str(place.device))
 
 
 def sparse_paged(
-    place: Place, lens: Sequence[int], next_n: int, listed: int, heads: int, dim: int, mode: str, *, layout: str = "flat"
+    place: Place,
+    lens: Sequence[int],
+    next_n: int,
+    listed: int,
+    heads: int,
+    dim: int,
+    mode: str,
+    *,
+    layout: str = "flat",
+    queries: str = "fp8",
+    keys_in: str = "fp8",
 ) -> None:
-    """paged_sparse_mqa_logits."""
-    options: dict[str, Any] = {"heads": heads, "dim": dim, "layout": layout, "dtype": place.fp8}
+    """paged_sparse_mqa_logits; of queries and keys in MX formats mx_paged_sparse_mqa_logits."""
+    options: dict[str, Any] = {"heads": heads, "dim": dim, "layout": layout}
+    options |= {"dtype": place.fp8} if queries == "fp8" else {"pair": (queries, keys_in)}
     call = listed_blocks.make_paged_call(lens, listed, next_n=next_n, **options)
     clean = MODES[mode]
     listed_blocks.check(call, place.variant, layout=layout, clean_logits=clean, device=str(place.device))

@@ -28,8 +28,15 @@ from ...mx_paged_logits.operation import operation as mx_paged_operation
 from ...mx_quantization import quantize_mx_keys
 from ...mx_quantization.operation import operation as mx_quantizing
 from ...paged_mqa_logits import paged_mqa_schedule
-from ...sparse_logits import paged_sparse_mqa_logits, sparse_mqa_logits
+from ...sparse_logits import (
+    mx_paged_sparse_mqa_logits,
+    mx_sparse_mqa_logits,
+    paged_sparse_mqa_logits,
+    sparse_mqa_logits,
+)
 from ...sparse_logits.operation import dense as sparse
+from ...sparse_logits.operation import mx_dense as mx_sparse
+from ...sparse_logits.operation import mx_paged as mx_sparse_paged
 from ...sparse_logits.operation import paged as sparse_paged
 from ..workloads.catalogue import WORKLOADS
 from ..workloads.decode import Decode, given
@@ -89,6 +96,8 @@ def timed(quick: bool = False) -> list[Timed]:
         ),
         Timed(sparse, f"{LISTED} of 4096 blocks of 8 keys, 1024 rows of 32 heads", _sparse),
         Timed(sparse_paged, f"{LISTED} of 4096 blocks of 8 keys, 64 requests of 32 heads", _sparse_paged),
+        Timed(mx_sparse, f"mxfp4, {LISTED} of 4096 blocks of 8 keys, 1024 rows of 32 heads", _mx_sparse),
+        Timed(mx_sparse_paged, f"mxfp4, {LISTED} of 4096 blocks of 8 keys, 64 requests of 32 heads", _mx_sparse_paged),
         Timed(scoring, f"{LISTED} of 4096 blocks of 8 logits, 1024 rows", _choose_blocks),
         Timed(masking, f"all but {LISTED} of 4096 blocks of 8 logits, 1024 rows", _mask_blocks),
         Timed(scheduling, "256 requests", _schedule),
@@ -177,6 +186,23 @@ def _sparse_paged(device: torch.device, variant: str) -> Made:
     call = partial(paged_sparse_mqa_logits, *operands, variant=variant)
     width = batch.kv_cache.shape[3]
     return Made(call, 2 * 32 * 128 * requests * 8 * LISTED, requests * 8 * LISTED * (width + 4), "read")
+
+
+def _mx_sparse(device: torch.device, variant: str) -> Made:
+    rows, keys = 1024, 32768
+    dense = mx_logits.make_call(rows, keys, 32, 128, windows="full", device=str(device))
+    operands: Any = (*dense, _lists(rows, keys // 8, device))
+    call = partial(mx_sparse_mqa_logits, *operands, variant=variant)
+    return Made(call, 2 * 32 * 128 * rows * 8 * LISTED, rows * 8 * LISTED * 4, "copy")
+
+
+def _mx_sparse_paged(device: torch.device, variant: str) -> Made:
+    requests, keys = 64, 32768
+    dense = mx_paged.make_call([keys] * requests, 1, 32, 128, device=str(device))
+    operands: Any = (*dense, _lists(requests, keys // 8, device))
+    call = partial(mx_paged_sparse_mqa_logits, *operands, variant=variant)
+    moved = requests * 8 * LISTED * (dense.kv_cache.shape[3] + 4)
+    return Made(call, 2 * 32 * 128 * requests * 8 * LISTED, moved, "read")
 
 
 def _lists(rows: int, blocks: int, device: torch.device) -> torch.Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engines import stubs
-from support import judge, paged
+from support import judge, mx_logits, mx_paged, paged, sparse
 
 stubs.only_in_the_session_of("vllm")
 stubs.for_vllm()
@@ -17,20 +17,22 @@ from vllm.utils import deep_gemm as wrappers  # noqa: E402
 
 from capgate.kernels import dropin  # noqa: E402
 
-TAKEN = ("fp8_fp4_mqa_logits", "fp8_fp4_paged_mqa_logits", "get_paged_mqa_logits_metadata")
-SPARSE = (
+TAKEN = (
+    "fp8_fp4_mqa_logits",
+    "fp8_fp4_paged_mqa_logits",
+    "get_paged_mqa_logits_metadata",
     "fp8_fp4_sparse_mqa_logits",
     "fp8_fp4_paged_sparse_mqa_logits",
     "get_sparse_mqa_logits_metadata",
     "get_paged_sparse_mqa_logits_metadata",
 )
 wrappers._lazy_init()  # so that globals hold the library's
-ORIGINALS = {name: getattr(vendored, name) for name in (*TAKEN, *SPARSE, "get_mqa_logits_metadata", "get_num_sms")}
+ORIGINALS = {name: getattr(vendored, name) for name in (*TAKEN, "get_mqa_logits_metadata", "get_num_sms")}
 
 
 def held() -> dict[str, Any]:
     """What vLLM's wrappers call."""
-    return {name: getattr(wrappers, f"_{name}_impl") for name in (*TAKEN, *SPARSE)}
+    return {name: getattr(wrappers, f"_{name}_impl") for name in TAKEN}
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def test_wrappers_call_ours_and_uninstall_restores() -> None:
     assert held() == {name: ORIGINALS[name] for name in held()}
     report = dropin.install("deep_gemm")
     for name, function in held().items():
-        assert (function is ORIGINALS[name]) == (name in SPARSE), name
+        assert function is not ORIGINALS[name], name
         assert getattr(vendored, name) is function, name
     assert vendored.get_num_sms is ORIGINALS["get_num_sms"]
     assert {name for taken in report.taken for name in taken.functions} >= set(TAKEN)
@@ -104,21 +106,49 @@ def test_schedules_are_in_deep_gemm_s_own_format(report: dropin.Report) -> None:
     assert schedule.tolist() == [[0, 0], [0, 1], [2, 0], [2, 2], [3, 0]]
 
 
-def test_mx_operands_go_to_the_library(report: dropin.Report) -> None:
-    """What vLLM passes on an sm100: scales of q, and weights in bfloat16. Nobody here but DeepGEMM can take it."""
-    call = judge.make_call(4, 32, 32, 128, "causal")
-    ones = torch.full((4, 32), 0x7F7F7F7F, dtype=torch.int32)
-    q, kv = (call.q, ones), (call.k, torch.full((32,), 0x7F7F7F7F, dtype=torch.int32))
-    weights = call.weights.bfloat16()
-    with pytest.raises(stubs.Reached) as reached:
-        wrappers.fp8_fp4_mqa_logits(q, kv, weights, call.starts, call.ends, 32)
-    assert reached.value.name == "deep_gemm.fp8_fp4_mqa_logits"
-    for got, given in zip(reached.value.arguments, (*q, *kv, weights, call.starts, call.ends, 32, None), strict=True):
-        assert got is given
+def test_prefill_and_decode_of_mxfp4_keys(report: dropin.Report) -> None:
+    """What vLLM passes on an sm100: FP4 as int8, scales of q, and weights in bfloat16."""
+    call = mx_logits.make_call(4, 32, 32, 128, windows="causal")
+    call = call._replace(weights=call.weights.bfloat16().float())
+    q, kv = (call.q.view(torch.int8), call.q_scale), (call.k.view(torch.int8), call.k_scale)
+    logits = wrappers.fp8_fp4_mqa_logits(q, kv, call.weights.bfloat16(), call.starts, call.ends, 32)
+    assert (logits.dtype, logits.stride()) == (torch.bfloat16, (512, 1))
+    right = judge.formula(mx_logits.meaning(call), 32)
+    judge.agree(logits[right.inside], right.logits[right.inside], right.magnitude[right.inside])
+
+    cached = mx_paged.make_call([70, 5, 300], 1, 32, 128, gap=60)
+    cached = cached._replace(weights=cached.weights.bfloat16().float())
+    lens, rows_of = cached.context_lens[:, None], torch.arange(3, dtype=torch.int32)
+    schedule = wrappers.get_paged_mqa_logits_metadata(lens, 64, stubs.SMS, indices=rows_of)
+    q = (cached.q.view(torch.int8), cached.q_scale)
+    logits = wrappers.fp8_fp4_paged_mqa_logits(
+        q, cached.kv_cache, cached.weights.bfloat16(), lens, cached.block_table, schedule, 320, indices=rows_of
+    )
+    assert (logits.dtype, logits.stride()) == (torch.bfloat16, (1536, 1))
+    right = mx_paged.formula(cached, 320)
+    judge.agree(logits[right.inside], right.logits[right.inside], right.magnitude[right.inside])
 
 
-def test_sparse_functions_stay_the_library_s(report: dropin.Report) -> None:
+def test_the_candidate_path_of_v4_1(report: dropin.Report) -> None:
+    """Metadata once, logits of listed blocks in every layer: windows that begin within a block, and a paged cache."""
     assert wrappers.has_deep_gemm_sparse_mqa()
-    nothing = torch.zeros(0)
-    with pytest.raises(stubs.Reached):
-        wrappers.fp8_fp4_paged_sparse_mqa_logits((nothing, nothing), nothing, nothing, nothing, 4, 8)
+    call = sparse.make_call([(0, 70), (17, 90), (64, 110)], 3, 110, 6, 8, 32, 128, relative=False, pair=("mxfp4", "mxfp4"))
+    metadata = wrappers.get_sparse_mqa_logits_metadata(call.starts, call.ends, 110, call.candidates, torch.int8, 8)
+    q, kv = (call.q.view(torch.int8), call.q_scale), (call.k.view(torch.int8), call.k_scale)
+    for weights in (call.weights.bfloat16(), -call.weights.bfloat16()):
+        logits = wrappers.fp8_fp4_sparse_mqa_logits(q, kv, weights, metadata, 6, 8)
+        _agree(sparse.formula(call._replace(weights=weights.float()), 8, relative=False), logits)
+
+    call = sparse.make_paged_call([70, 5, 133], 6, heads=32, dim=128, gap=60, pair=("mxfp4", "mxfp4"))
+    rows = (call.context_lens, call.block_table, torch.arange(3, dtype=torch.int32))
+    metadata = wrappers.get_paged_sparse_mqa_logits_metadata(*rows, 64, call.candidates, torch.int8, 8)
+    q, weights = (call.q.view(torch.int8), call.q_scale), call.weights.bfloat16()
+    logits = wrappers.fp8_fp4_paged_sparse_mqa_logits(q, call.kv_cache, weights, metadata, 6, 8)
+    _agree(sparse.formula(call._replace(weights=weights.float()), 8, relative=True), logits)
+
+
+def _agree(right: judge.Answer, logits: torch.Tensor) -> None:
+    """In the cells that are of keys which the row sees."""
+    assert (logits.dtype, logits.shape, logits.stride(0) % 512) == (torch.bfloat16, right.logits.shape, 0)
+    seen = right.inside & right.logits.isfinite()
+    judge.agree(logits[seen], right.logits[seen], right.magnitude[seen])

@@ -24,8 +24,10 @@ from capgate.kernels.mx_paged_logits.operands import SHAPED as MX_SHAPED
 from capgate.kernels.paged_mqa_logits.operands import OPERANDS as PAGED
 from capgate.kernels.paged_mqa_logits.operands import SHAPED
 from capgate.kernels.sparse_logits.operands import DENSE as SPARSE_DENSE
+from capgate.kernels.sparse_logits.operands import MX_DENSE as SPARSE_MX_DENSE
+from capgate.kernels.sparse_logits.operands import MX_PAGED as SPARSE_MX_PAGED
+from capgate.kernels.sparse_logits.operands import MX_QUERIED, QUERIED, SHARED
 from capgate.kernels.sparse_logits.operands import PAGED as SPARSE_PAGED
-from capgate.kernels.sparse_logits.operands import QUERIED, SHARED
 from support.operands import bad, either, good, head, limits
 
 pytestmark = pytest.mark.any_triton
@@ -55,6 +57,9 @@ FUNCTIONS = {
     "select_from_logits": Function(SELECTION, {"top_k": 2}, goes_with=(("requests", "page_table"),)),
     "sparse_mqa_logits": Function(SPARSE_DENSE, {}),
     "paged_sparse_mqa_logits": Function(SPARSE_PAGED, {}),
+    "mx_sparse_mqa_logits": Function(SPARSE_MX_DENSE, {}),
+    "mx_paged_sparse_mqa_logits": Function(SPARSE_MX_PAGED, {}),
+    "mx_sparse_mqa_workers": Function(MX_QUERIED, {}),
     "sparse_mqa_schedule": Function(SHARED, {"num_workers": 4, "most_keys": 16}),
     "sparse_mqa_workers": Function(QUERIED, {}),
     "select_candidate_blocks": Function(SCORED, {"top_blocks": 2}),

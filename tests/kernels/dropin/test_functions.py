@@ -36,6 +36,17 @@ SIGNATURES = {
     deep_gemm.before_2_8.fp8_fp4_paged_mqa_logits: (
         f"({DEEP_GEMM_PAGED}, clean_logits=False, logits_dtype=torch.float32, indices=None)"
     ),
+    deep_gemm.get_sparse_mqa_logits_metadata: (
+        "(cu_seq_len_k_start, cu_seq_len_k_end, num_kv_tokens, sparse_kv_block_indices, qk_dtype, sparse_block_kv, "
+        "use_unaligned_ks=False)"
+    ),
+    deep_gemm.fp8_fp4_sparse_mqa_logits: (
+        "(q, kv, weights, metadata, num_max_sparse_blocks, sparse_block_kv, use_unaligned_ks=False)"
+    ),
+    deep_gemm.get_paged_sparse_mqa_logits_metadata: (
+        "(context_lens, block_table, indices, page_kv, sparse_kv_block_indices, qk_dtype, sparse_block_kv)"
+    ),
+    deep_gemm.fp8_fp4_paged_sparse_mqa_logits: ("(q, kv_cache, weights, metadata, num_max_sparse_blocks, sparse_block_kv)"),
     deep_gemm.get_paged_mqa_logits_metadata: "(context_lens, block_kv, num_sms, indices=None)",
     flashinfer.top_k_page_table_transform: (
         "(input, src_page_table, lengths, k, row_to_batch=None, deterministic=False, tie_break=0, dsa_graph_safe=False, "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from capgate.kernels import dropin
 from support import engine_sources, upstream
@@ -38,7 +39,8 @@ def test_the_copy_in_vllm_is_found(vllm: Path) -> None:
     assert {home for home, _ in held("deep_gemm")} == {"vllm.third_party.deep_gemm"}
     assert all(map(is_ours, held("deep_gemm").values()))
     assert "vllm.utils.deep_gemm" not in sys.modules, "nobody needed it"
-    assert {one.functions[0] for one in report.taken} == {"fp8_fp4_mqa_logits", "get_paged_mqa_logits_metadata"}
+    makers = {f"get_{kind}mqa_logits_metadata" for kind in ("paged_", "sparse_", "paged_sparse_")}
+    assert {one.functions[0] for one in report.taken} == makers | {"fp8_fp4_mqa_logits"}
 
 
 def test_a_package_of_its_own_comes_before_the_copy(vllm: Path) -> None:
@@ -175,8 +177,9 @@ def test_sgl_deep_gemm_s_defaults_and_names(engines: Path) -> None:
         assert [(one.name, one.default) for one in found][:6] == parameters
 
 
-def test_mx_operands_go_to_the_library(engines: Path, said: Callable[[], list[str]]) -> None:
+def test_what_is_not_served_goes_to_the_library(engines: Path, said: Callable[[], list[str]]) -> None:
     """Its functions here fail when they are called; ours would have said what is wrong with the operands."""
+    codes = torch.zeros(2, 1, 4, 16, dtype=torch.int8)
     for name in upstream.HOMES.values():
         importlib.import_module(name)
     dropin.install("deep_gemm")
@@ -185,9 +188,9 @@ def test_mx_operands_go_to_the_library(engines: Path, said: Callable[[], list[st
         library = sys.modules[name]
         for _ in range(2):
             with pytest.raises(AssertionError):
-                library.fp8_fp4_mqa_logits((None, 1), None, None, None, None, 1)
+                library.fp8_fp4_mqa_logits((codes, None), None, None, None, None, 1)
             with pytest.raises(AssertionError):
-                library.fp8_fp4_paged_mqa_logits((None, 1), None, None, None, None, None, 1)
+                library.fp8_fp4_paged_mqa_logits((codes, None), None, None, None, None, None, 1)
     assert len(said()) - before <= 2, "once for each function, and in a process"
 
 

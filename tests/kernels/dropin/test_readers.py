@@ -89,6 +89,17 @@ def test_a_reader_that_nobody_knows_keeps_the_schedule_s_family(engines: Path, r
     assert held("deep_gemm").items() >= originals.items()
 
 
+def test_a_reader_of_metadata_that_nobody_knows_keeps_its_family(site: Path) -> None:
+    """Metadata of packed keys' lists; that of cached ones has readers of its own."""
+    upstream.write_packages(site, {"deep_gemm/__init__.py": upstream.CURRENT})
+    deep_gemm_with(site, "def bf16_sparse_mqa_logits(q, metadata): pass\ndef paged_sparse_mqa_logits_of_an_engine(): pass")
+    report = dropin.install("deep_gemm")
+    (left,) = (one for one in report.left if "fp8_fp4_sparse_mqa_logits" in one.functions)
+    assert left.reason.startswith("deep_gemm.bf16_sparse_mqa_logits would go on reading")
+    assert not replaced() & set(left.functions)
+    assert replaced() >= {"get_paged_sparse_mqa_logits_metadata", "fp8_fp4_paged_sparse_mqa_logits"}
+
+
 @pytest.mark.parametrize("loaded", [True, False], ids=["loaded", "later"])
 def test_the_variable_leaves_the_schedule_to_its_other_reader(
     engines: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]], loaded: bool

@@ -13,6 +13,7 @@ from support.wait_states import check_wait_states
 TARGETS = {
     "cuda:90": ("", "HGMMA.64x"),
     "hip:gfx942": ("", "v_mfma_f32_32x32x8_bf16"),
+    "hip:gfx950": ("v_mfma_scale_f32_32x32x64_f8f6f4", "v_mfma_f32_32x32x16_bf16"),
     "cuda:100": ("UTCOMMA", "UTCHMMA"),
 }
 
@@ -23,6 +24,8 @@ CASES = [
     ("mx_mqa_logits", "cuda:100"),
     pytest.param("mx_mqa_logits", "hip:gfx942", marks=pytest.mark.one_lane),
     pytest.param("mx_paged_mqa_logits", "cuda:90", marks=pytest.mark.one_lane),
+    ("mx_sparse_mqa_logits", "cuda:90"),
+    ("mx_paged_sparse_mqa_logits", "hip:gfx950"),
 ]
 
 

@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from capgate.kernels import paged_sparse_mqa_logits, sparse_mqa_logits, sparse_mqa_schedule
+from capgate.kernels import (
+    mx_paged_sparse_mqa_logits,
+    mx_sparse_mqa_logits,
+    paged_sparse_mqa_logits,
+    sparse_mqa_logits,
+    sparse_mqa_schedule,
+)
 from support import sparse
 
 pytestmark = pytest.mark.any_triton
@@ -48,6 +54,17 @@ def test_lists_of_a_cache_are_of_rows_or_of_requests() -> None:
     call = sparse.make_paged_call([30, 9, 4], 4, 8, 2)
     with pytest.raises(ValueError, match="candidates: got 2 lists, needs 6, one for each row, or 3 of requests"):
         paged_sparse_mqa_logits(*call._replace(candidates=call.candidates[:2]))
+
+
+def test_keys_in_mx_formats_go_with_their_queries() -> None:
+    call = sparse.make_call("full", 3, 50, 4, dim=64, pair=("mxfp4", "mxfp4"))
+    with pytest.raises(ValueError, match="k: got D 128 in mxfp4"):
+        mx_sparse_mqa_logits(*call._replace(k=torch.zeros(50, 64, dtype=torch.uint8)))
+    cached = sparse.make_paged_call([30, 9], 4, dim=64, pair=("mxfp4", "mxfp4"))
+    with pytest.raises(ValueError, match="kv_cache: got keys of 132 bytes, needs 68"):
+        mx_paged_sparse_mqa_logits(*cached._replace(kv_cache=torch.zeros(4, 64, 1, 132, dtype=torch.uint8)))
+    with pytest.raises(ValueError, match="layout: got 'gluon-32', which has D 128, needs one with D 64"):
+        mx_paged_sparse_mqa_logits(*cached, layout="gluon-32")
 
 
 @pytest.mark.parametrize(
@@ -94,13 +111,19 @@ def test_operators_pass_opcheck_and_compile(monkeypatch: pytest.MonkeyPatch) -> 
     out = torch.zeros(2, 32)
     torch.library.opcheck(torch.ops.capgate.paged_sparse_mqa_logits_out, (*cached, None, out, *options, "flat"))
     torch.library.opcheck(torch.ops.capgate.sparse_mqa_schedule, (call.ends, call.starts, 3, 1, 32, 128))
+    pair = ("mxfp4", "mxfp4")
+    mx_call = sparse.make_call([(0, 50), (3, 40)], 2, 50, 4, dim=64, pair=pair)
+    mx_cached = sparse.make_paged_call([30, 9], 4, dim=64, pair=pair)
+    torch.library.opcheck(torch.ops.capgate.mx_sparse_mqa_logits, (*mx_call, None, torch.float32, *options, True))
+    torch.library.opcheck(torch.ops.capgate.mx_paged_sparse_mqa_logits_out, (*mx_cached, None, out, *options, "flat"))
     schedule = torch.zeros(4, 2, dtype=torch.int32)
     torch.library.opcheck(torch.ops.capgate.sparse_mqa_schedule_out, (call.ends, None, schedule, 2, 32, 128))
 
     def step(call: Any, cached: Any) -> tuple[torch.Tensor, ...]:
         schedule = sparse_mqa_schedule(call.ends, 3, most_keys=32, starts=call.starts)
         dense = sparse_mqa_logits(*call, relative=True, clean_logits=True, schedule=schedule)
-        return dense * 2, paged_sparse_mqa_logits(*cached, clean_logits=True)
+        mx = mx_sparse_mqa_logits(*mx_call, clean_logits=True), mx_paged_sparse_mqa_logits(*mx_cached, clean_logits=True)
+        return dense * 2, paged_sparse_mqa_logits(*cached, clean_logits=True), *mx
 
     torch._dynamo.reset()
     for one, other in zip(torch.compile(step, backend="eager", fullgraph=True)(call, cached), step(call, cached), strict=True):
