@@ -72,6 +72,12 @@ def copy_blocks(
 
 
 @gluon.jit
+def answered(value):
+    """``value``, a read of LDS, once it has come: no copy that is started behind this overtakes the read."""
+    return gl.inline_asm_elementwise("", "=v,0", [value], dtype=value.dtype, is_pure=False, pack=1)
+
+
+@gluon.jit
 def copy_tile(
     tile_keys, tile_scales, tile_blocks, tile, num_blocks,
     keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK: gl.constexpr, of_lanes: gl.constexpr,
@@ -112,6 +118,7 @@ def copy_tile(
             key_at += ((tile * BLOCKS + piece) * PIECE_KEYS % BLOCK * tile_keys.shape[2])[:, None, None]
             piece = gl.arange(0, BLOCKS, gl.SliceLayout(0, gl.SliceLayout(2, scale_at.type.layout)))
             scale_at += ((tile * BLOCKS + piece) * PIECE_KEYS % BLOCK)[None, :, None]
+        block = answered(block)  # as the others are: one wave alone meets no barrier before it copies over what it reads here
     async_copy.buffer_load_to_shared(tile_keys, keys, key_at)
     async_copy.buffer_load_to_shared(tile_scales, scales, scale_at)
     return block
@@ -124,12 +131,6 @@ def unknown(value):
     LLVM keeps the first copy to LDS in place of all, and has a read at the same constant address wait for every copy under way.
     """
     return gl.inline_asm_elementwise("", "=s,0", [gl.to_tensor(value)], dtype=gl.int32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def answered(value):
-    """``value``, a read of LDS, once it has come: no copy that is started behind this overtakes the read."""
-    return gl.inline_asm_elementwise("", "=v,0", [value], dtype=value.dtype, is_pure=False, pack=1)
 
 
 @gluon.jit
@@ -287,8 +288,6 @@ def paged_mqa_logits_kernel(
                     tile_keys.index(stage), tile_scales.index(stage), tile_blocks.index(stage + 1), tile, num_blocks,
                     keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK, gl.SliceLayout(0, logits),
                 )  # fmt: skip
-                if BLOCKS > 1 and stage > 0:  # one wave alone meets no barrier before it copies over what it reads here
-                    block = answered(block)
                 blocks += (block,)
                 tile = gl.minimum(my_first + (stage + AHEAD) * splits, my_last)
                 copy_blocks(tile_blocks.index(stage), entries, tile, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
