@@ -12,7 +12,7 @@ import torch
 from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, cdna4, gl, gluon
 
-from ..common.device.cdna4 import load, load_queries
+from ..common.device.cdna4 import load, load_queries, row_and_head, rows_together
 from ..common.device.cdna4_dense import cover_rows, fill_beside, rows_of_program, score_tiles
 from ..common.device.windows import my_tiles
 from ..common.rules import in_packets, padded_heads
@@ -70,6 +70,7 @@ def mx_mqa_logits_kernel(
 ):
     NUM_WARPS: gl.constexpr = gl.num_warps()
     COLUMNS: gl.constexpr = ROWS * PADDED_HEADS
+    TOGETHER: gl.constexpr = rows_together(ROWS, PADDED_HEADS, NUM_WARPS)
     Q_KIND: gl.constexpr = "e2m1" if Q_BYTES < DIM else "e4m3"
     K_KIND: gl.constexpr = "e2m1" if KEY_BYTES < DIM else "e4m3"
     mfma: gl.constexpr = cdna4.AMDMFMALayout(
@@ -94,19 +95,18 @@ def mx_mqa_logits_kernel(
         # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
         query = load_queries(
             q + first_row.to(gl.int64) * stride_qs, num_queries - 1 - first_row, 0, stride_qs, stride_qh, stride_qd,
-            HEADS, Q_BYTES, PADDED_HEADS, ROWS, INDEX, PACKETS, operand,
+            HEADS, Q_BYTES, PADDED_HEADS, ROWS, INDEX, PACKETS, operand, TOGETHER,
         )  # fmt: skip
-        column = gl.arange(0, COLUMNS, gl.SliceLayout(1, of_queries))
-        column_row = gl.minimum(column // PADDED_HEADS, num_queries - 1 - first_row).to(INDEX)
-        near_head = gl.minimum(column % PADDED_HEADS, HEADS - 1).to(INDEX)
-        word = load(q_scale + first_row.to(gl.int64) * stride_ss, column_row * stride_ss + near_head * stride_sh)
+        row, head = row_and_head(gl.arange(0, COLUMNS, gl.SliceLayout(1, of_queries)), PADDED_HEADS, TOGETHER)
+        row = gl.minimum(row, num_queries - 1 - first_row).to(INDEX)
+        near_head = gl.minimum(head, HEADS - 1).to(INDEX)
+        word = load(q_scale + first_row.to(gl.int64) * stride_ss, row * stride_ss + near_head * stride_sh)
         group = gl.arange(0, DIM // 32, gl.SliceLayout(0, of_queries))
         query_scale = (word[:, None] >> 8 * group[None, :]).to(gl.uint8)
-        column = gl.arange(0, COLUMNS, gl.SliceLayout(1, mfma))
-        column_row = gl.minimum(column // PADDED_HEADS, num_queries - 1 - first_row).to(INDEX)
-        head = column % PADDED_HEADS
+        row, head = row_and_head(gl.arange(0, COLUMNS, gl.SliceLayout(1, mfma)), PADDED_HEADS, TOGETHER)
+        row = gl.minimum(row, num_queries - 1 - first_row).to(INDEX)
         near_head = gl.minimum(head, HEADS - 1).to(INDEX)
-        weight_offset = column_row * stride_ws + near_head * stride_wh
+        weight_offset = row * stride_ws + near_head * stride_wh
         weight = load(weights + first_row.to(gl.int64) * stride_ws, weight_offset).to(gl.float32)
         weight = gl.where(head < HEADS, weight, 0.0)
 

@@ -26,7 +26,7 @@ from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, constexpr_function, gl, gluon, reinterpret
 
 from ..common.device.cached_keys import first_byte
-from ..common.device.cdna4 import fill, load, load_queries, logit_layout, score, store
+from ..common.device.cdna4 import fill, load, load_queries, logit_layout, row_and_head, rows_together, score, store
 from ..common.device.cdna4_packed import RELU_RANGE, clamp_keeps_nan
 from ..common.device.pieces import piece_keys
 from ..common.device.windows import keys_of_share, load_share, longest_seen, near_block, next_turn, seen
@@ -182,6 +182,7 @@ def paged_mqa_logits_kernel(
 ):
     NUM_WARPS: gl.constexpr = gl.num_warps()
     COLUMNS: gl.constexpr = ROWS * PADDED_HEADS
+    TOGETHER: gl.constexpr = rows_together(ROWS, PADDED_HEADS, NUM_WARPS)
     AHEAD: gl.constexpr = STAGES - 1
     PIECE_KEYS: gl.constexpr = piece_keys(BLOCK, BLOCK_KEYS)  # of a tile, in one block
     BLOCKS: gl.constexpr = BLOCK_KEYS // PIECE_KEYS  # of a tile, each with a piece of it
@@ -225,9 +226,10 @@ def paged_mqa_logits_kernel(
 
     # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
     column = gl.arange(0, max(COLUMNS, 64 * NUM_WARPS), line_copied) % COLUMNS
-    column_row = gl.minimum(first_row + column // PADDED_HEADS, NEXT_N - 1)
-    weight_at = column_row * stride_ws + gl.minimum(column % PADDED_HEADS, HEADS - 1) * stride_wh
-    head = gl.arange(0, COLUMNS, gl.SliceLayout(1, mfma)) % PADDED_HEADS
+    column_row, head = row_and_head(column, PADDED_HEADS, TOGETHER)
+    column_row = gl.minimum(first_row + column_row, NEXT_N - 1)
+    weight_at = column_row * stride_ws + gl.minimum(head, HEADS - 1) * stride_wh
+    _, head = row_and_head(gl.arange(0, COLUMNS, gl.SliceLayout(1, mfma)), PADDED_HEADS, TOGETHER)
 
     place = gl.arange(0, BLOCK_KEYS, gl.SliceLayout(0, logits))
     row = gl.arange(0, ROWS, gl.SliceLayout(1, logits))
@@ -274,7 +276,7 @@ def paged_mqa_logits_kernel(
             async_copy.commit_group()
             query = load_queries(
                 q + (request64 * stride_qb + first_row.to(gl.int64) * stride_qn), NEXT_N - 1 - first_row, 0,
-                stride_qn, stride_qh, stride_qd, HEADS, DIM, PADDED_HEADS, ROWS, INDEX, PACKETS, operand,
+                stride_qn, stride_qh, stride_qd, HEADS, DIM, PADDED_HEADS, ROWS, INDEX, PACKETS, operand, TOGETHER,
             )  # fmt: skip
             async_copy.wait_group(0)
             weight = async_copy.load_shared_relaxed(columns_weights.slice(0, COLUMNS, 0), gl.SliceLayout(1, mfma))

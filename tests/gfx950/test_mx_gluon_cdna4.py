@@ -23,7 +23,7 @@ KINDS = [
     (64, 128, "mxfp4-unclean", 4, 54.5),
     (64, 128, "mxfp4-clean", 4, 55),
     (32, 128, "mxfp4-clean", 4, 58.5),
-    (16, 128, "mxfp4-clean", 4, 69),
+    (16, 128, "mxfp4-clean", 4, 65),
     (128, 128, "mxfp4-clean", 2, 53.5),
     (64, 64, "mxfp4-clean", 4, 52),
     (64, 128, "mxfp8-clean", 3, 55),

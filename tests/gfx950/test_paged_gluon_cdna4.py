@@ -96,10 +96,15 @@ def test_rows_and_blocks_compile_within_their_limits(heads: int, dim: int, next_
     check_wait_states(row)
 
 
-@pytest.mark.parametrize(("next_n", "block", "most"), [(1, 64, 53), (2, 64, 53), (4, 128, 53), (1, 32, 62), (1, 16, 64)])
-def test_vector_instructions_of_64_heads(next_n: int, block: int, most: float) -> None:
-    """32 keys of a row: 32 relu and 16 packed fma are the floor. Where tiles cross blocks, lanes compute addresses."""
-    vector = vector_per_32_keys(compiled_for(64, 128, next_n, block))
+@pytest.mark.parametrize(
+    ("heads", "next_n", "block", "most"),
+    [
+        *((64, 1, 64, 53), (64, 2, 64, 53), (64, 4, 128, 53), (64, 1, 32, 62), (64, 1, 16, 64), (16, 8, 64, 60)),
+    ],
+)
+def test_vector_instructions(heads: int, next_n: int, block: int, most: float) -> None:
+    """Of 32 keys of 64 heads 32 relu and 16 packed fma are the floor. Where tiles cross blocks, lanes compute addresses."""
+    vector = vector_per_32_keys(compiled_for(heads, 128, next_n, block))
     assert vector is not None
     assert 48 < vector <= most
 

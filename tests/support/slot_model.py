@@ -338,19 +338,26 @@ def interval(loop: Loop, grid: Grid, triton: str) -> tuple[float, float]:
 # --- this project's kernel, by the Triton at hand -------------------------------------------------------------------------
 
 SHAPES = ((4096, 4096), (8192, 8192), (8192, 32768))
+KERNELS = (
+    ("fp8_mqa_logits", 64, "unclean"),
+    ("fp8_mqa_logits", 32, "unclean"),
+    ("mx_mqa_logits", 64, "mxfp4-unclean"),
+    ("mx_mqa_logits", 64, "mxfp8-unclean"),
+)
 
 
 def rows_of_table() -> Iterator[list[str]]:
-    """capgate's variant for 64 and 32 heads, on as many waves as it reaches and on three, then the public kernel."""
+    """capgate's variants, on as many waves as they reach and on three, then the public kernel."""
     from capgate.compat import versions
     from capgate.compat.offline.jobs import Job, compile_jobs
 
     triton = versions.find("triton").text or ""
     peers = triton if triton in PEERS else PEERS[-1]
     with TemporaryDirectory() as folder:
-        jobs = [Job("gluon_cdna4", heads) for heads in (64, 32)]
-        for row in compile_jobs("fp8_mqa_logits", "hip:gfx950", jobs, save=folder):
+        for operation, heads, mode in KERNELS:
+            (row,) = compile_jobs(operation, "hip:gfx950", [Job("gluon_cdna4", heads, mode=mode)], save=folder)
             tuning = row["tuning"]
+            formats = mode.partition("-")[0] if operation == "mx_mqa_logits" else "fp8"
             text = Path(next(file for file in row["files"] if file.endswith(".amdgcn"))).read_text()
             loop = loop_of(text, tuning["num_warps"], row["waves_per_simd"])
             keys_of_pass = row["hot_loop"]["keys"] * tuning["num_warps"] / tuning["rows"]
@@ -361,7 +368,7 @@ def rows_of_table() -> Iterator[list[str]]:
                 for rows, keys in SHAPES:
                     low, high = interval(loop, causal(rows, keys, tuning["rows"], tuning["block_keys"], tiles), peers)
                     times.append(f"{low:.0f} to {high:.0f}")
-                yield [f"capgate, {row['heads']} heads", triton, f"{waves:g}", *counts(loop), *times]
+                yield [f"capgate, {formats}, {heads} heads", triton, f"{waves:g}", *counts(loop), *times]
     for each in published(peers):
         if (each.rows, each.keys) == SHAPES[0]:
             same = [one for one in published(peers) if (one.commit, one.heads) == (each.commit, each.heads)]

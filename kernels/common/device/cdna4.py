@@ -105,26 +105,52 @@ def sum_of_pair(pair):
 
 
 @gluon.jit
-def pairs_of_heads(x, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr):
-    """[ROWS * PADDED_HEADS, keys] float32 -> [ROWS, 2, pairs of a lane's heads, keys] int64.
+def sums_of_two(pair):
+    """[pairs, 2, keys] -> [2 * pairs, 2, keys]: halves of a pair are the sums of two rows. Waits as :func:`sum_of_pair`."""
+    pair = gl.inline_asm_elementwise("s_nop 1", "=v,0", [pair], dtype=gl.int64, is_pure=False, pack=1)
+    low, high = as_float32(pair)
+    return gl.reshape(gl.permute(gl.join(low, high), [0, 3, 1, 2]), [2 * pair.shape[0], 2, pair.shape[2]])
 
-    Bit 2 of an MFMA tile's row is the lane's half; heads that differ in bit 0 are neighbouring registers.
+
+@gluon.jit
+def pairs_of_heads(x, ROWS: gl.constexpr, HEADS: gl.constexpr, TOGETHER: gl.constexpr = 1):
+    """[ROWS * HEADS, keys] float32 -> [ROWS / TOGETHER, 2, pairs of a lane, keys] int64, a pair of two heads or of two rows.
+
+    Bit 2 of an MFMA tile's row is the lane's half; columns that differ in bit 0 are neighbouring registers.
     """
     KEYS: gl.constexpr = x.shape[1]
-    x = gl.permute(gl.reshape(x, [ROWS, PADDED_HEADS // 8, 2, 2, 2, KEYS]), [0, 2, 1, 3, 5, 4])
-    low, high = gl.split(gl.reshape(x, [ROWS, 2, PADDED_HEADS // 4, KEYS, 2]))
+    SUMS: gl.constexpr = ROWS // TOGETHER
+    PAIRS: gl.constexpr = HEADS * TOGETHER // 4
+    x = gl.permute(gl.reshape(x, [SUMS, PAIRS // 2, 2, 2, 2, KEYS]), [0, 2, 1, 3, 5, 4])
+    low, high = gl.split(gl.reshape(x, [SUMS, 2, PAIRS, KEYS, 2]))
     return as_pair(low, high)
+
+
+@constexpr_function
+def rows_together(ROWS, HEADS, NUM_WARPS):
+    """Rows whose sums are the halves of one pair of registers, which nothing adds up: two where a product of a wave has two.
+
+    docs/design/mqa_logits.md says why not more often.
+    """
+    return 2 if ROWS >= 2 * NUM_WARPS and 2 * HEADS <= 32 else 1
+
+
+@gluon.jit
+def row_and_head(column, HEADS: gl.constexpr, TOGETHER: gl.constexpr):
+    """(row, head) of each column of rows x heads, of which TOGETHER rows take turns."""
+    return column // (TOGETHER * HEADS) * TOGETHER + column % TOGETHER, column % (TOGETHER * HEADS) // TOGETHER
 
 
 @gluon.jit
 def query_offset(
     column, last_row, first_head, stride_row, stride_head, stride_dim,
-    HEADS: gl.constexpr, DIM: gl.constexpr, SOME_HEADS: gl.constexpr, INDEX: gl.constexpr,
+    HEADS: gl.constexpr, DIM: gl.constexpr, SOME_HEADS: gl.constexpr, INDEX: gl.constexpr, TOGETHER: gl.constexpr,
 ):  # fmt: skip
     """[columns, DIM] places of queries, a column for each of SOME_HEADS heads of a row; past an edge those of the last one."""
     layout: gl.constexpr = column.type.layout.parent
-    row = gl.minimum(column // SOME_HEADS, last_row).to(INDEX)
-    head = gl.minimum(first_head + column % SOME_HEADS, HEADS - 1).to(INDEX)
+    row, head = row_and_head(column, SOME_HEADS, TOGETHER)
+    row = gl.minimum(row, last_row).to(INDEX)
+    head = gl.minimum(first_head + head, HEADS - 1).to(INDEX)
     dim = gl.arange(0, DIM, gl.SliceLayout(0, layout)).to(INDEX)
     return (row * stride_row + head * stride_head)[:, None] + (dim * stride_dim)[None, :]
 
@@ -133,22 +159,23 @@ def query_offset(
 def load_queries(
     q, last_row, first_head, stride_row, stride_head, stride_dim,
     HEADS: gl.constexpr, DIM: gl.constexpr, SOME_HEADS: gl.constexpr, ROWS: gl.constexpr, INDEX: gl.constexpr,
-    PACKETS: gl.constexpr, LAYOUT: gl.constexpr,
+    PACKETS: gl.constexpr, LAYOUT: gl.constexpr, TOGETHER: gl.constexpr = 1,
 ):  # fmt: skip
     """[ROWS * SOME_HEADS, DIM] queries of the rows from ``q`` on, heads from ``first_head`` on, as an MFMA takes them.
 
     Nothing is masked: in place of rows past ``last_row`` and of heads that are not there the last one is loaded.
 
+    TOGETHER : as :func:`row_and_head`
     PACKETS : whether 16 adjacent dims can be loaded at a time. Otherwise each byte takes a register while it is loaded: 32 of
         a lane at a time go through LDS, so that all have room
     """
     COLUMNS: gl.constexpr = ROWS * SOME_HEADS
     if PACKETS:
         column = gl.arange(0, COLUMNS, gl.SliceLayout(1, LAYOUT))
-        return load(
-            q,
-            query_offset(column, last_row, first_head, stride_row, stride_head, stride_dim, HEADS, DIM, SOME_HEADS, INDEX),
+        offset = query_offset(
+            column, last_row, first_head, stride_row, stride_head, stride_dim, HEADS, DIM, SOME_HEADS, INDEX, TOGETHER
         )
+        return load(q, offset)
     else:
         NUM_WARPS: gl.constexpr = gl.num_warps()
         PIECE: gl.constexpr = min(32 * 64 * NUM_WARPS // DIM, COLUMNS)
@@ -160,7 +187,7 @@ def load_queries(
         for piece in range(number):
             column = piece * PIECE + gl.arange(0, PIECE, gl.SliceLayout(1, loaded))
             offset = query_offset(
-                column, last_row, first_head, stride_row, stride_head, stride_dim, HEADS, DIM, SOME_HEADS, INDEX
+                column, last_row, first_head, stride_row, stride_head, stride_dim, HEADS, DIM, SOME_HEADS, INDEX, TOGETHER
             )
             pieces.index(piece).store(load(q, offset))
         return reinterpret(pieces, q.dtype.element_ty, [COLUMNS, DIM], plain).load(LAYOUT)
@@ -174,18 +201,19 @@ def load_group(
 ):  # fmt: skip
     """The queries [ROWS * PADDED_HEADS, DIM] and the weights [ROWS * PADDED_HEADS], float32, of the rows from ``first_row`` on.
 
-    Heads that are not there have weight 0; what rows past the last one get is for nobody. PACKETS : as :func:`load_queries`
+    In the order in which :func:`score` takes them. Heads that are not there have weight 0; what rows past the last one get is
+    for nobody. PACKETS : as :func:`load_queries`
     """
+    TOGETHER: gl.constexpr = rows_together(ROWS, PADDED_HEADS, gl.num_warps())
     last_row = num_queries - 1 - first_row
     query = load_queries(
         q + first_row.to(gl.int64) * stride_qs, last_row, 0, stride_qs, stride_qh, stride_qd,
-        HEADS, DIM, PADDED_HEADS, ROWS, INDEX, PACKETS, gl.DotOperandLayout(0, MFMA, 16),
+        HEADS, DIM, PADDED_HEADS, ROWS, INDEX, PACKETS, gl.DotOperandLayout(0, MFMA, 16), TOGETHER,
     )  # fmt: skip
-    column = gl.arange(0, ROWS * PADDED_HEADS, gl.SliceLayout(1, MFMA))
-    column_row = gl.minimum(column // PADDED_HEADS, last_row).to(INDEX)
-    head = column % PADDED_HEADS
+    row, head = row_and_head(gl.arange(0, ROWS * PADDED_HEADS, gl.SliceLayout(1, MFMA)), PADDED_HEADS, TOGETHER)
+    row = gl.minimum(row, last_row).to(INDEX)
     near_head = gl.minimum(head, HEADS - 1).to(INDEX)
-    weight_offset = column_row * stride_ws + near_head * stride_wh
+    weight_offset = row * stride_ws + near_head * stride_wh
     weight = load(weights + first_row.to(gl.int64) * stride_ws, weight_offset).to(gl.float32)
     return query, gl.where(head < HEADS, weight, 0.0)
 
@@ -198,7 +226,7 @@ def score(
 ):  # fmt: skip
     """[ROWS, KEYS] logits, not yet times the keys' scales, from keys in LDS and query [ROWS * PADDED_HEADS, D].
 
-    weight : with PACKED_RELU times RELU_RANGE
+    query, weight : in the order of :func:`row_and_head`, with :func:`rows_together`; weight with PACKED_RELU times RELU_RANGE
     keys : [any, 32, D], of which products begin at number ``first``; KEYS is 32 or 64
     query_scale : of MX formats, UE8M0 [ROWS * PADDED_HEADS, D / 32]
     scales, first_scale : and those of the keys in LDS, [any, 32, 4], of which a product's are at its number
@@ -207,11 +235,12 @@ def score(
     NUM_WARPS: gl.constexpr = gl.num_warps()
     PRODUCT_KEYS: gl.constexpr = keys.shape[1]
     PRODUCTS: gl.constexpr = KEYS // PRODUCT_KEYS
+    TOGETHER: gl.constexpr = rows_together(ROWS, PADDED_HEADS, NUM_WARPS)
     mfma: gl.constexpr = query.type.layout.parent
     operand: gl.constexpr = gl.DotOperandLayout(1, mfma, 16)
     zeros = gl.zeros([ROWS * PADDED_HEADS, PRODUCT_KEYS], gl.float32, mfma)
     weight, zeros = gl.broadcast(weight[:, None], zeros)
-    weight, later_weight = halves(pairs_of_heads(weight, ROWS, PADDED_HEADS))
+    weight, later_weight = halves(pairs_of_heads(weight, ROWS, PADDED_HEADS, TOGETHER))
     key = async_copy.load_shared_relaxed(keys.index(first).permute([1, 0]), operand)
     if scales is not None:
         GROUPS: gl.constexpr = query_scale.shape[1]
@@ -226,10 +255,10 @@ def score(
         else:
             product = cdna4.mfma(query, key, zeros)
         if PACKED_RELU:
-            positive, later_positive = halves(pairs_of_heads(product, ROWS, PADDED_HEADS))
+            positive, later_positive = halves(pairs_of_heads(product, ROWS, PADDED_HEADS, TOGETHER))
             total = sum_packed(apart(positive), apart(weight), apart(later_positive), positive)
         else:
-            positive, later_positive = halves(pairs_of_heads(relu(product), ROWS, PADDED_HEADS))
+            positive, later_positive = halves(pairs_of_heads(relu(product), ROWS, PADDED_HEADS, TOGETHER))
             total = sum_products(positive, weight, positive, True)
         if number + 1 < PRODUCTS:  # once half of this product's registers are free
             key = async_copy.load_shared_relaxed(keys.index(first + number + 1).permute([1, 0]), operand)
@@ -239,7 +268,7 @@ def score(
             total = sum_packed(apart(later_positive), apart(later_weight), (), total)
         else:
             total = sum_products(later_positive, later_weight, total, False)
-        sums += (sum_of_pair(total),)
+        sums += (sums_of_two(total) if TOGETHER == 2 else sum_of_pair(total),)
     total = sums[0]  # type: ignore[misc]
     if PRODUCTS == 2:
         total = gl.reshape(gl.permute(gl.join(total, sums[1]), [0, 1, 3, 2]), [ROWS, 2, KEYS])  # type: ignore[misc]
