@@ -29,7 +29,7 @@ def launched():
 @pytest.mark.parametrize("landing", ["late", "early"])
 def test_running_sum(launched, landing):
     compiled, (x, out, tiles) = launched
-    result = run(compiled, (1,), bound((x, out, tiles), unwritten=[out]), landing=landing)
+    result = run(compiled, (1,), bound(compiled, (x, out, tiles), [out]), landing=landing)
     torch.testing.assert_close(out, x.sum(0), rtol=1e-5, atol=1e-5)
     assert result.counters.lds_copied_bytes == 6 * 32 * 64 * 4
 
@@ -39,4 +39,4 @@ def test_running_sum_without_its_waits(launched):
     lines = [line for line in compiled.asm["amdgcn"].splitlines() if "s_waitcnt vmcnt" not in line]
     for landing in ("late", "early"):
         with pytest.raises(MissingWait):
-            run(parse("\n".join(lines)), (1,), bound(arguments), lds_bytes=compiled.metadata.shared, landing=landing)
+            run(parse("\n".join(lines)), (1,), bound(compiled, arguments), lds_bytes=compiled.metadata.shared, landing=landing)

@@ -180,10 +180,8 @@ def test_blocks_past_2_gib(block: int, apart: int, last: int) -> None:
     variant = gluon_variant()
     launch = paged_launch(variant.kernel, call._replace(kv_cache=cache), schedule, out, False)
     held = {1: Pieces({0: blocks[0], last * apart: blocks[1]}), 2: Pointer(blocks[0], block * 128)}  # keys, scales
-    arguments: list[Any] = []
-    for number, argument in enumerate(launch.arguments):
-        arguments += [held[number]] if number in held else bound([argument])
     code = compile_launch(launch, variant.make_source, GFX942)
+    arguments = bound(code, [held.get(number, argument) for number, argument in enumerate(launch.arguments)])
     run(parse(code.asm["amdgcn"]), launch.grid, arguments, lds_bytes=code.metadata.shared)
     agree(out, answer.logits, answer.magnitude)
 

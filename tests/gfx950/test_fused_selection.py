@@ -47,7 +47,8 @@ def execute(
         compiled = compile_launch(launch, source_of(launch.kernel))
         program = parse(compiled.asm["amdgcn"])
         assert not hazards(program)
-        run(program, launch.grid, bound(launch.arguments), lds_bytes=compiled.metadata.shared, landing=landing, measure=False)
+        arguments = bound(compiled, launch.arguments)
+        run(program, launch.grid, arguments, lds_bytes=compiled.metadata.shared, landing=landing, measure=False)
     return indices, scores, counters.sum(0).tolist()
 
 

@@ -180,10 +180,8 @@ def test_queries_whose_dims_are_not_adjacent(heads: int, next_n: int) -> None:
 
 def emulate(launch: Launch, pieces: dict[int, Pieces | Pointer]) -> None:
     """Execute, with the arguments at these positions in memory that torch does not hold."""
-    arguments: list[Any] = []
-    for number, argument in enumerate(launch.arguments):
-        arguments += [pieces[number]] if number in pieces else bound([argument])
     code = compile_launch(launch, VARIANTS["gluon_cdna4"].make_source)
+    arguments = bound(code, [pieces.get(number, argument) for number, argument in enumerate(launch.arguments)])
     for landing in ("late", "early"):
         run(parse(code.asm["amdgcn"]), launch.grid, arguments, lds_bytes=code.metadata.shared, landing=landing)
 

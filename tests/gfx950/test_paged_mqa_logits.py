@@ -127,7 +127,7 @@ def test_any_schedule(variant: Variant, schedule: list[tuple[int, int]]) -> None
     words = torch.tensor(schedule, dtype=torch.int32)
     launch = paged_launch(variant.kernel, call, words, out, False)
     compiled = compile_launch(launch, variant.make_source)
-    arguments = bound(launch.arguments, unwritten=[out])
+    arguments = bound(compiled, launch.arguments, [out])
     result = run(parse(compiled.asm["amdgcn"]), launch.grid, arguments, lds_bytes=compiled.metadata.shared)
     position = next(number for number, argument in enumerate(launch.arguments) if argument is out)
     written = torch.from_numpy(result.written[position].reshape(3, 150, 4).any(axis=2))

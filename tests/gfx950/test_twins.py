@@ -87,7 +87,7 @@ def written(language: str, kind: str, **numbers: int) -> set[tuple[int, int]]:
         from support.twin_gluon_kernel import fills
 
         compiled = compile_kernel(fills, arguments, constants, GluonASTSource, num_warps=WARPS)
-    run(compiled, (1,), bound(arguments))
+    run(compiled, (1,), bound(compiled, arguments))
     assert set(out.unique().tolist()) <= {WRITTEN, LEFT}
     return {(row, column) for row, column in (out == WRITTEN).nonzero().tolist()}
 

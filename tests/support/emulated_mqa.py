@@ -155,7 +155,7 @@ def execute(prepared: Prepared, program: Program | None = None, **emulation: Any
     result = run(
         program or parse(prepared.compiled.asm["amdgcn"]),
         prepared.grid,
-        bound(prepared.arguments, unwritten=[out]),
+        bound(prepared.compiled, prepared.arguments, [out]),
         lds_bytes=prepared.compiled.metadata.shared,
         **emulation,
     )

@@ -45,7 +45,7 @@ def gfx950_in_the_emulator() -> Iterator[None]:
 def _launch(kernel: Kernel[Any], problem: Any, *operands: Any, **options: Any) -> None:
     for launch in kernel.prepare(problem, *operands, **options):
         compiled = compile_launch(launch, _source_of(launch.kernel))
-        arguments, lds = bound(launch.arguments), compiled.metadata.shared
+        arguments, lds = bound(compiled, launch.arguments), compiled.metadata.shared
         run(parse(compiled.asm["amdgcn"]), launch.grid, arguments, lds_bytes=lds, measure=False)
 
 

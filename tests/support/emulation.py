@@ -29,14 +29,15 @@ def compile_kernel(
     target: GPUTarget = GFX950,
     **options: Any,
 ) -> Any:
-    """Compile as the JIT would: that an argument is aligned, small, divisible by 16 or equal to 1 is known to the compiler.
+    """Compile as the JIT would: that an argument is aligned, small, divisible by 16 or equal to 1 is known to the compiler,
+    unless the kernel says ``do_not_specialize``.
 
     arguments : in the kernel's order, tensors (also meta tensors), integers, floats and None
     """
     names = [parameter.name for parameter in kernel.params]
     signature, known, attributes = {}, {(names.index(name),): value for name, value in constants.items()}, {}
-    for position, (name, argument) in enumerate(zip(names, arguments, strict=False)):
-        attribute = []
+    for position, (parameter, argument) in enumerate(zip(kernel.params, arguments, strict=False)):
+        name, attribute = parameter.name, []
         if isinstance(argument, torch.Tensor):
             signature[name] = POINTERS[argument.dtype]
             if argument.is_meta or argument.data_ptr() % 16 == 0:
@@ -45,11 +46,11 @@ def compile_kernel(
                 attribute.append(["tt.pointer_range", 32])
         elif isinstance(argument, float):
             signature[name] = "fp32"
-        elif _is_constant(argument):
+        elif _is_constant(parameter, argument):
             known[(position,)] = argument
         else:
             signature[name] = "i32" if -(2**31) <= argument < 2**31 else "i64"
-            if argument % 16 == 0:
+            if argument % 16 == 0 and not parameter.do_not_specialize:
                 attribute.append(["tt.divisibility", 16])
         if attribute:
             attributes[(position,)] = attribute
@@ -69,23 +70,23 @@ def compile_launch(launch: Any, make_source: Callable[..., Any] = ASTSource, tar
     return compile_kernel(launch.kernel, launch.arguments, constants, make_source, target=target, **options)
 
 
-def _is_constant(argument: Any) -> bool:
+def _is_constant(parameter: Any, argument: Any) -> bool:
     """Whether a compiled kernel has no such argument any more."""
-    return argument is None or (isinstance(argument, int) and argument == 1)
+    return argument is None or (isinstance(argument, int) and argument == 1 and not parameter.do_not_specialize)
 
 
-def bound(arguments: Sequence[Any], unwritten: Sequence[torch.Tensor] = ()) -> list[Any]:
-    """The arguments that the compiled kernel still has, as the emulator takes them.
+def bound(compiled: Any, arguments: Sequence[Any], unwritten: Sequence[torch.Tensor] = ()) -> list[Any]:
+    """The arguments that the compiled kernel still has, as the emulator takes them, which it may already be.
 
     unwritten : tensors whose content counts as uninitialised
     """
     result = []
-    for argument in arguments:
+    for parameter, argument in zip(compiled.src.fn.params, arguments, strict=False):
         if isinstance(argument, torch.Tensor):
             storage = torch.empty(0, dtype=torch.uint8).set_(argument.untyped_storage()).numpy()
             offset = argument.storage_offset() * argument.element_size()
             result.append(Pointer(storage, offset, all(argument is not tensor for tensor in unwritten)))
-        elif not _is_constant(argument):
+        elif not _is_constant(parameter, argument):
             result.append(argument)
     return result
 
@@ -96,7 +97,7 @@ def emulate(launch: Launch, written: Sequence[torch.Tensor]) -> Result:
     written : those whose content counts as uninitialised
     """
     compiled = compile_launch(launch)
-    program, arguments = parse(compiled.asm["amdgcn"]), bound(launch.arguments, unwritten=written)
+    program, arguments = parse(compiled.asm["amdgcn"]), bound(compiled, launch.arguments, written)
     return run(program, launch.grid, arguments, lds_bytes=compiled.metadata.shared, measure=False)
 
 
@@ -112,4 +113,4 @@ def launch(
 ) -> Result:
     """Compile and execute; what the kernel stores appears in the tensors."""
     compiled = compile_kernel(kernel, arguments, constants, **options)
-    return run(compiled, grid, bound(arguments, unwritten), **(emulation or {}))
+    return run(compiled, grid, bound(compiled, arguments, unwritten), **(emulation or {}))
