@@ -259,11 +259,14 @@ def compare(session: nox.Session) -> None:
 def gfx950(session: nox.Session) -> None:
     """Compile variants of logits for gfx950 with each Triton, execute them in the emulator, and print docs/gfx950.md's tables.
 
-    Arguments go to ``capgate compile`` of all three operations; without, each has one output mode.
+    Arguments go to ``capgate compile`` of all four operations; without, each has one output mode.
     """
     session.install(wheel(session), "torch>=2.9,<2.14", "numpy", *group("test"))
     folder = Path(session.create_tmp())
-    modes = {"fp8_mqa_logits": "unclean", "fp8_paged_mqa_logits": "unclean", "mx_mqa_logits": "mxfp4-unclean"}
+    modes = {
+        **dict.fromkeys(("fp8_mqa_logits", "fp8_paged_mqa_logits"), "unclean"),
+        **dict.fromkeys(("mx_mqa_logits", "mx_paged_mqa_logits"), "mxfp4-unclean"),
+    }
     for operation, mode in modes.items():
         files = []
         for version in LANES:

@@ -34,7 +34,11 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
     "check": ("compile a recording, or operations, for many Tritons and GPUs", check.add_arguments, check.run),
     "verify": ("hold every variant that this machine takes against float64, and time it", verify.add_arguments, verify.run),
     "bench": ("time the variants here", bench.add_arguments, bench.run),
-    "compare": ("put runs of bench on several stacks beside each other", compare.add_arguments, compare.run),
+    "compare": (
+        "put runs of bench on several stacks beside each other, or formats",
+        compare.add_arguments,
+        compare.run,
+    ),
 }
 WITHOUT_TORCH = ("report", "record", "check", "compare")
 

@@ -15,7 +15,7 @@ from .checks import check_choice
 from .key_formats import BLOCK_SIZES, BLOCK_WORDS, PACKET, SCALE_BYTES, layouts_of
 from .key_formats import LAYOUTS as DECLARED
 from .operands import Limit, Operand, among
-from .rules import MAX_NEXT
+from .rules import MAX_HEADS, MAX_NEXT
 
 LAYOUTS = {name: DECLARED[name].tile for name in layouts_of("fp8")}  # and the keys of a tile
 
@@ -85,6 +85,20 @@ def check_address(kv_cache: torch.Tensor) -> None:
     """Raise ValueError for a cache whose scales are not aligned; apart from check_blocks, since torch.compile cannot follow."""
     if not kv_cache.is_meta and kv_cache.data_ptr() % SCALE_BYTES:
         raise ValueError(f"kv_cache: got address {kv_cache.data_ptr():#x}, needs a multiple of {SCALE_BYTES}")
+
+
+def copies_directly(kv_cache: torch.Tensor, weights: torch.Tensor, block_table: torch.Tensor) -> bool:
+    """Whether keys, weights and table entries can go straight to LDS: keys in 16-byte chunks, all at offsets of 32 bits.
+
+    Blocks of a multiple of 64 keys may lie anywhere: a tile lies in one, which is then the base of its offsets.
+    """
+    (blocks, block), step = kv_cache.shape[:2], kv_cache.stride(0)
+    aligned = kv_cache.data_ptr() % 16 == 0 and step % 16 == 0
+    (row, head), entry = weights.stride(), block_table.stride(1)
+    next_n = weights.shape[0] // max(1, block_table.shape[0])
+    nearest = weights.itemsize * (next_n * row + MAX_HEADS * head), 4 * max(64, block_table.shape[1]) * entry
+    farthest = max(*nearest, 0 if block % 64 == 0 else blocks * step)
+    return bool(aligned and farthest < 2**31)
 
 
 def scales_of(kv_cache: torch.Tensor) -> torch.Tensor:

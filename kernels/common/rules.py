@@ -89,6 +89,21 @@ def needs_e4m3fn(device: Any, dtype: str) -> str | None:
     return None if dtype == E4M3FN else compat.capabilities(device).why("fp8_e4m3fnuz")
 
 
+def needs_64_dims(dim: int) -> str | None:
+    """For kernels of MX formats, whose matrix instructions are block-scaled."""
+    return None if dim >= 64 else f"needs 64 dims or 128, as the f8f6f4 instruction has: found {dim}"
+
+
+def needs_near_blocks(direct_keys: bool, purpose: str) -> str | None:
+    """For kernels that take a cache's blocks in packets of 16 bytes, as :func:`.cache.copies_directly` says of a call."""
+    if direct_keys:
+        return None
+    return (
+        "needs 16-byte aligned blocks a multiple of 16 bytes apart, those of no multiple of 64 keys within 2 GiB, "
+        f"and weights and table entries near each other, {purpose}"
+    )
+
+
 def classic_runs(device: Any) -> str | None:
     """Whether classic Triton kernels can run: on a GPU that Triton knows, or in its interpreter."""
     caps = compat.capabilities(device)

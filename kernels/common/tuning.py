@@ -10,6 +10,7 @@ from functools import cache, wraps
 from typing import Any, NamedTuple, TypeVar
 
 from capgate import compat
+from capgate.compat.offline.occupancy import LDS
 
 Options = tuple[tuple[str, Any], ...]  # pairs and not a dictionary, so that a row can be hashed
 Row = TypeVar("Row")
@@ -67,6 +68,24 @@ class Tuning(NamedTuple):
         """A table's row for a problem: with so many query rows, or as many as its columns have room for."""
         rows = min(rows, self.columns // padded_heads)
         return self._replace(rows=rows, columns=rows * padded_heads)
+
+
+def in_requests(row: Tuning, next_n: int, padded_heads: int, key_bytes: int) -> Tuning:
+    """A row of a paged kernel for CDNA4, cut to the rows of a request: fewer waves, of which a CU holds more programs.
+
+    key_bytes : of a key, but for its scales
+    """
+    wave_columns = row.columns // row.num_warps
+    most_waves = min(row.num_warps, row.block_keys * key_bytes // 1024)  # each has keys to copy, 1024 bytes at a time
+    wanted = max(1 << (next_n - 1).bit_length(), 32 // padded_heads)
+    tune = row._replace(columns=most_waves * wave_columns).with_rows(wanted, padded_heads)
+    waves = max(1, tune.columns // wave_columns)
+    lanes = 64 * waves
+    # Keys, a scale and an entry of the table for each lane, in every stage; and the weights.
+    lds_bytes = row.num_stages * (row.block_keys * key_bytes + 4 * lanes + 4 * lanes) + 4 * max(tune.columns, lanes)
+    size, granule = LDS["gfx950"]
+    resident = min(row.resident * row.num_warps // waves, size // (-(-lds_bytes // granule) * granule))
+    return tune._replace(num_warps=waves, resident=resident)
 
 
 def row_for(table: Mapping[str, Row], label: str) -> Row:

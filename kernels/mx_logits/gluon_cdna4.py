@@ -12,7 +12,7 @@ import torch
 from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, cdna4, gl, gluon
 
-from ..common.device.cdna4 import load, load_queries, row_and_head, rows_together
+from ..common.device.cdna4 import load, load_queries, load_query_scales, row_and_head, rows_together
 from ..common.device.cdna4_dense import cover_rows, fill_beside, rows_of_program, score_tiles
 from ..common.device.windows import my_tiles
 from ..common.rules import in_packets, padded_heads
@@ -77,7 +77,6 @@ def mx_mqa_logits_kernel(
         4, [32, 32, 64], False, [NUM_WARPS, 1], tiles_per_warp=[COLUMNS // 32 // NUM_WARPS, 1]
     )
     operand: gl.constexpr = gl.DotOperandLayout(0, mfma, 16)
-    of_queries: gl.constexpr = cdna4.get_mfma_scale_layout(operand, [COLUMNS, DIM // 32])
     K_TYPE: gl.constexpr = gl.uint8 if KEY_BYTES < DIM else gl.float8e4nv
 
     first_row, split = rows_of_program((xcds, classes, cells), num_queries, ROWS)
@@ -97,12 +96,10 @@ def mx_mqa_logits_kernel(
             q + first_row.to(gl.int64) * stride_qs, num_queries - 1 - first_row, 0, stride_qs, stride_qh, stride_qd,
             HEADS, Q_BYTES, PADDED_HEADS, ROWS, INDEX, PACKETS, operand, TOGETHER,
         )  # fmt: skip
-        row, head = row_and_head(gl.arange(0, COLUMNS, gl.SliceLayout(1, of_queries)), PADDED_HEADS, TOGETHER)
-        row = gl.minimum(row, num_queries - 1 - first_row).to(INDEX)
-        near_head = gl.minimum(head, HEADS - 1).to(INDEX)
-        word = load(q_scale + first_row.to(gl.int64) * stride_ss, row * stride_ss + near_head * stride_sh)
-        group = gl.arange(0, DIM // 32, gl.SliceLayout(0, of_queries))
-        query_scale = (word[:, None] >> 8 * group[None, :]).to(gl.uint8)
+        query_scale = load_query_scales(
+            q_scale + first_row.to(gl.int64) * stride_ss, num_queries - 1 - first_row, stride_ss, stride_sh,
+            HEADS, PADDED_HEADS, ROWS, DIM // 32, INDEX, operand, TOGETHER,
+        )  # fmt: skip
         row, head = row_and_head(gl.arange(0, COLUMNS, gl.SliceLayout(1, mfma)), PADDED_HEADS, TOGETHER)
         row = gl.minimum(row, num_queries - 1 - first_row).to(INDEX)
         near_head = gl.minimum(head, HEADS - 1).to(INDEX)

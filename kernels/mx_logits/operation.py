@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from capgate import compat
 
 from ..common.key_formats import FORMATS, PAIRS, mx_output_of
-from ..common.rules import FLOAT32, check_sizes, classic_runs, interpreted_when_named, padded_heads
+from ..common.rules import FLOAT32, check_sizes, classic_runs, interpreted_when_named, needs_64_dims, padded_heads
 
 OUTPUTS = {"unclean": (False, False), "clean": (True, False), "compressed": (False, True)}  # clean_logits, compressed
 MODES = {f"{pair}-{output}": (*PAIRS[pair], *OUTPUTS[output]) for pair, output in product(PAIRS, OUTPUTS)}
@@ -77,8 +77,8 @@ def example_call(problem: Problem) -> compat.ExampleCall:
 
 
 def _gluon_cdna4_accepts(problem: Problem) -> str | None:
-    if problem.dim < 64:
-        return f"needs 64 dims or 128, as the f8f6f4 instruction has: found {problem.dim}"
+    if reason := needs_64_dims(problem.dim):
+        return reason
     if not problem.direct_keys:
         return "needs k in 16-byte aligned rows of adjacent elements, less than 8 MiB apart, to copy it straight to LDS"
     return None

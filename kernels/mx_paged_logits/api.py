@@ -6,7 +6,7 @@ import torch
 
 from capgate import compat
 
-from ..common.cache import check_address
+from ..common.cache import check_address, copies_directly
 from ..common.checks import check_among, check_apart, check_choice, check_flag, check_integer, check_output, check_variant
 from ..common.logits import FLOATS, LOGITS, empty_logits
 from ..common.mx_cache import check_cache, format_of
@@ -184,9 +184,10 @@ def describe(inputs: Inputs, clean_logits: bool, logits_dtype: torch.dtype = tor
     """The class of calls that one with these operands and an output of this dtype belongs to."""
     q, kv_cache, dim = inputs.q, inputs.kv_cache, dim_of(inputs.q)
     check_address(kv_cache)
+    direct_keys = copies_directly(kv_cache, inputs.weights, inputs.block_table)
     formats = (FORMAT_OF[q.dtype], format_of(kv_cache, dim))
     sizes = (q.shape[2], dim, *formats, clean_logits, kv_cache.shape[1], q.shape[1])
-    return Problem(q.device, *sizes, layout, FLOATS[inputs.weights.dtype], FLOATS[logits_dtype])
+    return Problem(q.device, *sizes, direct_keys, layout, FLOATS[inputs.weights.dtype], FLOATS[logits_dtype])
 
 
 def _launch_into(
@@ -206,7 +207,7 @@ def _launch(inputs: Inputs, out: torch.Tensor, clean_logits: bool, variant: str 
     """Run the chosen variant, unless there is no cell to write."""
     problem = describe(inputs, clean_logits, out.dtype, layout)
     if out.numel() == 0:  # a variant that cannot run is an error for empty calls too, but no operand can be in its way
-        operation.select(problem, variant)
+        operation.select(problem._replace(direct_keys=True), variant)
         return
     operation(problem, inputs, out, variant=variant, clean_logits=clean_logits, chunk_keys=chunk_keys, layout=layout)
 

@@ -14,15 +14,15 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..common.cache import readable
 from ..common.device.cached_keys import first_byte, further_byte, scale_byte
 from ..common.device.classic import fill, head_sums, load_blocks, operands, rounded
 from ..common.device.mx import mx_products, mx_query, scale_octets
 from ..common.device.windows import keys_of_share, load_share, longest_seen, next_turn, seen
-from ..common.mx_cache import pages_of
-from ..common.rules import mx_product_options, padded_heads
+from ..common.key_formats import LAYOUTS
+from ..common.rules import mx_product_options
 from ..common.schedule.operation import CHUNK_KEYS
 from ..common.schedule.plan import plan_of, workers
+from .launches import launches_of
 from .operands import Inputs
 from .operation import Problem
 from .tunings import classic as tuning
@@ -212,53 +212,29 @@ def prepare(
 
     With ``clean_logits`` every other cell becomes -inf.
     """
-    q, q_scale, kv_cache, weights, context_lens, block_table, _ = inputs
-    requests, next_n, heads, q_bytes = q.shape
-    blocks, width = kv_cache.shape[0], out.shape[1]
-    values, scales, block, key_bytes, at = pages_of(readable(kv_cache), None, layout)
-    plan, target = plan_of(tuning, problem, inputs, out, chunk_keys), compat.capabilities(problem.device).target
+    q, q_scale, weights = inputs.q, inputs.q_scale, inputs.weights
+    _, next_n, heads, q_bytes = q.shape
+    plan, caps = plan_of(tuning, problem, inputs, out, chunk_keys), compat.capabilities(problem.device)
     tune = plan.tune
-    lanes = max(32, target.warp_size)  # the interpreter has one lane, and no use for short strips
+    lanes = max(32, caps.target.warp_size)  # the interpreter has one lane, and no use for short strips
     strip = 16 * lanes * tune.num_warps  # four 16-byte stores a lane, or two of bfloat16
-    strides = (*q.stride(), *q_scale.stride(), values.stride(0), scales.stride(0))
-    _, qn, qh, qd, _, sn, sh, *_ = strides
-    strides += (*weights.stride(), *plan.lens_strides, *block_table.stride(), *out.stride())
-    ws, wh = weights.stride()
     farthest = max(  # element that a program reaches from its base pointers
-        next_n * qn + heads * qh + q_bytes * qd,
-        next_n * max(sn, ws) + heads * max(sh, wh),
+        next_n * q.stride(1) + heads * q.stride(2) + q_bytes * q.stride(3),
+        next_n * max(q_scale.stride(1), weights.stride(0)) + heads * max(q_scale.stride(2), weights.stride(1)),
         max(strip, tune.block_keys) * out.stride(1),
     )
-    counts = (requests, blocks, plan.limit, width, requests * next_n * -(-width // strip), plan.splits)
-    tensors = (q.view(torch.uint8), q_scale, values, scales, weights, context_lens, block_table, plan.schedule, out)
-    arguments = (*tensors, *counts, *strides)
-    keywords = {
-        "NEXT_N": next_n,
-        "HEADS": heads,
-        "DIM": problem.dim,
-        "Q_BYTES": q_bytes,
-        "KEY_BYTES": key_bytes,
-        "PADDED_HEADS": padded_heads(heads),
-        "ROWS": tune.rows,
-        "BLOCK": block,
-        "TILE": at.tile_of(block),
-        "SCALE_TILE": at.scale_tile_of(block),
-        "SCALE_LANES": at.scale_lanes,
-        "BY_SIXTEENS": at.by_sixteens,
-        "BLOCK_KEYS": tune.block_keys,
-        "CHUNK": chunk_keys,
-        "STRIP": strip,
-        "CLEAN": clean_logits,
-        "ROW_LENS": plan.row_lens,
-        "CUTS": compat.capabilities(problem.device).interpreter,
+    constants = {
+        "BY_SIXTEENS": LAYOUTS[layout].by_sixteens,
+        "CUTS": caps.interpreter,
         "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
-        "num_warps": tune.num_warps,
         "num_stages": tune.num_stages,
-        "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
         **mx_product_options(problem.device, problem.dim),
         **dict(tune.options),
     }
-    return (*plan.before, compat.Launch(mx_paged_mqa_logits_kernel, plan.grid, arguments, keywords))
+    return launches_of(
+        mx_paged_mqa_logits_kernel, problem, plan, inputs._replace(q=q.view(torch.uint8)), out, constants,
+        strip=strip, clean_logits=clean_logits, layout=layout, chunk_keys=chunk_keys,
+    )  # fmt: skip
 
 
 kernel = compat.Kernel(prepare, tuning=tuning, workers=partial(workers, tuning))

@@ -6,7 +6,15 @@ from typing import Any, NamedTuple
 from capgate import compat
 
 from ..common.key_formats import FORMATS, PAIRS, SCALE_BYTES, mx_output_of
-from ..common.rules import FLOAT32, check_sizes, classic_runs, interpreted_when_named, padded_heads
+from ..common.rules import (
+    FLOAT32,
+    check_sizes,
+    classic_runs,
+    interpreted_when_named,
+    needs_64_dims,
+    needs_near_blocks,
+    padded_heads,
+)
 
 OUTPUTS = {"unclean": False, "clean": True}  # clean_logits
 MODES = {f"{pair}-{output}": (*PAIRS[pair], OUTPUTS[output]) for pair, output in product(PAIRS, OUTPUTS)}
@@ -19,6 +27,7 @@ class Problem(NamedTuple):
     q_format, k_format : of query and key, "mxfp8" or "mxfp4"
     block_size : keys in a block of the cache
     next_n : rows of a request, its draft tokens included
+    direct_keys : whether keys can be copied straight to LDS: see :func:`..common.cache.copies_directly`
     layout : where a block holds its bytes
     weights_dtype, logits_dtype : "float32" or "bfloat16"
     """
@@ -31,6 +40,7 @@ class Problem(NamedTuple):
     clean_logits: bool
     block_size: int = 64
     next_n: int = 1
+    direct_keys: bool = True
     layout: str = "flat"
     weights_dtype: str = FLOAT32
     logits_dtype: str = FLOAT32
@@ -77,12 +87,21 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     return compat.ExampleCall((inputs, out), options, padded_heads(problem.heads) * problem.dim)
 
 
+def _gluon_cdna4_accepts(problem: Problem) -> str | None:
+    return needs_64_dims(problem.dim) or needs_near_blocks(problem.direct_keys, "to copy them straight to LDS")
+
+
 operation = compat.Operation(
     "mx_paged_mqa_logits",
     example=example,
     examples=compat.Examples(example_problem, example_call, ("mxfp4-unclean", "mxfp4-clean", "mxfp8-unclean")),
     offers=("tuning", "workers"),
     repeatable=True,
+)
+operation.add(
+    compat.Variant(
+        "gluon_cdna4", f"{__package__}.gluon_cdna4:kernel", requires=("gluon_cdna4", "torch"), accepts=_gluon_cdna4_accepts
+    )
 )
 operation.add(
     compat.Variant(

@@ -2,8 +2,9 @@
 
 from capgate import compat
 
+from ..common.key_formats import FORMATS
 from ..common.rules import padded_heads
-from ..common.tuning import ANY, Tuning, loadable, row_for
+from ..common.tuning import ANY, Tuning, in_requests, loadable, row_for, simd_waves
 from .operation import Problem, operation
 
 # --- classic, by target; for every H, D, block size, layout and output mode alike -----------------------------------------
@@ -23,3 +24,32 @@ def classic(problem: Problem) -> Tuning:
     """The row for a problem's target, cut to its heads and to the rows of a request."""
     row = row_for(CLASSIC, compat.capabilities(problem.device).target.label)
     return row.with_rows(1 << (problem.next_n - 1).bit_length(), padded_heads(problem.heads))
+
+
+# --- gluon_cdna4, by padded heads; for every format, layout, block size and output mode alike -----------------------------
+
+_CDNA4 = Tuning(block_keys=64, columns=256, num_warps=4, num_stages=3, resident=3, options=simd_waves(3))
+GLUON_CDNA4: dict[int, Tuning] = {
+    # Compiled and emulated, never timed: as fp8_paged_mqa_logits.
+    16: _CDNA4._replace(columns=128),
+    32: _CDNA4,
+    64: _CDNA4,
+    128: Tuning(block_keys=32, columns=512, num_warps=4, num_stages=3, resident=2, options=simd_waves(2)),
+}
+# Compiled and emulated, never timed: as in mx_mqa_logits, a fourth wave, of which LDS has room from two waves a program on.
+GLUON_CDNA4_SHORT: dict[int, Tuning] = {
+    padded: GLUON_CDNA4[padded]._replace(resident=4, options=simd_waves(4)) for padded in (16, 32, 64)
+}
+GLUON_CDNA4_SHORT[128] = GLUON_CDNA4[128]
+
+
+@loadable(operation, "gluon_cdna4")
+def gluon_cdna4(problem: Problem) -> Tuning:
+    """The row for a problem's heads and the bytes of its queries and keys, cut to the rows of a request."""
+    padded = padded_heads(problem.heads)
+    row = (GLUON_CDNA4_SHORT if _short(problem) else GLUON_CDNA4)[padded]
+    return in_requests(row, problem.next_n, padded, FORMATS[problem.k_format].key_bytes(problem.dim))
+
+
+def _short(problem: Problem) -> bool:
+    return problem.dim == 64 or problem.q_format == problem.k_format == "mxfp4"

@@ -6,7 +6,7 @@ import torch
 
 from capgate import compat
 
-from ..common.cache import check_address, check_blocks, keys_of
+from ..common.cache import check_address, check_blocks, copies_directly, keys_of
 from ..common.checks import (
     check_among,
     check_apart,
@@ -18,7 +18,6 @@ from ..common.checks import (
 )
 from ..common.key_formats import BLOCK_SIZES, BLOCK_WORDS
 from ..common.logits import FLOATS, FP8, LOGITS, empty_logits, mappable
-from ..common.rules import MAX_HEADS
 from ..common.schedule import operands as scheduled
 from ..common.schedule import operation as scheduling
 from ..common.schedule.operation import CHUNK_KEYS, CHUNKS, workers_of
@@ -259,20 +258,6 @@ def kept(
     problem = describe(inputs, clean_logits, out.dtype, layout)
     options = {"clean_logits": clean_logits, "chunk_keys": chunk_keys, "layout": layout}
     return operation.kept(problem, inputs, out, variant=variant, **options)
-
-
-def copies_directly(kv_cache: torch.Tensor, weights: torch.Tensor, block_table: torch.Tensor) -> bool:
-    """Whether keys, weights and table entries can go straight to LDS: keys in 16-byte chunks, all at offsets of 32 bits.
-
-    Blocks of a multiple of 64 keys may lie anywhere: a tile lies in one, which is then the base of its offsets.
-    """
-    (blocks, block), step = kv_cache.shape[:2], kv_cache.stride(0)
-    aligned = kv_cache.data_ptr() % 16 == 0 and step % 16 == 0
-    (row, head), entry = weights.stride(), block_table.stride(1)
-    next_n = weights.shape[0] // max(1, block_table.shape[0])
-    nearest = weights.itemsize * (next_n * row + MAX_HEADS * head), 4 * max(64, block_table.shape[1]) * entry
-    farthest = max(*nearest, 0 if block % 64 == 0 else blocks * step)
-    return bool(aligned and farthest < 2**31)
 
 
 def describe(inputs: Inputs, clean_logits: bool, logits_dtype: torch.dtype = torch.float32, layout: str = "flat") -> Problem:

@@ -11,6 +11,7 @@ from ..common.rules import (
     interpreted_when_named,
     native_fp8,
     needs_e4m3fn,
+    needs_near_blocks,
     output_of,
     padded_heads,
 )
@@ -26,7 +27,7 @@ class Problem(NamedTuple):
     block_size : keys in a block of the cache
     layout : of a block's keys, "flat" or "preshuffled"
     next_n : rows of a request, its draft tokens included
-    direct_keys : whether keys can be copied straight to LDS: see :func:`.api.copies_directly`
+    direct_keys : whether keys can be copied straight to LDS: see :func:`..common.cache.copies_directly`
     tensor_maps : whether tensor maps can describe the queries, the weights, and the cache's keys and scales
     weights_dtype, logits_dtype : "float32" or "bfloat16"
     """
@@ -83,23 +84,11 @@ def example_call(problem: Problem) -> compat.ExampleCall:
 
 
 def _gluon_cdna4_accepts(problem: Problem) -> str | None:
-    if reason := needs_e4m3fn(problem.device, problem.dtype):
-        return reason
-    if not problem.direct_keys:
-        return (
-            "needs 16-byte aligned blocks a multiple of 16 bytes apart, those of no multiple of 64 keys within 2 GiB, "
-            "and weights and table entries near each other, to copy them straight to LDS"
-        )
-    return None
+    return needs_e4m3fn(problem.device, problem.dtype) or needs_near_blocks(problem.direct_keys, "to copy them straight to LDS")
 
 
 def _gluon_cdna3_accepts(problem: Problem) -> str | None:
-    if not problem.direct_keys:
-        return (
-            "needs 16-byte aligned blocks a multiple of 16 bytes apart, those of no multiple of 64 keys within 2 GiB, "
-            "and weights and table entries near each other, to load them at offsets of 32 bits"
-        )
-    return None
+    return needs_near_blocks(problem.direct_keys, "to load them at offsets of 32 bits")
 
 
 def _gluon_hopper_accepts(problem: Problem) -> str | None:

@@ -4,7 +4,7 @@ from capgate import compat
 from capgate.compat.offline.occupancy import LDS
 
 from ..common.rules import E4M3FN, padded_heads
-from ..common.tuning import ANY, Tuning, loadable, row_for, simd_waves
+from ..common.tuning import ANY, Tuning, in_requests, loadable, row_for, simd_waves
 from .operation import Problem, operation
 
 # --- classic, by target; for every H, D, block size and output mode alike -------------------------------------------------
@@ -98,19 +98,8 @@ GLUON_CDNA4: dict[int, Tuning] = {
 @loadable(operation, "gluon_cdna4")
 def gluon_cdna4(problem: Problem) -> Tuning:
     """The row for a problem's heads, cut to the rows of a request: fewer waves, of which a CU holds more programs."""
-    padded, dim = padded_heads(problem.heads), problem.dim
-    row = GLUON_CDNA4[padded]
-    wave_columns = row.columns // row.num_warps
-    most_waves = min(row.num_warps, row.block_keys * dim // 1024)  # each has keys to copy, 1024 bytes at a time
-    wanted = max(_power_of_two(problem.next_n), 32 // padded)
-    tune = row._replace(columns=most_waves * wave_columns).with_rows(wanted, padded)
-    waves = max(1, tune.columns // wave_columns)
-    lanes = 64 * waves
-    # Keys, a scale and an entry of the table for each lane, in every stage; and the weights.
-    lds_bytes = row.num_stages * (row.block_keys * dim + 4 * lanes + 4 * lanes) + 4 * max(tune.columns, lanes)
-    size, granule = LDS["gfx950"]
-    resident = min(row.resident * row.num_warps // waves, size // (-(-lds_bytes // granule) * granule))
-    return tune._replace(num_warps=waves, resident=resident)
+    padded = padded_heads(problem.heads)
+    return in_requests(GLUON_CDNA4[padded], problem.next_n, padded, problem.dim)
 
 
 # --- gluon_hopper, by padded heads; for every D, block size, next_n and output mode alike ---------------------------------

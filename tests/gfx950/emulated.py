@@ -15,9 +15,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/, as pytest has it there
 from capgate.kernels.mqa_logits.operation import MODES
 from capgate.kernels.mx_logits.operation import MODES as MX_MODES
+from capgate.kernels.mx_paged_logits.operation import MODES as MX_PAGED_MODES
 from support import emulated_mqa as mqa
 from support import emulated_mx as mx
 from support import emulated_paged_mqa as paged_mqa
+from support.mx_paged import make_call as make_mx_call
 from support.paged import make_call
 
 LANDINGS = ("late", "early")
@@ -49,10 +51,20 @@ def mx_cases(heads: int, dim: int, mode: str) -> dict[str, mx.MxCase]:
     }
 
 
+def mx_paged_cases(heads: int, dim: int, mode: str) -> dict[str, mx.MxPagedCase]:
+    """As :func:`paged_cases`, of MX formats."""
+    q_format, k_format, clean_logits = MX_PAGED_MODES[mode]
+    return {
+        name: mx.MxPagedCase(make_mx_call(lens, 1, heads, dim, pair=(q_format, k_format)), max(*lens, 1), clean_logits)
+        for name, lens in paged_mqa.LENGTHS.items()
+    }
+
+
 OPERATIONS = {
     "fp8_mqa_logits": (mqa.VARIANTS, dense_cases),
     "fp8_paged_mqa_logits": (paged_mqa.VARIANTS, paged_cases),
     "mx_mqa_logits": (mx.VARIANTS, mx_cases),
+    "mx_paged_mqa_logits": (mx.PAGED_VARIANTS, mx_paged_cases),
 }
 
 

@@ -3,7 +3,16 @@
 import pytest
 
 from support.emulated_mqa import WINDOWS, execute, prepare
-from support.emulated_mx import GFX942_VARIANTS, PAGED_VARIANTS, VARIANTS, MxCase, MxPagedCase, windowed
+from support.emulated_mx import (
+    GFX942_VARIANTS,
+    PAGED,
+    PAGED_VARIANTS,
+    VARIANTS,
+    MxCase,
+    MxPagedCase,
+    paged_case,
+    windowed,
+)
 from support.mx_logits import PAIRS
 from support.mx_paged import make_call
 
@@ -32,22 +41,11 @@ def test_pairs_of_formats_and_compressed_output(variant, pair):
     agrees(VARIANTS[variant], MxCase(windowed(WINDOWS["neighbours"], 20, 128, pair), False, max_window=130))
 
 
-# Layout, formats, dims, keys of a block, next_n, heads.
-PAGED = [
-    ("flat", PAIRS[0], 128, 64, 1, 64),
-    ("flat", PAIRS[1], 64, 48, 2, 16),
-    ("preshuffled", PAIRS[2], 128, 16, 1, 32),
-    ("gluon-16", PAIRS[0], 128, 64, 3, 16),
-    ("gluon-32", PAIRS[0], 128, 64, 1, 32),
-]
-
-
 @pytest.mark.dealt
 @pytest.mark.parametrize("variant", PAGED_VARIANTS)
-@pytest.mark.parametrize(("layout", "pair", "dim", "block", "next_n", "heads"), PAGED, ids=str)
-def test_paged(variant, layout, pair, dim, block, next_n, heads):
-    call = make_call([1, 65, 0, 200], next_n, heads, dim, block, pair, layout=layout, gap=16)
-    agrees(PAGED_VARIANTS[variant], MxPagedCase(call, 200, block == 64, layout))
+@pytest.mark.parametrize("kind", PAGED, ids=str)
+def test_paged(variant, kind):
+    agrees(PAGED_VARIANTS[variant], paged_case(*kind))
 
 
 @pytest.mark.dealt

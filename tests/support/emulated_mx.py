@@ -21,11 +21,13 @@ from .judge import formula
 from .mx_logits import PAIRS, MxCall, make_call, meaning
 
 VARIANTS = {"classic": Variant(classic.kernel)}
+PAGED_VARIANTS = {"classic": Variant(paged_classic.kernel)}
 if "gluon_cdna4" in DENSE:
     from capgate.kernels.mx_logits import gluon_cdna4
+    from capgate.kernels.mx_paged_logits import gluon_cdna4 as paged_gluon_cdna4
 
     VARIANTS["gluon_cdna4"] = Variant(gluon_cdna4.kernel, DENSE["gluon_cdna4"].make_source)
-PAGED_VARIANTS = {"classic": Variant(paged_classic.kernel)}
+    PAGED_VARIANTS["gluon_cdna4"] = Variant(paged_gluon_cdna4.kernel, DENSE["gluon_cdna4"].make_source)
 GFX942_VARIANTS = {"dense": on_gfx942(VARIANTS["classic"]), "paged": on_gfx942(PAGED_VARIANTS["classic"])}
 
 
@@ -80,3 +82,21 @@ class MxPagedCase(NamedTuple):
 
     def answer(self) -> Any:
         return mx_paged.formula(self.call, self.columns, self.layout)
+
+
+# Layout, formats, dims, keys of a block, next_n, heads.
+PAGED = [
+    ("flat", PAIRS[0], 128, 64, 1, 64),
+    ("flat", PAIRS[1], 64, 48, 2, 16),
+    ("preshuffled", PAIRS[2], 128, 16, 1, 32),
+    ("gluon-16", PAIRS[0], 128, 64, 3, 16),
+    ("gluon-32", PAIRS[0], 128, 64, 1, 32),
+]
+
+
+def paged_case(
+    layout: str, pair: tuple[str, str], dim: int, block: int, next_n: int, heads: int, lens: Sequence[int] = (1, 65, 0, 200)
+) -> MxPagedCase:
+    """Requests with one row each, or more; clean output where a tile lies in one block."""
+    call = mx_paged.make_call(lens, next_n, heads, dim, block, pair, layout=layout, gap=16)
+    return MxPagedCase(call, max(lens), block == 64, layout)

@@ -142,16 +142,34 @@ def row_and_head(column, HEADS: gl.constexpr, TOGETHER: gl.constexpr):
 
 
 @gluon.jit
+def in_pairs(place, SIZE: gl.constexpr):
+    """Places in four groups of SIZE elements, as an MFMA is to multiply them: the second group after the third.
+
+    A lane multiplies every second group: so it has two that lie side by side, whose scales it reads at a time.
+    """
+    group = place // SIZE
+    return (group % 2 * 2 + group // 2) * SIZE + place % SIZE
+
+
+@gluon.jit
 def query_offset(
     column, last_row, first_head, stride_row, stride_head, stride_dim,
     HEADS: gl.constexpr, DIM: gl.constexpr, SOME_HEADS: gl.constexpr, INDEX: gl.constexpr, TOGETHER: gl.constexpr,
+    PAIRS: gl.constexpr,
 ):  # fmt: skip
-    """[columns, DIM] places of queries, a column for each of SOME_HEADS heads of a row; past an edge those of the last one."""
+    """[columns, DIM] places of queries, a column for each of SOME_HEADS heads of a row; past an edge those of the last one.
+
+    TOGETHER : as :func:`row_and_head`
+    PAIRS : whether dims are in the order of :func:`in_pairs`
+    """
     layout: gl.constexpr = column.type.layout.parent
     row, head = row_and_head(column, SOME_HEADS, TOGETHER)
     row = gl.minimum(row, last_row).to(INDEX)
     head = gl.minimum(first_head + head, HEADS - 1).to(INDEX)
-    dim = gl.arange(0, DIM, gl.SliceLayout(0, layout)).to(INDEX)
+    dim = gl.arange(0, DIM, gl.SliceLayout(0, layout))
+    if PAIRS:
+        dim = in_pairs(dim, DIM // 4)
+    dim = dim.to(INDEX)
     return (row * stride_row + head * stride_head)[:, None] + (dim * stride_dim)[None, :]
 
 
@@ -159,7 +177,7 @@ def query_offset(
 def load_queries(
     q, last_row, first_head, stride_row, stride_head, stride_dim,
     HEADS: gl.constexpr, DIM: gl.constexpr, SOME_HEADS: gl.constexpr, ROWS: gl.constexpr, INDEX: gl.constexpr,
-    PACKETS: gl.constexpr, LAYOUT: gl.constexpr, TOGETHER: gl.constexpr = 1,
+    PACKETS: gl.constexpr, LAYOUT: gl.constexpr, TOGETHER: gl.constexpr = 1, PAIRS: gl.constexpr = False,
 ):  # fmt: skip
     """[ROWS * SOME_HEADS, DIM] queries of the rows from ``q`` on, heads from ``first_head`` on, as an MFMA takes them.
 
@@ -168,12 +186,13 @@ def load_queries(
     TOGETHER : as :func:`row_and_head`
     PACKETS : whether 16 adjacent dims can be loaded at a time. Otherwise each byte takes a register while it is loaded: 32 of
         a lane at a time go through LDS, so that all have room
+    PAIRS : whether dims are in the order of :func:`in_pairs`
     """
     COLUMNS: gl.constexpr = ROWS * SOME_HEADS
     if PACKETS:
         column = gl.arange(0, COLUMNS, gl.SliceLayout(1, LAYOUT))
         offset = query_offset(
-            column, last_row, first_head, stride_row, stride_head, stride_dim, HEADS, DIM, SOME_HEADS, INDEX, TOGETHER
+            column, last_row, first_head, stride_row, stride_head, stride_dim, HEADS, DIM, SOME_HEADS, INDEX, TOGETHER, PAIRS
         )
         return load(q, offset)
     else:
@@ -187,10 +206,30 @@ def load_queries(
         for piece in range(number):
             column = piece * PIECE + gl.arange(0, PIECE, gl.SliceLayout(1, loaded))
             offset = query_offset(
-                column, last_row, first_head, stride_row, stride_head, stride_dim, HEADS, DIM, SOME_HEADS, INDEX, TOGETHER
-            )
+                column, last_row, first_head, stride_row, stride_head, stride_dim,
+                HEADS, DIM, SOME_HEADS, INDEX, TOGETHER, PAIRS,
+            )  # fmt: skip
             pieces.index(piece).store(load(q, offset))
         return reinterpret(pieces, q.dtype.element_ty, [COLUMNS, DIM], plain).load(LAYOUT)
+
+
+@gluon.jit
+def load_query_scales(
+    q_scale, last_row, stride_row, stride_head,
+    HEADS: gl.constexpr, PADDED_HEADS: gl.constexpr, ROWS: gl.constexpr, GROUPS: gl.constexpr, INDEX: gl.constexpr,
+    LAYOUT: gl.constexpr, TOGETHER: gl.constexpr = 1, PAIRS: gl.constexpr = False,
+):  # fmt: skip
+    """[ROWS * PADDED_HEADS, GROUPS] UE8M0 bytes, out of int32 words, of queries that :func:`load_queries` loads so."""
+    of_queries: gl.constexpr = cdna4.get_mfma_scale_layout(LAYOUT, [ROWS * PADDED_HEADS, GROUPS])
+    column = gl.arange(0, ROWS * PADDED_HEADS, gl.SliceLayout(1, of_queries))
+    row, head = row_and_head(column, PADDED_HEADS, TOGETHER)
+    row = gl.minimum(row, last_row).to(INDEX)
+    near_head = gl.minimum(head, HEADS - 1).to(INDEX)
+    word = load(q_scale, row * stride_row + near_head * stride_head)
+    group = gl.arange(0, GROUPS, gl.SliceLayout(0, of_queries))
+    if PAIRS:
+        group = in_pairs(group, 1)
+    return (word[:, None] >> 8 * group[None, :]).to(gl.uint8)
 
 
 @gluon.jit
@@ -218,6 +257,32 @@ def load_group(
     return query, gl.where(head < HEADS, weight, 0.0)
 
 
+@constexpr_function
+def scale_tile_layout(TILE, LANES, NUM_WARPS):
+    """[32 // TILE, LANES, TILE, 4 // LANES]: lane n has every second group of key n % 32, as an MFMA takes their scales."""
+    keys = [[0, 0, key, 0] if key < TILE else [key // TILE, 0, 0, 0] for key in (1, 2, 4, 8, 16)]
+    first, second = [[0, group, 0, 0] if group < LANES else [0, 0, 0, group // LANES] for group in (1, 2)]
+    warps = [[0, 0, 0, 0] for bit in range(5) if 1 << bit < NUM_WARPS]
+    return gl.DistributedLinearLayout([second], [*keys, first], warps, [], [32 // TILE, LANES, TILE, 4 // LANES])
+
+
+@gluon.jit
+def load_key_scales(scales, number, GROUPS: gl.constexpr, LAYOUT: gl.constexpr):
+    """[32, GROUPS] UE8M0 bytes, in LDS, of a product's keys, which an MFMA takes in LAYOUT.
+
+    scales : [any, 32, 4]; or [any, 32 // TILE, LANES, TILE, 4 // LANES] where they lie in tiles of TILE keys: see
+        :class:`..key_formats.Layout`
+    """
+    of_keys: gl.constexpr = cdna4.get_mfma_scale_layout(LAYOUT, [32, GROUPS])
+    if len(scales.shape) == 3:
+        return async_copy.load_shared_relaxed(scales.index(number).slice(0, GROUPS, 1), of_keys)
+    else:
+        in_tiles: gl.constexpr = scale_tile_layout(scales.shape[3], scales.shape[2], gl.num_warps())
+        octets = async_copy.load_shared_relaxed(scales.index(number), in_tiles)
+        octets = gl.reshape(gl.permute(octets, [0, 2, 3, 1]), [32, GROUPS])
+        return gl.convert_layout(octets, of_keys, assert_trivial=True)
+
+
 @gluon.jit
 def score(
     query, weight, keys, first,
@@ -229,7 +294,7 @@ def score(
     query, weight : in the order of :func:`row_and_head`, with :func:`rows_together`; weight with PACKED_RELU times RELU_RANGE
     keys : [any, 32, D], of which products begin at number ``first``; KEYS is 32 or 64
     query_scale : of MX formats, UE8M0 [ROWS * PADDED_HEADS, D / 32]
-    scales, first_scale : and those of the keys in LDS, [any, 32, 4], of which a product's are at its number
+    scales, first_scale : and those of the keys in LDS, as :func:`load_key_scales` takes them; a product's are at its number
     Q_KIND, K_KIND : "e4m3" or "e2m1", two values of which share a byte
     """
     NUM_WARPS: gl.constexpr = gl.num_warps()
@@ -244,8 +309,7 @@ def score(
     key = async_copy.load_shared_relaxed(keys.index(first).permute([1, 0]), operand)
     if scales is not None:
         GROUPS: gl.constexpr = query_scale.shape[1]
-        of_keys: gl.constexpr = cdna4.get_mfma_scale_layout(operand, [PRODUCT_KEYS, GROUPS])
-        key_scale = async_copy.load_shared_relaxed(scales.index(first_scale).slice(0, GROUPS, 1), of_keys)
+        key_scale = load_key_scales(scales, first_scale, GROUPS, operand)
     sums = ()
     for number in gl.static_range(PRODUCTS):
         if scales is not None:
@@ -263,7 +327,7 @@ def score(
         if number + 1 < PRODUCTS:  # once half of this product's registers are free
             key = async_copy.load_shared_relaxed(keys.index(first + number + 1).permute([1, 0]), operand)
             if scales is not None:
-                key_scale = async_copy.load_shared_relaxed(scales.index(first_scale + number + 1).slice(0, GROUPS, 1), of_keys)
+                key_scale = load_key_scales(scales, first_scale + number + 1, GROUPS, operand)
         if PACKED_RELU:
             total = sum_packed(apart(later_positive), apart(later_weight), (), total)
         else:

@@ -1,6 +1,6 @@
 """A comparison of stacks for people: a table for the terminal, the same in Markdown, and a picture."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from capgate.compat.markdown import escape
@@ -72,6 +72,11 @@ def notes(comparison: Comparison) -> list[str]:
 
 def show(comparison: Comparison) -> None:
     """Print the table; deltas within their noise are dim."""
+    show_lines([stack.lines() for stack in comparison.stacks], list(lines(comparison)), notes(comparison))
+
+
+def show_lines(heads: Sequence[Sequence[str]], found: Sequence[Line], texts: Sequence[str]) -> None:
+    """Print a table, whose columns' heads are of some lines each, and notes below it."""
     from rich import box
     from rich.measure import Measurement
     from rich.table import Table
@@ -80,9 +85,8 @@ def show(comparison: Comparison) -> None:
     console = plain_console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for stack in comparison.stacks:
-        table.add_column("\n".join(stack.lines()), justify="right", no_wrap=True)
-    found = list(lines(comparison))
+    for head in heads:
+        table.add_column("\n".join(head), justify="right", no_wrap=True)
     for line, following in zip(found, [*found[1:], None], strict=True):
         pairs = zip(line.cells, line.within, strict=True)
         cells = [Text(cell, _style(cell, within) if line.is_delta else "bold") for cell, within in pairs]
@@ -91,7 +95,7 @@ def show(comparison: Comparison) -> None:
     # A pipe has 80 columns, and would cut figures short.
     console.width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
     console.print(table)
-    for text in notes(comparison):
+    for text in texts:
         console.print(Text(text, "dim"), soft_wrap=True)
 
 
@@ -101,13 +105,17 @@ def _style(cell: str, within: bool) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """The table and its notes in Markdown; metrics are bold, their deltas follow."""
+    return markdown_lines([str(stack) for stack in comparison.stacks], list(lines(comparison)), notes(comparison))
+
+
+def markdown_lines(heads: Sequence[str], found: Sequence[Line], texts: Sequence[str]) -> str:
+    """As :func:`show_lines`, in Markdown."""
     rows = []
-    for line in lines(comparison):
+    for line in found:
         label = escape(line.label.strip())
         rows.append([label if line.is_delta else f"**{label}**", *line.cells])
-    heads = ["", *(escape(str(stack)) for stack in comparison.stacks)]
-    table = markdown_table(heads, ["---", *("---:" for _ in comparison.stacks)], rows)
-    return "\n\n".join([table, " ".join(map(escape, notes(comparison)))])
+    table = markdown_table(["", *map(escape, heads)], ["---", *("---:" for _ in heads)], rows)
+    return "\n\n".join([table, " ".join(map(escape, texts))])
 
 
 def rates(comparison: Comparison) -> list[Metric]:

@@ -1,8 +1,10 @@
 """Whether a variant finds the keys that float32 would find: recall of the top keys, and of the attention that they carry.
 
-The activations are synthetic: queries and keys are of a few topics and lean towards theirs, as far as makes the top keys carry
-most of the attention. A key's attention is the softmax of the float32 logits over the row's keys, because the indexer is
-trained to give logits of which that is true (DeepSeek-V3.2's report).
+The activations are synthetic, in bfloat16, and the same for every format that they are quantised to. Queries and keys are
+normally distributed, each with a part of one of a few topics added, which are normal themselves: as much as makes the top keys
+carry most of the attention. Weights of heads are magnitudes of normal numbers, and seeds are given. A key's attention is the
+softmax of the float32 logits over the row's keys, because the indexer is trained to give logits of which that is true
+(DeepSeek-V3.2's report).
 """
 
 from collections.abc import Callable
@@ -11,19 +13,27 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from ...common.key_formats import FORMATS, SCALE_BYTES
 from ...common.logits import empty_logits
 from ...key_cache import quantize_keys_to_cache
 from ...mqa_logits import fp8_mqa_logits
 from ...mqa_logits.operation import operation as prefill_operation
+from ...mx_logits import mx_mqa_logits
+from ...mx_paged_logits import mx_paged_mqa_logits
+from ...mx_quantization import quantize_mx_keys, quantize_mx_queries
 from ...paged_mqa_logits import fp8_paged_mqa_logits
 from ...paged_mqa_logits.operation import operation as decode_operation
 from ...quantize import quantize_keys, quantize_queries
 from .batch import sizes
 from .paging import scattered_table, slots
 
+Function = Callable[..., torch.Tensor]
+
 TOPICS = 32
 LEANING = 0.25  # of a topic's direction in a query or key of unit variance: 512 of 2048 keys then carry 83 % of the attention
 BLOCK = 64
+# Whose rounding an MX format has here, of those that give each 32 values a scale, queries and keys alike.
+RULES = {"mxfp8": "deepgemm", "mxfp4": "vllm"}
 
 
 class Recall(NamedTuple):
@@ -41,10 +51,12 @@ class Case(NamedTuple):
     """Rows with their float32 logits, and what writes a variant's logits of the same activations into a buffer.
 
     exact : [rows, columns] float32, -inf where a row does not see the key
+    read_bytes : of the call's operands, each key once
     """
 
     call: Callable[[str, bool, torch.Tensor], object]
     exact: torch.Tensor
+    read_bytes: int
 
     def recall(self, variant: str, clean_logits: bool, top_k: int) -> Recall:
         """What the variant's top keys have in common with float32's; every row sees at least ``top_k`` keys."""
@@ -88,44 +100,66 @@ class Accuracy:
         """Its sizes by name."""
         return sizes(self)
 
-    def cases(self, device: torch.device, dtype: torch.dtype) -> dict[str, Case]:
-        """The cases by name: prefill and decode."""
-        return {"prefill": self._prefill(device, dtype), "decode": self._decode(device, dtype)}
+    def cases(self, device: torch.device, dtype: torch.dtype, key_format: str = "fp8", seed: int = 1) -> dict[str, Case]:
+        """The cases by name: prefill and decode.
 
-    def _prefill(self, device: torch.device, dtype: torch.dtype) -> Case:
+        dtype : of fp8 queries and keys
+        key_format : of both: "fp8", "mxfp8" or "mxfp4"
+        seed : of the activations; decode has the next one
+        """
+        return {
+            "prefill": self._prefill(device, dtype, key_format, seed),
+            "decode": self._decode(device, dtype, key_format, seed + 1),
+        }
+
+    def _prefill(self, device: torch.device, dtype: torch.dtype, key_format: str, seed: int) -> Case:
         keys = self.prompt_tokens // self.ratio
         first = (self.top_k + 1) * self.ratio - 1  # the first position that sees more than top_k keys
         positions = torch.linspace(first, self.prompt_tokens - 1, self.rows).long()
         seen = ((positions + 1) // self.ratio).repeat(self.prompts)
         starts = torch.arange(self.prompts).repeat_interleave(self.rows) * keys
-        q, weights, k = self._activations([keys] * self.prompts, self.rows, device, seed=1)
+        q, weights, k = self._activations([keys] * self.prompts, self.rows, device, seed)
         exact = _float32_logits(q, weights, k, [keys] * self.prompts, starts.tolist(), seen.to(device))
 
-        q8, weights8 = quantize_queries(q, weights, dtype)
-        k8, k_scale = quantize_keys(k, dtype, scale_format="ue8m0")
         windows = (starts.int().to(device), (starts + seen).int().to(device))
+        function: Function
+        queries, folded = _quantized_queries(q, weights, dtype, key_format)
+        if key_format == "fp8":
+            function, packed = fp8_mqa_logits, quantize_keys(k, dtype, scale_format="ue8m0")
+        else:
+            function, packed = mx_mqa_logits, quantize_mx_keys(k, key_format, rule=RULES[key_format])
+        operands = (*queries, *packed, folded, *windows)
 
         def call(variant: str, clean_logits: bool, out: torch.Tensor) -> object:
-            return fp8_mqa_logits(q8, k8, k_scale, weights8, *windows, clean_logits=clean_logits, out=out, variant=variant)
+            return function(*operands, clean_logits=clean_logits, out=out, variant=variant)
 
-        return Case(call, exact)
+        return Case(call, exact, sum(operand.nbytes for operand in operands))
 
-    def _decode(self, device: torch.device, dtype: torch.dtype) -> Case:
+    def _decode(self, device: torch.device, dtype: torch.dtype, key_format: str, seed: int) -> Case:
         keys = self.context_tokens // self.ratio
         lens = torch.full((self.requests,), keys, dtype=torch.int32, device=device)
-        q, weights, k = self._activations([keys] * self.requests, 1, device, seed=2)
+        q, weights, k = self._activations([keys] * self.requests, 1, device, seed)
         exact = _float32_logits(q, weights, k, [keys] * self.requests, [0] * self.requests, lens)
 
         block_table, blocks = scattered_table(lens, BLOCK, torch.Generator(device).manual_seed(3))
-        kv_cache = torch.zeros((blocks, BLOCK, 1, self.dim + 4), dtype=torch.uint8, device=device)
-        quantize_keys_to_cache(k, kv_cache, slots(block_table, lens, BLOCK), dtype=dtype, scale_format="ue8m0")
-        q8, weights8 = quantize_queries(q, weights, dtype)
+        width = FORMATS[key_format].key_bytes(self.dim) + SCALE_BYTES
+        kv_cache = torch.zeros((blocks, BLOCK, 1, width), dtype=torch.uint8, device=device)
+        places = slots(block_table, lens, BLOCK)
+        function: Function
+        if key_format == "fp8":
+            function = fp8_paged_mqa_logits
+            quantize_keys_to_cache(k, kv_cache, places, dtype=dtype, scale_format="ue8m0")
+        else:
+            function = mx_paged_mqa_logits
+            quantize_keys_to_cache(k, kv_cache, places, key_format=key_format, rule=RULES[key_format])
+        queries, folded = _quantized_queries(q[:, None], weights[:, None], dtype, key_format)
+        others = (folded.flatten(0, 1), lens, block_table)
 
         def call(variant: str, clean_logits: bool, out: torch.Tensor) -> object:
-            operands = (q8[:, None], kv_cache, weights8, lens, block_table)
-            return fp8_paged_mqa_logits(*operands, max_context_len=keys, clean_logits=clean_logits, out=out, variant=variant)
+            operands = (*queries, kv_cache, *others)
+            return function(*operands, max_context_len=keys, clean_logits=clean_logits, out=out, variant=variant)
 
-        return Case(call, exact)
+        return Case(call, exact, len(k) * width + sum(operand.nbytes for operand in (*queries, *others)))
 
     def _activations(
         self, keys: list[int], rows: int, device: torch.device, seed: int
@@ -143,6 +177,17 @@ class Accuracy:
         q = normal(count, self.heads, self.dim) + topics_of(count)[:, None]
         k = normal(sum(keys), self.dim) + topics_of(sum(keys))
         return q.bfloat16(), normal(count, self.heads).abs(), k.bfloat16()
+
+
+def _quantized_queries(
+    q: torch.Tensor, weights: torch.Tensor, dtype: torch.dtype, key_format: str
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """The queries, with scales where their format has any, and the weights."""
+    if key_format == "fp8":
+        q8, folded = quantize_queries(q, weights, dtype)
+        return (q8,), folded
+    octets, scales, folded = quantize_mx_queries(q, weights, key_format, rule=RULES[key_format])
+    return (octets, scales), folded
 
 
 def _float32_logits(

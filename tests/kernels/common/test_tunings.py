@@ -151,6 +151,7 @@ def test_a_row_is_cut_to_the_room_that_its_columns_have() -> None:
         ("mx_mqa_logits", "classic", "cuda:90"),
         ("mx_mqa_logits", "gluon_cdna4", "hip:gfx950"),
         ("mx_paged_mqa_logits", "classic", "cuda:90"),
+        ("mx_paged_mqa_logits", "gluon_cdna4", "hip:gfx950"),
     ],
 )
 def test_what_a_file_loads_is_over_the_table(operation: str, variant: str, target: str) -> None:

@@ -305,3 +305,44 @@ def test_what_bench_writes_can_be_compared(tmp_path, monkeypatch):
     assert {metric.workload for metric in found.values} == {"f", "decode-skewed", "recall"}
     assert {stack.clean for stack in found.stacks} == {True, False}
     assert all(row[found.baselines[0]].rounds == 2 for row in found.values.values())
+
+
+# Formats
+
+
+def test_formats_score_the_same_activations(monkeypatch, capsys):
+    """Bytes are those of the formats; with few keys to find fp4 finds fewer than fp8, and of both most."""
+    pytest.importorskip("torch")
+    from capgate.kernels.tools.compare import formats
+    from capgate.kernels.tools.workloads import catalogue
+
+    (small,) = catalogue.SMALL_ACCURACY
+    rows = {row.name: row for row in formats.figures(small, seeds=2)}
+    assert rows["bytes of a key and its scales"].values == {"fp8": [132], "mxfp8": [132], "mxfp4": [68]}
+    decode = rows["bytes read, decode"].values
+    keys, scales = 2 * 128, 2 * 64 * 4  # of the requests, and of their queries
+    assert decode["mxfp8"][0] - decode["fp8"][0] == scales
+    assert decode["mxfp8"][0] - decode["mxfp4"][0] == keys * 64 + 2 * 64 * 64
+    parts = [row for row in rows.values() if row.is_part]
+    assert len(parts) == 4
+    for row in parts:
+        assert all(len(values) == 2 and all(0.6 < value <= 1 for value in values) for values in row.values.values()), row
+        assert max(row.values["mxfp4"]) < min(row.values["fp8"]), row.name
+    monkeypatch.setattr(catalogue, "ACCURACY", (small,))
+    assert cli.main(["compare", "--formats", "--markdown"]) == 0
+    table, said = capsys.readouterr().out.split("\n\n")
+    assert table.startswith("|  | fp8 | mxfp8 | mxfp4 |")
+    assert "| **bytes of a key and its scales** | 132 | 132 | 68 |\n| vs fp8 |  | +0.0% | -48.5% |" in table
+    assert "Activations are synthetic" in said
+    assert "Seeds 1 to 6" in said
+
+
+@pytest.mark.parametrize("more", [["--plot", "p.svg"], ["a.json"]])
+def test_formats_go_with_no_file(more, capsys):
+    assert cli.main(["compare", "--formats", *more]) == 2
+    assert "--formats: computes its figures" in capsys.readouterr().err
+
+
+def test_a_comparison_needs_files_or_formats(capsys):
+    assert cli.main(["compare"]) == 2
+    assert "FILE: got none, needs what capgate bench --json wrote, or --formats" in capsys.readouterr().err
