@@ -48,6 +48,8 @@ def select_keys(
     variant: str | None = None,
     logits_variant: str | None = None,
     fused: bool | None = None,
+    candidates: torch.Tensor | None = None,
+    candidate_block: int = 8,
 ) -> Selected:
     """Score every query against the keys in its window, as :func:`fp8_mqa_logits`, and return the keys of the largest logits.
 
@@ -104,6 +106,14 @@ def select_keys(
         whatever S and N, and must fit the budget. ``variant`` is then one of the operation ``fp8_select_keys``. False takes two
         steps. None leaves it to that operation, which is asked where neither ``variant`` nor ``logits_variant`` is given, and
         by default takes it nowhere yet: see the page of the design. The result is the same, index for index.
+    candidates : torch.Tensor, shape (L, C), int32, optional
+        Score and select only the keys of these blocks of each row's window, numbered from its first key as
+        :func:`select_candidate_blocks` does, each block once; L as in :func:`sparse_mqa_logits`. Indices are in the order of
+        the lists, of equal logits the one listed first goes, and keys with a logit of -inf are not selected. It takes no
+        ``max_window``, ``offsets``, ``page_table``, ``requests``, ``workspace`` or ``fused``; ``logits_variant`` is one of
+        ``sparse_mqa_logits``, and beside the logits there is memory for scores.
+    candidate_block : int
+        Keys in a block of ``candidates``: 8, 16, 32 or 64.
 
     Nothing is read back from the device, so that the call can be captured in a GPU graph. What is written shares no memory with
     what is read.
@@ -124,6 +134,13 @@ def select_keys(
     capgate.compat.CapabilityError
         The variant that ``variant``, ``logits_variant`` or CAPGATE_VARIANT names cannot run here.
     """
+    if candidates is not None:
+        from .listed import check_alone, select_packed
+
+        check_alone(max_window, offsets, page_table, requests, workspace, fused)
+        results = (*_check_sizes(top_k, logits_budget_bytes), return_scores, out, out_scores, variant)
+        listed = (q, k, k_scale, weights, starts, ends, candidates)
+        return select_packed(listed, candidate_block, relative, logits_variant, *results)
     inputs = Dense(q, k, k_scale, weights, starts, ends, offsets, page_table, requests)
     arguments = (top_k, logits_budget_bytes, max_window, relative, page_size, return_scores, variant, logits_variant, fused)
     call = REPEATS.call((*inputs, out, out_scores, workspace), *arguments)
@@ -174,6 +191,8 @@ def select_paged_keys(
     variant: str | None = None,
     logits_variant: str | None = None,
     fused: bool | None = None,
+    candidates: torch.Tensor | None = None,
+    candidate_block: int = 8,
 ) -> Selected:
     """As :func:`select_keys` for queries and keys of :func:`fp8_paged_mqa_logits`.
 
@@ -208,6 +227,8 @@ def select_paged_keys(
         Take this variant of ``fp8_paged_mqa_logits`` or raise.
     fused : bool, optional
         As in :func:`select_keys`; the operation is ``fp8_select_paged_keys``.
+    candidates, candidate_block
+        As in :func:`select_keys`; lists as in :func:`paged_sparse_mqa_logits`, whose variant ``logits_variant`` then is.
 
     Returns
     -------
@@ -219,6 +240,13 @@ def select_paged_keys(
     TypeError, ValueError, capgate.compat.CapabilityError
         As :func:`select_keys`.
     """
+    if candidates is not None:
+        from .listed import check_alone, select_cached
+
+        check_alone(None, offsets, page_table, requests, workspace, fused)
+        results = (*_check_sizes(top_k, logits_budget_bytes), return_scores, out, out_scores, variant)
+        listed = (q, kv_cache, weights, context_lens, block_table, candidates)
+        return select_cached(listed, candidate_block, max_context_len, layout, logits_variant, *results)
     inputs = Paged(q, kv_cache, weights, context_lens, block_table, offsets, page_table, requests)
     arguments = (max_context_len, top_k, logits_budget_bytes, page_size, return_scores, layout, variant, logits_variant, fused)
     call = PAGED_REPEATS.call((*inputs, out, out_scores, workspace), *arguments)

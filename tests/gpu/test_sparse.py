@@ -7,11 +7,14 @@ import torch
 
 from capgate.kernels import (
     apply_candidate_mask,
+    mx_paged_sparse_mqa_logits,
+    mx_sparse_mqa_logits,
     paged_sparse_mqa_logits,
     select_candidate_blocks,
     sparse_mqa_logits,
 )
 from support import judge, sparse
+from support.mx_logits import PAIRS
 
 VARIANTS = pytest.mark.parametrize("variant", ["classic", "reference"])
 
@@ -20,9 +23,9 @@ def on(gpu: torch.device, call: Any) -> Any:
     return type(call)(*(tensor.to(gpu) for tensor in call))
 
 
-def hold(out: torch.Tensor, call: Any, relative: bool = True) -> None:
+def hold(out: torch.Tensor, call: Any, relative: bool = True, layout: str = "flat") -> None:
     """Clean logits of blocks of 8 keys are the formula's."""
-    answer, out = sparse.formula(call, 8, relative=relative), out.cpu()
+    answer, out = sparse.formula(call, 8, relative=relative, layout=layout), out.cpu()
     scored = answer.inside & ~answer.logits.isneginf()
     assert torch.equal(out.isneginf(), ~scored)
     judge.agree(out[scored], answer.logits[scored], answer.magnitude[scored], on_matrix_unit=True)
@@ -45,6 +48,20 @@ def test_cached_keys_agree(gpu: torch.device, fp8: torch.dtype, variant: str, pa
     call = sparse.make_paged_call([2000, 0, 700, 33], 40, 8, next_n, block_of_cache=page, heads=32, dim=128, dtype=fp8)
     call = sparse.poisoned(call, 8)
     hold(paged_sparse_mqa_logits(*on(gpu, call), clean_logits=True, variant=variant), call)
+
+
+@VARIANTS
+@pytest.mark.parametrize(("pair", "layout"), [(PAIRS[0], "gluon-32"), (PAIRS[1], "flat"), (PAIRS[2], "preshuffled")])
+def test_keys_in_mx_formats_agree(gpu: torch.device, variant: str, pair: tuple[str, str], layout: str) -> None:
+    windows = [(0, 3000), (16, 1500), (16, 900), (5, 5), (-9, 9000), (100, 2999)]
+    call = sparse.make_call(windows, 6, 3000, 60, heads=32, dim=128, pair=pair)
+    for lists in (call.candidates, call.candidates[::3].contiguous()):
+        some = sparse.poisoned(call._replace(candidates=lists), 8)
+        hold(mx_sparse_mqa_logits(*on(gpu, some), relative=True, clean_logits=True, variant=variant), some)
+    cached = sparse.make_paged_call([2000, 0, 700, 33], 40, heads=32, dim=128, pair=pair, layout=layout)
+    cached = sparse.poisoned(cached, 8, layout=layout)
+    logits = mx_paged_sparse_mqa_logits(*on(gpu, cached), clean_logits=True, layout=layout, variant=variant)
+    hold(logits, cached, layout=layout)
 
 
 def test_a_graph_follows_lists_and_lengths(gpu: torch.device, fp8: torch.dtype) -> None:

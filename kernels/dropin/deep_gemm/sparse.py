@@ -83,8 +83,7 @@ def fp8_fp4_sparse_mqa_logits(
 
     Returns bfloat16 logits [rows, W * sparse_block_kv] in rows of a multiple of 512 elements: column
     ``j * sparse_block_kv + o`` is key o of a row's block j, or -inf past the row's last key, where DeepGEMM writes the logits
-    of the keys that follow.
-    Columns behind the row's blocks are as the allocation gave them. Raises TypeError or ValueError as
+    of the keys that follow. Columns behind the row's blocks are as the allocation gave them. Raises TypeError or ValueError as
     :func:`capgate.kernels.mx_sparse_mqa_logits`, or of fp8 queries without scales :func:`capgate.kernels.sparse_mqa_logits`.
     """
     queries, block = queries_of(q), check_among("sparse_block_kv", sparse_block_kv, BLOCKS)
