@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=cap
 
 # Those that are executed with both landings, in waves of a SIMD and vector instructions for 32 keys of a row of 64 heads at
 # most: as counted in docs/design/mx_logits.md on Triton 3.6.0, where there are most. Blocks of no whole tiles take addresses.
-LIMITS = dict(zip(PAGED, [(2.75, 52), (2.75, 94.5), (2.75, 73.5), (4, 68), (2.75, 56)], strict=True))
+LIMITS = dict(zip(PAGED, [(2.75, 52), (2.75, 94.5), (2.75, 73.5), (4, 64), (2.75, 56)], strict=True))
 LIMITS[("flat", PAIRS[1], 128, 64, 2, 128)] = (2, 52)
 STEADY = 3 * 9 * 2 * 64  # keys of three rounds of each of the programs that share them
 
