@@ -219,9 +219,6 @@ def score_tiles(
                 if BLOCKS > 1:
                     held = held[None, :]
                 logit = gl.where(held, logit, float("-inf"))
-            if BLOCKS > 1:  # noqa: SIM102 - two constants, and no tensor
-                if query_scale is not None:  # Triton 3.8.0 sinks this read behind others, up to the copy over what it reads
-                    block = answered(block)
             blocks = blocks[1:] + (block,)  # noqa: RUF005 - Triton knows no starred elements
     async_copy.wait_group(0)
     store(rows + base.to(gl.int64) * stride_on, cell, logit, base < length)
