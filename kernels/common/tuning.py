@@ -70,10 +70,12 @@ class Tuning(NamedTuple):
         return self._replace(rows=rows, columns=rows * padded_heads)
 
 
-def in_requests(row: Tuning, next_n: int, padded_heads: int, key_bytes: int) -> Tuning:
+def in_requests(row: Tuning, next_n: int, padded_heads: int, key_bytes: int, words: int = 2) -> Tuning:
     """A row of a paged kernel for CDNA4, cut to the rows of a request: fewer waves, of which a CU holds more programs.
 
+    next_n : or how many rows of it share a list
     key_bytes : of a key, but for its scales
+    words : in LDS for each lane in every stage, besides keys: a scale and an entry of the table, and entries of lists
     """
     wave_columns = row.columns // row.num_warps
     most_waves = min(row.num_warps, row.block_keys * key_bytes // 1024)  # each has keys to copy, 1024 bytes at a time
@@ -81,8 +83,8 @@ def in_requests(row: Tuning, next_n: int, padded_heads: int, key_bytes: int) -> 
     tune = row._replace(columns=most_waves * wave_columns).with_rows(wanted, padded_heads)
     waves = max(1, tune.columns // wave_columns)
     lanes = 64 * waves
-    # Keys, a scale and an entry of the table for each lane, in every stage; and the weights.
-    lds_bytes = row.num_stages * (row.block_keys * key_bytes + 4 * lanes + 4 * lanes) + 4 * max(tune.columns, lanes)
+    weights_bytes = 4 * max(tune.columns, lanes)
+    lds_bytes = row.num_stages * (row.block_keys * key_bytes + 4 * words * lanes) + weights_bytes
     size, granule = LDS["gfx950"]
     resident = min(row.resident * row.num_warps // waves, size // (-(-lds_bytes // granule) * granule))
     return tune._replace(num_warps=waves, resident=resident)

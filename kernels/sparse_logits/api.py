@@ -148,7 +148,7 @@ def paged_sparse_mqa_logits(
     out : torch.Tensor, shape (B * next_n, C * candidate_block), float32 or bfloat16, optional
         Where to write. A new one is allocated otherwise, with rows padded to 1024 bytes.
     variant : str, optional
-        Take this variant ("classic", "reference") or raise.
+        Take this variant ("gluon_cdna4", "classic", "reference") or raise.
 
     Which cells are written, strides, memory, gradients and graphs are as in :func:`sparse_mqa_logits`; blocks of ``kv_cache``
     are of adjacent bytes.

@@ -21,7 +21,7 @@ from ..common.logits import FLOATS, FP8, LOGITS, empty_logits
 from ..common.mx_cache import check_cache, format_of
 from ..common.mx_operands import FORMAT_OF, check_dims, dim_of
 from ..common.operands import Operands
-from ..common.rules import MAX_NEXT
+from ..common.rules import MAX_HEADS, MAX_NEXT
 from ..common.schedule import operands as scheduled
 from ..common.schedule.operation import CHUNKS
 from ..common.torch_ops import register
@@ -126,12 +126,26 @@ def describe(inputs: Inputs, logits_dtype: torch.dtype, candidate_block: int, cl
     problem = problem._replace(weights_dtype=floats[0], logits_dtype=floats[1])
     if isinstance(inputs, Cached):
         check_address(inputs.kv_cache)
-        return problem._replace(next_n=q.shape[1], block_size=inputs.kv_cache.shape[1], layout=str(place))
+        direct = isinstance(inputs, Paged) and copies_directly(inputs)
+        return problem._replace(next_n=q.shape[1], block_size=inputs.kv_cache.shape[1], layout=str(place), direct_keys=direct)
     if isinstance(inputs, MxDense):
         return problem
     step, element = inputs.k.stride()
     words = element == 1 and step % 4 == 0 and inputs.k.data_ptr() % 4 == 0
     return problem._replace(packed_words=words)
+
+
+def copies_directly(inputs: Paged) -> bool:
+    """Whether what a call reads can go straight to LDS: keys in 16-byte chunks, all at offsets of 32 bits."""
+    kv_cache, weights, table, candidates = inputs.kv_cache, inputs.weights, inputs.block_table, inputs.candidates
+    step, (row, head) = kv_cache.stride(0), weights.stride()
+    farthest = max(
+        kv_cache.shape[0] * step,
+        weights.itemsize * (MOST_ROWS * row + MAX_HEADS * head),
+        4 * table.shape[1] * table.stride(1),
+        4 * candidates.shape[1] * candidates.stride(1),
+    )
+    return bool(kv_cache.data_ptr() % 16 == 0 and step % 16 == 0 and farthest < 2**31)
 
 
 def _kept(

@@ -24,15 +24,13 @@ from ..common.device.windows import keys_of_share, load_share, next_turn, row_ke
 from ..common.key_formats import SCALE_BYTES
 from ..common.mx_cache import pages_of
 from ..common.rules import mx_product_options, padded_heads, product_options
-from ..common.schedule.classic import new_schedule, programs_of_a_worker, workers_that_fit
+from ..common.schedule.classic import workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .device import load_candidates, load_entries, load_scales, locate_keys, longest_from, places_of
 from .operands import Cached, Inputs, Mx, MxDense, MxPaged, Packed
 from .operation import Problem
+from .plan import MAX_KEYS, plan_of
 from .tunings import classic as tuning
-
-WAVES = 4
-MAX_KEYS = 2**30  # that a row of a request can see, so that a position is 32 bits wide
 
 
 @triton.jit
@@ -260,22 +258,9 @@ def prepare(
 
     sources, sizes, where = _cached(inputs, layout) if isinstance(inputs, Cached) else _packed(inputs)
     keys, scales, starts, ends, table = sources
-    rows, (lists, listed), width = len(weights), candidates.shape, out.shape[1]
-    list_rows, next_n = rows // lists, problem.next_n or 1
-    groups, slots = -(-list_rows // tune.rows), workers_that_fit(problem.device, tune.resident, 1)
-    lens_strides = ends.stride() if ends.ndim == 2 else (ends.stride(0), 0)
+    rows, listed, width = len(weights), candidates.shape[1], out.shape[1]
+    plan = plan_of(tune, problem, inputs, out, chunk_keys)
     packed_words = problem.next_n is not None or problem.packed_words
-    before: tuple[compat.Launch, ...] = ()
-    schedule = inputs.schedule
-    if schedule is None:
-        each, last = (None, slice(None)) if list_rows > 1 and next_n > 1 else (next_n, slice(list_rows - 1, None, list_rows))
-        lens = ends if next_n > 1 else ends[last]
-        begins = None if isinstance(inputs, Cached) else starts[last]
-        shared = workers_that_fit(problem.device, tune.resident, groups)
-        schedule, before = new_schedule(lens, shared, chunk_keys, starts=begins, rows=each, most=width)
-    splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
-    if groups > 1:  # all programs have the same work: several waves of them, so that the last one is a small part
-        splits = max(splits, -(-WAVES * slots // (groups * (schedule.shape[0] - 1))))
     farthest = max(  # element that a program reaches from its base pointers
         heads * q_strides[2] + q_bytes * q_strides[3],
         heads * max(q_strides[6], weights.stride(1)),
@@ -284,26 +269,26 @@ def prepare(
         max(strip, tune.block_keys) * out.stride(1),
     )
     arguments = (
-        *(q, q_scale, keys, scales, weights, starts, ends, table, candidates, schedule, out),
-        *(rows, list_rows, *sizes, listed, rows * -(-width // strip), splits),
+        *(q, q_scale, keys, scales, weights, starts, ends, table, candidates, plan.schedule, out),
+        *(rows, plan.list_rows, *sizes, listed, rows * -(-width // strip), plan.splits),
         *(*q_strides, keys.stride(0), keys.stride(-1), scales.stride(0), *weights.stride()),
-        *(starts.stride(0), *lens_strides, *table.stride(), *candidates.stride(), *out.stride()),
+        *(starts.stride(0), *plan.lens_strides, *table.stride(), *candidates.stride(), *out.stride()),
     )
     keywords = {
-        "NEXT_N": next_n,
+        "NEXT_N": problem.next_n or 1,
         "HEADS": heads,
         "DIM": problem.dim,
         "Q_BYTES": q_bytes,
         "PADDED_HEADS": padded_heads(heads),
         "CANDIDATE": candidate_block,
         "RELATIVE": relative,
-        "SHARED": list_rows > 1,
+        "SHARED": plan.list_rows > 1,
         "ROWS": tune.rows,
         "BLOCK_KEYS": tune.block_keys,
         "CHUNK": chunk_keys,
         "STRIP": strip,
         "CLEAN": clean_logits,
-        "ROW_LENS": ends.ndim == 2,
+        "ROW_LENS": plan.row_lens,
         "WORD": 4 if products["TO_FNUZ"] and packed_words else 1,  # bytes of a key that are loaded at a time
         "CUTS": caps.interpreter,
         "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
@@ -314,8 +299,7 @@ def prepare(
         **products,
         **dict(tune.options),
     }
-    grid = ((schedule.shape[0] - 1) * splits, groups)
-    return (*before, compat.Launch(sparse_mqa_logits_kernel, grid, arguments, keywords))
+    return (*plan.before, compat.Launch(sparse_mqa_logits_kernel, plan.grid, arguments, keywords))
 
 
 Place = tuple[tuple[torch.Tensor, ...], tuple[int, int], dict[str, Any]]

@@ -13,6 +13,7 @@ from ..common.rules import (
     classic_scores,
     interpreted_when_named,
     native_fp8,
+    needs_e4m3fn,
     output_of,
     padded_heads,
 )
@@ -33,6 +34,7 @@ class Problem(NamedTuple):
     block_size, layout : of the cache
     list_rows : rows that share a list, rounded up to a power of two, and at most MOST_ROWS
     packed_words : whether packed keys can be loaded in words of four bytes
+    direct_keys : whether a cache's keys can be copied straight to LDS: see :func:`.calls.copies_directly`
     weights_dtype, logits_dtype : "float32" or "bfloat16"
     k_format : the key's MX format; None where query and key are of one fp8 dtype
     """
@@ -48,6 +50,7 @@ class Problem(NamedTuple):
     layout: str = "flat"
     list_rows: int = 1
     packed_words: bool = True
+    direct_keys: bool = True
     weights_dtype: str = FLOAT32
     logits_dtype: str = FLOAT32
     k_format: str | None = None
@@ -142,6 +145,22 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     return compat.ExampleCall((inputs, out), options, padded_heads(problem.heads) * problem.dim)
 
 
+def _gluon_cdna4_accepts(problem: Problem) -> str | None:
+    if reason := needs_e4m3fn(problem.device, problem.dtype):
+        return reason
+    if problem.block_size % problem.candidate_block:
+        return (
+            "needs candidate blocks that each lie in one block of the cache, to copy them straight to LDS: "
+            f"found {problem.candidate_block} keys in blocks of {problem.block_size}"
+        )
+    if not problem.direct_keys:
+        return (
+            "needs 16-byte aligned blocks a multiple of 16 bytes apart within 2 GiB, "
+            "and weights, table entries and candidates near each other, to copy them straight to LDS"
+        )
+    return None
+
+
 def _classic_accepts(problem: Problem) -> str | None:
     return classic_runs(problem.device) if problem.k_format else classic_scores(problem.device, problem.dtype)
 
@@ -150,8 +169,12 @@ def _classic_unless_named(problem: Problem) -> str | None:
     return interpreted_when_named(problem.device)
 
 
-def _operation(name: str, example: Any, examples: compat.Examples) -> compat.Operation[Problem]:
+def _operation(
+    name: str, example: Any, examples: compat.Examples, *variants: compat.Variant[Problem]
+) -> compat.Operation[Problem]:
     operation = compat.Operation(name, example=example, examples=examples, offers=("tuning", "workers"))
+    for variant in variants:
+        operation.add(variant)
     operation.add(
         compat.Variant(
             "classic",
@@ -167,7 +190,14 @@ def _operation(name: str, example: Any, examples: compat.Examples) -> compat.Ope
 
 _MX_MODES = ("mxfp4-unclean", "mxfp4-shared", "mxfp8-unclean")
 dense = _operation("sparse_mqa_logits", example, compat.Examples(example_problem, example_call, tuple(MODES)))
-paged = _operation("paged_sparse_mqa_logits", example_paged, compat.Examples(example_paged_problem, example_call, tuple(MODES)))
+paged = _operation(
+    "paged_sparse_mqa_logits",
+    example_paged,
+    compat.Examples(example_paged_problem, example_call, tuple(MODES)),
+    compat.Variant(
+        "gluon_cdna4", f"{__package__}.gluon_cdna4:kernel", requires=("gluon_cdna4", "torch"), accepts=_gluon_cdna4_accepts
+    ),
+)
 mx_dense = _operation("mx_sparse_mqa_logits", mx_example, compat.Examples(mx_example_problem, example_call, _MX_MODES))
 mx_paged = _operation(
     "mx_paged_sparse_mqa_logits", mx_example_paged, compat.Examples(mx_example_paged_problem, example_call, _MX_MODES)

@@ -5,7 +5,7 @@ from functools import cache
 from capgate import compat
 
 from ..common.rules import padded_heads
-from ..common.tuning import ANY, Tuning, row_for
+from ..common.tuning import ANY, Tuning, in_requests, row_for, simd_waves
 from .operation import Problem
 
 # --- classic, by target; for every H, D, candidate block and output mode alike --------------------------------------------
@@ -45,3 +45,21 @@ def classic(problem: Problem) -> Tuning:
         # Two products of 32x32 in a tile: with more waves, two would compute the same.
         return row._replace(num_warps=row.num_warps // 2)
     return row
+
+
+# --- gluon_cdna4, by padded heads; for every D, candidate block, block size and output mode alike --------------------------
+
+GLUON_CDNA4: dict[int, Tuning] = {
+    # Compiled and emulated, never timed: as in the paged table, whatever the heads.
+    16: Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=3, options=simd_waves(3)),
+    32: Tuning(block_keys=64, columns=256, num_warps=4, num_stages=3, resident=3, options=simd_waves(3)),
+    64: Tuning(block_keys=64, columns=256, num_warps=4, num_stages=3, resident=3, options=simd_waves(3)),
+    128: Tuning(block_keys=32, columns=512, num_warps=4, num_stages=3, resident=2, options=simd_waves(2)),
+}
+
+
+@cache
+def gluon_cdna4(problem: Problem) -> Tuning:
+    """The row for a problem's heads, cut to the rows that share a list: fewer waves, of which a CU holds more programs."""
+    padded = padded_heads(problem.heads)
+    return in_requests(GLUON_CDNA4[padded], problem.list_rows, padded, problem.dim, words=4)  # two of them of lists

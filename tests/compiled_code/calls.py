@@ -228,8 +228,9 @@ def sparse(target: compat.Target) -> Iterator[Call]:
         for mode in operation.examples.modes:
             problem = operation.examples.problem(target, 32, 128, mode)
             call = operation.examples.call(problem)
-            name = f"{operation.name}.classic.{mode}"
-            yield Call(name, operation.name, "classic", problem, call.operands, call.options)
+            for variant in {"gluon_cdna4", "classic"} & operation.variants.keys():
+                name = f"{operation.name}.{variant}.{mode}"
+                yield Call(name, operation.name, variant, problem, call.operands, call.options)
 
 
 # --- how a kernel is prepared -----------------------------------------------------------------------------------------------
