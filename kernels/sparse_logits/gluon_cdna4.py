@@ -22,9 +22,9 @@ from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, gl, gluon, reint
 
 from ..common.cache import LAYOUTS, keys_of, readable
 from ..common.device.cached_keys import first_byte
-from ..common.device.cdna4 import fill, load, load_queries, logit_layout, row_and_head, rows_together, score, store
+from ..common.device.cdna4 import load, load_queries, logit_layout, row_and_head, rows_together, score, store
 from ..common.device.cdna4_packed import RELU_RANGE, clamp_keeps_nan
-from ..common.device.cdna4_paged import afterwards, answered, in_order, unknown
+from ..common.device.cdna4_paged import afterwards, answered, fill_behind, in_order, unknown
 from ..common.device.windows import keys_of_share, load_share, near_block, next_turn, row_keys
 from ..common.rules import in_packets, packs_relu, padded_heads
 from ..common.schedule.classic import workers_that_fit
@@ -175,7 +175,6 @@ def paged_sparse_mqa_logits_kernel(
     operand: gl.constexpr = gl.DotOperandLayout(0, mfma, 16)
     logits: gl.constexpr = gl.SliceLayout(1, logit_layout(ROWS, BLOCK_KEYS, NUM_WARPS))
     of_lanes: gl.constexpr = gl.SliceLayout(0, logits)
-    filled: gl.constexpr = gl.BlockedLayout([1, 4], [1, 64], [1, NUM_WARPS], [1, 0])
     copied: gl.constexpr = in_order([BLOCKS, PIECE_KEYS, DIM], 16, NUM_WARPS)
     scales_copied: gl.constexpr = in_order([REPEATS, BLOCKS, PIECE_KEYS], 1, NUM_WARPS)
     line_copied: gl.constexpr = gl.BlockedLayout([1], [64], [NUM_WARPS], [0])
@@ -192,21 +191,14 @@ def paged_sparse_mqa_logits_kernel(
     width = listed * CANDIDATE
 
     if CLEAN:  # first, so that the stores drain behind the arithmetic
-        near_strip = gl.arange(0, 1, gl.SliceLayout(1, filled))
-        strip_offset = near_strip.to(INDEX)
         row_strips = gl.cdiv(width, STRIP)
         step = gl.num_programs(0) * gl.num_programs(1)
         for strip in range(gl.program_id(0) * gl.num_programs(1) + gl.program_id(1), strips, step):
             row = (strip // row_strips).to(gl.int32)
             base = (strip % row_strips).to(gl.int32) * STRIP
             _, count = row_keys(row, lens, lens, 0, most, 0, stride_lb, stride_ln, NEXT_N, ROW_LENS, False)
-            rows = out + row.to(gl.int64) * stride_os
-            first = gl.maximum(base, gl.minimum(gl.cdiv(count, CANDIDATE), listed) * CANDIDATE)
-            last = gl.minimum(base + STRIP, width)
-            if last - first == STRIP:  # no column mask, so a store has 4 cells
-                fill(rows, gl.multiple_of(base, 16), STRIP, strip_offset, near_strip == 0, stride_on, STRIP, INDEX, filled)
-            elif first < last:
-                fill(rows, first, last - first, strip_offset, near_strip == 0, stride_on, STRIP, INDEX, filled)
+            end = gl.minimum(gl.cdiv(count, CANDIDATE), listed) * CANDIDATE
+            fill_behind(out + row.to(gl.int64) * stride_os, base, end, width, stride_on, STRIP, INDEX)
 
     # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
     column = gl.arange(0, max(COLUMNS, 64 * NUM_WARPS), line_copied) % COLUMNS

@@ -21,27 +21,32 @@ def in_order(SHAPE, ELEMENTS, NUM_WARPS):
 
 
 @gluon.jit
+def fill_behind(rows, base, end, width, stride_on, STRIP: gl.constexpr, INDEX: gl.constexpr):
+    """-inf into the cells from ``end`` on of a row's strip that begins at ``base``; ``rows`` points to the row."""
+    filled: gl.constexpr = gl.BlockedLayout([1, 4], [1, 64], [1, gl.num_warps()], [1, 0])
+    near_strip = gl.arange(0, 1, gl.SliceLayout(1, filled))
+    strip_offset = near_strip.to(INDEX)
+    first = gl.maximum(base, end)
+    last = gl.minimum(base + STRIP, width)
+    if last - first == STRIP:  # no column mask, so a store has 4 cells
+        fill(rows, gl.multiple_of(base, 16), STRIP, strip_offset, near_strip == 0, stride_on, STRIP, INDEX, filled)
+    elif first < last:
+        fill(rows, first, last - first, strip_offset, near_strip == 0, stride_on, STRIP, INDEX, filled)
+
+
+@gluon.jit
 def fill_unseen(
     out, lens, strips, limit, width, stride_lb, stride_ln, stride_os, stride_on,
     NEXT_N: gl.constexpr, STRIP: gl.constexpr, ROW_LENS: gl.constexpr, INDEX: gl.constexpr,
 ):  # fmt: skip
     """-inf into the cells that no row sees, of this program's share of all ``strips``."""
-    filled: gl.constexpr = gl.BlockedLayout([1, 4], [1, 64], [1, gl.num_warps()], [1, 0])
-    near_strip = gl.arange(0, 1, gl.SliceLayout(1, filled))
-    strip_offset = near_strip.to(INDEX)
     row_strips = gl.cdiv(width, STRIP)
     step = gl.num_programs(0) * gl.num_programs(1)
     for strip in range(gl.program_id(0) * gl.num_programs(1) + gl.program_id(1), strips, step):
         row = (strip // row_strips).to(gl.int32)
         base = (strip % row_strips).to(gl.int32) * STRIP
         end = seen(lens, row // NEXT_N, row % NEXT_N, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
-        rows = out + row.to(gl.int64) * stride_os
-        first = gl.maximum(base, end)
-        last = gl.minimum(base + STRIP, width)
-        if last - first == STRIP:  # no column mask, so a store has 4 cells
-            fill(rows, gl.multiple_of(base, 16), STRIP, strip_offset, near_strip == 0, stride_on, STRIP, INDEX, filled)
-        elif first < last:
-            fill(rows, first, last - first, strip_offset, near_strip == 0, stride_on, STRIP, INDEX, filled)
+        fill_behind(out + row.to(gl.int64) * stride_os, base, end, width, stride_on, STRIP, INDEX)
 
 
 @gluon.jit
