@@ -6,11 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+pytest.importorskip("triton")  # of whose functions one is called
+
 from capgate.compat import Target, override
 from capgate.kernels.common import hardware
 from capgate.kernels.common.device.windows import work_of
 from capgate.kernels.common.work_order import FILLS, order_with, work_order
 
+pytestmark = pytest.mark.one_lane
 GFX950, GFX942 = Target("hip", "gfx950", 64), Target("hip", "gfx942", 64)
 DIES = st.sampled_from([1, 2, 4, 6, 8])
 
