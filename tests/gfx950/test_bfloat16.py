@@ -65,6 +65,7 @@ def test_rows_of_a_new_output_are_filled(variant: str) -> None:
     check_rounding(emulated_paged_mqa.VARIANTS[variant], PagedCase(make_call([5, 130]), 2100, True, aligned=True))
 
 
+@pytest.mark.dealt
 @gluon
 @pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "unclean"])
 def test_the_dense_steady_loop_is_that_of_float32_but_for_the_rounding(clean_logits: bool) -> None:
@@ -75,6 +76,7 @@ def test_the_dense_steady_loop_is_that_of_float32_but_for_the_rounding(clean_log
     assert sum(text.startswith("v_cvt_pk_bf16_f32") for text in texts) == 2  # of 128 keys, in parts of 64
 
 
+@pytest.mark.dealt
 @gluon
 @pytest.mark.parametrize("next_n", [1, 4])
 def test_the_paged_steady_loop_is_that_of_float32_but_for_the_rounding(next_n: int) -> None:

@@ -61,6 +61,7 @@ def source_of(kernel: Any) -> Any:
     return GluonASTSource
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("variant", ["classic", pytest.param("gluon_cdna4", marks=GLUON)])
 def test_packed_keys(variant: str) -> None:
     """Rising, equal and random logits, of rows that a program has alone and of one that two share; windows of few keys, none
@@ -125,6 +126,7 @@ def test_waves_with_a_row_each() -> None:
     assert refreshed > 2
 
 
+@pytest.mark.dealt
 def test_cached_keys() -> None:
     """A request of one worker, an empty one, and one that both workers have, whose equal logits lie on both sides."""
     lens = [130, 0, 600]

@@ -55,6 +55,7 @@ def test_lds_cycles_are_ideal(heads: int, dim: int, pair: tuple[str, str]) -> No
     assert counters.lds_cycles == counters.lds_ideal_cycles > 0
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("heads", "dim", "pair"), [(128, 128, PAIRS[1]), (16, 64, PAIRS[0])], ids=str)
 def test_queries_whose_dims_are_not_adjacent(heads: int, dim: int, pair: tuple[str, str]) -> None:
     """They take a register for each byte while they are loaded: in parts, so that none spills."""

@@ -111,6 +111,7 @@ def extreme() -> Case:
     return Case(call._replace(weights=weights, k_scale=torch.ones_like(call.k_scale)), clean_logits=False)
 
 
+@pytest.mark.dealt
 def test_the_largest_and_the_smallest_products_and_weights() -> None:
     plain, packed = both(VARIANTS["gluon_cdna4"], extreme())
     same_bits(plain, packed)
@@ -150,6 +151,7 @@ def changed(program: Program, before: str, after: str) -> Program:
     return replace(program, instructions=[parse_instruction(text) for text in texts])
 
 
+@pytest.mark.dealt
 def test_nan_goes_where_it_goes_without() -> None:
     plain, packed = both(VARIANTS["gluon_cdna4"], with_nan())
     expected = torch.zeros(4, 100, dtype=torch.bool)

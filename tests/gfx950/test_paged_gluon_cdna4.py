@@ -30,9 +30,17 @@ from support.wait_states import check_wait_states, wait_states
 pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
 
 HEADS, DIMS, MODES = (16, 32, 64, 128), (32, 64, 128), ("unclean", "clean")
-# Every output of the models' size of a head, and of other sizes, which the forward lanes share out, what takes most registers.
+# Every output of the models' size of a head, and of other sizes what takes most registers. The forward lanes share out other
+# numbers of heads than the models' with other outputs than what takes most, and other sizes.
 KINDS = [
-    *((heads, 128, mode) for heads in HEADS for mode in (*MODES, "clean-bf16")),
+    *((64, 128, mode) for mode in (*MODES, "clean-bf16")),
+    *((heads, 128, "clean") for heads in HEADS if heads != 64),
+    *(
+        pytest.param(heads, 128, mode, marks=pytest.mark.dealt)
+        for heads in HEADS
+        for mode in (*MODES, "clean-bf16")
+        if heads != 64 and mode != "clean"
+    ),
     *(pytest.param(heads, dim, "clean", marks=pytest.mark.dealt) for heads in HEADS for dim in DIMS if dim < 128),
 ]
 
@@ -160,6 +168,7 @@ def test_steady_loop(heads: int, dim: int, next_n: int, block: int, waves: int, 
     assert any(text.startswith("v_pk_fma_f32") for text in texts)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("clean_logits", [True, False], ids=["clean", "skipped"])
 def test_64_bit_offsets_inside_a_program(clean_logits: bool) -> None:
     """The kernel of calls whose rows lie further apart than buffer instructions reach, executed on a small one."""
@@ -167,6 +176,7 @@ def test_64_bit_offsets_inside_a_program(clean_logits: bool) -> None:
     execute(prepare(with_64_bit_offsets(VARIANTS["gluon_cdna4"]), case))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("heads", "next_n"), [(128, 1), (64, 2)])
 def test_queries_whose_dims_are_not_adjacent(heads: int, next_n: int) -> None:
     """Each takes a register for each byte while it is loaded: in parts, so that none spills."""
@@ -188,6 +198,7 @@ def emulate(launch: Launch, pieces: dict[int, Pieces | Pointer]) -> None:
 KEYS, SCALES, OUT = 1, 2, 7  # positions of arguments
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("block", "apart", "last"), [(64, 1_002_240, 2143), (64, 5 * 2**30, 1), (128, 1_002_240, 2143)])
 def test_blocks_past_2_gib(block: int, apart: int, last: int) -> None:
     """Block 2143 at a stride of 1,002,240 bytes is the first past 2**31; a stride may pass 32 bits by itself."""
@@ -203,6 +214,7 @@ def test_blocks_past_2_gib(block: int, apart: int, last: int) -> None:
     agree(out, answer.logits, answer.magnitude)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("rows", "apart", "clean_logits"), [(514, 2**22, False), (6, 2**29 + 64, True)])
 def test_rows_past_2_gib(rows: int, apart: int, clean_logits: bool) -> None:
     """The last row lies past 2**31 cells; rows may also lie 2 GiB apart, and -inf is stored in all of them."""

@@ -23,6 +23,7 @@ def _few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "cases", lambda small, quick=False: few)
 
 
+@pytest.mark.dealt
 def test_every_variant_is_verified_in_the_emulator() -> None:
     run = emulated_verify.verified((), ("gluon_cdna4", "classic"), quick=True)
     logits, paged, gathered = CASES.values()
