@@ -9,7 +9,7 @@ A grid of cells that run in Triton's interpreter or in the emulator is marked ``
 forward lanes, with ``--hand=NUMBER/HANDS``, share its cells out, so that each runs on one of those, too.
 ``dealt("clean_logits")`` names the parameters of which every lane has all values: what chooses another mode, dtype, layout or
 variant. ``dealt(together=("heads", "dim"))`` names those that make a kernel, whose cells one lane has together, since they
-share its compile. Each Triton compiles every Gluon tuning for the models' sizes, and known bugs are never dealt.
+share its compile. Each Triton compiles every Gluon tuning for the models' sizes, and what a known bug was about is never dealt.
 """
 
 import hashlib
