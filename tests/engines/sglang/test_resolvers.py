@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engines import stubs
-from support import judge, paged
+from support import judge, mx_logits, paged
 
 stubs.only_in_the_session_of("sglang")
 stubs.for_sglang()
@@ -107,11 +107,10 @@ def test_the_other_generation_in_the_same_package(report: dropin.Report) -> None
         judge.agree(logits[right.inside], right.logits[right.inside], right.magnitude[right.inside])
 
 
-def test_mx_operands_go_to_the_library(report: dropin.Report) -> None:
-    call = judge.make_call(4, 32, 32, 128, "causal")
-    q = (torch.zeros(4, 32, 64, dtype=torch.int8), torch.zeros(4, 32, dtype=torch.int32))
-    kv = (torch.zeros(32, 64, dtype=torch.int8), torch.zeros(32, dtype=torch.int32))
-    with pytest.raises(stubs.Reached) as reached:
-        deep_gemm.fp8_fp4_mqa_logits(q, kv, call.weights, call.starts, call.ends)
-    assert reached.value.name == "deep_gemm.fp8_fp4_mqa_logits"
-    assert reached.value.arguments[0] is q[0]
+def test_mxfp4_operands(report: dropin.Report) -> None:
+    """As SGLang passes them on an sm100: FP4 as int8, with scales of q."""
+    call = mx_logits.make_call(4, 32, 32, 128, windows="causal")
+    q, kv = (call.q.view(torch.int8), call.q_scale), (call.k.view(torch.int8), call.k_scale)
+    logits = deep_gemm.fp8_fp4_mqa_logits(q, kv, call.weights, call.starts, call.ends)
+    right = judge.formula(mx_logits.meaning(call))
+    judge.agree(logits[right.inside], right.logits[right.inside], right.magnitude[right.inside])
