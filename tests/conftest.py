@@ -70,7 +70,6 @@ MARKED = FOLDER / "kernels"  # the folder where tests are marked one by one; it 
 
 
 NO_PARAMETERS = SimpleNamespace(params={})
-NO_LIMIT = 1200.0  # seconds, for what a test waits for and expects to end
 
 
 # An example takes as long as the machine is busy.
