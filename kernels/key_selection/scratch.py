@@ -35,10 +35,11 @@ def wanted_bytes(device: Any, rows: int, columns: int, top_k: int) -> int:
     return rows * sections * scratch_bytes(target, columns, top_k)
 
 
-def lists_in(device: Any, rows: int, columns: int, top_k: int, memory: torch.Tensor) -> torch.Tensor:
-    """The lists of a call, int64 [rows, sections, a list], in bytes of ``memory``: of as many sections as there should be, or
-    as it has room for."""
-    tune = tunings.long_rows(compat.capabilities(device).target)
+def lists_in(
+    device: Any, tune: tunings.LongRows, rows: int, columns: int, top_k: int, memory: torch.Tensor
+) -> torch.Tensor:
+    """The lists of a call, int64 [rows, sections, a list], in bytes of ``memory``: of as many sections as ``tune`` wants, or as
+    it has room for."""
     size = list_bytes(tune, columns, top_k)
     sections = max(1, min(tune.sections(rows, columns, multiprocessors(device)), len(memory) // (rows * size)))
     return memory[: rows * sections * size].view(torch.int64).view(rows, sections, size // CANDIDATE_BYTES)

@@ -83,7 +83,7 @@ class LongRows(NamedTuple):
         part = max(columns / self.sample, 1.0)
         reached = 1.125 * (top_k / part + BAR_MARGIN * math.sqrt(top_k / part) + 2)
         most = math.ceil((reached + ROOM_MARGIN * math.sqrt(reached)) * part)
-        return min(MOST_ROOM, max(self.block_logits, 1 << (max(most, 2 * top_k) - 1).bit_length()))
+        return min(MOST_ROOM, max(LEAST_ROOM, 1 << (max(most, 2 * top_k) - 1).bit_length()))
 
     def list_warps(self, room: int, sections: int) -> int:
         """Warps of a program that selects from lists: 16 candidates a thread where rows are few, otherwise 32, at most."""
@@ -104,6 +104,7 @@ class LongRows(NamedTuple):
 
 BAR_MARGIN = 5.0  # standard deviations of a sample's count by which its bar is lower than where top_k should reach it
 ROOM_MARGIN = 5.0
+LEAST_ROOM = 4096
 MOST_ROOM = 16384  # as a block's logits: what sixteen warps can hold in registers
 MOST_SECTIONS = 128  # a power of two
 FILLED = 0.9  # of the places for programs, as a share, is enough
@@ -111,7 +112,7 @@ FILLED = 0.9  # of the places for programs, as a share, is enough
 LONG: dict[str, LongRows] = {
     # Measured on an H200 with Triton 3.6.0, against no other row: 4096 x 65536 for 2048 keys 436 us. Nothing spills there.
     "sm90": LongRows(
-        block_logits=4096,
+        block_logits=8192,
         num_warps=8,
         planes=16,
         sample=4096,
@@ -128,9 +129,24 @@ LONG: dict[str, LongRows] = {
 }
 
 
+# Of the Gluon kernel that filters: a block is 128 logits of each warp, so many times; what selects is the classic one.
+GLUON_HOPPER_LONG = LONG["sm90"]._replace(
+    block_logits=8192,
+    resident=4,
+    few_resident=4,
+    options=((("maxnreg", 64),), LONG["sm90"].options[1]),
+    cut_options=((("maxnreg", 64),), LONG["sm90"].cut_options[1]),
+)
+
+
 def long_rows(target: compat.Target) -> LongRows:
     """The row for a target."""
     return row_for(LONG, target.label)
+
+
+def gluon_hopper(problem: "Problem") -> LongRows:
+    """The row for long rows of the Gluon kernel."""
+    return GLUON_HOPPER_LONG
 
 
 def classic(problem: "Problem") -> Tuning:
