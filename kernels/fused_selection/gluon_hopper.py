@@ -31,7 +31,7 @@ from ..key_selection.operands import Dense
 from ..mqa_logits.gluon_hopper import CONSUMERS, Keys, first_slot, load_queries
 from .classic import UNSPECIALISED, merge_of
 from .device.held_lists import floor_of, select
-from .device.lists import REFRESHED
+from .device.lists import COUNTS, REFRESHED
 from .device.shares import kept_before
 from .device.warpgroup_lists import (
     ROWS,
@@ -242,6 +242,8 @@ def consume(
     HALF: gl.constexpr = KEYS // 2
     EACH: gl.constexpr = KEYS // RUNS  # keys of a tile that a warp has
     PRODUCTS: gl.constexpr = ROWS * HEADS
+    # Entries of a run near which it is selected from: fewer for one of the consumers, so that they take turns.
+    SOON: gl.constexpr = HELD - consumer * (HELD // 16)
     MMA: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, PRODUCTS, 32])
     PRODUCT: gl.constexpr = gl.SliceLayout(0, MMA)
     LOGIT: gl.constexpr = logit_layout(2)
@@ -287,7 +289,7 @@ def consume(
         weights = product_weights(queries.weight.index(slot.index).slice(consumer * ROWS, ROWS), 2, HEADS, PRODUCT)
         number = tiles * 0
         fresh = tiles * 0 + 1
-        limit = tiles * 0 + HELD
+        limit = tiles * 0 + SOON
         room = limit // EACH
         while number < tiles:
             stop = gl.minimum(tiles, number + room)
@@ -337,7 +339,7 @@ def consume(
                 longest = longest_of(tell(size, memory))
                 fresh = longest * 0
             if full:
-                limit = gl.where(longest > HELD - HELD // 4, gl.minimum(longest + HELD, ROOM - SPARE), HELD)
+                limit = gl.where(longest > HELD - HELD // 4, gl.minimum(longest + HELD, ROOM - SPARE), SOON)
             room = (limit - longest) // EACH
             if fresh == 0:
                 # A run has all keys so far that pass now: so many more tiles bring it near its limit, if they are like those.
@@ -447,7 +449,7 @@ def select_scored_kernel(
     )  # fmt: skip
     items = Items(gl.to_tensor(groups), gl.to_tensor(whole), gl.to_tensor(shared), gl.to_tensor(splits))
     if counters is not None:
-        counters += gl.program_id(0) * 3
+        counters += gl.program_id(0) * COUNTS
     shown = (results, scores, stride_results, stride_scores, offsets, stride_offsets)
     pages = (page_table, num_requests, num_pages, stride_table, stride_pages, requests, stride_requests, PAGE)
     slots = (slot_values, slot_indices, stride_slots)
@@ -501,7 +503,7 @@ def prepare(
             "KEYS": tune.block_keys,
             "STAGES": tune.num_stages,
             "ROOM": tune.block_entries // RUNS.value,
-            "HELD": tune.block_entries // RUNS.value // 2,
+            "HELD": tune.held_entries,
             "LEAST_TILES": tune.segment_tiles,
             "COMPRESSED": compressed,
             "RELATIVE": relative,

@@ -12,6 +12,7 @@ is less than all that are kept, top_k at least, so that no run has to be strict:
 from capgate.compat.gluon import barrier, gl, gluon
 
 from ...key_selection.device.search import key_of, value_of
+from .lists import REREAD
 from .warpgroup_lists import LANES, MINUS_ZERO, THREADS, by_thread, keep_top, lane_and_run, largest_of, sum_of
 
 SAMPLED = gl.constexpr(4)  # planes whose extremes the search begins with
@@ -129,7 +130,7 @@ def find_pivot(held, total, floor, fresh, top_k, most, nothing, memory, PLANES: 
 @gluon.jit
 def reaches(value, bar):
     """Whether a logit is not less than ``bar``."""
-    return (value >= bar) | (value != value)
+    return ~(value < bar)
 
 
 @gluon.constexpr_function
@@ -241,5 +242,7 @@ def select(
     over = size < 0
     long = (total > top_k)[:, None] & (place >= 0)
     if found == 0:
+        if counters is not None:
+            gl.atomic_add(counters + REREAD, gl.sum((total > top_k).to(gl.int32), 0))
         kept, bar, long, over = keep_top(values, indices, place, size, total, top_k, longest, memory, counters)
     return kept, bar, long, over
