@@ -212,7 +212,6 @@ def consume(
     consumer,
     queries,
     keys,
-    memory,
     windows,
     items,
     lists,
@@ -227,8 +226,8 @@ def consume(
 ):
     """A consumer warpgroup: the results of its ROWS rows of every group, or what a share leaves of them.
 
-    memory : [CONSUMERS, ROWS, RUNS] int32, shared, in which a consumer's warps tell each other numbers
-    lists : (logits, indices, counters or None), of all lists, one behind the other
+    lists : (logits, indices, counters or None), of all lists, one behind the other; and [CONSUMERS, ROWS, RUNS] int32, shared,
+        in which the warps of a consumer tell each other numbers
     shown : (results, scores or None, their row strides, offsets or None, their stride)
     pages : (page table or None, its rows, its columns, their strides, requests or None, their stride, positions of a page)
     slots : (logits or None, indices, entries from one row's to the next one's)
@@ -236,7 +235,7 @@ def consume(
     values = lists[0]
     indices = lists[1]
     counters = lists[2]
-    memory = memory.index(consumer)
+    memory = lists[3].index(consumer)
     HEADS: gl.constexpr = queries.HEADS
     KEYS: gl.constexpr = keys.KEYS
     HALF: gl.constexpr = KEYS // 2
@@ -453,11 +452,11 @@ def select_scored_kernel(
     shown = (results, scores, stride_results, stride_scores, offsets, stride_offsets)
     pages = (page_table, num_requests, num_pages, stride_table, stride_pages, requests, stride_requests, PAGE)
     slots = (slot_values, slot_indices, stride_slots)
-    lists = (list_values, list_indices + ROOM, counters)
+    lists = (list_values, list_indices + ROOM, counters, memory)
     gl.warp_specialize(
         [
-            (consume, (0, queries, keys, memory, windows, items, lists, shown, pages, slots, top_k, RELATIVE, ROOM, HELD, LEAST_TILES)),
-            (consume, (1, queries, keys, memory, windows, items, lists, shown, pages, slots, top_k, RELATIVE, ROOM, HELD, LEAST_TILES)),
+            (consume, (0, queries, keys, windows, items, lists, shown, pages, slots, top_k, RELATIVE, ROOM, HELD, LEAST_TILES)),
+            (consume, (1, queries, keys, windows, items, lists, shown, pages, slots, top_k, RELATIVE, ROOM, HELD, LEAST_TILES)),
             (produce, (queries, keys, maps, windows, items)),
         ],
         [4, 1],

@@ -19,7 +19,9 @@ SAMPLED = gl.constexpr(4)  # planes whose extremes the search begins with
 AHEAD = gl.constexpr(16)  # planes whose indices are on their way while one is moved
 CURVED = gl.constexpr(4)  # counts, the first ones, that are interpolated as those of a distribution
 STRAIGHT = gl.constexpr(8)  # counts after which each third one halves the bracket
-MOST_COUNTS = gl.constexpr(16)  # then the other search begins anew
+MOST_COUNTS = gl.constexpr(
+    24
+)  # of two rows, of which exactly top_k are looked for, 9 to 12 (simulated); then the lists are read anew
 
 
 @gluon.jit
@@ -39,7 +41,10 @@ def load_planes(values, place, size, PLANES: gl.constexpr):
 
 @gluon.jit
 def count_held(held, bar, nothing, memory, PLANES: gl.constexpr):
-    """[ROWS]: how many logits are not less than ``bar``, [ROWS], which is more than -inf; ``nothing`` is 0.0, [ROWS, THREADS]."""
+    """[ROWS]: how many logits are not less than ``bar``, [ROWS], which is more than -inf.
+
+    nothing : 0.0, [ROWS, THREADS]
+    """
     bar = bar[:, None] + nothing
     number = nothing
     for plane in gl.static_range(PLANES):
@@ -81,8 +86,8 @@ def ratio(x, y):
 
 @gluon.jit
 def find_pivot(held, total, floor, fresh, top_k, most, nothing, memory, PLANES: gl.constexpr):
-    """(pivot, whether each has one): of each list with more than top_k entries what top_k to ``most`` of them are not less than,
-    and more than -inf; of others -inf. [ROWS], and a number that is 0 where one has none.
+    """(pivot, whether each has one), [ROWS], and a number that is 0 where one has none: of each list with more than top_k
+    entries what top_k to ``most`` of them are not less than, and more than -inf; of others -inf.
 
     total : [ROWS], entries of a list
     floor : [ROWS], what none of them is less than, or NaN
@@ -238,7 +243,9 @@ def select(
     kept = size
     bar = (place * 0).to(gl.float32)
     if longest <= HELD:
-        kept, bar, found = keep_above(values, indices, place, size, total, floor, fresh, top_k, most, memory, HELD // LANES, ROOM)
+        kept, bar, found = keep_above(
+            values, indices, place, size, total, floor, fresh, top_k, most, memory, HELD // LANES, ROOM
+        )
     over = size < 0
     long = (total > top_k)[:, None] & (place >= 0)
     if found == 0:

@@ -203,7 +203,7 @@ def test_groups_that_are_left_are_shared_so_that_programs_end_together(rows: int
 @pytest.mark.any_triton
 @pytest.mark.parametrize("top_k", [1, 32, 512, 513, 1024, 1025, 2048])
 def test_a_run_has_room_for_all_that_is_kept(top_k: int) -> None:
-    """In gluon_hopper's lists: an eighth more than top_k, for the tiles before the next look, and 16 places that are no entries.
+    """In gluon_hopper's lists: an eighth more than top_k, for the tiles before the next look, and 16 places that are none.
     Where most of what registers hold is kept a run may grow by as much again."""
     tune = tunings.gluon_hopper(fusing.example("cuda:90")._replace(top_k=top_k))
     room = tune.block_entries // 4
