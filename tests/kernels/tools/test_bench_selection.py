@@ -99,12 +99,12 @@ def test_a_row_has_the_medians_of_every_round():
 
 
 def test_counts_stand_beside_the_fused_time(monkeypatch, capsys):
-    monkeypatch.setattr(Choice, "counting", lambda self: Counts(12, 3, 45))
+    monkeypatch.setattr(Choice, "counting", lambda self: Counts(12, 3, 45, 6))
     monkeypatch.setitem(SMALL, "top2048", TINY)
     arguments = ["bench", "--workload", "top2048", "--variants", "reference", "--repeats", "1", "--rounds", "1", "--fused"]
     assert cli.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if "12 / 3 / 45" in line] == [line for line in lines if " fused  " in line]
+    assert [line for line in lines if "12 / 3 / 45 / 6" in line] == [line for line in lines if " fused  " in line]
 
 
 def test_a_count_that_fails_leaves_the_times(monkeypatch):
