@@ -17,7 +17,7 @@ from ..common.checks import (
     check_shared,
     check_variant,
 )
-from ..common.logits import FLOATS, FP8, LOGITS, empty_logits
+from ..common.logits import FLOATS, FP8, LOGITS, empty_logits, mappable
 from ..common.mx_cache import check_cache, format_of
 from ..common.mx_operands import FORMAT_OF, check_dims, dim_of
 from ..common.operands import Operands
@@ -55,8 +55,8 @@ class Calls:
     ) -> None:
         """Run the chosen variant, unless there is no cell to write."""
         problem = describe(inputs, out.dtype, candidate_block, clean_logits, place)
-        if out.numel() == 0:  # a variant that cannot run is an error for empty calls too
-            self.operation.select(problem, variant)
+        if out.numel() == 0:  # a variant that cannot run is an error for empty calls too, but no operand can be in its way
+            self.operation.select(problem._replace(direct_keys=True, tensor_maps=True), variant)
             return
         self.operation(problem, inputs, out, variant=variant, **_kept(inputs, candidate_block, clean_logits, chunk_keys, place))
 
@@ -132,7 +132,8 @@ def describe(inputs: Inputs, logits_dtype: torch.dtype, candidate_block: int, cl
         return problem
     step, element = inputs.k.stride()
     words = element == 1 and step % 4 == 0 and inputs.k.data_ptr() % 4 == 0
-    return problem._replace(packed_words=words)
+    tensor_maps = all(mappable(operand) for operand in (q, inputs.k, inputs.weights))
+    return problem._replace(packed_words=words, tensor_maps=tensor_maps)
 
 
 def copies_directly(inputs: Paged) -> bool:

@@ -35,6 +35,7 @@ class Problem(NamedTuple):
     list_rows : rows that share a list, rounded up to a power of two, and at most MOST_ROWS
     packed_words : whether packed keys can be loaded in words of four bytes
     direct_keys : whether a cache's keys can be copied straight to LDS: see :func:`.calls.copies_directly`
+    tensor_maps : whether a tensor map can describe each of q, k and weights
     weights_dtype, logits_dtype : "float32" or "bfloat16"
     k_format : the key's MX format; None where query and key are of one fp8 dtype
     """
@@ -51,6 +52,7 @@ class Problem(NamedTuple):
     list_rows: int = 1
     packed_words: bool = True
     direct_keys: bool = True
+    tensor_maps: bool = True
     weights_dtype: str = FLOAT32
     logits_dtype: str = FLOAT32
     k_format: str | None = None
@@ -161,6 +163,18 @@ def _gluon_cdna4_accepts(problem: Problem) -> str | None:
     return None
 
 
+def _gluon_hopper_accepts(problem: Problem) -> str | None:
+    if reason := needs_e4m3fn(problem.device, problem.dtype):
+        return reason
+    if problem.heads % 4:
+        return f"needs a multiple of 4 heads: found {problem.heads}"
+    if problem.list_rows == 1:
+        return "needs rows that share lists, whose keys it gathers once for several: found a list for each"
+    if not problem.tensor_maps:
+        return "needs operands that tensor maps describe: 16-byte aligned lines of adjacent elements, one key at least"
+    return None
+
+
 def _classic_accepts(problem: Problem) -> str | None:
     return classic_runs(problem.device) if problem.k_format else classic_scores(problem.device, problem.dtype)
 
@@ -189,7 +203,14 @@ def _operation(
 
 
 _MX_MODES = ("mxfp4-unclean", "mxfp4-shared", "mxfp8-unclean")
-dense = _operation("sparse_mqa_logits", example, compat.Examples(example_problem, example_call, tuple(MODES)))
+dense = _operation(
+    "sparse_mqa_logits",
+    example,
+    compat.Examples(example_problem, example_call, tuple(MODES)),
+    compat.Variant(
+        "gluon_hopper", f"{__package__}.gluon_hopper:kernel", requires=("gluon_hopper", "torch"), accepts=_gluon_hopper_accepts
+    ),
+)
 paged = _operation(
     "paged_sparse_mqa_logits",
     example_paged,

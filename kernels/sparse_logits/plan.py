@@ -1,5 +1,6 @@
 """How a call of sparse logits divides its listed keys among programs: what its variants that launch kernels have in common."""
 
+from math import gcd
 from typing import NamedTuple
 
 import torch
@@ -36,22 +37,61 @@ class Plan(NamedTuple):
     lens_strides: tuple[int, ...]
 
 
+class PersistentPlan(NamedTuple):
+    """The same for programs that stay on their SM, of packed keys.
+
+    before, schedule, list_rows : as in :class:`Plan`
+    workers : of the schedule
+    pairs : of a group of rows that share a list, and a worker: what the programs have in equal numbers
+    programs : as many as a GPU holds, or as there are pairs
+    """
+
+    before: tuple[compat.Launch, ...]
+    schedule: torch.Tensor
+    list_rows: int
+    workers: int
+    pairs: int
+    programs: int
+
+
 def plan_of(tune: Tuning, problem: Problem, inputs: Inputs, out: torch.Tensor, chunk_keys: int) -> Plan:
     """The plan of a call of a variant with this row of its table."""
-    ends, starts = (inputs.context_lens, None) if isinstance(inputs, Cached) else (inputs.ends, inputs.starts)
-    list_rows, next_n = out.shape[0] // len(inputs.candidates), problem.next_n or 1
+    list_rows = out.shape[0] // len(inputs.candidates)
     groups, slots = -(-list_rows // tune.rows), workers_that_fit(problem.device, tune.resident, 1)
-    before: tuple[compat.Launch, ...] = ()
-    schedule = inputs.schedule
-    if schedule is None:
-        each, last = (None, slice(None)) if list_rows > 1 and next_n > 1 else (next_n, slice(list_rows - 1, None, list_rows))
-        lens = ends if next_n > 1 else ends[last]
-        begins = None if starts is None else starts[last]
-        shared = workers_that_fit(problem.device, tune.resident, groups)
-        schedule, before = new_schedule(lens, shared, chunk_keys, starts=begins, rows=each, most=out.shape[1])
+    shared = workers_that_fit(problem.device, tune.resident, groups)
+    schedule, before = _schedule_of(problem, inputs, out, list_rows, shared, chunk_keys)
     splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
     if groups > 1:  # all programs have the same work: several waves of them, so that the last one is a small part
         splits = max(splits, -(-WAVES * slots // (groups * (schedule.shape[0] - 1))))
+    ends = _ends_of(inputs)
     row_lens = ends.ndim == 2
     lens_strides = ends.stride() if row_lens else (ends.stride(0), 0)
     return Plan(before, schedule, splits, ((schedule.shape[0] - 1) * splits, groups), list_rows, row_lens, lens_strides)
+
+
+def persistent_plan(tune: Tuning, problem: Problem, inputs: Inputs, out: torch.Tensor, chunk_keys: int) -> PersistentPlan:
+    """As :func:`plan_of`. The schedule that a call makes has so few workers that every program has as many pairs."""
+    list_rows = out.shape[0] // len(inputs.candidates)
+    groups, slots = -(-list_rows // tune.rows), workers_that_fit(problem.device, tune.resident, 1)
+    schedule, before = _schedule_of(problem, inputs, out, list_rows, slots // gcd(slots, groups), chunk_keys)
+    workers = schedule.shape[0] - 1
+    return PersistentPlan(before, schedule, list_rows, workers, groups * workers, min(slots, groups * workers))
+
+
+def _ends_of(inputs: Inputs) -> torch.Tensor:
+    """Where windows end, or what says how many keys the rows of requests see."""
+    return inputs.context_lens if isinstance(inputs, Cached) else inputs.ends
+
+
+def _schedule_of(
+    problem: Problem, inputs: Inputs, out: torch.Tensor, list_rows: int, workers: int, chunk_keys: int
+) -> tuple[torch.Tensor, tuple[compat.Launch, ...]]:
+    """The schedule of a call, or a new one of so many workers, and what makes it."""
+    if inputs.schedule is not None:
+        return inputs.schedule, ()
+    ends, starts = _ends_of(inputs), None if isinstance(inputs, Cached) else inputs.starts
+    next_n = problem.next_n or 1
+    each, last = (None, slice(None)) if list_rows > 1 and next_n > 1 else (next_n, slice(list_rows - 1, None, list_rows))
+    lens = ends if next_n > 1 else ends[last]
+    begins = None if starts is None else starts[last]
+    return new_schedule(lens, workers, chunk_keys, starts=begins, rows=each, most=out.shape[1])

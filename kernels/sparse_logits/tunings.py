@@ -20,8 +20,12 @@ _OTHERS: dict[str, Tuning] = {
 # Tiles of 128 keys take a third fewer instructions for each key than those of 64.
 CACHED = {**_OTHERS, "sm90": Tuning(block_keys=128, columns=128, num_warps=4, num_stages=4, resident=4)}
 PACKED = {**_OTHERS, "sm90": Tuning(block_keys=128, columns=128, num_warps=4, num_stages=5, resident=3)}
-# Compiled, never timed: as many rows to a tile as in the dense kernel.
-SHARED = {**_OTHERS, "sm90": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=4, resident=3)}
+# Compiled, never timed: as many rows to a tile as in the dense kernel. Left to itself ptxas takes 198 to 204 registers, with
+# which an SM holds two programs and not three; of 168 none spills.
+SHARED = {
+    **_OTHERS,
+    "sm90": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=4, resident=3, options=(("maxnreg", 168),)),
+}
 # Compiled, never timed: as mx_paged_mqa_logits, but for what spilled with Triton 3.5.1: four rows of 32 heads on sm120.
 MX_CACHED = {
     **_OTHERS,
@@ -67,3 +71,25 @@ def gluon_cdna4(problem: Problem) -> Tuning:
     """The row for a problem's heads, cut to the rows that share a list: fewer waves, of which a CU holds more programs."""
     padded = padded_heads(problem.heads)
     return in_requests(GLUON_CDNA4[padded], problem.list_rows, padded, problem.dim, words=4)  # two of them of lists
+
+
+# --- gluon_hopper, by padded heads; for every D, candidate block and output mode alike -------------------------------------
+
+_HOPPER = Tuning(  # compiled, never timed: as fp8_mqa_logits
+    block_keys=128,
+    columns=256,  # of two warpgroups
+    num_warps=8,
+    num_stages=4,
+    resident=1,
+    registers_thread=168,  # 384 threads share the 65,536 of an SM
+    registers_consumer=208,
+    registers_producer=88,
+)
+GLUON_HOPPER: dict[int, Tuning] = dict.fromkeys((16, 32, 64, 128), _HOPPER)
+
+
+@cache
+def gluon_hopper(problem: Problem) -> Tuning:
+    """The row for a problem's heads, cut to the rows that share a list, but to 64 products of a warpgroup at least."""
+    padded = padded_heads(problem.heads)
+    return GLUON_HOPPER[padded].with_rows(max(problem.list_rows, 128 // padded, 2), padded)

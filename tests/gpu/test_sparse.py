@@ -12,8 +12,12 @@ from capgate.kernels import (
     paged_sparse_mqa_logits,
     select_candidate_blocks,
     sparse_mqa_logits,
+    sparse_mqa_schedule,
 )
-from support import judge, sparse
+from capgate.kernels.sparse_logits.calls import describe
+from capgate.kernels.sparse_logits.operands import Dense
+from capgate.kernels.sparse_logits.operation import dense
+from support import judge, sparse, taking
 from support.mx_logits import PAIRS
 
 VARIANTS = pytest.mark.parametrize("variant", ["classic", "reference"])
@@ -31,15 +35,58 @@ def hold(out: torch.Tensor, call: Any, relative: bool = True, layout: str = "fla
     judge.agree(out[scored], answer.logits[scored], answer.magnitude[scored], on_matrix_unit=True)
 
 
-@VARIANTS
+@pytest.fixture(params=list(dense.variants))
+def variant_of_packed(request: pytest.FixtureRequest, gpu: torch.device) -> str:
+    """Every variant that takes a call on this GPU whose rows share lists."""
+    return taking.taken(dense, dense.example(gpu)._replace(list_rows=2), request.param)
+
+
+def taken(variant: str, call: Any, gpu: torch.device, block: int = 8) -> Any:
+    """The call on the GPU; the test skips, with the reason, where the variant does not take it."""
+    moved = on(gpu, call)
+    taking.taken(dense, describe(Dense(*moved), torch.float32, block, True, True), variant)
+    return moved
+
+
+@pytest.mark.parametrize("lists", [6, 2, 1])
 @pytest.mark.parametrize("heads", [16, 32, 64, 100])
-def test_packed_keys_agree(gpu: torch.device, fp8: torch.dtype, variant: str, heads: int) -> None:
+def test_packed_keys_agree(gpu: torch.device, fp8: torch.dtype, variant_of_packed: str, heads: int, lists: int) -> None:
     windows = [(0, 3000), (16, 1500), (16, 900), (5, 5), (-9, 9000), (100, 2999)]
     call = sparse.make_call(windows, 6, 3000, 60, heads=heads, dim=128, dtype=fp8)
-    for lists in (call.candidates, call.candidates[::3].contiguous(), call.candidates[:1]):
-        some = sparse.poisoned(call._replace(candidates=lists), 8)
-        moved = on(gpu, some)
-        hold(sparse_mqa_logits(*moved, relative=True, clean_logits=True, variant=variant), some)
+    some = sparse.poisoned(call._replace(candidates=call.candidates[:: 6 // lists].contiguous()), 8)
+    moved = taken(variant_of_packed, some, gpu)
+    hold(sparse_mqa_logits(*moved, relative=True, clean_logits=True, variant=variant_of_packed), some)
+
+
+@pytest.mark.parametrize(
+    ("heads", "dim", "block", "list_rows"),
+    [(32, 128, 8, 9), (64, 128, 8, 3), (64, 64, 16, 21), (128, 32, 32, 7), (16, 64, 64, 5)],
+)
+def test_rows_that_share_lists_agree(
+    gpu: torch.device, fp8: torch.dtype, variant_of_packed: str, heads: int, dim: int, block: int, list_rows: int
+) -> None:
+    """In sentinels, with schedules of several sizes; rows begin at several keys, blocks count from there or from key 0."""
+    windows = [(row % 4 * block, 5000 - 90 * row) if row % 5 else (row, row + 17 * row) for row in range(3 * list_rows)]
+    last = slice(list_rows - 1, None, list_rows)
+    for relative in (True, False):
+        call = sparse.make_call(
+            windows, len(windows), 5000, 600 // block, block, heads, dim, dtype=fp8, relative=relative
+        )  # fmt: skip
+        call = call._replace(candidates=call.candidates[last].contiguous())
+        moved = taken(variant_of_packed, call, gpu, block)
+        checked: Any = {"block": block, "relative": relative, "device": str(gpu)}
+        whole = sparse.check(call, variant_of_packed, clean_logits=True, **checked)
+        for workers, chunk_keys in ((1, 128), (5, 256), (132, 128)):
+            options = {"most_keys": whole.shape[1], "starts": moved.starts[last], "chunk_keys": chunk_keys}
+            schedule = sparse_mqa_schedule(moved.ends[last], workers, **options)
+            out = judge.sentinels(*whole.shape, str(gpu))
+            sparse_mqa_logits(
+                *moved, candidate_block=block, relative=relative, clean_logits=True, schedule=schedule,
+                schedule_chunk_keys=chunk_keys, out=out, variant=variant_of_packed,
+            )  # fmt: skip
+            assert torch.equal(out.view(torch.int32), whole.view(torch.int32))
+        call = call._replace(weights=call.weights.bfloat16())
+        sparse.check(call, variant_of_packed, out=judge.sentinels(*whole.shape, str(gpu), torch.bfloat16), **checked)
 
 
 @VARIANTS

@@ -2,9 +2,10 @@
 
     python -m support.compile_hopper mqa_logits HEADS,DIM,MODE[,ROWS] ...
     python -m support.compile_hopper paged_mqa_logits HEADS,DIM,MODE,BLOCK,NEXT_N[,WORKERS] ...
+    python -m support.compile_hopper sparse_logits HEADS,DIM,MODE,CANDIDATE,LIST_ROWS ...
 
 MODE: of the operation's output, such as clean or clean-bf16; ROWS: query rows, 4096 otherwise; WORKERS: of the schedule, 256
-otherwise.
+otherwise; CANDIDATE: keys of a block; LIST_ROWS: rows that share a list.
 tests/kernels/common/test_hopper_compile.py runs it as a child process.
 """
 
@@ -43,7 +44,9 @@ def compile_kind(operation: str, kind: str) -> dict[str, Any]:
     kernels = import_module(f"capgate.kernels.{operation}.gluon_hopper")
     heads, dim, mode, *sizes = kind.split(",")
     problem = module.example_problem(target, int(heads), int(dim), mode)
-    if len(sizes) >= 2:
+    if operation == "sparse_logits":
+        problem = problem._replace(candidate_block=int(sizes[0]), list_rows=int(sizes[1]))
+    elif len(sizes) >= 2:
         problem = problem._replace(block_size=int(sizes[0]), next_n=int(sizes[1]))
     call = module.example_call(problem)
     inputs, out = call.operands

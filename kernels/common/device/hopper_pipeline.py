@@ -55,7 +55,7 @@ def producers_turn(STAGES: gl.constexpr):
 class Ring:
     """The mbarriers of stages that are filled in turn.
 
-    full : [STAGES, 1], passed once the bytes that a producer expects are there, or where it arrives without any
+    full : [STAGES, 1], passed once the bytes that each producer expects are there, or where it arrives without any
     empty : [STAGES, 1], passed once each consumer has released the stage
     """
 
@@ -86,13 +86,13 @@ class Ring:
 
 
 @gluon.jit
-def new_ring(STAGES: gl.constexpr, CONSUMERS: gl.constexpr):
+def new_ring(STAGES: gl.constexpr, CONSUMERS: gl.constexpr, PRODUCERS: gl.constexpr = 1):
     """A ring of empty stages; the copy engine sees its mbarriers behind a fence."""
     LAYOUT: gl.constexpr = mbarrier.MBarrierLayout()
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], LAYOUT)
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], LAYOUT)
     for stage in gl.static_range(STAGES):
-        mbarrier.init(full.index(stage), count=1)
+        mbarrier.init(full.index(stage), count=PRODUCERS)
         mbarrier.init(empty.index(stage), count=CONSUMERS)
     return Ring(full, empty)
 

@@ -33,7 +33,15 @@ PAGED = {  # and the columns of their products, rows of a request together times
     "32,128,clean,32,6": 128,
     "16,32,unclean-bf16,64,1": 16,
 }
+SPARSE = {  # heads, dims, output, keys of a candidate block, rows that share a list; and the columns of each warpgroup
+    "64,128,clean,8,8": 128,
+    "32,128,shared,8,8": 128,
+    "32,64,clean-bf16,64,2": 64,
+    "16,32,clean,32,8": 64,
+    "128,128,shared-bf16,16,2": 128,
+}
 KINDS = [("mqa_logits", kind) for kind in DENSE] + [("paged_mqa_logits", kind) for kind in PAGED]
+KINDS += [("sparse_logits", kind) for kind in SPARSE]
 
 
 def compile_all(operation: str) -> tuple[list[dict[str, Any]], str]:
@@ -66,8 +74,8 @@ kinds = pytest.mark.parametrize(("operation", "kind"), KINDS)
 
 @kinds
 def test_fits_without_spills(result: dict[str, Any], operation: str) -> None:
-    """One program of the dense kernel fills an SM; two of the paged one fit there, and keep more bytes in flight."""
-    programs = 1 if operation == "mqa_logits" else 2
+    """One program of packed keys fills an SM; two of the paged kernel fit there, and keep more bytes in flight."""
+    programs = 2 if operation == "paged_mqa_logits" else 1
     assert result["spills"] == 0
     assert result["warps"] * 32 >= programs * result["threads"]
     assert 0 < result["shared"] <= MULTIPROCESSORS["90"].shared_bytes // programs - RESERVED_SHARED_BYTES
@@ -80,9 +88,9 @@ def test_products_are_issued_in_one_place_and_in_parallel(result: dict[str, Any]
     C7514 is ptxas's warning that it serializes wgmmas: an accumulator in flight crosses the loop's back edge.
     """
     dim = int(kind.split(",")[1])
-    dense = operation == "mqa_logits"
-    # Two warpgroups of the dense kernel have two tiles each.
-    columns, tiles = (128, 2 * 2) if dense else (PAGED[kind], passes(kind))
+    # Two warpgroups of the kernels of packed keys have two tiles each.
+    packed = {**dict.fromkeys(DENSE, 128), **SPARSE}
+    columns, tiles = (PAGED[kind], passes(kind)) if operation == "paged_mqa_logits" else (packed[kind], 2 * 2)
     assert result["wgmma"] == {f"wgmma.mma_async.sync.aligned.m64n{columns}k32.f32.e4m3.e4m3": tiles * dim // 32}
     assert result["undefined"] == []
     assert not result["serialized"]
@@ -121,6 +129,9 @@ def test_no_load_left_the_producers_loops(result: dict[str, Any], operation: str
     clean = kind.split(",")[2].startswith("clean")
     if operation == "mqa_logits":  # the windows of the next group; the fill's, beside the key tiles and behind them
         assert result["loads"] == 1 + 2 * clean
+    elif operation == "sparse_logits":
+        # Of each of two producers: words of the schedule, windows, three tiles' blocks, two tiles' scales; the fill's windows.
+        assert result["loads"] == 2 * (4 + 2 + 3 + 2) + 2 * clean
     else:  # the next request's lengths and its first 32 blocks; this one's second 32, and further ones; the fill's lengths
         assert result["loads"] == 4 + clean
 

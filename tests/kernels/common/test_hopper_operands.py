@@ -13,6 +13,9 @@ from capgate.kernels.mqa_logits.operation import operation as dense_operation
 from capgate.kernels.paged_mqa_logits import api as paged
 from capgate.kernels.paged_mqa_logits.operands import Inputs as PagedInputs
 from capgate.kernels.paged_mqa_logits.operation import operation as paged_operation
+from capgate.kernels.sparse_logits import calls as sparse
+from capgate.kernels.sparse_logits.operands import Dense
+from capgate.kernels.sparse_logits.operation import dense as sparse_operation
 
 MAPS = "needs operands that tensor maps describe: 16-byte aligned lines of adjacent elements, "
 
@@ -215,31 +218,74 @@ def test_paged_blocks_whose_scales_do_not_fill_128_bytes(block: int) -> None:
     assert reason(paged_operation, paged_problem(kv_cache=cache(block))) == words
 
 
-# --- both -----------------------------------------------------------------------------------------------------------------
+# --- sparse_mqa_logits ----------------------------------------------------------------------------------------------------
 
 
-def both(heads: int, dtype: torch.dtype) -> list[tuple[compat.Operation, Any]]:
+def sparse_problem(lists: int = 4, **changed: torch.Tensor) -> Any:
+    """Of 8 rows, 64 heads, 128 dims and 256 keys, two rows to a list, but for the operands given."""
+    usual = {"q": fp8(8, 64, 128), "k": fp8(256, 128), "k_scale": floats(256), "weights": floats(8, 64)}
+    window, candidates = torch.zeros(8, dtype=torch.int32), torch.zeros(lists, 5, dtype=torch.int32)
+    inputs = Dense(**usual | changed, starts=window, ends=window, candidates=candidates)
+    return sparse.describe(inputs, torch.float32, 8, False, False)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({}, id="usual"),
+        pytest.param({"k": fp8(256, 128, stride=(144, 1), offset=16)}, id="k: padded"),
+        pytest.param({"k_scale": floats(256, stride=(3,), offset=1)}, id="k_scale: anyhow"),
+        pytest.param({"weights": halves(8, 64, stride=(72, 1), offset=8)}, id="weights: bfloat16, padded"),
+    ],
+)
+def test_sparse_operands_that_tensor_maps_describe(changed: dict[str, torch.Tensor]) -> None:
+    assert reason(sparse_operation, sparse_problem(**changed)) == ""
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({"q": fp8(8, 64, 128, offset=8)}, id="q: address"),
+        pytest.param({"k": fp8(256, 128, stride=(132, 1))}, id="k: step"),
+        pytest.param({"k": fp8(0, 128), "k_scale": floats(0)}, id="k: none"),
+        pytest.param({"weights": floats(8, 64, stride=(66, 1))}, id="weights: step of rows"),
+    ],
+)
+def test_sparse_operands_that_no_tensor_map_describes(changed: dict[str, torch.Tensor]) -> None:
+    assert reason(sparse_operation, sparse_problem(**changed)) == MAPS + "one key at least"
+
+
+def test_lists_of_one_row_each() -> None:
+    words = "needs rows that share lists, whose keys it gathers once for several: found a list for each"
+    assert reason(sparse_operation, sparse_problem(lists=8)) == words
+
+
+# --- all ------------------------------------------------------------------------------------------------------------------
+
+
+def all_of(heads: int, dtype: torch.dtype) -> list[tuple[compat.Operation, Any]]:
     q, k, weights = fp8(8, heads, 128).view(dtype), fp8(256, 128).view(dtype), floats(8, heads, stride=(128, 1))
     problems: list[tuple[compat.Operation, Callable[..., Any], dict[str, torch.Tensor]]] = [
         (dense_operation, dense_problem, {"q": q, "k": k, "weights": weights}),
         (paged_operation, paged_problem, {"q": q.unflatten(0, (4, 2)), "weights": weights}),
+        (sparse_operation, sparse_problem, {"q": q, "k": k, "weights": weights}),
     ]
     return [(operation, make(**operands)) for operation, make, operands in problems]
 
 
 @pytest.mark.parametrize("heads", [1, 63, 66, 127])
 def test_heads_that_are_no_multiple_of_4(heads: int) -> None:
-    for operation, problem in both(heads, torch.float8_e4m3fn):
+    for operation, problem in all_of(heads, torch.float8_e4m3fn):
         assert reason(operation, problem) == f"needs a multiple of 4 heads: found {heads}"
 
 
 @pytest.mark.parametrize("heads", [4, 12, 100, 128])
 def test_heads_that_are_a_multiple_of_4(heads: int) -> None:
-    for operation, problem in both(heads, torch.float8_e4m3fn):
+    for operation, problem in all_of(heads, torch.float8_e4m3fn):
         assert problem.tensor_maps
         assert reason(operation, problem) == ""
 
 
 def test_the_other_fp8_format() -> None:
-    for operation, problem in both(64, torch.float8_e4m3fnuz):
+    for operation, problem in all_of(64, torch.float8_e4m3fnuz):
         assert reason(operation, problem) == compat.capabilities("cuda:90").why("fp8_e4m3fnuz")

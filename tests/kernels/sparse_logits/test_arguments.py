@@ -27,7 +27,7 @@ SCHEDULE = torch.zeros(2, 5, dtype=torch.int32).T
         ({}, {"schedule": SCHEDULE}, "schedule: got strides (1, 5), needs it contiguous"),
         ({}, {"schedule_chunk_keys": 64}, "schedule_chunk_keys: got 64, needs 128 or 256"),
         ({}, {"out": torch.zeros(3, 40)}, "out: got shape (3, 40), needs [3, 32]"),
-        ({}, {"variant": "gluon_hopper"}, "variant: sparse_mqa_logits has no variant 'gluon_hopper'"),
+        ({}, {"variant": "gluon_cdna3"}, "variant: sparse_mqa_logits has no variant 'gluon_cdna3'"),
     ],
 )
 def test_what_does_not_go_together_is_refused(changes: dict[str, Any], options: dict[str, Any], words: str) -> None:
