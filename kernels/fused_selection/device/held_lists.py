@@ -1,8 +1,8 @@
 """A selection from lists whose runs a warpgroup's registers hold, in Gluon for Hopper, one source for Triton 3.6.0 to 3.9.0.
 
-What :mod:`.warpgroup_lists` says of runs and layouts holds here, too. A list's logits are read once, all side by side: PLANES of
-each lane and row, of which plane p is the entries from 32 p on, one for each lane. So a count is a comparison and an addition
-for 32 entries, and what is kept is moved from registers, while its indices are on their way.
+What :mod:`.warpgroup_lists` says of runs and layouts holds here, too. A list's logits are read once, all side by side: PLANES
+of each lane and row, of which plane p is the entries from 32 p on, one for each lane. So a count takes a comparison and an
+addition for 32 entries, and what is kept is moved from registers, while its indices are on their way.
 
 Here equal logits are never told apart. What is looked for is a pivot that a wanted number of entries are not less than, which
 exists but where many logits are equal, NaN or -inf: from those lists :func:`.warpgroup_lists.keep_top` selects. What is dropped
