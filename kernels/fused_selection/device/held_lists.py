@@ -13,7 +13,8 @@ from capgate.compat.gluon import barrier, gl, gluon
 
 from ...key_selection.device.search import key_of, value_of
 from .lists import REREAD
-from .warpgroup_lists import LANES, MINUS_ZERO, THREADS, by_thread, keep_top, lane_and_run, largest_of, sum_of
+from .warpgroup_lists import MINUS_ZERO, keep_top
+from .warpgroup_threads import LANES, THREADS, by_thread, lane_and_run, largest_of, sum_of
 
 SAMPLED = gl.constexpr(4)  # planes whose extremes the search begins with
 AHEAD = gl.constexpr(16)  # planes whose indices are on their way while one is moved
