@@ -20,9 +20,7 @@ SAMPLED = gl.constexpr(4)  # planes whose extremes the search begins with
 AHEAD = gl.constexpr(16)  # planes whose indices are on their way while one is moved
 CURVED = gl.constexpr(4)  # counts, the first ones, that are interpolated as those of a distribution
 STRAIGHT = gl.constexpr(8)  # counts after which each third one halves the bracket
-MOST_COUNTS = gl.constexpr(
-    24
-)  # of two rows, of which exactly top_k are looked for, 9 to 12 (simulated); then the lists are read anew
+MOST_COUNTS = gl.constexpr(24)  # simulated: exactly top_k of both rows take 9 or 10, and 22 at most
 
 
 @gluon.jit
