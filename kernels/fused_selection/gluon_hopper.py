@@ -3,8 +3,9 @@
 Scored as in fp8_mqa_logits: one warp produces, two warpgroups consume, each for two rows of a group of four. What is done
 with the logits is :mod:`.classic`'s, in the lists of :mod:`.device.warpgroup_lists`: no prefix sum through shared memory, and
 no more barriers in the loop of tiles. For that a program's keys of a group lie in four quarters, and a tile has 32 keys of
-each, so that a warp's keys are ascending, and in front of the next warp's. A list is looked at when it, or one of its runs,
-might be full; then both rows of a warpgroup are selected from at once, in place, while the other goes on with what is there.
+each, so that a warp's keys are ascending, and in front of the next warp's. A list is looked at when one of its runs should be
+as long as registers hold, or might be full; then both rows of a warpgroup are selected from at once, in place
+(:mod:`.device.held_lists`), while the other goes on with what is there.
 
 As many programs as the GPU has SMs take groups in turn, and share the last ones, as in :mod:`.classic`, whose second launch
 merges what they leave.
@@ -33,20 +34,8 @@ from .classic import UNSPECIALISED, merge_of
 from .device.held_lists import floor_of, select
 from .device.lists import COUNTS, REFRESHED
 from .device.shares import kept_before
-from .device.warpgroup_lists import (
-    ROWS,
-    RUNS,
-    SPARE,
-    append,
-    by_key,
-    by_thread,
-    lane_and_run,
-    lanes_of,
-    longest_of,
-    tell,
-    thread_layout,
-    write_runs,
-)
+from .device.warpgroup_lists import SPARE, append, lanes_of, write_runs
+from .device.warpgroup_threads import ROWS, RUNS, by_key, by_thread, lane_and_run, longest_of, tell, thread_layout
 from .launches import plan_of, shape_of, strides_of
 from .operation import Problem
 from .tunings import gluon_hopper as tuning

@@ -115,9 +115,9 @@ def test_registers_hold_lists_of_models(gpu: torch.device, top_k: int) -> None:
         if order == "random":
             assert 50 * reread < refreshed
         elif order == "equal":
-            assert reread >= tied > 0
-        elif order == "late" and top_k == 2048:
-            assert 0 < reread < refreshed
+            assert min(tied, reread) > 0
+        elif order == "late":
+            assert 0 < reread < refreshed + rows  # which have one last selection each: not all before were in passes
 
 
 # Each makes kernels of its own, which take a compiler ten seconds and more: apart, so that workers have some each.

@@ -1,8 +1,8 @@
 """A selection from lists whose runs a warpgroup's registers hold, in Gluon for Hopper, one source for Triton 3.6.0 to 3.9.0.
 
-What :mod:`.warpgroup_lists` says of runs and layouts holds here, too. A list's logits are read once, all side by side: PLANES of
-each lane and row, of which plane p is the entries from 32 p on, one for each lane. So a count is a comparison and an addition
-for 32 entries, and what is kept is moved from registers, while its indices are on their way.
+What :mod:`.warpgroup_lists` says of runs and layouts holds here, too. A list's logits are read once, all side by side: PLANES
+of each lane and row, of which plane p is the entries from 32 p on, one for each lane. So a count takes a comparison and an
+addition for 32 entries, and what is kept is moved from registers, while its indices are on their way.
 
 Here equal logits are never told apart. What is looked for is a pivot that a wanted number of entries are not less than, which
 exists but where many logits are equal, NaN or -inf: from those lists :func:`.warpgroup_lists.keep_top` selects. What is dropped
@@ -13,15 +13,14 @@ from capgate.compat.gluon import barrier, gl, gluon
 
 from ...key_selection.device.search import key_of, value_of
 from .lists import REREAD
-from .warpgroup_lists import LANES, MINUS_ZERO, THREADS, by_thread, keep_top, lane_and_run, largest_of, sum_of
+from .warpgroup_lists import MINUS_ZERO, keep_top
+from .warpgroup_threads import LANES, THREADS, by_thread, lane_and_run, largest_of, sum_of
 
 SAMPLED = gl.constexpr(4)  # planes whose extremes the search begins with
 AHEAD = gl.constexpr(16)  # planes whose indices are on their way while one is moved
 CURVED = gl.constexpr(4)  # counts, the first ones, that are interpolated as those of a distribution
 STRAIGHT = gl.constexpr(8)  # counts after which each third one halves the bracket
-MOST_COUNTS = gl.constexpr(
-    24
-)  # of two rows, of which exactly top_k are looked for, 9 to 12 (simulated); then the lists are read anew
+MOST_COUNTS = gl.constexpr(24)  # simulated: exactly top_k of both rows take 9 or 10, and 22 at most
 
 
 @gluon.jit
