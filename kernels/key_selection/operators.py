@@ -19,15 +19,13 @@ from ..paged_mqa_logits import operands as paged
 from .operands import DENSE, OPERANDS, PAGED, Dense, Inputs, Paged, in_quads
 from .operation import Problem, operation
 from .results import Results, bytes_of, check_results_apart, new_results
-from .scratch import rows_within, scratch_bytes, wanted_bytes
-from .tunings import for_target
+from .scratch import rows_within, scratch_bytes, sections_of, wanted_bytes
 
 
 def problem_of(inputs: Inputs, out: torch.Tensor) -> Problem:
     logits = inputs.logits
-    block = for_target(compat.capabilities(logits.device).target).block_logits
-    filtered = logits.shape[1] > block and in_quads(logits)
-    return Problem(logits.device, out.shape[1], dtype=str(logits.dtype).removeprefix("torch."), filtered=filtered)
+    cut = sections_of(logits.device, *logits.shape) > 1 and in_quads(logits)
+    return Problem(logits.device, out.shape[1], dtype=str(logits.dtype).removeprefix("torch."), cut=cut)
 
 
 def _select_into(
