@@ -25,14 +25,14 @@ class Problem(NamedTuple):
     device : a ``torch.device``, or a target to ask about (``"hip:gfx950"``)
     mode : what an offline compile takes of it, a key of MODES; no matter to a call
     dtype : of the logits
-    filtered : whether rows are longer than a block, and lie in quads: what the Gluon variant is for
+    cut : whether rows are longer than a block, few enough to be cut in sections, and lie in quads
     """
 
     device: Any
     top_k: int
     mode: str = "indices"
     dtype: str = "float32"
-    filtered: bool = False
+    cut: bool = False
 
 
 def example(device: Any) -> Problem:
@@ -49,9 +49,8 @@ def example_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | N
         raise ValueError(f"mode: got {mode!r}, needs one of {', '.join(MODES)}")
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype: got {dtype!r}, needs {' or '.join(DTYPES)}: selected from are logits")
-    columns = MODES[mode][1]
-    filtered = columns > for_target(compat.capabilities(device).target).block_logits
-    return example(device)._replace(mode=mode, dtype=dtype or DTYPES[0], filtered=filtered)
+    # What selects from the sections' candidates is the same launch for every variant: compiled as classic's.
+    return example(device)._replace(mode=mode, dtype=dtype or DTYPES[0], cut=mode == "cut")
 
 
 def example_call(problem: Problem) -> compat.ExampleCall:
@@ -74,9 +73,11 @@ def example_call(problem: Problem) -> compat.ExampleCall:
 
 
 def _gluon_hopper_accepts(problem: Problem) -> str | None:
-    target = compat.capabilities(problem.device).target
-    if not problem.filtered:
-        return f"filters rows longer than {for_target(target).block_logits} logits, in 16-byte aligned rows of adjacent ones"
+    if not problem.cut:
+        block = for_target(compat.capabilities(problem.device).target).block_logits
+        return (
+            f"filters sections of rows longer than {block} logits, where rows are few, 64-byte aligned and of adjacent logits"
+        )
     return _top_k_fits(problem)
 
 

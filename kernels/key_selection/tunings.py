@@ -60,6 +60,7 @@ class LongRows(NamedTuple):
     options : as in :class:`Tuning`, of the launch that filters whole rows, and of the one that selects from their lists
     cut_options : of those on rows that are cut
     alone_options : of the launch that selects from the lists of cut rows, where each of its programs has an SM for itself
+    gluon_options : of the Gluon launch that filters sections
     """
 
     block_logits: int
@@ -73,6 +74,7 @@ class LongRows(NamedTuple):
     options: tuple[Options, Options] = ((), ())
     cut_options: tuple[Options, Options] = ((), ())
     alone_options: Options = ()
+    gluon_options: Options = ()
 
     def room(self, top_k: int, columns: int) -> int:
         """Candidates that a list has room for: as many of ``columns`` logits as may reach a bar, by what a sample can tell.
@@ -83,7 +85,7 @@ class LongRows(NamedTuple):
         part = max(columns / self.sample, 1.0)
         reached = 1.125 * (top_k / part + BAR_MARGIN * math.sqrt(top_k / part) + 2)
         most = math.ceil((reached + ROOM_MARGIN * math.sqrt(reached)) * part)
-        return min(MOST_ROOM, max(LEAST_ROOM, 1 << (max(most, 2 * top_k) - 1).bit_length()))
+        return min(MOST_ROOM, max(self.block_logits, 1 << (max(most, 2 * top_k) - 1).bit_length()))
 
     def list_warps(self, room: int, sections: int) -> int:
         """Warps of a program that selects from lists: 16 candidates a thread where rows are few, otherwise 32, at most."""
@@ -104,7 +106,6 @@ class LongRows(NamedTuple):
 
 BAR_MARGIN = 5.0  # standard deviations of a sample's count by which its bar is lower than where top_k should reach it
 ROOM_MARGIN = 5.0
-LEAST_ROOM = 4096
 MOST_ROOM = 16384  # as a block's logits: what sixteen warps can hold in registers
 MOST_SECTIONS = 128  # a power of two
 FILLED = 0.9  # of the places for programs, as a share, is enough
@@ -112,7 +113,7 @@ FILLED = 0.9  # of the places for programs, as a share, is enough
 LONG: dict[str, LongRows] = {
     # Measured on an H200 with Triton 3.6.0, against no other row: 4096 x 65536 for 2048 keys 436 us. Nothing spills there.
     "sm90": LongRows(
-        block_logits=8192,
+        block_logits=4096,
         num_warps=8,
         planes=16,
         sample=4096,
@@ -123,20 +124,13 @@ LONG: dict[str, LongRows] = {
         options=((("maxnreg", 64),), (("maxnreg", 80),)),
         cut_options=((("maxnreg", 80),), (("maxnreg", 64),)),
         alone_options=(("maxnreg", 128),),
+        # 8 x 131072 for 2048 keys 17.5 us; without a block loaded ahead, for which there would be four programs an SM, 18.4,
+        # but 256 x 65536 50.5 and not 52.1. Of 64 registers Triton 3.8.0 and 3.9.0 spill two.
+        gluon_options=(("maxnreg", 80),),
     ),
     # Compiled, and for gfx950 emulated, never timed: as sm90.
     ANY: LongRows(block_logits=4096, num_warps=8, planes=16, sample=4096, resident=2, few_resident=2, section=8192),
 }
-
-
-# Of the Gluon kernel that filters: a block is 128 logits of each warp, so many times; what selects is the classic one.
-GLUON_HOPPER_LONG = LONG["sm90"]._replace(
-    block_logits=8192,
-    resident=4,
-    few_resident=4,
-    options=((("maxnreg", 64),), LONG["sm90"].options[1]),
-    cut_options=((("maxnreg", 64),), LONG["sm90"].cut_options[1]),
-)
 
 
 def long_rows(target: compat.Target) -> LongRows:
@@ -145,8 +139,8 @@ def long_rows(target: compat.Target) -> LongRows:
 
 
 def gluon_hopper(problem: "Problem") -> LongRows:
-    """The row for long rows of the Gluon kernel."""
-    return GLUON_HOPPER_LONG
+    """The row for a problem's target: sections are those of the classic variant, whose launch selects from their lists."""
+    return long_rows(compat.capabilities(problem.device).target)
 
 
 def classic(problem: "Problem") -> Tuning:

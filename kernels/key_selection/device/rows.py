@@ -20,10 +20,10 @@ def window_of(
 ):
     """(begin, aligned, skip, size): the first key that a row sees, and where it is: ``skip`` cells behind column ``aligned``, a
     multiple of four with ALIGNED, from which on ``size`` cells are read."""
-    end = tl.load(ends + row * stride_ends)
-    start = end * 0  # Gluon calls this too, and makes no scalars by tl.full
+    start = (row * 0).to(tl.int32)  # Gluon calls this too, and makes no scalar by tl.full
     if starts is not None:
         start = tl.load(starts + row * stride_starts)
+    end = tl.load(ends + row * stride_ends)
     if COMPRESSED:
         end = tl.minimum(end, start + columns)
     begin = tl.minimum(tl.maximum(start, 0), num_keys)

@@ -1,9 +1,9 @@
-"""The filter of a long row, in Gluon for Hopper, one source for Triton 3.6.0 to 3.9.0: as :mod:`.filtering`, without a prefix sum.
+"""The filter of a long row, in Gluon for Hopper, one source for Triton 3.6.0 to 3.9.0: as :mod:`.filtering`, by bits.
 
 A block is WARPS chunks of 1024 adjacent logits, and a chunk eight pieces: a load of 16 bytes for each lane. Which of them reach
-the bar is a bit each. Lanes exchange these bits, so that each lane has those of 32 adjacent logits; then counts of bits say where
-in the list a lane's candidates go, and a lane goes through its few bits one by one, and loads each logit again, from L1. Warps
-tell each other how many candidates they have, once a block.
+the bar is a bit each. Lanes exchange these bits, so that each has those of 32 adjacent logits; then counts of bits say where in
+the list a lane's candidates go, and it goes through its few bits one by one, and loads each logit again, from L1. Warps tell
+each other how many candidates they have, once a block.
 """
 
 from capgate.compat.gluon import gl, gluon
@@ -16,6 +16,8 @@ MARGIN = gl.constexpr(BAR_MARGIN)
 GOLDEN = gl.constexpr(2654435769)  # as in .filtering
 LANES = gl.constexpr(32)
 PIECE = gl.constexpr(128)  # four adjacent logits of each lane
+PIECES = gl.constexpr(8)
+CHUNK = gl.constexpr(PIECE.value * PIECES.value)
 STEPS = gl.constexpr(8)  # of the search for a bar, by interpolation; what is left goes by halves
 FLOOR = gl.constexpr(LEAST_BAR.value)
 
@@ -45,9 +47,7 @@ def lane_layout(warps):
 def exchange_layout(warps):
     """[warps, warps]: each lane of warp w has row w."""
     registers = [[0, base] for base in warp_bases(warps, 1)]
-    return gl.DistributedLinearLayout(
-        registers, [[0, 0]] * 5, [[base, 0] for base in warp_bases(warps, 1)], [], [warps, warps]
-    )
+    return gl.DistributedLinearLayout(registers, [[0, 0]] * 5, [[base, 0] for base in warp_bases(warps, 1)], [], [warps, warps])
 
 
 @gluon.jit
@@ -268,7 +268,7 @@ def append_bits(bits, place, candidates, source, index, HALF: gl.constexpr):
 
 
 @gluon.jit
-def load_pieces(source, place, size, PIECES: gl.constexpr, WARPS: gl.constexpr):
+def load_pieces(source, place, size, WARPS: gl.constexpr):
     """PIECES tensors [WARPS * LANES, 4], from ``place`` on for each lane; behind source[:size] they hold anything."""
     nth = gl.arange(0, 4, gl.SliceLayout(0, quad_layout(WARPS)))
     loaded = ()
@@ -306,10 +306,9 @@ def before_warp(number, WARPS: gl.constexpr):
 
 @gluon.jit
 def append_section(source, skip, size, first_index, bar, candidates, WARPS: gl.constexpr, ROOM: gl.constexpr):
-    """As :func:`.filtering.append_section`."""
+    """As :func:`.filtering.append_section`; a block is loaded while the one before it is looked at."""
     QUAD: gl.constexpr = quad_layout(WARPS)
-    PIECES: gl.constexpr = 8
-    CHUNK: gl.constexpr = PIECES * PIECE
+    BLOCK: gl.constexpr = WARPS * CHUNK
     HALF: gl.constexpr = source.dtype.element_ty.primitive_bitwidth == 16
     thread = gl.arange(0, WARPS * LANES, gl.SliceLayout(1, QUAD))
     chunk = thread // LANES * CHUNK
@@ -317,18 +316,19 @@ def append_section(source, skip, size, first_index, bar, candidates, WARPS: gl.c
     mine = chunk + lane * (CHUNK // LANES)
     bars = bar + gl.full([WARPS * LANES, 4], 0.0, gl.float32, QUAD)
     cells = candidates.to(gl.int64) + thread * 0
-    values = source.to(gl.int64) + mine.to(gl.int64) * (source.dtype.element_ty.primitive_bitwidth // 8)
     fill = gl.to_tensor(0)
-    for first in range(0, size, WARPS * CHUNK):
-        logits = load_pieces(source, chunk + lane * 4 + first, size, PIECES, WARPS)
+    coming = load_pieces(source, chunk + lane * 4, size, WARPS)
+    for first in range(0, size, BLOCK):
+        logits = coming
         bits = bits_reaching(logits, bars, 0) | (bits_reaching(logits, bars, 4) << 16)
+        coming = load_pieces(source, chunk + lane * 4 + (first + BLOCK), size, WARPS)
         bits = adjacent_bits(bits, lane)
-        if (first < skip) | (first + WARPS * CHUNK > size):
+        if (first < skip) | (first + BLOCK > size):
             bits &= bits_between(skip - first - mine, size - first - mine)
         place, number = places_in_warp(bits)
         before, total = before_warp(number, WARPS)
         if fill + total <= ROOM:
-            from_here = values + first.to(gl.int64) * (source.dtype.element_ty.primitive_bitwidth // 8)
-            append_bits(bits, place + (before + fill), cells, from_here, mine + (first_index + first), HALF)
+            own = mine + first
+            append_bits(bits, place + (before + fill), cells, (source + own).to(gl.int64), own + first_index, HALF)
         fill += total
     return fill
