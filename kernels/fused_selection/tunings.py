@@ -135,3 +135,34 @@ def gluon_hopper(problem: "Problem") -> Tuning:
     may lie in one of its four runs; they are selected from when half of the places are taken."""
     tune = GLUON_HOPPER[padded_heads(problem.heads)].for_problem(problem.heads, 128, problem.top_k)
     return tune._replace(block_entries=2 * tune.block_entries)
+
+
+_HOPPER_PAGED = Tuning(
+    block_keys=64,
+    columns=128,
+    num_warps=4,
+    num_stages=5,
+    resident=2,
+    block_entries=8192,
+    planes=16,
+    registers_thread=128,
+    registers_producer=72,
+)
+GLUON_HOPPER_PAGED: dict[int, Tuning] = {
+    # Compiled, not timed: as with 64 heads.
+    16: _HOPPER_PAGED,
+    # Compiled, not timed: as with 64 heads.
+    32: _HOPPER_PAGED,
+    # Compiled, not timed: scored as in fp8_paged_mqa_logits, with lists as for packed keys.
+    64: _HOPPER_PAGED,
+    # Compiled, not timed: as with 64 heads.
+    128: _HOPPER_PAGED,
+}
+
+
+def gluon_hopper_paged(problem: "Problem") -> Tuning:
+    """As :func:`classic` of cached keys for the Gluon kernel, whose programs have two rows at most, and whose lists have twice
+    the places, as those of :func:`gluon_hopper`."""
+    most_rows = min(2, 1 << ((problem.next_n or 1) - 1).bit_length())
+    tune = GLUON_HOPPER_PAGED[padded_heads(problem.heads)].for_problem(problem.heads, most_rows, problem.top_k)
+    return tune._replace(block_entries=2 * tune.block_entries)

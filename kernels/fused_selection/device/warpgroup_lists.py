@@ -6,9 +6,10 @@ and warp w has the keys of the w-th quarter of the program's keys: in a run entr
 one run come before those of the next. So no warp has to know how many keys pass in another one: a ballot tells how many of a
 warp's do, and which of them a lane's is.
 
-Two layouts. While keys are scored a tensor is [64, ROWS], keys x rows, as :func:`...common.device.hopper.logit_layout` has it:
-a lane has one key of one row. Where lists are selected from it is [ROWS, 128], rows x threads: a thread has those entries of
-its warp's run that its lane takes, of both rows. A run is its logits, and ROOM places behind each of them its index.
+Two layouts. While keys are scored a tensor is [64, 2], keys x rows, as :func:`...common.device.hopper.logit_layout` has it: a
+lane has one key of one row, and of a single row half of the lanes have what is none. Where lists are selected from it is
+[rows, 128], rows x threads: a thread has those entries of its warp's run that its lane takes, of one row or of both. A run is
+its logits, and ROOM places behind each of them its index.
 """
 
 from capgate.compat.gluon import barrier, gl, gluon
@@ -18,7 +19,7 @@ from ...key_selection.device.search import PAST_LARGEST, key_of, value_of
 from ...key_selection.device.words import index_of
 from .lists import CLOSED, TIED
 
-ROWS = gl.constexpr(2)  # of a consumer
+ROWS = gl.constexpr(2)  # of a consumer, where it has more than one
 RUNS = gl.constexpr(4)  # warps of a warpgroup
 LANES = gl.constexpr(32)
 THREADS = gl.constexpr(128)
@@ -32,17 +33,17 @@ STEPS = gl.constexpr(8)  # of so many in the search for a threshold one draws th
 
 
 @gluon.constexpr_function
-def entry_layout():
-    """[ROWS, THREADS, WIDE]: a lane's entries, and both rows', in its registers."""
-    registers = [[0, 0, 1], [0, 0, 2], [0, 0, 4], [0, 0, 8], [1, 0, 0]]
+def entry_layout(rows=2):
+    """[rows, THREADS, WIDE]: a lane's entries, and both rows', in its registers."""
+    registers = [[0, 0, 1], [0, 0, 2], [0, 0, 4], [0, 0, 8]] + ([[1, 0, 0]] if rows == 2 else [])
     lanes = [[0, 1 << bit, 0] for bit in range(5)]
-    return gl.DistributedLinearLayout(registers, lanes, [[0, 32, 0], [0, 64, 0]], [], [2, 128, 16])
+    return gl.DistributedLinearLayout(registers, lanes, [[0, 32, 0], [0, 64, 0]], [], [rows, 128, 16])
 
 
 @gluon.constexpr_function
-def thread_layout():
-    """[ROWS, THREADS]."""
-    return gl.SliceLayout(2, entry_layout())
+def thread_layout(rows=2):
+    """[rows, THREADS]."""
+    return gl.SliceLayout(2, entry_layout(rows))
 
 
 @gluon.constexpr_function
@@ -88,12 +89,14 @@ def append(logit, threshold, distance, length, mine, earlier, past, run, index, 
 
 
 @gluon.jit
-def lanes_of(key, row):
-    """(mine, earlier), [64, ROWS], of :func:`append`; ``key`` is that of a warp's 16."""
+def lanes_of(key, row, COUNT: gl.constexpr = 2):
+    """(mine, earlier), [64, 2], of :func:`append`; ``key`` is that of a warp's 16. Where there is one row, lanes of a second
+    one have its lanes, too."""
     mine = key * 0
     earlier = key * 0
     for other in gl.static_range(16):
-        bit = (key * 0 + 1) << (row + (other // 8) * 2 + (other % 8) * 4)  # as logit_layout(2) has lanes
+        # As logit_layout(COUNT) has lanes.
+        bit = (key * 0 + 1) << (row * (COUNT - 1) + (other // 8) * COUNT + (other % 8) * 4)
         mine |= bit
         earlier |= gl.where(key > other, bit, 0)
     return mine, earlier
@@ -108,8 +111,19 @@ def from_lane(x, SECOND: gl.constexpr):
 
 
 @gluon.jit
-def by_thread(x):
-    """[64, ROWS] -> [ROWS, THREADS]: of int32 that a row's lanes of a warp have alike."""
+def by_thread(x, COUNT: gl.constexpr = 2):
+    """[64, 2] -> [COUNT, THREADS]: of int32 that a row's lanes of a warp have alike, and all of them where there is one row."""
+    THREAD: gl.constexpr = thread_layout(COUNT)
+    if COUNT == 1:
+        x = x.reshape([4, 2, 8, 2]).permute([0, 2, 3, 1]).reshape([128])  # warp; key: bits 0 to 2; row; key: bit 3
+        return gl.convert_layout(x, gl.SliceLayout(0, THREAD), assert_trivial=True)[None, :]
+    else:
+        return both_by_thread(x)
+
+
+@gluon.jit
+def both_by_thread(x):
+    """:func:`by_thread` of two rows."""
     THREAD: gl.constexpr = thread_layout()
     x = x.reshape([4, 2, 8, 2]).permute([0, 2, 1, 3]).reshape([128])  # warp; key: bits 0 to 2, bit 3; row
     x = gl.convert_layout(x, gl.SliceLayout(0, THREAD), assert_trivial=True)
@@ -118,7 +132,17 @@ def by_thread(x):
 
 @gluon.jit
 def by_key(x):
-    """[ROWS, THREADS] -> [64, ROWS]: each lane takes what is of its row."""
+    """[rows, THREADS] -> [64, 2]: each lane takes what is of its row, or of the only one."""
+    if x.shape[0] == 1:
+        x = x.reshape([4, 8, 2, 2]).permute([0, 3, 1, 2]).reshape([64, 2])
+        return gl.convert_layout(x, logit_layout(1), assert_trivial=True)
+    else:
+        return both_by_key(x)
+
+
+@gluon.jit
+def both_by_key(x):
+    """:func:`by_key` of two rows."""
     LINE: gl.constexpr = gl.SliceLayout(0, thread_layout())
     first, second = gl.split(x.permute([1, 0]))
     first = gl.convert_layout(first, LINE, assert_trivial=True)
@@ -129,9 +153,9 @@ def by_key(x):
 
 
 @gluon.jit
-def lane_and_run():
-    """(lane, run) of each thread, [1, THREADS]."""
-    thread = gl.arange(0, THREADS, gl.SliceLayout(0, thread_layout()))[None, :]
+def lane_and_run(COUNT: gl.constexpr = 2):
+    """(lane, run) of each thread, [1, THREADS], for so many rows."""
+    thread = gl.arange(0, THREADS, gl.SliceLayout(0, thread_layout(COUNT)))[None, :]
     return thread % LANES, thread // LANES
 
 
@@ -142,8 +166,8 @@ def load_wide(values, place, start, size, other):
 
     place, size : [ROWS, THREADS], where a thread's run begins, and its entries
     """
-    lane, _ = lane_and_run()
-    number = gl.arange(0, WIDE, gl.SliceLayout(0, gl.SliceLayout(0, entry_layout())))[None, :][None, :, :]
+    lane, _ = lane_and_run(place.shape[0])
+    number = gl.arange(0, WIDE, gl.SliceLayout(0, gl.SliceLayout(0, entry_layout(place.shape[0]))))[None, :][None, :, :]
     group = (lane * ADJACENT + start)[:, :, None] + number // ADJACENT * (LANES * ADJACENT)
     entry = group + number % ADJACENT
     value = gl.load(values + (place[:, :, None] + entry), mask=group < size[:, :, None], other=other)
@@ -286,7 +310,7 @@ def keep_lanes(value, exists, bar, only_nan, spare):
 @gluon.jit
 def before_run(x):
     """[ROWS, THREADS]: the sum over the threads of the runs before a thread's."""
-    _, run = lane_and_run()
+    _, run = lane_and_run(x.shape[0])
     before = x * 0
     for other in gl.static_range(RUNS - 1):
         before += gl.where(run > other, gl.sum(gl.where(run == other, x, 0), 1)[:, None], 0)
@@ -296,7 +320,7 @@ def before_run(x):
 @gluon.jit
 def of_first_lane(x):
     """A number that each lane of a run has alike, in the first lane, and 0 in the others: so that sums count it once."""
-    lane, _ = lane_and_run()
+    lane, _ = lane_and_run(x.shape[0])
     return gl.where(lane == 0, x, 0)
 
 
@@ -309,7 +333,7 @@ def keep_top(values, indices, place, size, top_k, counters):
     these have higher indices, and must be larger; of those before it they may be equal. If all that are kept are NaN, only NaN
     may still come, and behind the last of them nothing.
     """
-    lane, run = lane_and_run()
+    lane, run = lane_and_run(place.shape[0])
     gl.store(values + place + size + lane, (place * 0).to(gl.float32) + float("-inf"), mask=lane < ADJACENT)
     barrier()
     longest = gl.max(gl.max(size, 1), 0)
@@ -365,7 +389,7 @@ def write_runs(values, indices, place, size, room, wanted, results, scores, offs
     results, scores, offset : where to, int64 from ``results`` and from ``scores``, [ROWS, 1]; scores may be None
     pages : (page table or None, pages of the rows' requests, their stride, positions of a page), see :func:`index_of`
     """
-    lane, run = lane_and_run()
+    lane, run = lane_and_run(place.shape[0])
     mine = of_first_lane(size)
     before = before_run(mine)
     total = gl.sum(mine, 1)[:, None]
