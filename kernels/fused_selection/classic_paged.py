@@ -318,8 +318,8 @@ def prepare(
         select_cached_kernel,
         (plan.workers, plan.groups),
         (
-            *(q, keys, scales, weights, context_lens, block_table, plan.schedule, offsets, page_table, requests, indices, scores),
-            *(*plan.held, counters),
+            *(q, keys, scales, weights, context_lens, block_table, plan.schedule, offsets, page_table, requests),
+            *(indices, scores, *plan.held, counters),
             *(batch, blocks, plan.limit, top_k, *shape_of(page_table)),
             *(*q.stride(), keys.stride(0), scales.stride(0), ws, wh, *plan.lens_strides, *block_table.stride()),
             *(*strides_of(offsets), *strides_of(page_table, axes=2), *strides_of(requests)),

@@ -95,8 +95,8 @@ class Queries:
 
 @gluon.jit
 def blocks_of(table, request, first, tiles, number, end):
-    """[32]: the blocks of the next pieces of a program's ``tiles`` from the key ``first`` on, those of tile ``number`` in front;
-    -1 from the key ``end`` on."""
+    """[32]: the blocks of the next pieces of a program's ``tiles``, whose first key is ``first``; in front those of tile
+    ``number``, and -1 from the key ``end`` on."""
     each = gl.arange(0, 32, gl.BlockedLayout([1], [32], [1], [0]))
     position = first + (each % RUNS * tiles + number + each // RUNS) * PIECE
     entry = table.pointer + request.to(gl.int64) * table.stride_request
@@ -142,16 +142,21 @@ def load_keys(keys, maps, blocks, index, num_blocks, position, quarter, stage, B
         tma_load(maps.scales, [piece_blocks[run], inside], full, scale.index(2 * run))
 
 
+@gluon.constexpr_function
+def scale_layout(rows):
+    """[RUNS, 2, PIECE]: a lane has the scale of its key, as :func:`...common.device.hopper.logit_layout` has keys, and in its
+    second register what lies behind the piece's scales."""
+    lanes = [[0, 0, 8], [0, 0, 0]] if rows == 1 else [[0, 0, 0], [0, 0, 8]]
+    lanes += [[0, 0, 1], [0, 0, 2], [0, 0, 4]]
+    return gl.DistributedLinearLayout([[0, 1, 0]], lanes, [[1, 0, 0], [2, 0, 0]], [], [4, 2, 16])
+
+
 @gluon.jit
 def load_scales(keys, stage, ROWS: gl.constexpr):
-    """The scales of a tile's keys, [64, 1], as :func:`...common.device.hopper.logit_layout` has keys."""
+    """The scales of a tile's keys, [64, 1]."""
     KEY: gl.constexpr = gl.SliceLayout(1, logit_layout(ROWS))
-    LANES: gl.constexpr = [[0, 0, 8], [0, 0, 0]] if ROWS == 1 else [[0, 0, 0], [0, 0, 8]]
-    SCALES: gl.constexpr = gl.DistributedLinearLayout(
-        [[0, 1, 0]], LANES + [[0, 0, 1], [0, 0, 2], [0, 0, 4]], [[1, 0, 0], [2, 0, 0]], [], [4, 2, 16]
-    )
     PLAIN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
-    scale = reinterpret(keys.scale.index(stage.index), gl.float32, [RUNS, 2, PIECE], PLAIN).load(SCALES)
+    scale = reinterpret(keys.scale.index(stage.index), gl.float32, [RUNS, 2, PIECE], PLAIN).load(scale_layout(ROWS))
     scale, _unused = gl.split(scale.permute([0, 2, 1]))
     return gl.convert_layout(scale.reshape([64]), KEY, assert_trivial=True)[:, None]
 
@@ -445,8 +450,8 @@ def prepare(
 ) -> tuple[compat.Launch, ...]:
     """As :func:`.classic_paged.prepare`. The layout is "flat": the rule accepts no other."""
     q, kv_cache, weights, context_lens, block_table, offsets, page_table, requests = inputs
-    (batch, next_n, heads, dim), top_k, padded = q.shape, indices.shape[1], padded_heads(q.shape[2])
-    tune = tuning(problem)
+    (batch, next_n, heads, dim), top_k = q.shape, indices.shape[1]
+    tune, padded = tuning(problem), padded_heads(heads)
     plan = plan_of(problem, inputs, top_k, max_context_len, tune, memory)
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     blocks, block = keys.shape[:2]
