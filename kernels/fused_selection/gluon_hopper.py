@@ -30,6 +30,7 @@ from ..common.rules import padded_heads
 from ..key_selection.operands import Dense
 from ..mqa_logits.gluon_hopper import CONSUMERS, Keys, first_slot, load_queries
 from .classic import UNSPECIALISED, merge_of
+from .device.held_lists import floor_of, select
 from .device.lists import REFRESHED
 from .device.shares import kept_before
 from .device.warpgroup_lists import (
@@ -39,10 +40,10 @@ from .device.warpgroup_lists import (
     append,
     by_key,
     by_thread,
-    keep_top,
     lane_and_run,
     lanes_of,
-    of_first_lane,
+    longest_of,
+    tell,
     thread_layout,
     write_runs,
 )
@@ -211,6 +212,7 @@ def consume(
     consumer,
     queries,
     keys,
+    memory,
     windows,
     items,
     lists,
@@ -220,11 +222,12 @@ def consume(
     top_k,
     RELATIVE: gl.constexpr,
     ROOM: gl.constexpr,
-    MOST: gl.constexpr,
+    HELD: gl.constexpr,
     LEAST_TILES: gl.constexpr,
 ):
     """A consumer warpgroup: the results of its ROWS rows of every group, or what a share leaves of them.
 
+    memory : [CONSUMERS, ROWS, RUNS] int32, shared, in which a consumer's warps tell each other numbers
     lists : (logits, indices, counters or None), of all lists, one behind the other
     shown : (results, scores or None, their row strides, offsets or None, their stride)
     pages : (page table or None, its rows, its columns, their strides, requests or None, their stride, positions of a page)
@@ -233,6 +236,7 @@ def consume(
     values = lists[0]
     indices = lists[1]
     counters = lists[2]
+    memory = memory.index(consumer)
     HEADS: gl.constexpr = queries.HEADS
     KEYS: gl.constexpr = keys.KEYS
     HALF: gl.constexpr = KEYS // 2
@@ -282,7 +286,9 @@ def consume(
         keys.ring.wait(stage, tiles > 0)
         weights = product_weights(queries.weight.index(slot.index).slice(consumer * ROWS, ROWS), 2, HEADS, PRODUCT)
         number = tiles * 0
-        room = tiles * 0 + MOST // KEYS  # tiles after which no list can be longer, nor a run full
+        fresh = tiles * 0 + 1
+        limit = tiles * 0 + HELD
+        room = limit // EACH
         while number < tiles:
             stop = gl.minimum(tiles, number + room)
             barrier()  # once here: otherwise Triton places two inside the loop
@@ -311,25 +317,39 @@ def consume(
                 distance += EACH
                 index += EACH
             size = by_thread(past)
-            longest = gl.max(gl.max(size, 1), 0)
-            total = gl.sum(of_first_lane(size), 1)
-            most = gl.max(total, 0)
-            full = (longest > ROOM - SPARE - LEAST_TILES * EACH) | (most > MOST - LEAST_TILES * KEYS)
-            if full | ((number == tiles) & (most > top_k)):
+            runs = tell(size, memory)
+            longest = longest_of(runs)
+            full = longest > gl.minimum(limit - limit // 8, ROOM - SPARE - LEAST_TILES * EACH)
+            total = runs[0] + runs[1] + (runs[2] + runs[3])
+            if (full | (number == tiles)) & (gl.max(total, 0) > top_k):
                 if counters is not None:
                     gl.atomic_add(counters + REFRESHED, gl.where(full, gl.sum((total > top_k).to(gl.int32), 0), 0))
-                size, bar, long, over = keep_top(values, indices, place, size, top_k, counters)
+                most = gl.where(number < tiles, top_k + top_k // 8, top_k)  # one of many pivots is found with fewer counts
+                floor = floor_of(threshold, memory)
+                size, bar, long, over = select(
+                    values, indices, place, size, total, floor, fresh, top_k, most, longest, memory, counters, HELD, ROOM
+                )
                 past = by_key(size)
                 threshold = gl.where(by_key(long.to(gl.int32)) != 0, by_key(bar), threshold)
                 length = gl.where(by_key(over.to(gl.int32)) != 0, 0, length)
-                longest = gl.max(gl.max(size, 1), 0)
-                most = gl.max(gl.sum(of_first_lane(size), 1), 0)
-            room = gl.minimum((ROOM - SPARE - longest) // EACH, (MOST - most) // KEYS)
+                # They are read again, so that a selection may have their registers.
+                weights = product_weights(queries.weight.index(slot.index).slice(consumer * ROWS, ROWS), 2, HEADS, PRODUCT)
+                longest = longest_of(tell(size, memory))
+                fresh = longest * 0
+            if full:
+                limit = gl.where(longest > HELD - HELD // 4, gl.minimum(longest + HELD, ROOM - SPARE), HELD)
+            room = (limit - longest) // EACH
+            if fresh == 0:
+                # A run has all keys so far that pass now: so many more tiles bring it near its limit, if they are like those.
+                left = (limit - limit // 16 - longest).to(gl.float32) / gl.maximum(longest, 1)
+                room = (gl.minimum(number.to(gl.float32) * left, 1e9)).to(gl.int32)
+            room = gl.maximum(gl.minimum(room, (ROOM - SPARE - longest) // EACH), 1)
 
         if tiles > 0:
             slot = slot.next()
         barrier()
         size = by_thread(past)
+        runs = tell(size, memory)
         row = first_row + consumer * ROWS + listed
         wanted = (row < windows.num_queries)[:, None]
         row64 = row.to(gl.int64)[:, None]
@@ -344,12 +364,12 @@ def consume(
                 table = pages[0] + gl.where(known, request, 0) * pages[3]
                 looked_up = (table, gl.where(known, pages[2], 0), pages[4], pages[7])
             offset = (row64 * shown[2], None if shown[1] is None else row64 * shown[3])
-            write_runs(values, indices, place, size, top_k, wanted, shown[0], shown[1], offset, looked_up)
+            write_runs(values, indices, place, size, runs, top_k, wanted, shown[0], shown[1], offset, looked_up)
         elif slots[0] is not None:
             first_seen, past_seen = windows.of(row)
             before = kept_before(first_seen, past_seen, first, last, split, parts, top_k, KEYS)
             kept = row64 * slots[2] + before[:, None]
-            write_runs(values, indices, place, size, 0, wanted, slots[1], slots[0], (kept, kept), (None, None, None, 1))
+            write_runs(values, indices, place, size, runs, 0, wanted, slots[1], slots[0], (kept, kept), (None, None, None, 1))
         barrier()  # before other keys are appended
         item += gl.num_programs(0)
 
@@ -396,7 +416,7 @@ def select_scored_kernel(
     KEYS: gl.constexpr,
     STAGES: gl.constexpr,
     ROOM: gl.constexpr,  # places of a run
-    MOST: gl.constexpr,  # entries of a list
+    HELD: gl.constexpr,  # entries of a run that registers hold
     LEAST_TILES: gl.constexpr,  # for which lists and runs must have room
     COMPRESSED: gl.constexpr,
     RELATIVE: gl.constexpr,
@@ -418,6 +438,8 @@ def select_scored_kernel(
         gl.allocate_shared_memory(gl.float32, [STAGES, KEYS], maps.scales.layout),
         new_ring(STAGES, CONSUMERS),
     )
+    TOLD: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    memory = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS, RUNS], TOLD)
     hopper.fence_async_shared()
     windows = Windows(
         starts, ends, gl.to_tensor(num_queries), gl.to_tensor(num_keys), gl.to_tensor(width), gl.to_tensor(stride_starts),
@@ -432,8 +454,8 @@ def select_scored_kernel(
     lists = (list_values, list_indices + ROOM, counters)
     gl.warp_specialize(
         [
-            (consume, (0, queries, keys, windows, items, lists, shown, pages, slots, top_k, RELATIVE, ROOM, MOST, LEAST_TILES)),
-            (consume, (1, queries, keys, windows, items, lists, shown, pages, slots, top_k, RELATIVE, ROOM, MOST, LEAST_TILES)),
+            (consume, (0, queries, keys, memory, windows, items, lists, shown, pages, slots, top_k, RELATIVE, ROOM, HELD, LEAST_TILES)),
+            (consume, (1, queries, keys, memory, windows, items, lists, shown, pages, slots, top_k, RELATIVE, ROOM, HELD, LEAST_TILES)),
             (produce, (queries, keys, maps, windows, items)),
         ],
         [4, 1],
@@ -479,7 +501,7 @@ def prepare(
             "KEYS": tune.block_keys,
             "STAGES": tune.num_stages,
             "ROOM": tune.block_entries // RUNS.value,
-            "MOST": tune.block_entries // 2,
+            "HELD": tune.block_entries // RUNS.value // 2,
             "LEAST_TILES": tune.segment_tiles,
             "COMPRESSED": compressed,
             "RELATIVE": relative,

@@ -36,6 +36,7 @@ from ..common.schedule.operation import CHUNK_KEYS
 from ..key_selection.operands import Paged
 from ..paged_mqa_logits.gluon_hopper import Keys, Lengths, Share, Table, nth, spread
 from .classic_paged import UNSPECIALISED, merge_of
+from .device.held_lists import floor_of, select
 from .device.lists import COUNTS, REFRESHED
 from .device.shares import first_worker, kept_between
 from .device.warpgroup_lists import (
@@ -44,10 +45,10 @@ from .device.warpgroup_lists import (
     append,
     by_key,
     by_thread,
-    keep_top,
     lane_and_run,
     lanes_of,
-    of_first_lane,
+    longest_of,
+    tell,
     thread_layout,
     write_runs,
 )
@@ -57,7 +58,6 @@ from .paged_launches import plan_of
 from .tunings import gluon_hopper_paged as tuning
 
 PIECE = gl.constexpr(16)  # keys that a warp has of a tile
-LOOKS = 32  # of a list's places, the part that is left when it is selected from: fewer would be more looks at nearly full ones
 MERGE_WARPS = 16  # of a program that merges: the entries of as long a list are 32 of each thread
 
 
@@ -206,6 +206,7 @@ def produce(queries, keys, maps, lengths, share, table, first_row):
 def consume(
     queries,
     keys,
+    memory,
     lengths,
     share,
     first_row,
@@ -216,11 +217,11 @@ def consume(
     slots,
     top_k,
     ROOM: gl.constexpr,
-    MOST: gl.constexpr,
-    LEAST_TILES: gl.constexpr,
+    HELD: gl.constexpr,
 ):
     """The consumer warpgroup: the results of its rows of every request of the share, or what the share leaves of them.
 
+    memory : [ROWS, RUNS] int32, shared, in which the warps tell each other numbers
     lists : (logits, indices, counters or None), of all lists, one behind the other
     shown : (results, scores or None, their row strides, offsets or None, their stride)
     pages : (page table or None, its rows, its columns, their strides, requests or None, their stride, positions of a page)
@@ -275,7 +276,9 @@ def consume(
         queries.ring.wait(slot, tiles > 0)
         weights = product_weights(queries.weights(slot), ROWS, HEADS, PRODUCT)
         number = tiles * 0
-        room = tiles * 0 + MOST // KEYS  # tiles after which no list can be longer, nor a run full
+        fresh = tiles * 0 + 1
+        limit = tiles * 0 + HELD
+        room = limit // PIECE
         while number < tiles:
             until = gl.minimum(tiles, number + room)
             barrier()  # once here: otherwise Triton places two inside the loop
@@ -294,26 +297,40 @@ def consume(
                 past = append(logits, threshold, key, length, mine, earlier, past, run, key + added[None, :], ROOM)
                 key += PIECE
             size = by_thread(past, ROWS)
-            fullest = gl.max(gl.max(size, 1), 0)
-            total = gl.sum(of_first_lane(size), 1)
-            most = gl.max(total, 0)
-            full = (fullest > ROOM - SPARE - LEAST_TILES * PIECE) | (most > MOST - LEAST_TILES * KEYS)
-            if full | ((number == tiles) & (most > top_k)):
+            runs = tell(size, memory)
+            longest = longest_of(runs)
+            full = longest > gl.minimum(limit - limit // 8, ROOM - SPARE - PIECE)
+            total = runs[0] + runs[1] + (runs[2] + runs[3])
+            if (full | (number == tiles)) & (gl.max(total, 0) > top_k):
                 if counters is not None:
                     gl.atomic_add(counters + REFRESHED, gl.where(full, gl.sum((total > top_k).to(gl.int32), 0), 0))
-                size, bar, long, over = keep_top(values, indices, place, size, top_k, counters)
+                most = gl.where(number < tiles, top_k + top_k // 8, top_k)  # one of many pivots is found with fewer counts
+                floor = floor_of(threshold, memory, ROWS)
+                size, bar, long, over = select(
+                    values, indices, place, size, total, floor, fresh, top_k, most, longest, memory, counters, HELD, ROOM
+                )
                 past = by_key(size)
                 threshold = gl.where(by_key(long.to(gl.int32)) != 0, by_key(bar), threshold)
                 length = gl.where(by_key(over.to(gl.int32)) != 0, 0, length)
-                fullest = gl.max(gl.max(size, 1), 0)
-                most = gl.max(gl.sum(of_first_lane(size), 1), 0)
-            room = gl.minimum((ROOM - SPARE - fullest) // PIECE, (MOST - most) // KEYS)
+                # They are read again, so that a selection may have their registers.
+                weights = product_weights(queries.weights(slot), ROWS, HEADS, PRODUCT)
+                longest = longest_of(tell(size, memory))
+                fresh = longest * 0
+            if full:
+                limit = gl.where(longest > HELD - HELD // 4, gl.minimum(longest + HELD, ROOM - SPARE), HELD)
+            room = (limit - longest) // PIECE
+            if fresh == 0:
+                # A run has all keys so far that pass now: so many more tiles bring it near its limit, if they are like those.
+                left = (limit - limit // 16 - longest).to(gl.float32) / gl.maximum(longest, 1)
+                room = (gl.minimum(number.to(gl.float32) * left, 1e9)).to(gl.int32)
+            room = gl.maximum(gl.minimum(room, (ROOM - SPARE - longest) // PIECE), 1)
 
         barrier()
         queries.ring.release(slot, tiles > 0)
         if tiles > 0:
             slot = slot.next()
         size = by_thread(past, ROWS)
+        runs = tell(size, memory)
         wanted = (first_row + listed < NEXT_N)[:, None]
         row64 = (request.to(gl.int64) * NEXT_N + first_row + listed)[:, None]
         begun = (request == share.first_request) & (share.first_chunk > 0)  # by the workers before
@@ -323,7 +340,7 @@ def consume(
             before = kept_between(schedule, owner, worker, request, seen, top_k, share.CHUNK)
             number_of_slot = (first_row + listed).to(gl.int64) * (2 * gl.num_programs(0)) + 2 * owner + 1
             kept = (number_of_slot * slots[2] + before)[:, None]
-            write_runs(values, indices, place, size, 0, wanted, slots[1], slots[0], (kept, kept), (None, None, None, 1))
+            write_runs(values, indices, place, size, runs, 0, wanted, slots[1], slots[0], (kept, kept), (None, None, None, 1))
         else:
             looked_up = (None, None, None, pages[7])
             if pages[0] is not None:
@@ -334,7 +351,7 @@ def consume(
                 entries = pages[0] + gl.where(known, paged, 0) * pages[3]
                 looked_up = (entries, gl.where(known, pages[2], 0), pages[4], pages[7])
             offset = (row64 * shown[2], None if shown[1] is None else row64 * shown[3])
-            write_runs(values, indices, place, size, top_k, wanted, shown[0], shown[1], offset, looked_up)
+            write_runs(values, indices, place, size, runs, top_k, wanted, shown[0], shown[1], offset, looked_up)
         barrier()  # before other keys are appended
         request += 1
 
@@ -384,8 +401,7 @@ def select_cached_kernel(
     KEYS: gl.constexpr,
     STAGES: gl.constexpr,
     ROOM: gl.constexpr,  # places of a run
-    MOST: gl.constexpr,  # entries of a list
-    LEAST_TILES: gl.constexpr,  # for which lists and runs must have room
+    HELD: gl.constexpr,  # entries of a run that registers hold
     ROW_LENS: gl.constexpr,
     PAGE: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
@@ -412,6 +428,7 @@ def select_cached_kernel(
         gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0])),
         new_ring(STAGES, 1),
     )
+    memory = gl.allocate_shared_memory(gl.int32, [ROWS, RUNS], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
     hopper.fence_async_shared()
     lengths = Lengths(lens, gl.to_tensor(limit), gl.to_tensor(stride_lb), gl.to_tensor(stride_ln), NEXT_N, ROW_LENS)
     if counters is not None:
@@ -424,10 +441,7 @@ def select_cached_kernel(
         [
             (
                 consume,
-                (
-                    queries, keys, lengths, share, first_row, schedule, lists, shown, pages, slots, top_k, ROOM, MOST,
-                    LEAST_TILES,
-                ),
+                (queries, keys, memory, lengths, share, first_row, schedule, lists, shown, pages, slots, top_k, ROOM, HELD),
             ),
             (produce, (queries, keys, maps, lengths, share, table, first_row)),
         ],
@@ -480,8 +494,7 @@ def prepare(
             "KEYS": tune.block_keys,
             "STAGES": tune.num_stages,
             "ROOM": tune.block_entries // RUNS.value,
-            "MOST": tune.block_entries // 2,
-            "LEAST_TILES": max(1, tune.block_entries // (LOOKS * tune.block_keys)),
+            "HELD": tune.block_entries // RUNS.value // 2,
             "ROW_LENS": plan.row_lens,
             "PAGE": page_size,
             "PRODUCER_REGISTERS": tune.registers_producer,

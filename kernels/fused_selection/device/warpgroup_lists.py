@@ -159,6 +159,54 @@ def lane_and_run(COUNT: gl.constexpr = 2):
     return thread % LANES, thread // LANES
 
 
+@gluon.constexpr_function
+def shared_layout(rows=2):
+    """[rows, RUNS]: every thread has all of it."""
+    registers = [[0, 1], [0, 2]] + ([[1, 0]] if rows == 2 else [])
+    return gl.DistributedLinearLayout(registers, [[0, 0]] * 5, [[0, 0]] * 2, [], [rows, 4])
+
+
+@gluon.jit
+def told(x, memory):
+    """[ROWS] for each run: what each warp has of every list, [ROWS, RUNS] int32, told to all of them.
+
+    memory : [ROWS, RUNS] int32, shared
+    """
+    memory.store(x)
+    even, odd = gl.split(memory.load(shared_layout(x.shape[0])).reshape([x.shape[0], 2, 2]))
+    first, third = gl.split(even)
+    second, fourth = gl.split(odd)
+    LIST: gl.constexpr = gl.SliceLayout(1, thread_layout(x.shape[0]))
+    return (
+        gl.convert_layout(first, LIST, assert_trivial=True),
+        gl.convert_layout(second, LIST, assert_trivial=True),
+        gl.convert_layout(third, LIST, assert_trivial=True),
+        gl.convert_layout(fourth, LIST, assert_trivial=True),
+    )
+
+
+@gluon.jit
+def tell(x, memory):
+    """As :func:`told`, of numbers that a warp's lanes have alike, [ROWS, THREADS]."""
+    return told(gl.max(x.reshape([x.shape[0], RUNS, LANES]), 2), memory)
+
+
+@gluon.jit
+def sum_of(x, memory):
+    """[ROWS, THREADS] int32 -> [ROWS]."""
+    runs = told(gl.sum(x.reshape([x.shape[0], RUNS, LANES]), 2), memory)
+    return runs[0] + runs[1] + (runs[2] + runs[3])
+
+
+@gluon.jit
+def largest_of(x, memory):
+    """[ROWS, THREADS] float32 -> [ROWS]; NaN is dropped where another operand is none."""
+    runs = told(gl.max(x.reshape([x.shape[0], RUNS, LANES]), 2).to(gl.int32, bitcast=True), memory)
+    one = gl.maximum(runs[0].to(gl.float32, bitcast=True), runs[1].to(gl.float32, bitcast=True))
+    two = gl.maximum(runs[2].to(gl.float32, bitcast=True), runs[3].to(gl.float32, bitcast=True))
+    return gl.maximum(one, two)
+
+
 @gluon.jit
 def load_wide(values, place, start, size, other):
     """(logits, which of them exist), [ROWS, THREADS, WIDE]: of a pass from ``start`` on. Of four adjacent ones none is loaded
@@ -175,7 +223,7 @@ def load_wide(values, place, start, size, other):
 
 
 @gluon.jit
-def count_reaching(values, place, longest, size, bar):
+def count_reaching(values, place, longest, size, bar, memory):
     """[ROWS]: how many of a list's entries are not less than ``bar``, [ROWS], which is more than -inf; behind a run's last
     entry are three of -inf at least.
 
@@ -185,11 +233,11 @@ def count_reaching(values, place, longest, size, bar):
     for start in range(0, longest, LANES * WIDE):
         value, _exists = load_wide(values, place, start, size, float("-inf"))
         count += gl.sum(gl.where(value < bar[:, None][:, :, None], 0, 1), 2)
-    return gl.sum(count, 1)
+    return sum_of(count, memory)
 
 
 @gluon.jit
-def extremes(values, place, longest, size):
+def extremes(values, place, longest, size, memory):
     """(least, largest, how many are NaN), [ROWS], of each list's entries; neither of the former is NaN."""
     least = (place * 0).to(gl.float32) + float("inf")
     most = -least
@@ -200,11 +248,11 @@ def extremes(values, place, longest, size):
         value = gl.where(exists, value, float("nan"))  # which is dropped where another operand is none
         least = gl.minimum(least, gl.min(value, 2))
         most = gl.maximum(most, gl.max(value, 2))
-    return gl.min(least, 1), gl.max(most, 1), gl.sum(strange, 1)
+    return -largest_of(-least, memory), largest_of(most, memory), sum_of(strange, memory)
 
 
 @gluon.jit
-def draw_in(values, place, longest, size, low, high):
+def draw_in(values, place, longest, size, low, high, memory):
     """[low, high) without the keys at either end that no logit has; of equal logits one is left."""
     low_value = value_of(low)[:, None][:, :, None]
     high_value = value_of(high - 1)[:, None][:, :, None]
@@ -215,18 +263,18 @@ def draw_in(values, place, longest, size, low, high):
         least = gl.minimum(least, gl.min(gl.where(exists & (value >= low_value), value, float("inf")), 2))
         most = gl.maximum(most, gl.max(gl.where(exists & (value <= high_value), value, float("-inf")), 2))
     # 0 is added because -0 and 0 have two keys: the larger one serves both.
-    least, most = gl.min(least, 1), gl.max(most, 1)
+    least, most = -largest_of(-least, memory), largest_of(most, memory)
     return gl.maximum(low, key_of(least + 0.0)), gl.minimum(high, key_of(most + 0.0) + 1)
 
 
 @gluon.jit
-def find_threshold(values, place, longest, size, total, top_k):
+def find_threshold(values, place, longest, size, total, top_k, memory):
     """(threshold, whether all top_k are NaN, how many equals of the threshold are kept), [ROWS], of lists with more than top_k
     entries; as :func:`.wave_lists.find_threshold`, which says how it is found.
 
     total : [ROWS], entries of a list
     """
-    least, most, at_high = extremes(values, place, longest, size)
+    least, most, at_high = extremes(values, place, longest, size, memory)
     long = total > top_k
     closed = long & (at_high >= top_k)
     open_list = long & ~closed
@@ -238,7 +286,7 @@ def find_threshold(values, place, longest, size, total, top_k):
     step = gl.to_tensor(1)
     while searching != 0:
         if step % STEPS == 0:
-            inner_low, inner_high = draw_in(values, place, longest, size, low, high)
+            inner_low, inner_high = draw_in(values, place, longest, size, low, high, memory)
             low = gl.where(searched, inner_low, low)
             high = gl.where(searched, inner_high, high)
         many, few = at_low.to(gl.float32), at_high.to(gl.float32)
@@ -252,7 +300,7 @@ def find_threshold(values, place, longest, size, total, top_k):
         straight = (gl.abs(guess) < float("inf")) & ((step < STEPS) | (step % 3 != 0))
         pivot = gl.where(straight, key_of(guess), halfway)
         pivot = gl.minimum(gl.maximum(pivot, low + 1), high - 1)
-        at_pivot = count_reaching(values, place, longest, size, value_of(pivot))
+        at_pivot = count_reaching(values, place, longest, size, value_of(pivot), memory)
         enough = at_pivot >= top_k
         low = gl.where(searched & enough, pivot, low)
         at_low = gl.where(searched & enough, at_pivot, at_low)
@@ -308,24 +356,22 @@ def keep_lanes(value, exists, bar, only_nan, spare):
 
 
 @gluon.jit
-def before_run(x):
-    """[ROWS, THREADS]: the sum over the threads of the runs before a thread's."""
-    _, run = lane_and_run(x.shape[0])
-    before = x * 0
-    for other in gl.static_range(RUNS - 1):
-        before += gl.where(run > other, gl.sum(gl.where(run == other, x, 0), 1)[:, None], 0)
-    return before
+def longest_of(runs):
+    """Entries of the longest of all runs, of what :func:`tell` returns of their sizes."""
+    return gl.max(gl.maximum(gl.maximum(runs[0], runs[1]), gl.maximum(runs[2], runs[3])), 0)
 
 
 @gluon.jit
-def of_first_lane(x):
-    """A number that each lane of a run has alike, in the first lane, and 0 in the others: so that sums count it once."""
-    lane, _ = lane_and_run(x.shape[0])
-    return gl.where(lane == 0, x, 0)
+def before_run(runs):
+    """[ROWS, THREADS]: the sum of what the runs before a thread's have, of what :func:`told` returns."""
+    _, run = lane_and_run(runs[0].shape[0])
+    before = gl.where(run > 0, runs[0][:, None], 0)
+    before += gl.where(run > 1, runs[1][:, None], 0)
+    return before + gl.where(run > 2, runs[2][:, None], 0)
 
 
 @gluon.jit
-def keep_top(values, indices, place, size, top_k, counters):
+def keep_top(values, indices, place, size, total, top_k, longest, memory, counters):
     """Drop all but top_k entries of each list that has more; the others move up, in their order, in their runs.
 
     Returns the runs' sizes, [ROWS, THREADS], and what keys have to be more than that are still to come: (bar, whether it is
@@ -336,9 +382,7 @@ def keep_top(values, indices, place, size, top_k, counters):
     lane, run = lane_and_run(place.shape[0])
     gl.store(values + place + size + lane, (place * 0).to(gl.float32) + float("-inf"), mask=lane < ADJACENT)
     barrier()
-    longest = gl.max(gl.max(size, 1), 0)
-    total = gl.sum(of_first_lane(size), 1)
-    threshold, closed, spare = find_threshold(values, place, longest, size, total, top_k)
+    threshold, closed, spare = find_threshold(values, place, longest, size, total, top_k, memory)
     bar = threshold[:, None] + (place * 0).to(gl.float32)
     only_nan = closed.to(gl.int32)[:, None] + place * 0
 
@@ -350,7 +394,7 @@ def keep_top(values, indices, place, size, top_k, counters):
             value, exists = load_wide(values, place, start, size, None)
             equal = gl.where(only_nan[:, :, None] != 0, value != value, value == bar[:, :, None])
             equals += gl.sum((equal & exists).to(gl.int32), 2)
-        equals = before_run(equals)
+        equals = before_run(told(gl.sum(equals.reshape([place.shape[0], RUNS, LANES]), 2), memory))
     left = spare[:, None] - equals
     some = left > 0
     equals = place * 0
@@ -374,7 +418,9 @@ def keep_top(values, indices, place, size, top_k, counters):
     if counters is not None:
         gl.atomic_add(counters + TIED, gl.sum(tied.to(gl.int32), 0))
         gl.atomic_add(counters + CLOSED, gl.sum(closed.to(gl.int32), 0))
-    last = gl.max(gl.where(some & (equals > 0), run, -1), 1)[:, None]
+    runs = tell(gl.where(some, equals, 0), memory)
+    last = gl.where(runs[1] > 0, 1, gl.where(runs[0] > 0, 0, -1))
+    last = gl.where(runs[3] > 0, 3, gl.where(runs[2] > 0, 2, last))[:, None]
     nothing = (only_nan != 0) & (run >= last)
     key = gl.where(bar == 0, MINUS_ZERO, key_of(bar))
     bar = gl.where((run >= last) | (only_nan != 0), bar, value_of(key - 1))
@@ -382,7 +428,7 @@ def keep_top(values, indices, place, size, top_k, counters):
 
 
 @gluon.jit
-def write_runs(values, indices, place, size, room, wanted, results, scores, offset, pages):
+def write_runs(values, indices, place, size, runs, room, wanted, results, scores, offset, pages):
     """Write the entries of each list to another place, and up to ``room`` entries -1 and -inf, where it is wanted.
 
     wanted : [ROWS, 1]
@@ -390,11 +436,11 @@ def write_runs(values, indices, place, size, room, wanted, results, scores, offs
     pages : (page table or None, pages of the rows' requests, their stride, positions of a page), see :func:`index_of`
     """
     lane, run = lane_and_run(place.shape[0])
-    mine = of_first_lane(size)
-    before = before_run(mine)
-    total = gl.sum(mine, 1)[:, None]
+    before = before_run(runs)
+    total = (runs[0] + runs[1] + (runs[2] + runs[3]))[:, None]
+    longest = longest_of(runs)
     numbering = (indices, 0, pages[0], pages[1], pages[2], pages[3])
-    for start in range(0, gl.max(gl.max(size, 1), 0), LANES * UNROLLED):
+    for start in range(0, longest, LANES * UNROLLED):
         index_parts, value_parts = (), ()
         for part in gl.static_range(UNROLLED):
             entry = lane + (start + part * LANES)
