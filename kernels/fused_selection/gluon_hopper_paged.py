@@ -494,7 +494,7 @@ def prepare(
             "KEYS": tune.block_keys,
             "STAGES": tune.num_stages,
             "ROOM": tune.block_entries // RUNS.value,
-            "HELD": tune.block_entries // RUNS.value // 2,
+            "HELD": tune.block_entries // RUNS.value // (2 * tune.rows),  # 64 of each thread, in all
             "ROW_LENS": plan.row_lens,
             "PAGE": page_size,
             "PRODUCER_REGISTERS": tune.registers_producer,
