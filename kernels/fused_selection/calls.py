@@ -23,11 +23,14 @@ class Counts(NamedTuple):
     refreshed : selections from a row's list that made room for more of its keys
     tied : selections, the last one of a row too, in which equal logits were told apart by their indices
     closed : rows that took no more keys because all of their top_k are NaN
+    reread : selections of gluon_hopper, the last one of a row too, from lists that were read in passes: long ones, and those
+        where registers found no logit that tells the selected keys from the others
     """
 
     refreshed: int
     tied: int
     closed: int
+    reread: int
 
 
 def select(

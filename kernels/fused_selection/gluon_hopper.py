@@ -3,8 +3,9 @@
 Scored as in fp8_mqa_logits: one warp produces, two warpgroups consume, each for two rows of a group of four. What is done
 with the logits is :mod:`.classic`'s, in the lists of :mod:`.device.warpgroup_lists`: no prefix sum through shared memory, and
 no more barriers in the loop of tiles. For that a program's keys of a group lie in four quarters, and a tile has 32 keys of
-each, so that a warp's keys are ascending, and in front of the next warp's. A list is looked at when it, or one of its runs,
-might be full; then both rows of a warpgroup are selected from at once, in place, while the other goes on with what is there.
+each, so that a warp's keys are ascending, and in front of the next warp's. A list is looked at when one of its runs should be
+as long as registers hold, or might be full; then both rows of a warpgroup are selected from at once, in place
+(:mod:`.device.held_lists`), while the other goes on with what is there.
 
 As many programs as the GPU has SMs take groups in turn, and share the last ones, as in :mod:`.classic`, whose second launch
 merges what they leave.
@@ -31,22 +32,10 @@ from ..key_selection.operands import Dense
 from ..mqa_logits.gluon_hopper import CONSUMERS, Keys, first_slot, load_queries
 from .classic import UNSPECIALISED, merge_of
 from .device.held_lists import floor_of, select
-from .device.lists import REFRESHED
+from .device.lists import COUNTS, REFRESHED
 from .device.shares import kept_before
-from .device.warpgroup_lists import (
-    ROWS,
-    RUNS,
-    SPARE,
-    append,
-    by_key,
-    by_thread,
-    lane_and_run,
-    lanes_of,
-    longest_of,
-    tell,
-    thread_layout,
-    write_runs,
-)
+from .device.warpgroup_lists import SPARE, append, lanes_of, write_runs
+from .device.warpgroup_threads import ROWS, RUNS, by_key, by_thread, lane_and_run, longest_of, tell, thread_layout
 from .launches import plan_of, shape_of, strides_of
 from .operation import Problem
 from .tunings import gluon_hopper as tuning
@@ -212,7 +201,6 @@ def consume(
     consumer,
     queries,
     keys,
-    memory,
     windows,
     items,
     lists,
@@ -227,8 +215,8 @@ def consume(
 ):
     """A consumer warpgroup: the results of its ROWS rows of every group, or what a share leaves of them.
 
-    memory : [CONSUMERS, ROWS, RUNS] int32, shared, in which a consumer's warps tell each other numbers
-    lists : (logits, indices, counters or None), of all lists, one behind the other
+    lists : (logits, indices, counters or None), of all lists, one behind the other; and [CONSUMERS, ROWS, RUNS] int32, shared,
+        in which the warps of a consumer tell each other numbers
     shown : (results, scores or None, their row strides, offsets or None, their stride)
     pages : (page table or None, its rows, its columns, their strides, requests or None, their stride, positions of a page)
     slots : (logits or None, indices, entries from one row's to the next one's)
@@ -236,12 +224,14 @@ def consume(
     values = lists[0]
     indices = lists[1]
     counters = lists[2]
-    memory = memory.index(consumer)
+    memory = lists[3].index(consumer)
     HEADS: gl.constexpr = queries.HEADS
     KEYS: gl.constexpr = keys.KEYS
     HALF: gl.constexpr = KEYS // 2
     EACH: gl.constexpr = KEYS // RUNS  # keys of a tile that a warp has
     PRODUCTS: gl.constexpr = ROWS * HEADS
+    # Entries of a run near which it is selected from: fewer for one of the consumers, so that they take turns.
+    SOON: gl.constexpr = HELD - consumer * (HELD // 16)
     MMA: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, PRODUCTS, 32])
     PRODUCT: gl.constexpr = gl.SliceLayout(0, MMA)
     LOGIT: gl.constexpr = logit_layout(2)
@@ -287,7 +277,7 @@ def consume(
         weights = product_weights(queries.weight.index(slot.index).slice(consumer * ROWS, ROWS), 2, HEADS, PRODUCT)
         number = tiles * 0
         fresh = tiles * 0 + 1
-        limit = tiles * 0 + HELD
+        limit = tiles * 0 + SOON
         room = limit // EACH
         while number < tiles:
             stop = gl.minimum(tiles, number + room)
@@ -337,7 +327,7 @@ def consume(
                 longest = longest_of(tell(size, memory))
                 fresh = longest * 0
             if full:
-                limit = gl.where(longest > HELD - HELD // 4, gl.minimum(longest + HELD, ROOM - SPARE), HELD)
+                limit = gl.where(longest > HELD - HELD // 4, gl.minimum(longest + HELD, ROOM - SPARE), SOON)
             room = (limit - longest) // EACH
             if fresh == 0:
                 # A run has all keys so far that pass now: so many more tiles bring it near its limit, if they are like those.
@@ -447,15 +437,15 @@ def select_scored_kernel(
     )  # fmt: skip
     items = Items(gl.to_tensor(groups), gl.to_tensor(whole), gl.to_tensor(shared), gl.to_tensor(splits))
     if counters is not None:
-        counters += gl.program_id(0) * 3
+        counters += gl.program_id(0) * COUNTS
     shown = (results, scores, stride_results, stride_scores, offsets, stride_offsets)
     pages = (page_table, num_requests, num_pages, stride_table, stride_pages, requests, stride_requests, PAGE)
     slots = (slot_values, slot_indices, stride_slots)
-    lists = (list_values, list_indices + ROOM, counters)
+    lists = (list_values, list_indices + ROOM, counters, memory)
     gl.warp_specialize(
         [
-            (consume, (0, queries, keys, memory, windows, items, lists, shown, pages, slots, top_k, RELATIVE, ROOM, HELD, LEAST_TILES)),
-            (consume, (1, queries, keys, memory, windows, items, lists, shown, pages, slots, top_k, RELATIVE, ROOM, HELD, LEAST_TILES)),
+            (consume, (0, queries, keys, windows, items, lists, shown, pages, slots, top_k, RELATIVE, ROOM, HELD, LEAST_TILES)),
+            (consume, (1, queries, keys, windows, items, lists, shown, pages, slots, top_k, RELATIVE, ROOM, HELD, LEAST_TILES)),
             (produce, (queries, keys, maps, windows, items)),
         ],
         [4, 1],
@@ -501,7 +491,7 @@ def prepare(
             "KEYS": tune.block_keys,
             "STAGES": tune.num_stages,
             "ROOM": tune.block_entries // RUNS.value,
-            "HELD": tune.block_entries // RUNS.value // 2,
+            "HELD": tune.held_entries,
             "LEAST_TILES": tune.segment_tiles,
             "COMPRESSED": compressed,
             "RELATIVE": relative,

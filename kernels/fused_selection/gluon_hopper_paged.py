@@ -39,19 +39,8 @@ from .classic_paged import UNSPECIALISED, merge_of
 from .device.held_lists import floor_of, select
 from .device.lists import COUNTS, REFRESHED
 from .device.shares import first_worker, kept_between
-from .device.warpgroup_lists import (
-    RUNS,
-    SPARE,
-    append,
-    by_key,
-    by_thread,
-    lane_and_run,
-    lanes_of,
-    longest_of,
-    tell,
-    thread_layout,
-    write_runs,
-)
+from .device.warpgroup_lists import SPARE, append, lanes_of, write_runs
+from .device.warpgroup_threads import RUNS, by_key, by_thread, lane_and_run, longest_of, tell, thread_layout
 from .launches import shape_of, strides_of
 from .operation import Problem
 from .paged_launches import plan_of
@@ -494,7 +483,7 @@ def prepare(
             "KEYS": tune.block_keys,
             "STAGES": tune.num_stages,
             "ROOM": tune.block_entries // RUNS.value,
-            "HELD": tune.block_entries // RUNS.value // (2 * tune.rows),  # 64 of each thread, in all
+            "HELD": tune.held_entries,
             "ROW_LENS": plan.row_lens,
             "PAGE": page_size,
             "PRODUCER_REGISTERS": tune.registers_producer,

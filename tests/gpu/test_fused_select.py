@@ -93,15 +93,55 @@ def test_short_lists(
             one, one_scores = select_keys(*call, **options, fused=True, variant=variant)
             assert torch.equal(one, two)
             assert selection.same(one_scores, two_scores)
-        counters = torch.zeros((4096, fused.COUNTS), dtype=torch.int32, device="cuda")
-        kernel: Any = dense.load(dense.variants[variant])
-        options = {"max_window": None, "relative": False, "counters": counters}
-        for launch in kernel.prepare(problem, Dense(*call), one, None, **options):
-            launch()
-    refreshed, tied, closed = counters.sum(0).tolist()
+        refreshed, tied, closed, reread = counts_of(problem, call, one, variant)
     assert refreshed > 0
     assert tied > 0 or order not in ("equal", "plateau")
     assert closed > 0 or order != "nans"
+    if variant != "gluon_hopper":
+        assert reread == 0
+    elif order in ("equal", "plateau", "nans", "ascending"):
+        assert reread > 0
+    elif order == "random":
+        assert reread < refreshed  # runs of ragged windows do not grow alike
+
+
+def counts_of(problem: Problem, call: judge.Call, indices: torch.Tensor, variant: str) -> list[int]:
+    """What a call counts, which writes to ``indices`` again."""
+    counters = torch.zeros((4096, fused.COUNTS), dtype=torch.int32, device="cuda")
+    kernel: Any = dense.load(dense.variants[variant])
+    right = indices.clone()
+    for launch in kernel.prepare(problem, Dense(*call), indices, None, max_window=None, relative=False, counters=counters):
+        launch()
+    assert torch.equal(indices, right)
+    counts: list[int] = counters.sum(0).tolist()
+    return counts
+
+
+@pytest.mark.parametrize("top_k", [512, 1024, 2048])
+def test_registers_hold_lists_of_models(gpu: torch.device, top_k: int) -> None:
+    """Random keys are selected from in registers; large ones that come late, all in the last run, the other way, and so are
+    equal ones."""
+    rows, keys = 531, 40_003
+    problem = Problem(gpu, 64, 128, "float8_e4m3fn", top_k, rows, keys, asked=True)
+    taking.taken(dense, problem, "gluon_hopper")
+    for order in ("random", "ascending", "late", "equal"):
+        if order in ("ascending", "equal"):
+            call = make_call(order, rows, keys, 64, 128)
+        else:
+            call = judge.make_call(rows, keys, 64, 128, "suffix", device="cuda")
+        if order == "late":
+            behind = torch.arange(keys, device="cuda") > keys - keys // 8
+            call = call._replace(k_scale=torch.where(behind, 8.0, 1.0) * call.k_scale, weights=call.weights.abs())
+        indices = select_keys(*call, top_k=top_k, fused=False, logits_variant="gluon_hopper")
+        assert torch.equal(select_keys(*call, top_k=top_k, fused=True, variant="gluon_hopper"), indices)
+        refreshed, tied, _, reread = counts_of(problem, call, indices, "gluon_hopper")
+        assert refreshed > 0
+        if order == "random":
+            assert 50 * reread < refreshed
+        elif order == "equal":
+            assert min(tied, reread) > 0
+        elif order == "late":
+            assert 0 < reread < refreshed + rows  # which have one last selection each: not all before were in passes
 
 
 # Each makes kernels of its own, which take a compiler ten seconds and more: apart, so that workers have some each.

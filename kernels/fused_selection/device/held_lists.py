@@ -1,8 +1,8 @@
 """A selection from lists whose runs a warpgroup's registers hold, in Gluon for Hopper, one source for Triton 3.6.0 to 3.9.0.
 
-What :mod:`.warpgroup_lists` says of runs and layouts holds here, too. A list's logits are read once, all side by side: PLANES of
-each lane and row, of which plane p is the entries from 32 p on, one for each lane. So a count is a comparison and an addition
-for 32 entries, and what is kept is moved from registers, while its indices are on their way.
+What :mod:`.warpgroup_lists` says of runs and layouts holds here, too. A list's logits are read once, all side by side: PLANES
+of each lane and row, of which plane p is the entries from 32 p on, one for each lane. So a count takes a comparison and an
+addition for 32 entries, and what is kept is moved from registers, while its indices are on their way.
 
 Here equal logits are never told apart. What is looked for is a pivot that a wanted number of entries are not less than, which
 exists but where many logits are equal, NaN or -inf: from those lists :func:`.warpgroup_lists.keep_top` selects. What is dropped
@@ -12,13 +12,15 @@ is less than all that are kept, top_k at least, so that no run has to be strict:
 from capgate.compat.gluon import barrier, gl, gluon
 
 from ...key_selection.device.search import key_of, value_of
-from .warpgroup_lists import LANES, MINUS_ZERO, THREADS, by_thread, keep_top, lane_and_run, largest_of, sum_of
+from .lists import REREAD
+from .warpgroup_lists import MINUS_ZERO, keep_top
+from .warpgroup_threads import LANES, THREADS, by_thread, lane_and_run, largest_of, sum_of
 
 SAMPLED = gl.constexpr(4)  # planes whose extremes the search begins with
 AHEAD = gl.constexpr(16)  # planes whose indices are on their way while one is moved
 CURVED = gl.constexpr(4)  # counts, the first ones, that are interpolated as those of a distribution
 STRAIGHT = gl.constexpr(8)  # counts after which each third one halves the bracket
-MOST_COUNTS = gl.constexpr(16)  # then the other search begins anew
+MOST_COUNTS = gl.constexpr(24)  # simulated: exactly top_k of both rows take 9 or 10, and 22 at most
 
 
 @gluon.jit
@@ -38,7 +40,10 @@ def load_planes(values, place, size, PLANES: gl.constexpr):
 
 @gluon.jit
 def count_held(held, bar, nothing, memory, PLANES: gl.constexpr):
-    """[ROWS]: how many logits are not less than ``bar``, [ROWS], which is more than -inf; ``nothing`` is 0.0, [ROWS, THREADS]."""
+    """[ROWS]: how many logits are not less than ``bar``, [ROWS], which is more than -inf.
+
+    nothing : 0.0, [ROWS, THREADS]
+    """
     bar = bar[:, None] + nothing
     number = nothing
     for plane in gl.static_range(PLANES):
@@ -80,8 +85,8 @@ def ratio(x, y):
 
 @gluon.jit
 def find_pivot(held, total, floor, fresh, top_k, most, nothing, memory, PLANES: gl.constexpr):
-    """(pivot, whether each has one): of each list with more than top_k entries what top_k to ``most`` of them are not less than,
-    and more than -inf; of others -inf. [ROWS], and a number that is 0 where one has none.
+    """(pivot, whether each has one), [ROWS], and a number that is 0 where one has none: of each list with more than top_k
+    entries what top_k to ``most`` of them are not less than, and more than -inf; of others -inf.
 
     total : [ROWS], entries of a list
     floor : [ROWS], what none of them is less than, or NaN
@@ -129,7 +134,7 @@ def find_pivot(held, total, floor, fresh, top_k, most, nothing, memory, PLANES: 
 @gluon.jit
 def reaches(value, bar):
     """Whether a logit is not less than ``bar``."""
-    return (value >= bar) | (value != value)
+    return ~(value < bar)
 
 
 @gluon.constexpr_function
@@ -237,9 +242,13 @@ def select(
     kept = size
     bar = (place * 0).to(gl.float32)
     if longest <= HELD:
-        kept, bar, found = keep_above(values, indices, place, size, total, floor, fresh, top_k, most, memory, HELD // LANES, ROOM)
+        kept, bar, found = keep_above(
+            values, indices, place, size, total, floor, fresh, top_k, most, memory, HELD // LANES, ROOM
+        )
     over = size < 0
     long = (total > top_k)[:, None] & (place >= 0)
     if found == 0:
+        if counters is not None:
+            gl.atomic_add(counters + REREAD, gl.sum((total > top_k).to(gl.int32), 0))
         kept, bar, long, over = keep_top(values, indices, place, size, total, top_k, longest, memory, counters)
     return kept, bar, long, over

@@ -6,23 +6,28 @@ and warp w has the keys of the w-th quarter of the program's keys: in a run entr
 one run come before those of the next. So no warp has to know how many keys pass in another one: a ballot tells how many of a
 warp's do, and which of them a lane's is.
 
-Two layouts. While keys are scored a tensor is [64, 2], keys x rows, as :func:`...common.device.hopper.logit_layout` has it: a
-lane has one key of one row, and of a single row half of the lanes have what is none. Where lists are selected from it is
-[rows, 128], rows x threads: a thread has those entries of its warp's run that its lane takes, of one row or of both. A run is
-its logits, and ROOM places behind each of them its index.
+A run is its logits, and ROOM places behind each of them its index. Which threads have what of it: :mod:`.warpgroup_threads`.
 """
 
 from capgate.compat.gluon import barrier, gl, gluon
 
-from ...common.device.hopper import logit_layout
 from ...key_selection.device.search import PAST_LARGEST, key_of, value_of
 from ...key_selection.device.words import index_of
 from .lists import CLOSED, TIED
+from .warpgroup_threads import (
+    LANES,
+    RUNS,
+    THREADS,
+    before_run,
+    entry_layout,
+    lane_and_run,
+    largest_of,
+    longest_of,
+    sum_of,
+    tell,
+    told,
+)
 
-ROWS = gl.constexpr(2)  # of a consumer, where it has more than one
-RUNS = gl.constexpr(4)  # warps of a warpgroup
-LANES = gl.constexpr(32)
-THREADS = gl.constexpr(128)
 # Loads of a loop's pass wait together: of as many entries for each lane, four adjacent ones where their order is no matter.
 WIDE = gl.constexpr(16)
 ADJACENT = gl.constexpr(4)
@@ -30,20 +35,6 @@ UNROLLED = gl.constexpr(8)  # of the loop that moves entries
 SPARE = gl.constexpr(16)  # places of a run that are no entries: the first of them are filled before a selection
 MINUS_ZERO = gl.constexpr(0x7FFFFFFF)  # the key of -0, the lower one of the two zeros
 STEPS = gl.constexpr(8)  # of so many in the search for a threshold one draws the bracket in
-
-
-@gluon.constexpr_function
-def entry_layout(rows=2):
-    """[rows, THREADS, WIDE]: a lane's entries, and both rows', in its registers."""
-    registers = [[0, 0, 1], [0, 0, 2], [0, 0, 4], [0, 0, 8]] + ([[1, 0, 0]] if rows == 2 else [])
-    lanes = [[0, 1 << bit, 0] for bit in range(5)]
-    return gl.DistributedLinearLayout(registers, lanes, [[0, 32, 0], [0, 64, 0]], [], [rows, 128, 16])
-
-
-@gluon.constexpr_function
-def thread_layout(rows=2):
-    """[rows, THREADS]."""
-    return gl.SliceLayout(2, entry_layout(rows))
 
 
 @gluon.constexpr_function
@@ -100,111 +91,6 @@ def lanes_of(key, row, COUNT: gl.constexpr = 2):
         mine |= bit
         earlier |= gl.where(key > other, bit, 0)
     return mine, earlier
-
-
-@gluon.jit
-def from_lane(x, SECOND: gl.constexpr):
-    """x of the warp's first lane, or of its second one."""
-    if SECOND:
-        return gl.inline_asm_elementwise("shfl.sync.idx.b32 $0, $1, 1, 31, -1;", "=r,r", [x], gl.int32, False, 1)
-    return gl.inline_asm_elementwise("shfl.sync.idx.b32 $0, $1, 0, 31, -1;", "=r,r", [x], gl.int32, False, 1)
-
-
-@gluon.jit
-def by_thread(x, COUNT: gl.constexpr = 2):
-    """[64, 2] -> [COUNT, THREADS]: of int32 that a row's lanes of a warp have alike, and all of them where there is one row."""
-    THREAD: gl.constexpr = thread_layout(COUNT)
-    if COUNT == 1:
-        x = x.reshape([4, 2, 8, 2]).permute([0, 2, 3, 1]).reshape([128])  # warp; key: bits 0 to 2; row; key: bit 3
-        return gl.convert_layout(x, gl.SliceLayout(0, THREAD), assert_trivial=True)[None, :]
-    else:
-        return both_by_thread(x)
-
-
-@gluon.jit
-def both_by_thread(x):
-    """:func:`by_thread` of two rows."""
-    THREAD: gl.constexpr = thread_layout()
-    x = x.reshape([4, 2, 8, 2]).permute([0, 2, 1, 3]).reshape([128])  # warp; key: bits 0 to 2, bit 3; row
-    x = gl.convert_layout(x, gl.SliceLayout(0, THREAD), assert_trivial=True)
-    return gl.convert_layout(gl.join(from_lane(x, False), from_lane(x, True)).permute([1, 0]), THREAD, assert_trivial=True)
-
-
-@gluon.jit
-def by_key(x):
-    """[rows, THREADS] -> [64, 2]: each lane takes what is of its row, or of the only one."""
-    if x.shape[0] == 1:
-        x = x.reshape([4, 8, 2, 2]).permute([0, 3, 1, 2]).reshape([64, 2])
-        return gl.convert_layout(x, logit_layout(1), assert_trivial=True)
-    else:
-        return both_by_key(x)
-
-
-@gluon.jit
-def both_by_key(x):
-    """:func:`by_key` of two rows."""
-    LINE: gl.constexpr = gl.SliceLayout(0, thread_layout())
-    first, second = gl.split(x.permute([1, 0]))
-    first = gl.convert_layout(first, LINE, assert_trivial=True)
-    second = gl.convert_layout(second, LINE, assert_trivial=True)
-    x = gl.where(gl.arange(0, THREADS, LINE) % ROWS != 0, second, first)
-    x = x.reshape([4, 8, 2, 2]).permute([0, 2, 1, 3]).reshape([64, 2])
-    return gl.convert_layout(x, logit_layout(2), assert_trivial=True)
-
-
-@gluon.jit
-def lane_and_run(COUNT: gl.constexpr = 2):
-    """(lane, run) of each thread, [1, THREADS], for so many rows."""
-    thread = gl.arange(0, THREADS, gl.SliceLayout(0, thread_layout(COUNT)))[None, :]
-    return thread % LANES, thread // LANES
-
-
-@gluon.constexpr_function
-def shared_layout(rows=2):
-    """[rows, RUNS]: every thread has all of it."""
-    registers = [[0, 1], [0, 2]] + ([[1, 0]] if rows == 2 else [])
-    return gl.DistributedLinearLayout(registers, [[0, 0]] * 5, [[0, 0]] * 2, [], [rows, 4])
-
-
-@gluon.jit
-def told(x, memory):
-    """[ROWS] for each run: what each warp has of every list, [ROWS, RUNS] int32, told to all of them.
-
-    memory : [ROWS, RUNS] int32, shared
-    """
-    memory.store(x)
-    even, odd = gl.split(memory.load(shared_layout(x.shape[0])).reshape([x.shape[0], 2, 2]))
-    first, third = gl.split(even)
-    second, fourth = gl.split(odd)
-    LIST: gl.constexpr = gl.SliceLayout(1, thread_layout(x.shape[0]))
-    return (
-        gl.convert_layout(first, LIST, assert_trivial=True),
-        gl.convert_layout(second, LIST, assert_trivial=True),
-        gl.convert_layout(third, LIST, assert_trivial=True),
-        gl.convert_layout(fourth, LIST, assert_trivial=True),
-    )
-
-
-@gluon.jit
-def tell(x, memory):
-    """As :func:`told`, of numbers that a warp's lanes have alike, [ROWS, THREADS]."""
-    return told(gl.max(x.reshape([x.shape[0], RUNS, LANES]), 2), memory)
-
-
-@gluon.jit
-def sum_of(x, memory):
-    """[ROWS, THREADS] int32 -> [ROWS]."""
-    runs = told(gl.sum(x.reshape([x.shape[0], RUNS, LANES]), 2), memory)
-    return runs[0] + runs[1] + (runs[2] + runs[3])
-
-
-@gluon.jit
-def largest_of(x, memory):
-    """[ROWS, THREADS] float32 -> [ROWS]; NaN is dropped where another operand is none."""
-    runs = told(gl.max(x.reshape([x.shape[0], RUNS, LANES]), 2).to(gl.int32, bitcast=True), memory)
-    one = gl.maximum(runs[0].to(gl.float32, bitcast=True), runs[1].to(gl.float32, bitcast=True))
-    two = gl.maximum(runs[2].to(gl.float32, bitcast=True), runs[3].to(gl.float32, bitcast=True))
-    return gl.maximum(one, two)
 
 
 @gluon.jit
@@ -353,21 +239,6 @@ def keep_lanes(value, exists, bar, only_nan, spare):
         is_pure=False,
         pack=1,
     )
-
-
-@gluon.jit
-def longest_of(runs):
-    """Entries of the longest of all runs, of what :func:`tell` returns of their sizes."""
-    return gl.max(gl.maximum(gl.maximum(runs[0], runs[1]), gl.maximum(runs[2], runs[3])), 0)
-
-
-@gluon.jit
-def before_run(runs):
-    """[ROWS, THREADS]: the sum of what the runs before a thread's have, of what :func:`told` returns."""
-    _, run = lane_and_run(runs[0].shape[0])
-    before = gl.where(run > 0, runs[0][:, None], 0)
-    before += gl.where(run > 1, runs[1][:, None], 0)
-    return before + gl.where(run > 2, runs[2][:, None], 0)
 
 
 @gluon.jit
