@@ -20,7 +20,7 @@ class Tuning(NamedTuple):
     block_entries : entries that a row's list has room for, ``planes`` times a power of two; in a table the least
     planes : entries of the list that a thread takes side by side when it selects: as in :mod:`..key_selection.tunings`
     shares : of groups that are left at the end, the most for each program: more make the end more even, and take memory
-    held_entries : of a run of a list, as many as a warpgroup's registers hold when it selects; gluon_hopper alone has runs
+    held_entries : of a run of a list, as many as a warpgroup's registers hold when it selects; Hopper's alone have runs
     """
 
     block_keys: int
@@ -140,3 +140,35 @@ def gluon_hopper(problem: "Problem") -> Tuning:
     tune = GLUON_HOPPER[padded_heads(problem.heads)].for_problem(problem.heads, 128, problem.top_k)
     held = min(tune.held_entries + slots_of(problem.top_k) // 2, tune.block_entries // 4) // LANES * LANES
     return tune._replace(block_entries=2 * tune.block_entries, held_entries=held)
+
+
+_HOPPER_PAGED = Tuning(
+    block_keys=64,
+    columns=128,
+    num_warps=4,
+    num_stages=5,
+    resident=2,
+    block_entries=8192,
+    planes=16,
+    held_entries=2048,  # of all rows: 64 of each thread
+    registers_thread=128,
+    registers_producer=72,
+)
+GLUON_HOPPER_PAGED: dict[int, Tuning] = {
+    # Compiled, not timed: as with 64 heads.
+    16: _HOPPER_PAGED,
+    # Compiled, not timed: as with 64 heads.
+    32: _HOPPER_PAGED,
+    # Compiled, not timed: scored as in fp8_paged_mqa_logits, with lists as for packed keys.
+    64: _HOPPER_PAGED,
+    # Compiled, not timed: as with 64 heads.
+    128: _HOPPER_PAGED,
+}
+
+
+def gluon_hopper_paged(problem: "Problem") -> Tuning:
+    """As :func:`classic` of cached keys for the Gluon kernel, whose programs have two rows at most, and whose lists have twice
+    the places, as those of :func:`gluon_hopper`."""
+    most_rows = min(2, 1 << ((problem.next_n or 1) - 1).bit_length())
+    tune = GLUON_HOPPER_PAGED[padded_heads(problem.heads)].for_problem(problem.heads, most_rows, problem.top_k)
+    return tune._replace(block_entries=2 * tune.block_entries, held_entries=tune.held_entries // tune.rows)

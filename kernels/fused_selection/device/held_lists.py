@@ -29,7 +29,7 @@ def load_planes(values, place, size, PLANES: gl.constexpr):
 
     place, size : [ROWS, THREADS], where a thread's run begins, and its entries, 32 * PLANES at most
     """
-    lane, _run = lane_and_run()
+    lane, _run = lane_and_run(place.shape[0])
     first = values + (place + lane)
     left = size - lane
     held = ()
@@ -175,7 +175,7 @@ def move(value, bar, kept, run, before, index, ROOM: gl.constexpr):
 def keep_held(held, values, indices, place, bar, PLANES: gl.constexpr, ROOM: gl.constexpr):
     """Drop the entries that are less than ``bar``, [ROWS, THREADS]; the others move up, in their order, in their runs. Returns
     how many are kept; where the bar is -inf, all of them and what is behind them."""
-    lane, _run = lane_and_run()
+    lane, _run = lane_and_run(place.shape[0])
     first = indices + (place + lane)
     run = (values + place).to(gl.int64)
     before = (place * 0 + 1 << lane) - 1
@@ -212,9 +212,9 @@ def keep_above(
 
 
 @gluon.jit
-def floor_of(threshold, memory):
+def floor_of(threshold, memory, COUNT: gl.constexpr = 2):
     """[64, ROWS] -> [ROWS]: what none of a row's entries is less than, NaN if that may be anything."""
-    floor = by_thread(threshold.to(gl.int32, bitcast=True)).to(gl.float32, bitcast=True)
+    floor = by_thread(threshold.to(gl.int32, bitcast=True), COUNT).to(gl.float32, bitcast=True)
     return -largest_of(-floor, memory)
 
 

@@ -16,7 +16,6 @@ from ...key_selection.device.words import index_of
 from .lists import CLOSED, TIED
 from .warpgroup_threads import (
     LANES,
-    ROWS,
     RUNS,
     THREADS,
     before_run,
@@ -81,12 +80,14 @@ def append(logit, threshold, distance, length, mine, earlier, past, run, index, 
 
 
 @gluon.jit
-def lanes_of(key, row):
-    """(mine, earlier), [64, ROWS], of :func:`append`; ``key`` is that of a warp's 16."""
+def lanes_of(key, row, COUNT: gl.constexpr = 2):
+    """(mine, earlier), [64, 2], of :func:`append`; ``key`` is that of a warp's 16. Where there is one row, lanes of a second
+    one have its lanes, too."""
     mine = key * 0
     earlier = key * 0
     for other in gl.static_range(16):
-        bit = (key * 0 + 1) << (row + (other // 8) * 2 + (other % 8) * 4)  # as logit_layout(2) has lanes
+        # As logit_layout(COUNT) has lanes.
+        bit = (key * 0 + 1) << (row * (COUNT - 1) + (other // 8) * COUNT + (other % 8) * 4)
         mine |= bit
         earlier |= gl.where(key > other, bit, 0)
     return mine, earlier
@@ -99,8 +100,8 @@ def load_wide(values, place, start, size, other):
 
     place, size : [ROWS, THREADS], where a thread's run begins, and its entries
     """
-    lane, _ = lane_and_run()
-    number = gl.arange(0, WIDE, gl.SliceLayout(0, gl.SliceLayout(0, entry_layout())))[None, :][None, :, :]
+    lane, _ = lane_and_run(place.shape[0])
+    number = gl.arange(0, WIDE, gl.SliceLayout(0, gl.SliceLayout(0, entry_layout(place.shape[0]))))[None, :][None, :, :]
     group = (lane * ADJACENT + start)[:, :, None] + number // ADJACENT * (LANES * ADJACENT)
     entry = group + number % ADJACENT
     value = gl.load(values + (place[:, :, None] + entry), mask=group < size[:, :, None], other=other)
@@ -249,7 +250,7 @@ def keep_top(values, indices, place, size, total, top_k, longest, memory, counte
     these have higher indices, and must be larger; of those before it they may be equal. If all that are kept are NaN, only NaN
     may still come, and behind the last of them nothing.
     """
-    lane, run = lane_and_run()
+    lane, run = lane_and_run(place.shape[0])
     gl.store(values + place + size + lane, (place * 0).to(gl.float32) + float("-inf"), mask=lane < ADJACENT)
     barrier()
     threshold, closed, spare = find_threshold(values, place, longest, size, total, top_k, memory)
@@ -264,7 +265,7 @@ def keep_top(values, indices, place, size, total, top_k, longest, memory, counte
             value, exists = load_wide(values, place, start, size, None)
             equal = gl.where(only_nan[:, :, None] != 0, value != value, value == bar[:, :, None])
             equals += gl.sum((equal & exists).to(gl.int32), 2)
-        equals = before_run(told(gl.sum(equals.reshape([ROWS, RUNS, LANES]), 2), memory))
+        equals = before_run(told(gl.sum(equals.reshape([place.shape[0], RUNS, LANES]), 2), memory))
     left = spare[:, None] - equals
     some = left > 0
     equals = place * 0
@@ -305,7 +306,7 @@ def write_runs(values, indices, place, size, runs, room, wanted, results, scores
     results, scores, offset : where to, int64 from ``results`` and from ``scores``, [ROWS, 1]; scores may be None
     pages : (page table or None, pages of the rows' requests, their stride, positions of a page), see :func:`index_of`
     """
-    lane, run = lane_and_run()
+    lane, run = lane_and_run(place.shape[0])
     before = before_run(runs)
     total = (runs[0] + runs[1] + (runs[2] + runs[3]))[:, None]
     longest = longest_of(runs)

@@ -94,7 +94,7 @@ def test_nothing_is_fused_by_default_before_it_was_measured_to_be_faster(operati
     assert "not measured to be faster than two steps" in step_of(trace, "classic").reason
     assert operation.explain(problem, "classic").variant == "classic"
     gluon = {"hip:gfx950": "gluon_cdna4", "cuda:90": "gluon_hopper"}[target]
-    taken = operation is fusing.dense and compat.capabilities(target)[gluon]
+    taken = (operation is fusing.dense or target == "cuda:90") and compat.capabilities(target)[gluon]
     assert operation.explain(problem._replace(asked=True)).variant == (gluon if taken else "classic")
 
 
@@ -114,6 +114,25 @@ def test_what_warps_do_not_take_is_said(changed: dict[str, Any], words: str) -> 
     problem = fusing.example("cuda:90")._replace(asked=True)
     assert fusing.dense.explain(problem).variant == "gluon_hopper"
     assert re.match(words, step_of(fusing.dense.explain(problem._replace(**changed)), "gluon_hopper").reason)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"top_k": 4096}, "needs top_k of at most 2048: found 4096"),
+        ({"heads": 62}, "needs a multiple of 4 heads: found 62"),
+        ({"layout": "preshuffled"}, "needs a flat cache, .*: found a preshuffled one"),
+        ({"block_size": 48}, "needs blocks of a multiple of 32 keys, .*: found 48"),
+        ({"tensor_maps": False}, "needs operands that tensor maps describe"),
+        ({"budget": 2**10}, "needs .* bytes for lists of programs: found a budget of 1024"),
+    ],
+    ids=str,
+)
+@pytest.mark.skipif(not compat.capabilities("cuda:90").gluon_hopper, reason=compat.capabilities("cuda:90").why("gluon_hopper"))
+def test_what_warps_do_not_take_of_a_cache_is_said(changed: dict[str, Any], words: str) -> None:
+    problem = fusing.example_paged("cuda:90")._replace(asked=True)
+    assert fusing.paged.explain(problem).variant == "gluon_hopper"
+    assert re.match(words, step_of(fusing.paged.explain(problem._replace(**changed)), "gluon_hopper").reason)
 
 
 @pytest.mark.parametrize(
