@@ -19,6 +19,7 @@ from ..common.rules import (
 )
 
 MOST_ROWS = 8  # that any kernel scores at a time
+HOPPER_PRODUCTS = 256  # of a key with the rows of one of gluon_hopper's groups
 MODES = {"unclean": (False, 1), "clean": (True, 1), "shared": (False, MOST_ROWS)}  # clean_logits, and rows that share a list
 MX_MODES = {f"{pair}-{mode}": (*PAIRS[pair], *MODES[mode]) for pair, mode in product(PAIRS, MODES)}
 CANDIDATE_BLOCKS = (8, 16, 32, 64)  # keys of a candidate block; engines have 8 and 16
@@ -175,6 +176,16 @@ def _gluon_hopper_accepts(problem: Problem) -> str | None:
     return None
 
 
+def _gluon_hopper_unless_named(problem: Problem) -> str | None:
+    group = min(HOPPER_PRODUCTS // padded_heads(problem.heads), MOST_ROWS)
+    if problem.list_rows < group:
+        return (
+            f"gathers keys for groups of {group} rows that share a list, and leaves lists of fewer to classic: "
+            f"found {problem.list_rows} rows or fewer to each; name it to use it"
+        )
+    return None
+
+
 def _classic_accepts(problem: Problem) -> str | None:
     return classic_runs(problem.device) if problem.k_format else classic_scores(problem.device, problem.dtype)
 
@@ -208,7 +219,11 @@ dense = _operation(
     example,
     compat.Examples(example_problem, example_call, tuple(MODES)),
     compat.Variant(
-        "gluon_hopper", f"{__package__}.gluon_hopper:kernel", requires=("gluon_hopper", "torch"), accepts=_gluon_hopper_accepts
+        "gluon_hopper",
+        f"{__package__}.gluon_hopper:kernel",
+        requires=("gluon_hopper", "torch"),
+        accepts=_gluon_hopper_accepts,
+        unless_named=_gluon_hopper_unless_named,
     ),
 )
 paged = _operation(
