@@ -35,7 +35,7 @@ class Problem(NamedTuple):
     block_size, layout : of the cache
     list_rows : rows that share a list, rounded up to a power of two, and at most MOST_ROWS
     packed_words : whether packed keys can be loaded in words of four bytes
-    direct_keys : whether a cache's keys can be copied straight to LDS: see :func:`.calls.copies_directly`
+    direct_keys : whether keys can be copied straight to LDS: see :func:`.calls.copies_directly` and its like of packed keys
     tensor_maps : whether a tensor map can describe each of q, k and weights
     weights_dtype, logits_dtype : "float32" or "bfloat16"
     k_format : the key's MX format; None where query and key are of one fp8 dtype
@@ -164,6 +164,17 @@ def _gluon_cdna4_accepts(problem: Problem) -> str | None:
     return None
 
 
+def _gluon_cdna4_packed_accepts(problem: Problem) -> str | None:
+    if reason := needs_e4m3fn(problem.device, problem.dtype):
+        return reason
+    if not problem.direct_keys:
+        return (
+            "needs k in 16-byte aligned rows of adjacent elements within 2 GiB, "
+            "and weights and candidates near each other, to copy them straight to LDS"
+        )
+    return None
+
+
 def _gluon_hopper_accepts(problem: Problem) -> str | None:
     if reason := needs_e4m3fn(problem.device, problem.dtype):
         return reason
@@ -218,6 +229,12 @@ dense = _operation(
     "sparse_mqa_logits",
     example,
     compat.Examples(example_problem, example_call, tuple(MODES)),
+    compat.Variant(
+        "gluon_cdna4",
+        f"{__package__}.gluon_cdna4_packed:kernel",
+        requires=("gluon_cdna4", "torch"),
+        accepts=_gluon_cdna4_packed_accepts,
+    ),
     compat.Variant(
         "gluon_hopper",
         f"{__package__}.gluon_hopper:kernel",

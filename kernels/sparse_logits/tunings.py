@@ -70,7 +70,8 @@ GLUON_CDNA4: dict[int, Tuning] = {
 def gluon_cdna4(problem: Problem) -> Tuning:
     """The row for a problem's heads, cut to the rows that share a list: fewer waves, of which a CU holds more programs."""
     padded = padded_heads(problem.heads)
-    return in_requests(GLUON_CDNA4[padded], problem.list_rows, padded, problem.dim, words=4)  # two of them of lists
+    words = 2 if problem.next_n is None else 4  # one of them of lists, or two and one of a table
+    return in_requests(GLUON_CDNA4[padded], problem.list_rows, padded, problem.dim, words)
 
 
 # --- gluon_hopper, by padded heads; for every D, candidate block and output mode alike -------------------------------------
