@@ -70,7 +70,7 @@ def sparse_mqa_logits(
     out : torch.Tensor, shape (S, C * candidate_block), float32 or bfloat16, optional
         Where to write. A new one is allocated otherwise, with rows padded to 1024 bytes.
     variant : str, optional
-        Take this variant ("classic", "reference") or raise.
+        Take this variant ("gluon_cdna4", "gluon_hopper", "classic", "reference") or raise.
 
     Every cell of an entry that is looked at is written: where a block reaches past the row's window, with -inf. All tensors are
     on one device and may have any strides, except for ``schedule``, and that ``out`` may share memory with no other tensor, and

@@ -133,7 +133,7 @@ def describe(inputs: Inputs, logits_dtype: torch.dtype, candidate_block: int, cl
     step, element = inputs.k.stride()
     words = element == 1 and step % 4 == 0 and inputs.k.data_ptr() % 4 == 0
     tensor_maps = all(mappable(operand) for operand in (q, inputs.k, inputs.weights))
-    return problem._replace(packed_words=words, tensor_maps=tensor_maps)
+    return problem._replace(packed_words=words, direct_keys=packed_copy_directly(inputs), tensor_maps=tensor_maps)
 
 
 def copies_directly(inputs: Paged) -> bool:
@@ -147,6 +147,19 @@ def copies_directly(inputs: Paged) -> bool:
         4 * candidates.shape[1] * candidates.stride(1),
     )
     return bool(kv_cache.data_ptr() % 16 == 0 and step % 16 == 0 and farthest < 2**31)
+
+
+def packed_copy_directly(inputs: Dense) -> bool:
+    """As :func:`copies_directly`, of packed keys."""
+    (k, k_scale), weights, candidates = inputs[1:3], inputs.weights, inputs.candidates
+    (step, element), (row, head) = k.stride(), weights.stride()
+    farthest = max(
+        k.shape[0] * step,
+        k_scale.itemsize * k.shape[0] * k_scale.stride(0),
+        weights.itemsize * (MOST_ROWS * row + MAX_HEADS * head),
+        4 * candidates.shape[1] * candidates.stride(1),
+    )
+    return bool(element == 1 and k.data_ptr() % 16 == 0 and step % 16 == 0 and farthest < 2**31)
 
 
 def _kept(

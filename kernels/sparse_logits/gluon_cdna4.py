@@ -24,29 +24,17 @@ from ..common.cache import LAYOUTS, keys_of, readable
 from ..common.device.cached_keys import first_byte
 from ..common.device.cdna4 import load, load_queries, logit_layout, row_and_head, rows_together, score, store
 from ..common.device.cdna4_packed import RELU_RANGE, clamp_keeps_nan
-from ..common.device.cdna4_paged import afterwards, answered, fill_behind, in_order, unknown
+from ..common.device.cdna4_paged import afterwards, answered, in_order, unknown
 from ..common.device.windows import keys_of_share, load_share, near_block, next_turn, row_keys
 from ..common.rules import in_packets, packs_relu, padded_heads
 from ..common.schedule.classic import workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .device import longest_from
+from .device_cdna4 import copy_candidates, fill_unlisted
 from .operands import Paged
 from .operation import Problem
 from .plan import MAX_KEYS, plan_of
 from .tunings import gluon_cdna4 as tuning
-
-
-@gluon.jit
-def copy_candidates(
-    tile_candidates, lines, tile, entries, stride_cc, CANDIDATE: gl.constexpr, BLOCK_KEYS: gl.constexpr, LAYOUT: gl.constexpr
-):  # fmt: skip
-    """Start the copy of a tile's part of a list to LDS: for each cell its block; past ``entries`` the last one's."""
-    cell = gl.arange(0, tile_candidates.shape[0], LAYOUT) % BLOCK_KEYS
-    if BLOCK_KEYS % CANDIDATE == 0:
-        number = tile * (BLOCK_KEYS // CANDIDATE) + cell // CANDIDATE
-    else:
-        number = gl.full([tile_candidates.shape[0]], 0, gl.int32, LAYOUT) + tile // (CANDIDATE // BLOCK_KEYS)
-    async_copy.buffer_load_to_shared(tile_candidates, lines, gl.minimum(number, entries - 1) * stride_cc)
 
 
 @gluon.jit
@@ -188,17 +176,12 @@ def paged_sparse_mqa_logits_kernel(
     rows_left = list_rows - first_in_list
     first_list, first_chunk, last_list, last_chunk = load_share(schedule, worker, num_lists, SHARED)
     num_blocks = gl.to_tensor(num_blocks).to(gl.uint32)
-    width = listed * CANDIDATE
 
     if CLEAN:  # first, so that the stores drain behind the arithmetic
-        row_strips = gl.cdiv(width, STRIP)
-        step = gl.num_programs(0) * gl.num_programs(1)
-        for strip in range(gl.program_id(0) * gl.num_programs(1) + gl.program_id(1), strips, step):
-            row = (strip // row_strips).to(gl.int32)
-            base = (strip % row_strips).to(gl.int32) * STRIP
-            _, count = row_keys(row, lens, lens, 0, most, 0, stride_lb, stride_ln, NEXT_N, ROW_LENS, False)
-            end = gl.minimum(gl.cdiv(count, CANDIDATE), listed) * CANDIDATE
-            fill_behind(out + row.to(gl.int64) * stride_os, base, end, width, stride_on, STRIP, INDEX)
+        fill_unlisted(
+            out, lens, lens, 0, most, strips, listed, 0, stride_lb, stride_ln, stride_os, stride_on,
+            NEXT_N, CANDIDATE, STRIP, ROW_LENS, False, INDEX,
+        )  # fmt: skip
 
     # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
     column = gl.arange(0, max(COLUMNS, 64 * NUM_WARPS), line_copied) % COLUMNS
@@ -309,7 +292,7 @@ def paged_sparse_mqa_logits_kernel(
             counts = counts.to(gl.uint32)
 
             # A tile's logits are stored when the next one has come, before more copies start: see the paged kernel.
-            base = width  # no row has as many cells
+            base = listed * CANDIDATE  # no row has as many cells
             logit = gl.zeros([ROWS, BLOCK_KEYS], gl.float32, logits)
             rows = out + base_row64 * stride_os
             for round_first in range(my_first, past_tile, STAGES * splits):

@@ -19,6 +19,7 @@ from ..common.rules import (
 )
 
 MOST_ROWS = 8  # that any kernel scores at a time
+HOPPER_PRODUCTS = 256  # of a key with the rows of one of gluon_hopper's groups
 MODES = {"unclean": (False, 1), "clean": (True, 1), "shared": (False, MOST_ROWS)}  # clean_logits, and rows that share a list
 MX_MODES = {f"{pair}-{mode}": (*PAIRS[pair], *MODES[mode]) for pair, mode in product(PAIRS, MODES)}
 CANDIDATE_BLOCKS = (8, 16, 32, 64)  # keys of a candidate block; engines have 8 and 16
@@ -34,7 +35,7 @@ class Problem(NamedTuple):
     block_size, layout : of the cache
     list_rows : rows that share a list, rounded up to a power of two, and at most MOST_ROWS
     packed_words : whether packed keys can be loaded in words of four bytes
-    direct_keys : whether a cache's keys can be copied straight to LDS: see :func:`.calls.copies_directly`
+    direct_keys : whether keys can be copied straight to LDS: see :func:`.calls.copies_directly` and its like of packed keys
     tensor_maps : whether a tensor map can describe each of q, k and weights
     weights_dtype, logits_dtype : "float32" or "bfloat16"
     k_format : the key's MX format; None where query and key are of one fp8 dtype
@@ -163,6 +164,17 @@ def _gluon_cdna4_accepts(problem: Problem) -> str | None:
     return None
 
 
+def _gluon_cdna4_packed_accepts(problem: Problem) -> str | None:
+    if reason := needs_e4m3fn(problem.device, problem.dtype):
+        return reason
+    if not problem.direct_keys:
+        return (
+            "needs k in 16-byte aligned rows of adjacent elements within 2 GiB, "
+            "and weights and candidates near each other, to copy them straight to LDS"
+        )
+    return None
+
+
 def _gluon_hopper_accepts(problem: Problem) -> str | None:
     if reason := needs_e4m3fn(problem.device, problem.dtype):
         return reason
@@ -172,6 +184,16 @@ def _gluon_hopper_accepts(problem: Problem) -> str | None:
         return "needs rows that share lists, whose keys it gathers once for several: found a list for each"
     if not problem.tensor_maps:
         return "needs operands that tensor maps describe: 16-byte aligned lines of adjacent elements, one key at least"
+    return None
+
+
+def _gluon_hopper_unless_named(problem: Problem) -> str | None:
+    group = min(HOPPER_PRODUCTS // padded_heads(problem.heads), MOST_ROWS)
+    if problem.list_rows < group:
+        return (
+            f"gathers keys for groups of {group} rows that share a list, and leaves lists of fewer to classic: "
+            f"found {problem.list_rows} rows or fewer to each; name it to use it"
+        )
     return None
 
 
@@ -208,7 +230,17 @@ dense = _operation(
     example,
     compat.Examples(example_problem, example_call, tuple(MODES)),
     compat.Variant(
-        "gluon_hopper", f"{__package__}.gluon_hopper:kernel", requires=("gluon_hopper", "torch"), accepts=_gluon_hopper_accepts
+        "gluon_cdna4",
+        f"{__package__}.gluon_cdna4_packed:kernel",
+        requires=("gluon_cdna4", "torch"),
+        accepts=_gluon_cdna4_packed_accepts,
+    ),
+    compat.Variant(
+        "gluon_hopper",
+        f"{__package__}.gluon_hopper:kernel",
+        requires=("gluon_hopper", "torch"),
+        accepts=_gluon_hopper_accepts,
+        unless_named=_gluon_hopper_unless_named,
     ),
 )
 paged = _operation(

@@ -20,8 +20,8 @@ _OTHERS: dict[str, Tuning] = {
 # Tiles of 128 keys take a third fewer instructions for each key than those of 64.
 CACHED = {**_OTHERS, "sm90": Tuning(block_keys=128, columns=128, num_warps=4, num_stages=4, resident=4)}
 PACKED = {**_OTHERS, "sm90": Tuning(block_keys=128, columns=128, num_warps=4, num_stages=5, resident=3)}
-# Compiled, never timed: as many rows to a tile as in the dense kernel. Left to itself ptxas takes 198 to 204 registers, with
-# which an SM holds two programs and not three; of 168 none spills.
+# As many rows to a tile as in the dense kernel. Left to itself ptxas takes 198 to 204 registers, with which an SM holds two
+# programs and not three; of 168 none spills. Measured on an H200 with 32 heads: docs/design/hopper.md.
 SHARED = {
     **_OTHERS,
     "sm90": Tuning(block_keys=64, columns=128, num_warps=4, num_stages=4, resident=3, options=(("maxnreg", 168),)),
@@ -70,12 +70,13 @@ GLUON_CDNA4: dict[int, Tuning] = {
 def gluon_cdna4(problem: Problem) -> Tuning:
     """The row for a problem's heads, cut to the rows that share a list: fewer waves, of which a CU holds more programs."""
     padded = padded_heads(problem.heads)
-    return in_requests(GLUON_CDNA4[padded], problem.list_rows, padded, problem.dim, words=4)  # two of them of lists
+    words = 2 if problem.next_n is None else 4  # one of them of lists, or two and one of a table
+    return in_requests(GLUON_CDNA4[padded], problem.list_rows, padded, problem.dim, words)
 
 
 # --- gluon_hopper, by padded heads; for every D, candidate block and output mode alike -------------------------------------
 
-_HOPPER = Tuning(  # compiled, never timed: as fp8_mqa_logits
+_HOPPER = Tuning(  # as fp8_mqa_logits; measured on an H200 with 32 heads
     block_keys=128,
     columns=256,  # of two warpgroups
     num_warps=8,

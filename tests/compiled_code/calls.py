@@ -228,7 +228,7 @@ def sparse(target: compat.Target) -> Iterator[Call]:
         for mode in operation.examples.modes:
             problem = operation.examples.problem(target, 32, 128, mode)
             call = operation.examples.call(problem)
-            for variant in {"gluon_cdna4", "classic"} & operation.variants.keys():
+            for variant in set(SCORING) & operation.variants.keys():
                 name = f"{operation.name}.{variant}.{mode}"
                 yield Call(name, operation.name, variant, problem, call.operands, call.options)
 

@@ -14,6 +14,7 @@ from capgate.kernels.paged_mqa_logits import api as paged
 from capgate.kernels.paged_mqa_logits.operands import Inputs as PagedInputs
 from capgate.kernels.paged_mqa_logits.operation import operation as paged_operation
 from capgate.kernels.sparse_logits import calls as sparse
+from capgate.kernels.sparse_logits import tunings
 from capgate.kernels.sparse_logits.operands import Dense
 from capgate.kernels.sparse_logits.operation import dense as sparse_operation
 
@@ -221,8 +222,8 @@ def test_paged_blocks_whose_scales_do_not_fill_128_bytes(block: int) -> None:
 # --- sparse_mqa_logits ----------------------------------------------------------------------------------------------------
 
 
-def sparse_problem(lists: int = 4, **changed: torch.Tensor) -> Any:
-    """Of 8 rows, 64 heads, 128 dims and 256 keys, two rows to a list, but for the operands given."""
+def sparse_problem(lists: int = 1, **changed: torch.Tensor) -> Any:
+    """Of 8 rows, 64 heads, 128 dims and 256 keys, one list for all rows, but for the operands given."""
     usual = {"q": fp8(8, 64, 128), "k": fp8(256, 128), "k_scale": floats(256), "weights": floats(8, 64)}
     window, candidates = torch.zeros(8, dtype=torch.int32), torch.zeros(lists, 5, dtype=torch.int32)
     inputs = Dense(**usual | changed, starts=window, ends=window, candidates=candidates)
@@ -258,6 +259,22 @@ def test_sparse_operands_that_no_tensor_map_describes(changed: dict[str, torch.T
 def test_lists_of_one_row_each() -> None:
     words = "needs rows that share lists, whose keys it gathers once for several: found a list for each"
     assert reason(sparse_operation, sparse_problem(lists=8)) == words
+
+
+@pytest.mark.parametrize(("heads", "rows"), [(16, 8), (32, 8), (64, 4), (128, 2)])
+def test_lists_of_fewer_rows_than_a_group_are_left_to_classic(heads: int, rows: int) -> None:
+    operands = {"q": fp8(8, heads, 128), "weights": floats(8, heads)}
+    whole = sparse_problem(lists=8 // rows, **operands)._replace(device="cuda:90")
+    assert reason(sparse_operation, whole) == ""
+    assert tunings.gluon_hopper(whole).rows == rows
+    for fewer in range(1, rows.bit_length() - 1):
+        few = whole._replace(list_rows=1 << fewer)
+        words = (
+            f"groups of {rows} rows that share a list, and leaves lists of fewer to classic: found {1 << fewer} rows or fewer"
+        )
+        assert words in reason(sparse_operation, few)
+        assert sparse_operation.explain(few).variant == "classic"
+        assert sparse_operation.explain(few, "gluon_hopper").variant == "gluon_hopper"
 
 
 # --- all ------------------------------------------------------------------------------------------------------------------
