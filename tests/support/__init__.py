@@ -8,7 +8,8 @@ steady_loop                        the loop that such a kernel stays in, and the
 sample_kernels, sample_gluon_kernel, pitfalls    kernels that are not capgate's
 twin_gluon_kernel                  a Gluon kernel round the device functions that classic Triton has, too
 code_reading, mbarriers, llvm_ir   what is looked for in compiled code
-compile_hopper, compile_pitfalls, sharing    what runs in a process of its own: python -m support.compile_pitfalls
+compile_server, compile_hopper     a process that forks for each compile, and what such a fork makes of Hopper's kernels
+compile_pitfalls, sharing          what runs in a process of its own: python -m support.compile_pitfalls
 dealing                            which cells of a grid a lane runs
 processes                          the environment of such a process
 """
