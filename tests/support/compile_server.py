@@ -116,6 +116,7 @@ class Forked:
                     "error": _with_cause(_ending("compiler", self._status), self._said, died=True),
                 }
             row |= self._rows.pop(0)
+        row.pop("heard", None)
         return row
 
     def _ending(self) -> str:
