@@ -46,7 +46,7 @@ def serve(begin: Callable[[Row], Answer]) -> None:
 
 
 def _heard() -> Row:
-    """How many bytes of standard error are of jobs up to this one: the next one writes before anybody has read this one's row."""
+    """How many bytes of standard error belong to jobs up to this one: the next one writes before this one's row is read."""
     sys.stdout.flush()
     sys.stderr.flush()
     return {"heard": os.lseek(2, 0, os.SEEK_CUR)}
