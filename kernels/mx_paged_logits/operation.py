@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from capgate import compat
 
-from ..common.key_formats import FORMATS, PAIRS, SCALE_BYTES, mx_output_of
+from ..common.key_formats import FORMATS, LAYOUTS, PAIRS, SCALE_BYTES, mx_output_of
 from ..common.rules import (
     FLOAT32,
     check_sizes,
@@ -88,6 +88,10 @@ def example_call(problem: Problem) -> compat.ExampleCall:
 
 
 def _gluon_cdna4_accepts(problem: Problem) -> str | None:
+    if LAYOUTS[problem.layout].apart:
+        return (
+            f"needs the scales of keys behind them in their block, to copy them straight to LDS: found layout {problem.layout}"
+        )
     return needs_64_dims(problem.dim) or needs_near_blocks(problem.direct_keys, "to copy them straight to LDS")
 
 
