@@ -4,8 +4,8 @@ import pytest
 
 from support.emulated_mqa import WINDOWS, execute, prepare
 from support.emulated_mx import (
-    GFX942_VARIANTS,
     APART,
+    GFX942_VARIANTS,
     PAGED,
     PAGED_VARIANTS,
     VARIANTS,
