@@ -107,8 +107,9 @@ def flydsl_pa_mqa_logits_fp4_prefill(
     row_to_batch : [S], integers: the request of each row, and so its row of ``block_tables``, which the call copies for it
     local_starts, local_ends : [S], integers: row i sees the keys from ``local_starts[i]`` to ``local_ends[i]`` of its request
     out : float32, [at least S, at least max_seq_len]; column j means key j of the row's request
-    cta_info, n_ctas : aiter's schedule, not looked at. Where it is given, cells of ``out`` behind a row's window are left as
-        they are; those in front of it get what their keys score, where aiter leaves them as well. All become -inf otherwise.
+    cta_info, n_ctas : aiter's schedule, not looked at. As in aiter, cells of ``out`` behind a row's window are left as they are
+        where it is given, and become -inf otherwise. Those in front of one always become -inf, where aiter leaves them as well:
+        callers fill ``out`` so, or read the windows alone.
 
     The others are as in :func:`flydsl_pa_mqa_logits_fp4`. Returns ``out``, or new logits [S, max_seq_len]. Raises as that.
     """
@@ -121,7 +122,6 @@ def flydsl_pa_mqa_logits_fp4_prefill(
     for name, tensor in (("row_to_batch", requests), ("local_starts", starts), ("local_ends", ends)):
         if tensor.shape != lines[:1]:
             raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, needs [{lines[0]}] to match q_fp4")
-    clean_logits = out is None or cta_info is None
     mx_paged_logits.mx_paged_mqa_logits(
         q_fp4[:, None],
         words[:, None],
@@ -130,13 +130,12 @@ def flydsl_pa_mqa_logits_fp4_prefill(
         ends,
         block_tables[requests],
         max_context_len=max_seq_len,
-        clean_logits=clean_logits,
+        clean_logits=out is None or cta_info is None,
         layout="flydsl",
         out=logits,
         kv_scale=kv_scale,
     )
-    if clean_logits:
-        _mask_in_front(logits, starts)
+    _mask_in_front(logits, starts)
     return logits if out is None else out
 
 

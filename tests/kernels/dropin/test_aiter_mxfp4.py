@@ -125,7 +125,9 @@ def test_prefill(run: Callable[..., Any]) -> None:
     buffer.fill_(7)
     run(PREFILL, **operands, **windows, max_seq_len=130, out=buffer, cta_info=torch.zeros(9, 6), n_ctas=9)
     agree(buffer[:6, :130], answer)
-    assert (buffer[:6, :130][column >= lens[:, None]] == 7).all()
+    behind = column >= lens[:, None]
+    assert (buffer[:6, :130][behind] == 7).all()
+    assert (buffer[:6, :130][~behind & ~answer.inside] == -INF).all()
 
 
 @pytest.mark.any_triton
