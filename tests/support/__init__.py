@@ -1,6 +1,7 @@
 """What tests of several folders share. pyproject.toml puts tests/ on pytest's path, so that all of them import it from here.
 
 judge, paged, selection            calls, answers in float64 straight from the formula, and what counts as agreement
+mx_aiter                           calls in MXFP4 as aiter has their operands
 upstream                           the tests that aiter, DeepGEMM and vLLM have for their MQA logits
 emulation                          Triton kernels compiled for gfx950 and launched in the emulator
 emulated_mqa, emulated_paged_mqa   the variants of the logits there

@@ -102,5 +102,5 @@ def paged_case(
     layout: str, pair: tuple[str, str], dim: int, block: int, next_n: int, heads: int, lens: Sequence[int] = (1, 65, 0, 200)
 ) -> MxPagedCase:
     """Requests with one row each, or more; clean output where a tile lies in one block."""
-    call = mx_paged.make_call(lens, next_n, heads, dim, block, pair, layout="flat" if layout == "flydsl" else layout, gap=16)
+    call = mx_paged.make_call(lens, next_n, heads, dim, block, pair, layout=layout, gap=16)
     return MxPagedCase(call, max(lens), block == 64, layout)

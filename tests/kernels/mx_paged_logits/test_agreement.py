@@ -1,7 +1,5 @@
 """Each variant of mx_paged_mqa_logits against the formula in float64, in every layout of the cache."""
 
-from functools import partial
-
 import pytest
 import torch
 
@@ -49,13 +47,9 @@ def test_logits_agree(
 @pytest.mark.parametrize(("pair", "next_n", "heads", "clean_logits"), [(PAIRS[0], 2, 20, True), (PAIRS[2], 1, 64, False)])
 def test_scales_that_lie_apart(variant: str, pair: tuple[str, str], next_n: int, heads: int, clean_logits: bool) -> None:
     """FlyDSL's caches, of which one is a tensor of values and one of scales, where they lie; a block is lacking."""
-    call = make_call([70, 0, 133], next_n, heads, 128, 64, pair)
+    call = make_call([70, 0, 133], next_n, heads, 128, 64, pair, layout="flydsl")
     call.block_table[2, 1] = 1000
-    kv_cache, kv_scale = mx_paged.apart(call, gap=20)
-    answer = mx_paged.formula(call, 140)
-    function = partial(mx_paged_mqa_logits, kv_scale=kv_scale)
-    options = {"layout": "flydsl", "clean_logits": clean_logits}
-    paged.check(call._replace(kv_cache=kv_cache), variant, 140, function=function, answer=answer, **options)
+    mx_paged.check(call, variant, 140, "flydsl", clean_logits=clean_logits)
 
 
 @pytest.mark.parametrize("layout", ["flat", "gluon-32"])
