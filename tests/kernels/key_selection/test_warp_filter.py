@@ -74,7 +74,16 @@ class Bench:
             own[name] = FunctionType(getattr(warp_filter, name).fn.__code__, own)
         own |= {name: lambda *_: None for name in ("quad_layout", "lane_layout", "exchange_layout")}
         own |= {"key_of": key_of, "value_of": value_of, "reaching_code": warp_filter.reaching_code}
-        self.sample_bar, self.append_section = own["sample_bar"], own["append_section"]
+        self.own, self.logits = own, Pointer(np.int64(LOGITS), self.bits)
+
+    def sample(self, skip: int, size: int, top_k: int) -> Tensor:
+        """The bar of logits [skip, size)."""
+        return self.own["sample_bar"](self.logits, tensor(skip, np.int32), tensor(size, np.int32), top_k, SAMPLE, WARPS)
+
+    def append(self, skip: int, size: int, first_index: int, bar: Tensor, ahead: bool) -> int:
+        """How many of logits [skip, size) are not less than the bar; the list is in memory."""
+        lists, numbers = Pointer(np.int64(LISTS), 64), (tensor(skip, np.int32), size, tensor(first_index, np.int32))
+        return int(self.own["append_section"](self.logits, *numbers, bar, lists, WARPS, ROOM, ahead))
 
     def language(self) -> Any:
         def load(pointer: Pointer, mask: Any = True) -> Tensor:
@@ -154,26 +163,20 @@ KINDS = [
 ]
 
 
+@pytest.mark.parametrize("ahead", [True, False], ids=["ahead", "as-it-comes"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("skip", "size", "top_k"), [(0, 4096, 100), (3, 5001, 7), (1, 2050, 1000)], ids=str)
-def test_what_reaches_the_bar_is_listed_in_the_order_of_its_keys(kind: str, skip: int, size: int, top_k: int) -> None:
+def test_what_reaches_the_bar_is_listed_in_the_order_of_its_keys(
+    kind: str, skip: int, size: int, top_k: int, ahead: bool
+) -> None:
     """Whole blocks and ragged ends, whatever the sampled bar is; longer lists than there is room for are counted."""
     logits = logits_of(kind, size)
     bench = Bench(logits)
-    bar = bench.sample_bar(Pointer(np.int64(LOGITS), 32), tensor(skip, np.int32), tensor(size, np.int32), top_k, SAMPLE, WARPS)
+    bar = bench.sample(skip, size, top_k)
     reached = np.flatnonzero(~(logits < bar))
     reached = reached[reached >= skip]
-    fill = bench.append_section(
-        Pointer(np.int64(LOGITS), 32),
-        tensor(skip, np.int32),
-        size,
-        tensor(70, np.int32),
-        bar,
-        Pointer(np.int64(LISTS), 64),
-        WARPS,
-        ROOM,
-    )
-    assert int(fill) == len(reached)
+    fill = bench.append(skip, size, 70, bar, ahead)
+    assert fill == len(reached)
     if len(reached) <= ROOM:
         listed = bench.memory[: 8 * len(reached)].view(np.uint32).reshape(-1, 2)
         assert (listed[:, 1] == 70 + reached).all()
@@ -188,10 +191,7 @@ def test_logits_of_bfloat16_are_loaded_again_as_such() -> None:
     halves = (normal.view(np.uint32) >> 16).astype(np.uint16)
     widened = (halves.astype(np.uint32) << 16).view(np.float32)
     bench = Bench(halves)
-    bench.append_section(
-        Pointer(np.int64(LOGITS), 16), tensor(0, np.int32), 3000, tensor(0, np.int32), tensor(1.0, np.float32), Pointer(np.int64(LISTS), 64),
-        WARPS, ROOM,
-    )  # fmt: skip
+    bench.append(0, 3000, 0, tensor(1.0, np.float32), True)
     reached = np.flatnonzero(widened >= 1.0)
     listed = bench.memory[: 8 * len(reached)].view(np.uint32).reshape(-1, 2)
     assert (listed[:, 1] == reached).all()
