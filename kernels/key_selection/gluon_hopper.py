@@ -11,6 +11,7 @@ from capgate import compat
 from capgate.compat.gluon import gl, gluon
 
 from ..common.device.dependent import gdc_launch_dependents
+from ..common.hardware import multiprocessors
 from . import classic_long
 from .device.candidates import LEAST_BAR
 from .device.rows import window_of
@@ -40,6 +41,7 @@ def filter_sections_kernel(
     EARLY: gl.constexpr,  # what selects is started while sections are still read, and waits for them
     COMPRESSED: gl.constexpr,
     RELATIVE: gl.constexpr,
+    AHEAD: gl.constexpr,  # a block is loaded while the one before it is looked at
 ):
     if EARLY:
         gdc_launch_dependents()
@@ -62,7 +64,7 @@ def filter_sections_kernel(
         first = section * share
         source += first.to(gl.int64)
         size = gl.minimum(size - first, share)
-        fill = append_section(source, skip - first, size, first_index + first, bar, lists, WARPS, ROOM)
+        fill = append_section(source, skip - first, size, first_index + first, bar, lists, WARPS, ROOM, AHEAD)
         gl.store(lists + ROOM, fill.to(gl.int64))
         gl.store(lists + ROOM + 1, bar.to(gl.int32, bitcast=True).to(gl.int64))
 
@@ -89,7 +91,10 @@ def prepare(
         "ALIGNED": True,
     }
     given = classic_long.scratch_for(problem, arguments) if scratch is None else scratch
-    plan = classic_long.plan_of(problem, arguments, given, tuning(problem))
+    tune = tuning(problem)
+    if len(inputs.logits) > multiprocessors(problem.device):
+        tune = tune.for_more_programs()
+    plan = classic_long.plan_of(problem, arguments, given, tune)
     (columns, keys, top_k, *_), tensors, strides = arguments.counts, arguments.tensors, arguments.strides
     filtering = compat.Launch(
         filter_sections_kernel,
@@ -101,6 +106,7 @@ def prepare(
             "EARLY": plan.early,
             "COMPRESSED": num_keys is not None,
             "RELATIVE": relative,
+            "AHEAD": plan.tune.ahead,
             "num_warps": plan.tune.num_warps,
             **dict(plan.tune.gluon_options),
         },

@@ -76,6 +76,10 @@ class LongRows(NamedTuple):
     alone_options: Options = ()
     gluon_options: Options = ()
 
+    def for_more_programs(self) -> "LongRows":
+        """The row for sections of more rows than there are SMs, for the Gluon launch: as many programs as of whole rows."""
+        return self._replace(few_resident=self.resident, ahead=False, gluon_options=self.options[0])
+
     def room(self, top_k: int, columns: int) -> int:
         """Candidates that a list has room for: as many of ``columns`` logits as may reach a bar, by what a sample can tell.
 
@@ -124,8 +128,8 @@ LONG: dict[str, LongRows] = {
         options=((("maxnreg", 64),), (("maxnreg", 80),)),
         cut_options=((("maxnreg", 80),), (("maxnreg", 64),)),
         alone_options=(("maxnreg", 128),),
-        # 8 x 131072 for 2048 keys 17.5 us; without a block loaded ahead, for which there would be four programs an SM, 18.4,
-        # but 256 x 65536 50.5 and not 52.1. Of 64 registers Triton 3.8.0 and 3.9.0 spill two.
+        # 8 x 131072 for 2048 keys 17.4 us; with four programs an SM and no block loaded ahead 18.4, but 256 x 65536 50.5 and
+        # not 55.2 (for_more_programs).
         gluon_options=(("maxnreg", 80),),
     ),
     # Compiled, and for gfx950 emulated, never timed: as sm90.

@@ -305,8 +305,10 @@ def before_warp(number, WARPS: gl.constexpr):
 
 
 @gluon.jit
-def append_section(source, skip, size, first_index, bar, candidates, WARPS: gl.constexpr, ROOM: gl.constexpr):
-    """As :func:`.filtering.append_section`; a block is loaded while the one before it is looked at."""
+def append_section(
+    source, skip, size, first_index, bar, candidates, WARPS: gl.constexpr, ROOM: gl.constexpr, AHEAD: gl.constexpr
+):
+    """As :func:`.filtering.append_section`."""
     QUAD: gl.constexpr = quad_layout(WARPS)
     BLOCK: gl.constexpr = WARPS * CHUNK
     HALF: gl.constexpr = source.dtype.element_ty.primitive_bitwidth == 16
@@ -317,11 +319,13 @@ def append_section(source, skip, size, first_index, bar, candidates, WARPS: gl.c
     bars = bar + gl.full([WARPS * LANES, 4], 0.0, gl.float32, QUAD)
     cells = candidates.to(gl.int64) + thread * 0
     fill = gl.to_tensor(0)
-    coming = load_pieces(source, chunk + lane * 4, size, WARPS)
+    if AHEAD:
+        coming = load_pieces(source, chunk + lane * 4, size, WARPS)
     for first in range(0, size, BLOCK):
-        logits = coming
+        logits = coming if AHEAD else load_pieces(source, chunk + lane * 4 + first, size, WARPS)
         bits = bits_reaching(logits, bars, 0) | (bits_reaching(logits, bars, 4) << 16)
-        coming = load_pieces(source, chunk + lane * 4 + (first + BLOCK), size, WARPS)
+        if AHEAD:
+            coming = load_pieces(source, chunk + lane * 4 + (first + BLOCK), size, WARPS)
         bits = adjacent_bits(bits, lane)
         if (first < skip) | (first + BLOCK > size):
             bits &= bits_between(skip - first - mine, size - first - mine)
