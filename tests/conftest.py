@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import hypothesis
@@ -31,6 +31,9 @@ from filelock import FileLock
 
 pytest.register_assert_rewrite("support")  # its assertions say what they compared, as those of the tests do
 from support import dealing  # noqa: E402
+
+if TYPE_CHECKING:
+    from support.compile_server import Servers
 
 FOLDER = Path(__file__).parent
 
@@ -62,6 +65,7 @@ ANY_TRITON = {
         "kernels/tools/test_other_libraries.py",
         "packaging/test_vendor_triton.py",
         "packaging/test_wheel.py",
+        "support/test_compile_server.py",
         "support/test_judge.py",
         "test_lanes.py",
     )
@@ -158,7 +162,17 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Callable[[]
 
 
 @pytest.fixture(scope="session")
-def compile_once(once: Callable[..., Any]) -> Iterator[Callable[..., list[dict[str, Any]]]]:
+def compile_servers() -> Iterator["Servers"]:
+    """The processes that fork for a compile, those of this worker."""
+    from support.compile_server import Servers
+
+    servers = Servers()
+    yield servers
+    servers.stop()
+
+
+@pytest.fixture(scope="session")
+def compile_once(once: Callable[..., Any], compile_servers: "Servers") -> Callable[..., list[dict[str, Any]]]:
     """``compile_once(operation, target, jobs)``: as capgate's compile_jobs, without its limit of time; a row of one worker
     serves the others under the same switches. It takes a fork of support.compile_server and no new process, so each test asks
     for the jobs that it looks at.
@@ -167,12 +181,11 @@ def compile_once(once: Callable[..., Any]) -> Iterator[Callable[..., list[dict[s
     """
     from capgate.compat import capabilities
     from capgate.compat.offline import jobs as offline
-    from support.compile_server import Servers
     from support.wait_states import with_wait_states
 
     def rows(operation: str, target: str, jobs: Sequence[Any]) -> list[dict[str, Any]]:
         def compiled() -> list[dict[str, Any]]:
-            with mock.patch.object(offline, "Answers", servers.answers), TemporaryDirectory() as folder:
+            with mock.patch.object(offline, "Answers", compile_servers.answers), TemporaryDirectory() as folder:
                 if target not in ("hip:gfx942", "hip:gfx950"):
                     return offline.compile_jobs(operation, target, jobs)
                 return with_wait_states(offline.compile_jobs(operation, target, jobs, save=folder))
@@ -181,6 +194,4 @@ def compile_once(once: Callable[..., Any]) -> Iterator[Callable[..., list[dict[s
         holding = [name for name in caps if caps[name]]  # which switches change
         return once((operation, target, jobs, holding), compiled)
 
-    servers = Servers()
-    yield rows
-    servers.stop()
+    return rows

@@ -1,7 +1,7 @@
 """Jobs that processes of their own answer, since a compiler may abort, hang or print what it likes.
 
 :class:`Answers` starts the process, in which :func:`serve` reads the request and prints lines of JSON. Their keys are added to
-the job's row; the line with the key ``compiled`` is the job's last.
+the job's row; the line with the key ``compiled`` is the job's last, and has ``heard``: where standard error ends by then.
 """
 
 import json
@@ -40,9 +40,16 @@ def serve(begin: Callable[[Row], Answer]) -> None:
     for job in request["jobs"]:
         try:
             for row in answer(job):
-                print(json.dumps(row, default=str), file=rows)
+                print(json.dumps(row | _heard() if "compiled" in row else row, default=str), file=rows)
         except Exception as error:  # a compiler may fail in any way; the next job may not
-            print(json.dumps({"compiled": False, "error": summary(error)}), file=rows)
+            print(json.dumps({"compiled": False, "error": summary(error)} | _heard()), file=rows)
+
+
+def _heard() -> Row:
+    """How many bytes of standard error belong to jobs up to this one: the next one writes before this one's row is read."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return {"heard": os.lseek(2, 0, os.SEEK_CUR)}
 
 
 def environment() -> dict[str, str]:
@@ -113,9 +120,10 @@ class Answers:
                 row |= _broken_off(row, _with_cause(_ending(self._called, self._process.returncode), self._said(), died=True))
                 break
             row |= json.loads(line)
-            if row.get("compiled") is False and row.get("accepted"):
-                row["error"] = _with_cause(row["error"], self._said())
-        self._said()
+        if "heard" in row:
+            said = self._said(row.pop("heard"))
+            if row["compiled"] is False and row.get("accepted"):
+                row["error"] = _with_cause(row["error"], said)
         return row
 
     def _listen(self) -> None:
@@ -125,10 +133,11 @@ class Answers:
                 self._lines.put(line)
         self._lines.put("")
 
-    def _said(self) -> str:
-        """What it has written to standard error since the last time; read without moving the offset that it writes at."""
+    def _said(self, end: int | None = None) -> str:
+        """What it has written to standard error since the last time, up to a byte; read without moving the offset that it
+        writes at."""
         file = self._errors.fileno()
-        text = os.pread(file, os.fstat(file).st_size - self._heard, self._heard)
+        text = os.pread(file, (os.fstat(file).st_size if end is None else end) - self._heard, self._heard)
         self._heard += len(text)
         return text.decode(errors="replace")
 

@@ -82,7 +82,13 @@ def check_pages(kv_cache: torch.Tensor, kv_scale: torch.Tensor | None, layout: s
 def check_layout(name: str, layout: str, kv_scale: torch.Tensor | None) -> None:
     """Raise TypeError or ValueError for a layout that a format's keys do not have, and for scales where they have no place."""
     check_choice("layout", layout, layouts_of(name))
-    if kv_scale is not None and not LAYOUTS[layout].apart:
+    if not LAYOUTS[layout].apart:
+        check_no_scales(layout, kv_scale)
+
+
+def check_no_scales(layout: str, kv_scale: torch.Tensor | None) -> None:
+    """Raise ValueError for scales beside a cache in a layout that has none there."""
+    if kv_scale is not None:
         raise ValueError(f"kv_scale: got {type(kv_scale).__name__}, needs None: {layout} blocks hold the scales of their keys")
 
 
@@ -109,6 +115,25 @@ def check_cache(q: torch.Tensor, kv_cache: torch.Tensor, layout: str) -> None:
     """Raise TypeError or ValueError for a cache whose keys are not of q's dims, or do not lie as the layout says."""
     dim = check_dim("q", q)
     check_inside(kv_cache, format_of(kv_cache, dim), layout, dim)
+
+
+def check_apart_cache(q: torch.Tensor, kv_cache: torch.Tensor, kv_scale: torch.Tensor, layout: str) -> None:
+    """As :func:`check_cache`, of a cache and scales that are otherwise as :func:`cache_rows` says for a layout with both."""
+    wanted, found = check_dim("q", q), kv_cache.shape[2] * GROUP
+    if found != wanted:
+        raise ValueError(f"kv_cache: got keys of D {found}, which layout {layout!r} has, needs q's {wanted}")
+    check_pages(kv_cache, kv_scale, layout)
+
+
+def any_format_of(kv_cache: torch.Tensor, dim: int) -> str:
+    """As :func:`format_of`, of a cache in any layout: the one whose scales lie apart has keys in mxfp4."""
+    return "mxfp4" if kv_cache.ndim == 5 else format_of(kv_cache, dim)
+
+
+def block_of(kv_cache: torch.Tensor) -> int:
+    """Keys of a block of a cache in any layout."""
+    size: int = kv_cache.shape[3 if kv_cache.ndim == 5 else 1]
+    return size
 
 
 def places(inside: torch.Tensor, pages: Pages) -> tuple[torch.Tensor, torch.Tensor]:

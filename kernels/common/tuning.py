@@ -65,8 +65,8 @@ class Tuning(NamedTuple):
     passes: int | None = None
 
     def with_rows(self, rows: int, padded_heads: int) -> "Tuning":
-        """A table's row for a problem: with so many query rows, or as many as its columns have room for."""
-        rows = min(rows, self.columns // padded_heads)
+        """A table's row for a problem: with so many query rows, or as many as its columns have room for, but one at least."""
+        rows = max(1, min(rows, self.columns // padded_heads))
         return self._replace(rows=rows, columns=rows * padded_heads)
 
 

@@ -9,7 +9,8 @@
 drop-in    functions
 ========== ===============================================================================================================
 aiter      fp8_mqa_logits, deepgemm_fp8_paged_mqa_logits, indexer_k_quant_and_cache, cp_gather_indexer_k_quant_cache,
-           top_k_per_row_prefill, top_k_per_row_decode
+           top_k_per_row_prefill, top_k_per_row_decode; in MXFP4 flydsl_pa_mqa_logits_fp4,
+           flydsl_pa_mqa_logits_fp4_prefill, paged_mxfp4_mqa_logits
 deep_gemm  fp8_mqa_logits; fp8_fp4_mqa_logits with get_mqa_logits_metadata; fp8_paged_mqa_logits and
            fp8_fp4_paged_mqa_logits with get_paged_mqa_logits_metadata; fp8_fp4_sparse_mqa_logits with
            get_sparse_mqa_logits_metadata, fp8_fp4_paged_sparse_mqa_logits with get_paged_sparse_mqa_logits_metadata

@@ -5,7 +5,7 @@ import logging
 from typing import Any, NamedTuple
 
 from .families import NotServed
-from .parameters import Function
+from .parameters import Function, parameters
 
 LOG = logging.getLogger("capgate")
 
@@ -18,26 +18,40 @@ class Bound(NamedTuple):
     original: Any
 
 
+_REQUIRED = object()  # in the place of a default
 _known: dict[tuple[int, int], Bound] = {}  # by ours and the original: one function, however many places it stands at
 _functions: dict[int, Bound] = {}  # by the bound function
 _said: set[tuple[str, str]] = set()
 
 
 def bind(ours: Function, original: Any) -> Bound:
-    """Ours, which calls ``original`` with the same arguments where it raises NotServed, and says so once for each reason."""
+    """Ours, which calls ``original`` with the same arguments where it raises NotServed, and says so once for each reason.
+
+    So it does where a keyword that only the original has is given, and not as it is by default.
+    """
     key = id(ours), id(original)
     if key not in _known:
+        theirs, mine = parameters(original), parameters(ours).names
+        beyond = {name: theirs.defaults.get(name, _REQUIRED) for name in theirs.names if name not in mine}
 
         @functools.wraps(ours)
         def function(*args: Any, **kwargs: Any) -> Any:
             try:
-                return ours(*args, **kwargs)
+                return ours(*args, **(_without(beyond, kwargs) if beyond else kwargs))
             except NotServed as error:
                 _say(ours.__name__, str(error))
             return original(*args, **kwargs)
 
         _known[key] = _functions[id(function)] = Bound(function, ours, original)
     return _known[key]
+
+
+def _without(beyond: dict[str, Any], keywords: dict[str, Any]) -> dict[str, Any]:
+    """The keywords but for those of the original alone; NotServed where one of them says more than nothing."""
+    for name, default in beyond.items():
+        if keywords.get(name, default) is not default:
+            raise NotServed(f"argument {name}")
+    return {name: value for name, value in keywords.items() if name not in beyond}
 
 
 def bound(value: Any) -> Bound | None:

@@ -107,6 +107,19 @@ DROPINS: dict[str, tuple[Family, ...]] = {
             ("deepgemm_fp8_paged_mqa_logits",),
             _modules("aiter.ops.triton.attention.pa_mqa_logits", "aiter.ops.triton.pa_mqa_logits"),
         ),
+        # In MXFP4; FlyDSL's kernels are for gfx950, and their modules import only with its compiler.
+        Family(
+            ("flydsl_pa_mqa_logits_fp4",),
+            _modules("aiter.ops.flydsl.kernels.mqa_logits.pa_mqa_logits_fp4", "aiter.ops.flydsl.kernels.pa_mqa_logits_fp4"),
+        ),
+        Family(
+            ("flydsl_pa_mqa_logits_fp4_prefill",),
+            _modules(
+                "aiter.ops.flydsl.kernels.mqa_logits.pa_mqa_logits_fp4_prefill",
+                "aiter.ops.flydsl.kernels.pa_mqa_logits_fp4_prefill",
+            ),
+        ),
+        Family(("paged_mxfp4_mqa_logits",), _modules("aiter.ops.triton.attention.pa_mqa_logits_mxfp4")),
         *_alone("top_k_per_row_prefill", "top_k_per_row_decode", sites=_modules("aiter.ops.topk")),
         Family(("indexer_k_quant_and_cache",), _modules("aiter.ops.cache")),
         Family(("cp_gather_indexer_k_quant_cache",), _modules("aiter.ops.cache")),

@@ -8,6 +8,7 @@ import torch
 
 from capgate import compat
 
+from ..common.cache import keys_of
 from ..common.logits import FLOATS, FP8, mappable
 from ..common.rules import in_packets
 from ..key_selection.operands import Dense, Paged
@@ -22,11 +23,14 @@ class Counts(NamedTuple):
     refreshed : selections from a row's list that made room for more of its keys
     tied : selections, the last one of a row too, in which equal logits were told apart by their indices
     closed : rows that took no more keys because all of their top_k are NaN
+    reread : selections of gluon_hopper, the last one of a row too, from lists that were read in passes: long ones, and those
+        where registers found no logit that tells the selected keys from the others
     """
 
     refreshed: int
     tied: int
     closed: int
+    reread: int
 
 
 def select(
@@ -127,7 +131,10 @@ def _paged_problem(
     block = inputs.kv_cache.shape[1]
     keys = min(max_context_len, inputs.block_table.shape[1] * block)
     problem = _problem(inputs, results, (heads, dim), batch * next_n, keys, budget, fused)
-    return problem._replace(next_n=next_n, block_size=block, layout=layout)
+    # As in fp8_paged_mqa_logits: rows of all requests are one axis of a tensor map, and scales lie as the keys do.
+    even = batch == 1 or next_n == 1 or inputs.q.stride(0) == next_n * inputs.q.stride(1)
+    tensor_maps = even and all(mappable(operand) for operand in (inputs.q, keys_of(inputs.kv_cache), inputs.weights))
+    return problem._replace(next_n=next_n, block_size=block, layout=layout, tensor_maps=tensor_maps)
 
 
 def _problem(

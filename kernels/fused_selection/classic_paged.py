@@ -19,7 +19,6 @@ from ..common.cache import LAYOUTS, keys_of, readable, scales_of
 from ..common.device.classic import operands, score
 from ..common.device.windows import keys_of_share, load_share, longest_seen, seen
 from ..common.rules import padded_heads, product_options
-from ..common.schedule.classic import new_schedule, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from ..key_selection.operands import Paged
 from ..paged_mqa_logits.classic import load_tile
@@ -27,7 +26,8 @@ from .device.lists import COUNTS, append, copy_list, keep_list, merge_slots, ref
 from .device.shares import continued, first_worker, kept_between
 from .launches import cut_of, shape_of, strides_of
 from .operation import Problem
-from .scratch import SLOTS_PAGED, list_entries, lists, slot_entries
+from .paged_launches import Plan, plan_of
+from .tunings import Tuning
 from .tunings import classic as tuning
 
 UNSPECIALISED = ["num_requests", "num_blocks", "limit", "num_rows", "num_pages"]
@@ -261,6 +261,31 @@ def merge_cached_kernel(
         )
 
 
+def merge_of(
+    inputs: Paged,
+    indices: torch.Tensor,
+    scores: torch.Tensor | None,
+    plan: Plan,
+    tune: Tuning,
+    page_size: int,
+    counters: torch.Tensor | None,
+) -> compat.Launch:
+    """What merges the rows that workers shared by a plan."""
+    page_table, requests, next_n, top_k = inputs.page_table, inputs.requests, inputs.q.shape[1], indices.shape[1]
+    return compat.Launch(
+        merge_cached_kernel,
+        (plan.workers, next_n),
+        (
+            *(inputs.context_lens, plan.schedule, page_table, requests, indices, scores),
+            *(*plan.held, None if counters is None else counters[plan.workers * plan.groups :]),
+            *(plan.limit, top_k, *shape_of(page_table), *plan.lens_strides),
+            *(*strides_of(page_table, axes=2), *strides_of(requests)),
+            *(indices.stride(0), None if scores is None else scores.stride(0), plan.room),
+        ),
+        {"NEXT_N": next_n, "CHUNK": CHUNK_KEYS, "ROW_LENS": plan.row_lens, **cut_of(tune, top_k, page_size)},
+    )
+
+
 def prepare(
     problem: Problem,
     inputs: Paged,
@@ -280,43 +305,28 @@ def prepare(
     """
     q, kv_cache, weights, context_lens, block_table, offsets, page_table, requests = inputs
     (batch, next_n, heads, dim), (blocks, block), top_k = q.shape, kv_cache.shape[:2], indices.shape[1]
-    limit = min(max_context_len, block_table.shape[1] * block if blocks else 0)
     kv_cache = readable(kv_cache)
     tune = tuning(problem)
+    plan = plan_of(problem, inputs, top_k, max_context_len, tune, memory)
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
-    groups = -(-next_n // tune.rows)
-    workers = workers_that_fit(problem.device, tune.resident, groups)
-    schedule, before = new_schedule(context_lens, workers, CHUNK_KEYS)
-    entries, room = list_entries(tune, top_k), slot_entries(top_k)
-    rows = groups * tune.rows
-    held = lists(workers * rows * entries, SLOTS_PAGED * workers * rows * room, memory, q.device)
-
-    row_lens = context_lens.ndim == 2
-    lens_strides = context_lens.stride() if row_lens else (context_lens.stride(0), 0)
-    table = shape_of(page_table)
-    results_strides = (indices.stride(0), None if scores is None else scores.stride(0), room)
     _, qn, qh, qd = q.stride()
     ws, wh = weights.stride()
     farthest = max(
         next_n * qn + heads * qh + dim * qd, next_n * ws + heads * wh
     )  # that a program reaches from its base pointers
-    cut = {
-        "NEXT_N": next_n,
-        "CHUNK": CHUNK_KEYS,
-        "ROW_LENS": row_lens,
-        **cut_of(tune, top_k, page_size),
-    }
     scan = compat.Launch(
         select_cached_kernel,
-        (workers, groups),
+        (plan.workers, plan.groups),
         (
-            *(q, keys, scales, weights, context_lens, block_table, schedule, offsets, page_table, requests, indices, scores),
-            *(*held, counters),
-            *(batch, blocks, limit, top_k, *table),
-            *(*q.stride(), keys.stride(0), scales.stride(0), ws, wh, *lens_strides, *block_table.stride()),
-            *(*strides_of(offsets), *strides_of(page_table, axes=2), *strides_of(requests), *results_strides),
+            *(q, keys, scales, weights, context_lens, block_table, plan.schedule, offsets, page_table, requests),
+            *(indices, scores, *plan.held, counters),
+            *(batch, blocks, plan.limit, top_k, *shape_of(page_table)),
+            *(*q.stride(), keys.stride(0), scales.stride(0), ws, wh, *plan.lens_strides, *block_table.stride()),
+            *(*strides_of(offsets), *strides_of(page_table, axes=2), *strides_of(requests)),
+            *(indices.stride(0), None if scores is None else scores.stride(0), plan.room),
         ),
         {
+            "NEXT_N": next_n,
             "HEADS": heads,
             "DIM": dim,
             "PADDED_HEADS": padded_heads(heads),
@@ -325,26 +335,17 @@ def prepare(
             "TILE": LAYOUTS[layout],
             "BLOCK_KEYS": tune.block_keys,
             "SEGMENT": tune.segment_tiles,
+            "CHUNK": CHUNK_KEYS,
+            "ROW_LENS": plan.row_lens,
             "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
             "num_stages": tune.num_stages,
             "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
             **product_options(problem.device, problem.dtype),
-            **cut,
+            **cut_of(tune, top_k, page_size),
             **dict(tune.options),
         },
     )
-    merge = compat.Launch(
-        merge_cached_kernel,
-        (workers, next_n),
-        (
-            *(context_lens, schedule, page_table, requests, indices, scores),
-            *(*held, None if counters is None else counters[workers * groups :]),
-            *(limit, top_k, *table, *lens_strides),
-            *(*strides_of(page_table, axes=2), *strides_of(requests), *results_strides),
-        ),
-        cut,
-    )
-    return (*before, scan, merge)
+    return (*plan.before, scan, merge_of(inputs, indices, scores, plan, tune, page_size, counters))
 
 
 kernel = compat.Kernel(prepare, tuning=tuning)

@@ -3,8 +3,9 @@
 Scored as in fp8_mqa_logits: one warp produces, two warpgroups consume, each for two rows of a group of four. What is done
 with the logits is :mod:`.classic`'s, in the lists of :mod:`.device.warpgroup_lists`: no prefix sum through shared memory, and
 no more barriers in the loop of tiles. For that a program's keys of a group lie in four quarters, and a tile has 32 keys of
-each, so that a warp's keys are ascending, and in front of the next warp's. A list is looked at when it, or one of its runs,
-might be full; then both rows of a warpgroup are selected from at once, in place, while the other goes on with what is there.
+each, so that a warp's keys are ascending, and in front of the next warp's. A list is looked at when one of its runs should be
+as long as registers hold, or might be full; then both rows of a warpgroup are selected from at once, in place
+(:mod:`.device.held_lists`), while the other goes on with what is there.
 
 As many programs as the GPU has SMs take groups in turn, and share the last ones, as in :mod:`.classic`, whose second launch
 merges what they leave.
@@ -30,22 +31,11 @@ from ..common.rules import padded_heads
 from ..key_selection.operands import Dense
 from ..mqa_logits.gluon_hopper import CONSUMERS, Keys, first_slot, load_queries
 from .classic import UNSPECIALISED, merge_of
-from .device.lists import REFRESHED
+from .device.held_lists import floor_of, select
+from .device.lists import COUNTS, REFRESHED
 from .device.shares import kept_before
-from .device.warpgroup_lists import (
-    ROWS,
-    RUNS,
-    SPARE,
-    append,
-    by_key,
-    by_thread,
-    keep_top,
-    lane_and_run,
-    lanes_of,
-    of_first_lane,
-    thread_layout,
-    write_runs,
-)
+from .device.warpgroup_lists import SPARE, append, lanes_of, write_runs
+from .device.warpgroup_threads import ROWS, RUNS, by_key, by_thread, lane_and_run, longest_of, tell, thread_layout
 from .launches import plan_of, shape_of, strides_of
 from .operation import Problem
 from .tunings import gluon_hopper as tuning
@@ -220,12 +210,13 @@ def consume(
     top_k,
     RELATIVE: gl.constexpr,
     ROOM: gl.constexpr,
-    MOST: gl.constexpr,
+    HELD: gl.constexpr,
     LEAST_TILES: gl.constexpr,
 ):
     """A consumer warpgroup: the results of its ROWS rows of every group, or what a share leaves of them.
 
-    lists : (logits, indices, counters or None), of all lists, one behind the other
+    lists : (logits, indices, counters or None), of all lists, one behind the other; and [CONSUMERS, ROWS, RUNS] int32, shared,
+        in which the warps of a consumer tell each other numbers
     shown : (results, scores or None, their row strides, offsets or None, their stride)
     pages : (page table or None, its rows, its columns, their strides, requests or None, their stride, positions of a page)
     slots : (logits or None, indices, entries from one row's to the next one's)
@@ -233,11 +224,14 @@ def consume(
     values = lists[0]
     indices = lists[1]
     counters = lists[2]
+    memory = lists[3].index(consumer)
     HEADS: gl.constexpr = queries.HEADS
     KEYS: gl.constexpr = keys.KEYS
     HALF: gl.constexpr = KEYS // 2
     EACH: gl.constexpr = KEYS // RUNS  # keys of a tile that a warp has
     PRODUCTS: gl.constexpr = ROWS * HEADS
+    # Entries of a run near which it is selected from: fewer for one of the consumers, so that they take turns.
+    SOON: gl.constexpr = HELD - consumer * (HELD // 16)
     MMA: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, PRODUCTS, 32])
     PRODUCT: gl.constexpr = gl.SliceLayout(0, MMA)
     LOGIT: gl.constexpr = logit_layout(2)
@@ -282,7 +276,9 @@ def consume(
         keys.ring.wait(stage, tiles > 0)
         weights = product_weights(queries.weight.index(slot.index).slice(consumer * ROWS, ROWS), 2, HEADS, PRODUCT)
         number = tiles * 0
-        room = tiles * 0 + MOST // KEYS  # tiles after which no list can be longer, nor a run full
+        fresh = tiles * 0 + 1
+        limit = tiles * 0 + SOON
+        room = limit // EACH
         while number < tiles:
             stop = gl.minimum(tiles, number + room)
             barrier()  # once here: otherwise Triton places two inside the loop
@@ -311,25 +307,39 @@ def consume(
                 distance += EACH
                 index += EACH
             size = by_thread(past)
-            longest = gl.max(gl.max(size, 1), 0)
-            total = gl.sum(of_first_lane(size), 1)
-            most = gl.max(total, 0)
-            full = (longest > ROOM - SPARE - LEAST_TILES * EACH) | (most > MOST - LEAST_TILES * KEYS)
-            if full | ((number == tiles) & (most > top_k)):
+            runs = tell(size, memory)
+            longest = longest_of(runs)
+            full = longest > gl.minimum(limit - limit // 8, ROOM - SPARE - LEAST_TILES * EACH)
+            total = runs[0] + runs[1] + (runs[2] + runs[3])
+            if (full | (number == tiles)) & (gl.max(total, 0) > top_k):
                 if counters is not None:
                     gl.atomic_add(counters + REFRESHED, gl.where(full, gl.sum((total > top_k).to(gl.int32), 0), 0))
-                size, bar, long, over = keep_top(values, indices, place, size, top_k, counters)
+                most = gl.where(number < tiles, top_k + top_k // 8, top_k)  # one of many pivots is found with fewer counts
+                floor = floor_of(threshold, memory)
+                size, bar, long, over = select(
+                    values, indices, place, size, total, floor, fresh, top_k, most, longest, memory, counters, HELD, ROOM
+                )
                 past = by_key(size)
                 threshold = gl.where(by_key(long.to(gl.int32)) != 0, by_key(bar), threshold)
                 length = gl.where(by_key(over.to(gl.int32)) != 0, 0, length)
-                longest = gl.max(gl.max(size, 1), 0)
-                most = gl.max(gl.sum(of_first_lane(size), 1), 0)
-            room = gl.minimum((ROOM - SPARE - longest) // EACH, (MOST - most) // KEYS)
+                # They are read again, so that a selection may have their registers.
+                weights = product_weights(queries.weight.index(slot.index).slice(consumer * ROWS, ROWS), 2, HEADS, PRODUCT)
+                longest = longest_of(tell(size, memory))
+                fresh = longest * 0
+            if full:
+                limit = gl.where(longest > HELD - HELD // 4, gl.minimum(longest + HELD, ROOM - SPARE), SOON)
+            room = (limit - longest) // EACH
+            if fresh == 0:
+                # A run has all keys so far that pass now: so many more tiles bring it near its limit, if they are like those.
+                left = (limit - limit // 16 - longest).to(gl.float32) / gl.maximum(longest, 1)
+                room = (gl.minimum(number.to(gl.float32) * left, 1e9)).to(gl.int32)
+            room = gl.maximum(gl.minimum(room, (ROOM - SPARE - longest) // EACH), 1)
 
         if tiles > 0:
             slot = slot.next()
         barrier()
         size = by_thread(past)
+        runs = tell(size, memory)
         row = first_row + consumer * ROWS + listed
         wanted = (row < windows.num_queries)[:, None]
         row64 = row.to(gl.int64)[:, None]
@@ -344,12 +354,12 @@ def consume(
                 table = pages[0] + gl.where(known, request, 0) * pages[3]
                 looked_up = (table, gl.where(known, pages[2], 0), pages[4], pages[7])
             offset = (row64 * shown[2], None if shown[1] is None else row64 * shown[3])
-            write_runs(values, indices, place, size, top_k, wanted, shown[0], shown[1], offset, looked_up)
+            write_runs(values, indices, place, size, runs, top_k, wanted, shown[0], shown[1], offset, looked_up)
         elif slots[0] is not None:
             first_seen, past_seen = windows.of(row)
             before = kept_before(first_seen, past_seen, first, last, split, parts, top_k, KEYS)
             kept = row64 * slots[2] + before[:, None]
-            write_runs(values, indices, place, size, 0, wanted, slots[1], slots[0], (kept, kept), (None, None, None, 1))
+            write_runs(values, indices, place, size, runs, 0, wanted, slots[1], slots[0], (kept, kept), (None, None, None, 1))
         barrier()  # before other keys are appended
         item += gl.num_programs(0)
 
@@ -396,7 +406,7 @@ def select_scored_kernel(
     KEYS: gl.constexpr,
     STAGES: gl.constexpr,
     ROOM: gl.constexpr,  # places of a run
-    MOST: gl.constexpr,  # entries of a list
+    HELD: gl.constexpr,  # entries of a run that registers hold
     LEAST_TILES: gl.constexpr,  # for which lists and runs must have room
     COMPRESSED: gl.constexpr,
     RELATIVE: gl.constexpr,
@@ -418,6 +428,8 @@ def select_scored_kernel(
         gl.allocate_shared_memory(gl.float32, [STAGES, KEYS], maps.scales.layout),
         new_ring(STAGES, CONSUMERS),
     )
+    TOLD: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    memory = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS, RUNS], TOLD)
     hopper.fence_async_shared()
     windows = Windows(
         starts, ends, gl.to_tensor(num_queries), gl.to_tensor(num_keys), gl.to_tensor(width), gl.to_tensor(stride_starts),
@@ -425,15 +437,15 @@ def select_scored_kernel(
     )  # fmt: skip
     items = Items(gl.to_tensor(groups), gl.to_tensor(whole), gl.to_tensor(shared), gl.to_tensor(splits))
     if counters is not None:
-        counters += gl.program_id(0) * 3
+        counters += gl.program_id(0) * COUNTS
     shown = (results, scores, stride_results, stride_scores, offsets, stride_offsets)
     pages = (page_table, num_requests, num_pages, stride_table, stride_pages, requests, stride_requests, PAGE)
     slots = (slot_values, slot_indices, stride_slots)
-    lists = (list_values, list_indices + ROOM, counters)
+    lists = (list_values, list_indices + ROOM, counters, memory)
     gl.warp_specialize(
         [
-            (consume, (0, queries, keys, windows, items, lists, shown, pages, slots, top_k, RELATIVE, ROOM, MOST, LEAST_TILES)),
-            (consume, (1, queries, keys, windows, items, lists, shown, pages, slots, top_k, RELATIVE, ROOM, MOST, LEAST_TILES)),
+            (consume, (0, queries, keys, windows, items, lists, shown, pages, slots, top_k, RELATIVE, ROOM, HELD, LEAST_TILES)),
+            (consume, (1, queries, keys, windows, items, lists, shown, pages, slots, top_k, RELATIVE, ROOM, HELD, LEAST_TILES)),
             (produce, (queries, keys, maps, windows, items)),
         ],
         [4, 1],
@@ -479,7 +491,7 @@ def prepare(
             "KEYS": tune.block_keys,
             "STAGES": tune.num_stages,
             "ROOM": tune.block_entries // RUNS.value,
-            "MOST": tune.block_entries // 2,
+            "HELD": tune.held_entries,
             "LEAST_TILES": tune.segment_tiles,
             "COMPRESSED": compressed,
             "RELATIVE": relative,

@@ -198,6 +198,23 @@ def _gluon_hopper_accepts(problem: Problem) -> str | None:
     return _too_little_room(problem, tunings.gluon_hopper(problem))
 
 
+def _gluon_hopper_paged_accepts(problem: Problem) -> str | None:
+    if reason := _too_many_keys(problem) or needs_e4m3fn(problem.device, problem.dtype):
+        return reason
+    if problem.heads % 4:
+        return f"needs a multiple of 4 heads: found {problem.heads}"
+    if problem.layout != "flat":
+        return f"needs a flat cache, whose keys tensor maps copy as matrix instructions read them: found a {problem.layout} one"
+    if problem.block_size % 32:
+        return f"needs blocks of a multiple of 32 keys, as the logits' kernel does: found {problem.block_size}"
+    if not problem.tensor_maps:
+        return (
+            "needs operands that tensor maps describe: 16-byte aligned lines of adjacent elements, "
+            "requests at equal distances, blocks a multiple of 16 bytes apart"
+        )
+    return _too_little_room(problem, tunings.gluon_hopper_paged(problem))
+
+
 def _fused_unless_named(problem: Problem, tune: tunings.Tuning | None = None) -> str | None:
     if problem.asked:
         return None
@@ -211,6 +228,10 @@ def _fused_unless_named(problem: Problem, tune: tunings.Tuning | None = None) ->
 
 def _gluon_hopper_unless_named(problem: Problem) -> str | None:
     return _fused_unless_named(problem, tunings.gluon_hopper(problem))
+
+
+def _gluon_hopper_paged_unless_named(problem: Problem) -> str | None:
+    return _fused_unless_named(problem, tunings.gluon_hopper_paged(problem))
 
 
 def _classic_unless_named(problem: Problem) -> str | None:
@@ -267,13 +288,19 @@ dense.add(
     )
 )
 _with_variants(dense, "classic", "launch")
-paged = _with_variants(
-    compat.Operation(
-        "fp8_select_paged_keys",
-        example=example_paged,
-        examples=compat.Examples(example_paged_problem, example_paged_call, tuple(MODES)),
-        offers=("tuning",),
-    ),
-    "classic_paged",
-    "launch_paged",
+paged = compat.Operation(
+    "fp8_select_paged_keys",
+    example=example_paged,
+    examples=compat.Examples(example_paged_problem, example_paged_call, tuple(MODES)),
+    offers=("tuning",),
 )
+paged.add(
+    compat.Variant(
+        "gluon_hopper",
+        f"{__package__}.gluon_hopper_paged:kernel",
+        requires=("gluon_hopper", "torch"),
+        accepts=_gluon_hopper_paged_accepts,
+        unless_named=_gluon_hopper_paged_unless_named,
+    )
+)
+_with_variants(paged, "classic_paged", "launch_paged")

@@ -10,6 +10,7 @@ from ..common.tuning import ANY, Options, row_for, simd_waves
 if TYPE_CHECKING:
     from .operation import Problem
 
+LANES = 32  # of an NVIDIA warp: entries of a run that are read side by side
 MAX_TOP_K = 2048  # what models select at most; the list of 4096 keys would take a thread's registers twice over
 
 
@@ -19,6 +20,7 @@ class Tuning(NamedTuple):
     block_entries : entries that a row's list has room for, ``planes`` times a power of two; in a table the least
     planes : entries of the list that a thread takes side by side when it selects: as in :mod:`..key_selection.tunings`
     shares : of groups that are left at the end, the most for each program: more make the end more even, and take memory
+    held_entries : of a run of a list, as many as a warpgroup's registers hold when it selects; Hopper's alone have runs
     """
 
     block_keys: int
@@ -29,6 +31,7 @@ class Tuning(NamedTuple):
     block_entries: int = 1536
     planes: int = 12
     shares: int = 1
+    held_entries: int = 0
     options: Options = ()
     rows: int = 0
     registers_thread: int | None = None
@@ -118,10 +121,11 @@ GLUON_HOPPER: dict[int, Tuning] = {
         block_keys=128,
         columns=256,  # of two warpgroups
         num_warps=8,
-        num_stages=4,
+        num_stages=8,  # a consumer is ahead by as many tiles while the other selects
         resident=1,
         block_entries=8192,
         planes=16,
+        held_entries=1024,  # and half of top_k: of 65,536 random keys two selections for 2048 make room, of 32,768 one for 512
         shares=4,  # of 4096 rows' 1024 groups 132 programs take 7 each, and of the last 100 five shares each: 7.8 and not 8
         registers_thread=168,  # 384 threads share the 65,536 of an SM
         registers_consumer=224,
@@ -132,6 +136,39 @@ GLUON_HOPPER: dict[int, Tuning] = {
 
 def gluon_hopper(problem: "Problem") -> Tuning:
     """As :func:`classic` of packed keys for the Gluon kernel. Its lists have twice the places, since all that is kept of a row
-    may lie in one of its four runs; they are selected from when half of the places are taken."""
+    may lie in one of its four runs; they are selected from when registers still hold the runs, half of the places at most."""
     tune = GLUON_HOPPER[padded_heads(problem.heads)].for_problem(problem.heads, 128, problem.top_k)
-    return tune._replace(block_entries=2 * tune.block_entries)
+    held = min(tune.held_entries + slots_of(problem.top_k) // 2, tune.block_entries // 4) // LANES * LANES
+    return tune._replace(block_entries=2 * tune.block_entries, held_entries=held)
+
+
+_HOPPER_PAGED = Tuning(
+    block_keys=64,
+    columns=128,
+    num_warps=4,
+    num_stages=5,
+    resident=2,
+    block_entries=8192,
+    planes=16,
+    held_entries=2048,  # of all rows: 64 of each thread
+    registers_thread=128,
+    registers_producer=72,
+)
+GLUON_HOPPER_PAGED: dict[int, Tuning] = {
+    # Compiled, not timed: as with 64 heads.
+    16: _HOPPER_PAGED,
+    # Compiled, not timed: as with 64 heads.
+    32: _HOPPER_PAGED,
+    # Compiled, not timed: scored as in fp8_paged_mqa_logits, with lists as for packed keys.
+    64: _HOPPER_PAGED,
+    # Compiled, not timed: as with 64 heads.
+    128: _HOPPER_PAGED,
+}
+
+
+def gluon_hopper_paged(problem: "Problem") -> Tuning:
+    """As :func:`classic` of cached keys for the Gluon kernel, whose programs have two rows at most, and whose lists have twice
+    the places, as those of :func:`gluon_hopper`."""
+    most_rows = min(2, 1 << ((problem.next_n or 1) - 1).bit_length())
+    tune = GLUON_HOPPER_PAGED[padded_heads(problem.heads)].for_problem(problem.heads, most_rows, problem.top_k)
+    return tune._replace(block_entries=2 * tune.block_entries, held_entries=tune.held_entries // tune.rows)

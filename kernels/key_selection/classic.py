@@ -245,7 +245,8 @@ def prepare(
     tune = tuning(problem).for_columns(columns)
     block = tune.block_logits
     if columns > block:
-        return classic_long.launches(problem, arguments, constants, scratch)
+        given = classic_long.scratch_for(problem, arguments) if scratch is None else scratch
+        return classic_long.launches(problem, arguments, constants, given)
     keywords = {
         "BLOCK": block,
         "PLANES": tune.planes,

@@ -8,7 +8,7 @@ found by counting in the row itself.
 Nothing is added up in an order that may change, so results repeat bit for bit.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -18,13 +18,14 @@ from capgate import compat
 
 from ..common.device.dependent import gdc_launch_dependents, gdc_wait
 from ..common.hardware import multiprocessors
+from ..common.tuning import Options
 from .device.candidates import LEAST_BAR, counts_of, write_by_counting, write_top
 from .device.filtering import append_section, sample_bar
 from .device.rows import list_all, pages_of, window_of
 from .operands import Arguments
 from .operation import Problem
 from .scratch import lists_in, wanted_bytes
-from .tunings import MOST_SECTIONS, long_rows
+from .tunings import MOST_SECTIONS, LongRows, long_rows
 
 
 @triton.jit(do_not_specialize=["columns", "num_keys", "sections", "num_requests", "num_pages"])
@@ -137,40 +138,81 @@ def select_long_rows_kernel(
                 write_top(lists, counts, total, bar, top_k, numbering, indices, values, list_runs, PLANES, ROOM, MOST)
 
 
-def launches(
-    problem: Problem, arguments: Arguments, constants: dict[str, Any], scratch: torch.Tensor | None
-) -> list[compat.Launch]:
-    """As :func:`.classic.prepare`; ``constants`` are those that its kernel has, too."""
-    (rows, columns), stride = arguments.tensors[0].shape, arguments.tensors[0].stride(1)
+class Plan(NamedTuple):
+    """How the rows of a call are cut, and where their candidates lie.
+
+    lists : int64 [rows, sections, room + 2], as the kernels have them
+    room : candidates that a list has room for
+    early : what selects is started while sections are still read
+    filtering, selecting : options of both launches
+    """
+
+    tune: LongRows
+    lists: torch.Tensor
+    room: int
+    early: bool
+    filtering: Options
+    selecting: Options
+
+    @property
+    def sections(self) -> int:
+        """In how many a row is cut."""
+        return self.lists.shape[1]
+
+
+def scratch_for(problem: Problem, arguments: Arguments) -> torch.Tensor:
+    """Bytes for the lists of a call, where none are given."""
+    logits, top_k = arguments.tensors[0], arguments.tensors[-2].shape[1]
+    rows, columns = logits.shape
+    return torch.empty(wanted_bytes(problem.device, rows, columns, top_k), dtype=torch.uint8, device=logits.device)
+
+
+def plan_of(problem: Problem, arguments: Arguments, scratch: torch.Tensor, tune: LongRows) -> Plan:
+    """The plan of a call, with its lists in ``scratch``."""
+    rows, columns = arguments.tensors[0].shape
     top_k = arguments.tensors[-2].shape[1]
-    if scratch is None:
-        size = wanted_bytes(problem.device, rows, columns, top_k)
-        scratch = torch.empty(size, dtype=torch.uint8, device=arguments.tensors[0].device)
-    lists = lists_in(problem.device, rows, columns, top_k, scratch)
+    lists = lists_in(problem.device, tune, rows, columns, top_k, scratch)
     sections = lists.shape[1]
-    caps = compat.capabilities(problem.device)
-    tune = long_rows(caps.target)
-    room = tune.room(top_k, columns)
-    early = sections > 1 and caps.dependent_launch
-    given = (*arguments.tensors, lists, *arguments.counts, sections, *arguments.strides)
-    shared = {
-        "BLOCK": tune.block_logits,
-        "PLANES": tune.planes,
-        "SAMPLE": tune.sample,
-        "ROOM": room,
-        "CUT": sections > 1,
-        "MOST": MOST_SECTIONS,
-        "EARLY": early,
-        **constants,
-        "INDEX": tl.int32 if columns * stride < 2**31 else tl.int64,
-        "AHEAD": tune.ahead,
-    }
     filtering, selecting = tune.options if sections == 1 else tune.cut_options
     if sections > 1 and rows <= multiprocessors(problem.device):
         selecting = tune.alone_options
-    append = {"APPENDS": True, "num_warps": tune.num_warps, **dict(filtering)}
-    select = {"APPENDS": False, "num_warps": tune.list_warps(room, sections), **dict(selecting)}
-    if early:
-        select["launch_pdl"] = True
-    steps = (((rows, sections), append), ((rows, 1), select))
-    return [compat.Launch(select_long_rows_kernel, grid, given, shared | step) for grid, step in steps]
+    early = sections > 1 and compat.capabilities(problem.device).dependent_launch
+    return Plan(tune, lists, tune.room(top_k, columns), early, filtering, selecting)
+
+
+def appending(arguments: Arguments, constants: dict[str, Any], plan: Plan) -> compat.Launch:
+    """The launch that filters sections; ``constants`` are those that :mod:`.classic`'s kernel has, too."""
+    step = {"APPENDS": True, "num_warps": plan.tune.num_warps, **dict(plan.filtering)}
+    return _launch(arguments, constants, plan, plan.sections, step)
+
+
+def selecting(arguments: Arguments, constants: dict[str, Any], plan: Plan) -> compat.Launch:
+    """The launch that selects from what is left; ``constants`` as for :func:`appending`."""
+    step = {"APPENDS": False, "num_warps": plan.tune.list_warps(plan.room, plan.sections), **dict(plan.selecting)}
+    if plan.early:
+        step["launch_pdl"] = True
+    return _launch(arguments, constants, plan, 1, step)
+
+
+def _launch(arguments: Arguments, constants: dict[str, Any], plan: Plan, sections: int, step: dict[str, Any]) -> compat.Launch:
+    (rows, columns), stride = arguments.tensors[0].shape, arguments.tensors[0].stride(1)
+    shared = {
+        "BLOCK": plan.tune.block_logits,
+        "PLANES": plan.tune.planes,
+        "SAMPLE": plan.tune.sample,
+        "ROOM": plan.room,
+        "CUT": plan.sections > 1,
+        "MOST": MOST_SECTIONS,
+        "EARLY": plan.early,
+        **constants,
+        "INDEX": tl.int32 if columns * stride < 2**31 else tl.int64,
+        "AHEAD": plan.tune.ahead,
+    }
+    given = (*arguments.tensors, plan.lists, *arguments.counts, plan.sections, *arguments.strides)
+    return compat.Launch(select_long_rows_kernel, (rows, sections), given, shared | step)
+
+
+def launches(problem: Problem, arguments: Arguments, constants: dict[str, Any], scratch: torch.Tensor) -> list[compat.Launch]:
+    """As :func:`.classic.prepare`; ``constants`` are those that its kernel has, too."""
+    plan = plan_of(problem, arguments, scratch, long_rows(compat.capabilities(problem.device).target))
+    return [appending(arguments, constants, plan), selecting(arguments, constants, plan)]

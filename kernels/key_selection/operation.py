@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from capgate import compat
 
 from ..common.rules import classic_runs, interpreted_when_named
-from .tunings import max_top_k
+from .tunings import for_target, max_top_k
 
 # Rows, columns, whether scores are returned, and which of the launches: few rows of 65536 logits are cut, and take two.
 MODES = {
@@ -25,12 +25,14 @@ class Problem(NamedTuple):
     device : a ``torch.device``, or a target to ask about (``"hip:gfx950"``)
     mode : what an offline compile takes of it, a key of MODES; no matter to a call
     dtype : of the logits
+    cut : whether rows are longer than a block, few enough to be cut in sections, and lie in quads
     """
 
     device: Any
     top_k: int
     mode: str = "indices"
     dtype: str = "float32"
+    cut: bool = False
 
 
 def example(device: Any) -> Problem:
@@ -47,7 +49,8 @@ def example_problem(device: Any, heads: int, dim: int, mode: str, dtype: str | N
         raise ValueError(f"mode: got {mode!r}, needs one of {', '.join(MODES)}")
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype: got {dtype!r}, needs {' or '.join(DTYPES)}: selected from are logits")
-    return example(device)._replace(mode=mode, dtype=dtype or DTYPES[0])
+    # What selects from the sections' candidates is the same launch for every variant: compiled as classic's.
+    return example(device)._replace(mode=mode, dtype=dtype or DTYPES[0], cut=mode == "cut")
 
 
 def example_call(problem: Problem) -> compat.ExampleCall:
@@ -69,11 +72,22 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     )
 
 
+def _gluon_hopper_accepts(problem: Problem) -> str | None:
+    if not problem.cut:
+        block = for_target(compat.capabilities(problem.device).target).block_logits
+        return (
+            f"filters sections of rows longer than {block} logits, where rows are few, 64-byte aligned and of adjacent logits"
+        )
+    return _top_k_fits(problem)
+
+
 def _classic_accepts(problem: Problem) -> str | None:
+    return _top_k_fits(problem) or classic_runs(problem.device)
+
+
+def _top_k_fits(problem: Problem) -> str | None:
     most = max_top_k(compat.capabilities(problem.device).target)
-    if problem.top_k > most:
-        return f"needs top_k of at most {most}: found {problem.top_k}"
-    return classic_runs(problem.device)
+    return f"needs top_k of at most {most}: found {problem.top_k}" if problem.top_k > most else None
 
 
 def _classic_unless_named(problem: Problem) -> str | None:
@@ -85,6 +99,11 @@ operation = compat.Operation(
     example=example,
     examples=compat.Examples(example_problem, example_call, tuple(MODES)),
     offers=("tuning",),
+)
+operation.add(
+    compat.Variant(
+        "gluon_hopper", f"{__package__}.gluon_hopper:kernel", requires=("gluon_hopper", "torch"), accepts=_gluon_hopper_accepts
+    )
 )
 operation.add(
     compat.Variant(

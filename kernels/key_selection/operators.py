@@ -16,14 +16,18 @@ from ..mqa_logits import api as _dense_api  # noqa: F401 - it registers the oper
 from ..mqa_logits import operands as dense
 from ..paged_mqa_logits import api as _paged_api  # noqa: F401
 from ..paged_mqa_logits import operands as paged
-from .operands import DENSE, OPERANDS, PAGED, Dense, Inputs, Paged
+from .operands import DENSE, OPERANDS, PAGED, Dense, Inputs, Paged, in_quads
 from .operation import Problem, operation
 from .results import Results, bytes_of, check_results_apart, new_results
-from .scratch import rows_within, scratch_bytes, wanted_bytes
+from .scratch import rows_within, scratch_bytes, sections_of, wanted_bytes
 
 
-def problem_of(inputs: Inputs, out: torch.Tensor) -> Problem:
-    return Problem(inputs.logits.device, out.shape[1], dtype=str(inputs.logits.dtype).removeprefix("torch."))
+def problem_of(inputs: Inputs, out: torch.Tensor, device: Any = None) -> Problem:
+    """The class of a call; ``device`` is what it would run on, where that is not the tensors'."""
+    logits = inputs.logits
+    device = logits.device if device is None else device
+    cut = sections_of(device, *logits.shape) > 1 and in_quads(logits)
+    return Problem(device, out.shape[1], dtype=str(logits.dtype).removeprefix("torch."), cut=cut)
 
 
 def _select_into(

@@ -1,5 +1,6 @@
 """What memory a selection takes beside its results: candidates of long rows, and as many rows as fit a budget."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,14 +32,26 @@ def scratch_bytes(target: compat.Target, columns: int, top_k: int) -> int:
 def wanted_bytes(device: Any, rows: int, columns: int, top_k: int) -> int:
     """Bytes of scratch with which no row is cut in fewer sections than it should be; ``device`` as a problem has it."""
     target = compat.capabilities(device).target
-    sections = tunings.long_rows(target).sections(rows, columns, multiprocessors(device))
-    return rows * sections * scratch_bytes(target, columns, top_k)
+    return rows * max(1, sections_of(device, rows, columns)) * scratch_bytes(target, columns, top_k)
 
 
-def lists_in(device: Any, rows: int, columns: int, top_k: int, memory: torch.Tensor) -> torch.Tensor:
-    """The lists of a call, int64 [rows, sections, a list], in bytes of ``memory``: of as many sections as there should be, or
-    as it has room for."""
-    tune = tunings.long_rows(compat.capabilities(device).target)
+def sections_of(device: Any, rows: int, columns: int) -> int:
+    """In how many sections rows should be cut that are longer than a block; 0 where they are not."""
+    target = compat.capabilities(device).target
+    if columns <= tunings.for_target(target).block_logits:
+        return 0
+    return _sections(tunings.long_rows(target), rows, columns, multiprocessors(device))
+
+
+@cache
+def _sections(tune: tunings.LongRows, rows: int, columns: int, multiprocessors: int) -> int:
+    """Remembered, as they are looked for."""
+    return tune.sections(rows, columns, multiprocessors)
+
+
+def lists_in(device: Any, tune: tunings.LongRows, rows: int, columns: int, top_k: int, memory: torch.Tensor) -> torch.Tensor:
+    """The lists of a call, int64 [rows, sections, a list], in bytes of ``memory``: of as many sections as ``tune`` wants, or as
+    it has room for."""
     size = list_bytes(tune, columns, top_k)
     sections = max(1, min(tune.sections(rows, columns, multiprocessors(device)), len(memory) // (rows * size)))
     return memory[: rows * sections * size].view(torch.int64).view(rows, sections, size // CANDIDATE_BYTES)

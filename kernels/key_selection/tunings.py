@@ -60,6 +60,7 @@ class LongRows(NamedTuple):
     options : as in :class:`Tuning`, of the launch that filters whole rows, and of the one that selects from their lists
     cut_options : of those on rows that are cut
     alone_options : of the launch that selects from the lists of cut rows, where each of its programs has an SM for itself
+    gluon_options : of the Gluon launch that filters sections
     """
 
     block_logits: int
@@ -73,6 +74,7 @@ class LongRows(NamedTuple):
     options: tuple[Options, Options] = ((), ())
     cut_options: tuple[Options, Options] = ((), ())
     alone_options: Options = ()
+    gluon_options: Options = ()
 
     def room(self, top_k: int, columns: int) -> int:
         """Candidates that a list has room for: as many of ``columns`` logits as may reach a bar, by what a sample can tell.
@@ -122,6 +124,9 @@ LONG: dict[str, LongRows] = {
         options=((("maxnreg", 64),), (("maxnreg", 80),)),
         cut_options=((("maxnreg", 80),), (("maxnreg", 64),)),
         alone_options=(("maxnreg", 128),),
+        # 8 x 131072 for 2048 keys 17.5 us; without a block loaded ahead, for which there would be four programs an SM, 18.4,
+        # but 256 x 65536 50.5 and not 52.1. Of 64 registers Triton 3.8.0 and 3.9.0 spill two.
+        gluon_options=(("maxnreg", 80),),
     ),
     # Compiled, and for gfx950 emulated, never timed: as sm90.
     ANY: LongRows(block_logits=4096, num_warps=8, planes=16, sample=4096, resident=2, few_resident=2, section=8192),
@@ -131,6 +136,11 @@ LONG: dict[str, LongRows] = {
 def long_rows(target: compat.Target) -> LongRows:
     """The row for a target."""
     return row_for(LONG, target.label)
+
+
+def gluon_hopper(problem: "Problem") -> LongRows:
+    """The row for a problem's target: sections are those of the classic variant, whose launch selects from their lists."""
+    return long_rows(compat.capabilities(problem.device).target)
 
 
 def classic(problem: "Problem") -> Tuning:

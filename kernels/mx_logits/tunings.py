@@ -34,8 +34,11 @@ _CDNA4 = Tuning(block_keys=128, columns=256, num_warps=4, num_stages=3, resident
 GLUON_CDNA4: dict[int, Tuning] = {
     # Compiled and emulated, never timed: as fp8_mqa_logits.
     16: _CDNA4._replace(columns=128),
+    # Compiled and emulated, never timed: as fp8_mqa_logits.
     32: _CDNA4,
+    # Compiled and emulated, never timed: as fp8_mqa_logits.
     64: _CDNA4,
+    # Compiled and emulated, never timed: as fp8_mqa_logits.
     128: Tuning(block_keys=64, columns=512, num_warps=4, num_stages=3, resident=2, options=simd_waves(2), part_keys=32),
 }
 # Compiled and emulated, never timed: queries of 64 bytes leave the registers, and their keys the LDS, for a fourth wave.

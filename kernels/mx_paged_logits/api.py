@@ -8,13 +8,14 @@ from capgate import compat
 
 from ..common.cache import check_address, copies_directly
 from ..common.checks import check_among, check_apart, check_choice, check_flag, check_integer, check_output, check_variant
+from ..common.key_formats import LAYOUTS
 from ..common.logits import FLOATS, LOGITS, empty_logits
-from ..common.mx_cache import check_cache, format_of
+from ..common.mx_cache import any_format_of, block_of, check_apart_cache, check_cache, check_no_scales
 from ..common.mx_operands import FORMAT_OF, dim_of
 from ..common.schedule import operands as scheduled
 from ..common.schedule.operation import CHUNK_KEYS, CHUNKS, workers_of
 from ..common.torch_ops import register
-from .operands import OPERANDS, SHAPED, Inputs, Shaped
+from .operands import APART, OPERANDS, OPERATOR, SHAPED, Inputs, Shaped
 from .operation import Problem, operation
 
 REPEATS = compat.Repeats(operation)
@@ -36,6 +37,7 @@ def mx_paged_mqa_logits(
     schedule_chunk_keys: int = CHUNK_KEYS,
     logits_dtype: torch.dtype = torch.float32,
     out: torch.Tensor | None = None,
+    kv_scale: torch.Tensor | None = None,
     variant: str | None = None,
 ) -> torch.Tensor:
     """Score the last queries of every request against its keys in a paged cache, both in MX formats.
@@ -54,7 +56,7 @@ def mx_paged_mqa_logits(
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, W), uint8
         Keys of q's D, in either format, and their scales: W is 36, 68 or 132, in mxfp8 D + 4 and in mxfp4 D / 2 + 4. The bytes
         of a block are its keys' values, then their scales, as :func:`quantize_keys_to_cache` writes them. ``stride(0)`` may be
-        larger than that. block is 1 or a multiple of 16 up to 256.
+        larger than that. block is 1 or a multiple of 16 up to 256. In layout "flydsl" it is (num_blocks, 1, 4, 64, 16).
     weights : torch.Tensor, shape (B * next_n, H), float32 or bfloat16
         Weight of each head; may be negative.
     context_lens : torch.Tensor, shape (B,) or (B, next_n), int32
@@ -69,8 +71,8 @@ def mx_paged_mqa_logits(
     clean_logits : bool
         True sets every cell that a row does not see to -inf. False leaves those cells as they are, which saves writing them.
     layout : str
-        Where a block holds its bytes: "flat" or "preshuffled", of mxfp4 keys of 128 dims also "gluon-16" or "gluon-32". See
-        ``docs/key-formats.md``; blocks are of whole tiles.
+        Where a block holds its bytes: "flat" or "preshuffled", of mxfp4 keys of 128 dims also "gluon-16", "gluon-32" or
+        "flydsl". See ``docs/key-formats.md``; blocks are of whole tiles.
     schedule : torch.Tensor, shape (num_workers + 1, 2), int32, optional
         What :func:`paged_mqa_schedule` returned for the same ``context_lens``, so that num_workers + 1 is 2 or more; made by
         the call otherwise. With other contents some cells may stay unwritten or be written more than once, never with anything
@@ -82,12 +84,14 @@ def mx_paged_mqa_logits(
     out : torch.Tensor, shape (B * next_n, max_context_len), float32 or bfloat16, optional
         Where to write. A new one is allocated otherwise, with rows padded to 1024 bytes: ``stride(0)`` need not be
         ``max_context_len``.
+    kv_scale : torch.Tensor, shape (num_blocks, 1, 4, 64), uint8, optional
+        The scales of layout "flydsl"; other layouts have none.
     variant : str, optional
         Take this variant ("classic", "reference", ...) or raise.
 
-    All tensors are on one device. Those but ``kv_cache`` and ``schedule`` may have any strides, except that ``out`` may share
-    memory with no other tensor, and its rows not with each other. NaN and very small or large values are as in
-    :func:`mx_mqa_logits`. Logits have no gradients, as in :func:`fp8_mqa_logits`.
+    All tensors are on one device. Those but ``kv_cache``, ``kv_scale`` and ``schedule`` may have any strides, except that
+    ``out`` may share memory with no other tensor, and its rows not with each other. NaN and very small or large values are as
+    in :func:`mx_mqa_logits`. Logits have no gradients, as in :func:`fp8_mqa_logits`.
     Nothing is read back from the device, so that the call can be captured in a GPU graph and replayed with
     other contents of every tensor.
 
@@ -103,14 +107,20 @@ def mx_paged_mqa_logits(
     capgate.compat.CapabilityError
         The variant that ``variant`` or CAPGATE_VARIANT names cannot run here.
     """
-    inputs = Inputs(q, q_scale, kv_cache, weights, context_lens, block_table, schedule)
+    inputs = Inputs(q, q_scale, kv_cache, weights, context_lens, block_table, schedule, kv_scale)
     call = REPEATS.call((*inputs, out), max_context_len, clean_logits, layout, schedule_chunk_keys, logits_dtype, variant)
     if call is not None:
         done: torch.Tensor | None = REPEATS.launched(call, out, partial(_empty, inputs, max_context_len, logits_dtype))
         if done is not None:
             return done
-    OPERANDS.check(inputs, "the logits")
-    check_cache(q, kv_cache, layout)
+    check_choice("layout", layout, tuple(LAYOUTS))
+    if LAYOUTS[layout].apart:
+        APART.check(inputs, "the logits")
+        check_apart_cache(q, kv_cache, inputs.kv_scale, layout)
+    else:
+        check_no_scales(layout, kv_scale)
+        OPERANDS.check(inputs[:-1], "the logits")
+        check_cache(q, kv_cache, layout)
     scheduled.check_given(schedule)
     max_context_len = check_integer("max_context_len", max_context_len, 0, MAX_CONTEXT)
     check_flag("clean_logits", clean_logits)
@@ -147,6 +157,7 @@ def mx_paged_mqa_workers(
     kv_cache : torch.Tensor, shape (num_blocks, block, 1, W), uint8
     clean_logits : bool
     layout : str
+        Any but "flydsl".
     variant : str, optional
         As the calls will have them: next_n is 1 to 65535, H is 1 to 128, Dq is 32, 64 or 128, W is 36, 68 or 132, block is 1
         or a multiple of 16 up to 256. B and num_blocks do not matter, nor do contents, so that once is enough.
@@ -184,9 +195,9 @@ def describe(inputs: Inputs, clean_logits: bool, logits_dtype: torch.dtype = tor
     """The class of calls that one with these operands and an output of this dtype belongs to."""
     q, kv_cache, dim = inputs.q, inputs.kv_cache, dim_of(inputs.q)
     check_address(kv_cache)
-    direct_keys = copies_directly(kv_cache, inputs.weights, inputs.block_table)
-    formats = (FORMAT_OF[q.dtype], format_of(kv_cache, dim))
-    sizes = (q.shape[2], dim, *formats, clean_logits, kv_cache.shape[1], q.shape[1])
+    direct_keys = inputs.kv_scale is None and copies_directly(kv_cache, inputs.weights, inputs.block_table)
+    formats = (FORMAT_OF[q.dtype], any_format_of(kv_cache, dim))
+    sizes = (q.shape[2], dim, *formats, clean_logits, block_of(kv_cache), q.shape[1])
     return Problem(q.device, *sizes, direct_keys, layout, FLOATS[inputs.weights.dtype], FLOATS[logits_dtype])
 
 
@@ -233,5 +244,5 @@ def _empty(inputs: Inputs, max_context_len: int, logits_dtype: torch.dtype, *opt
 
 _OPTIONS = f"bool clean_logits, str? variant, int schedule_chunk_keys={CHUNK_KEYS}, str layout='flat'"
 _NEW = f"SymInt max_context_len, ScalarType logits_dtype, {_OPTIONS}"
-register("mx_paged_mqa_logits", OPERANDS, _NEW, "Tensor", _launch_new, _empty)
-register("mx_paged_mqa_logits_out", OPERANDS, f"Tensor(a!) out, {_OPTIONS}", "()", _launch_into)
+register("mx_paged_mqa_logits", OPERATOR, _NEW, "Tensor", _launch_new, _empty)
+register("mx_paged_mqa_logits_out", OPERATOR, f"Tensor(a!) out, {_OPTIONS}", "()", _launch_into)

@@ -33,9 +33,11 @@ def launches_of(
     constants : those that not every kernel has, and its options
     strip : cells that are filled at a time
     """
-    q, q_scale, kv_cache, weights, context_lens, block_table, _ = inputs
+    q, q_scale, kv_cache, weights, context_lens, block_table, _, kv_scale = inputs
     requests, next_n, heads, q_bytes = q.shape
-    values, scales, block, key_bytes, at = pages_of(readable(kv_cache), None, layout)
+    values, scales, block, key_bytes, at = pages_of(
+        readable(kv_cache), None if kv_scale is None else readable(kv_scale), layout
+    )
     width, tune = out.shape[1], plan.tune
     arguments = (
         *(q, q_scale, values, scales, weights, context_lens, block_table, plan.schedule, out),

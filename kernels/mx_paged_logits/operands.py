@@ -8,7 +8,7 @@ import torch
 from ..common.cache import LENGTHS, NEXT, TABLE
 from ..common.key_formats import BLOCK_SIZES, BLOCK_WORDS
 from ..common.logits import FLOATS
-from ..common.mx_cache import WIDTHS_OF_ALL
+from ..common.mx_cache import WIDTHS_OF_ALL, cache_rows
 from ..common.mx_operands import SCALES, VALUES, among_bytes
 from ..common.operands import Derived, Limit, Operand, Operands, among
 from ..common.rules import MAX_HEADS, MIN_HEADS
@@ -25,16 +25,48 @@ CACHE = Operand(
 WORKERS = "num_workers + 1"
 
 
-class Inputs(NamedTuple):
-    """The tensors of a call, but for the output."""
+_SCALES = Operand((("B", "next_n", "H"),), SCALES)
+_WEIGHTS = Operand((("B * next_n", "H"),), tuple(FLOATS))
+_SCHEDULE = Operand(((WORKERS, 2),), (torch.int32,), (Limit(WORKERS, 2),))
+_APART = cache_rows("mxfp4", "flydsl")
+
+
+class Whole(NamedTuple):
+    """The tensors of a call, but for the output, whose blocks hold the scales of their keys."""
 
     q: Annotated[torch.Tensor, QUERIES]
-    q_scale: Annotated[torch.Tensor, Operand((("B", "next_n", "H"),), SCALES)]
+    q_scale: Annotated[torch.Tensor, _SCALES]
     kv_cache: Annotated[torch.Tensor, CACHE]
-    weights: Annotated[torch.Tensor, Operand((("B * next_n", "H"),), tuple(FLOATS))]
+    weights: Annotated[torch.Tensor, _WEIGHTS]
     context_lens: Annotated[torch.Tensor, LENGTHS]
     block_table: Annotated[torch.Tensor, TABLE]
-    schedule: Annotated[torch.Tensor | None, Operand(((WORKERS, 2),), (torch.int32,), (Limit(WORKERS, 2),))] = None
+    schedule: Annotated[torch.Tensor | None, _SCHEDULE] = None
+
+
+class Apart(NamedTuple):
+    """The same with the scales of keys in a tensor of their own."""
+
+    q: Annotated[torch.Tensor, QUERIES]
+    q_scale: Annotated[torch.Tensor, _SCALES]
+    kv_cache: Annotated[torch.Tensor, _APART["kv_cache"]]
+    weights: Annotated[torch.Tensor, _WEIGHTS]
+    context_lens: Annotated[torch.Tensor, LENGTHS]
+    block_table: Annotated[torch.Tensor, TABLE]
+    schedule: Annotated[torch.Tensor | None, _SCHEDULE]
+    kv_scale: Annotated[torch.Tensor, _APART["kv_scale"]]
+
+
+class Inputs(NamedTuple):
+    """Either, as operators and variants take them."""
+
+    q: Annotated[torch.Tensor, QUERIES]
+    q_scale: Annotated[torch.Tensor, _SCALES]
+    kv_cache: Annotated[torch.Tensor, CACHE._replace(shapes=CACHE.shapes + _APART["kv_cache"].shapes)]
+    weights: Annotated[torch.Tensor, _WEIGHTS]
+    context_lens: Annotated[torch.Tensor, LENGTHS]
+    block_table: Annotated[torch.Tensor, TABLE]
+    schedule: Annotated[torch.Tensor | None, _SCHEDULE] = None
+    kv_scale: Annotated[torch.Tensor | None, _APART["kv_scale"]] = None
 
 
 class Shaped(NamedTuple):
@@ -44,4 +76,5 @@ class Shaped(NamedTuple):
     kv_cache: Annotated[torch.Tensor, CACHE]
 
 
-OPERANDS, SHAPED = Operands(Inputs), Operands(Shaped)
+OPERANDS, APART, SHAPED = Operands(Whole), Operands(Apart), Operands(Shaped)
+OPERATOR = Operands(Inputs)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from capgate import compat
 
-from ..common.key_formats import FORMATS, PAIRS, SCALE_BYTES, mx_output_of
+from ..common.key_formats import FORMATS, GROUP, LAYOUTS, PACKET, PAIRS, SCALE_BYTES, mx_output_of
 from ..common.rules import (
     FLOAT32,
     check_sizes,
@@ -73,14 +73,19 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     requests, keys, block = 256, 65536, problem.block_size
     rows, blocks = requests * problem.next_n, keys // block
     q_bytes, key_bytes = (FORMATS[name].key_bytes(problem.dim) for name in (problem.q_format, problem.k_format))
+    kv_cache, kv_scale = meta(blocks, block, 1, key_bytes + SCALE_BYTES, dtype=torch.uint8), None
+    if LAYOUTS[problem.layout].apart:
+        chunks = (blocks, 1, problem.dim // GROUP, block)
+        kv_cache, kv_scale = meta(*chunks, PACKET, dtype=torch.uint8), meta(*chunks, dtype=torch.uint8)
     inputs = Inputs(
         q=meta(requests, problem.next_n, problem.heads, q_bytes, dtype=dtypes[problem.q_format]),
         q_scale=meta(requests, problem.next_n, problem.heads),
-        kv_cache=meta(blocks, block, 1, key_bytes + SCALE_BYTES, dtype=torch.uint8),
+        kv_cache=kv_cache,
         weights=meta(rows, problem.heads, dtype=getattr(torch, problem.weights_dtype)),
         context_lens=meta(requests),
         block_table=meta(requests, blocks),
         schedule=meta(257, 2),
+        kv_scale=kv_scale,
     )
     options = {"clean_logits": problem.clean_logits, "layout": problem.layout}
     out = meta(rows, keys, dtype=getattr(torch, problem.logits_dtype))
@@ -88,6 +93,10 @@ def example_call(problem: Problem) -> compat.ExampleCall:
 
 
 def _gluon_cdna4_accepts(problem: Problem) -> str | None:
+    if LAYOUTS[problem.layout].apart:
+        return (
+            f"needs the scales of keys behind them in their block, to copy them straight to LDS: found layout {problem.layout}"
+        )
     return needs_64_dims(problem.dim) or needs_near_blocks(problem.direct_keys, "to copy them straight to LDS")
 
 

@@ -32,8 +32,11 @@ _CDNA4 = Tuning(block_keys=64, columns=256, num_warps=4, num_stages=3, resident=
 GLUON_CDNA4: dict[int, Tuning] = {
     # Compiled and emulated, never timed: as fp8_paged_mqa_logits.
     16: _CDNA4._replace(columns=128),
+    # Compiled and emulated, never timed: as fp8_paged_mqa_logits.
     32: _CDNA4,
+    # Compiled and emulated, never timed: as fp8_paged_mqa_logits.
     64: _CDNA4,
+    # Compiled and emulated, never timed: as fp8_paged_mqa_logits.
     128: Tuning(block_keys=32, columns=512, num_warps=4, num_stages=3, resident=2, options=simd_waves(2)),
 }
 # Compiled and emulated, never timed: as in mx_mqa_logits, a fourth wave, of which LDS has room from two waves a program on.

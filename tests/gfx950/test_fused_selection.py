@@ -37,7 +37,7 @@ def _short_lists(monkeypatch: pytest.MonkeyPatch) -> None:
 def execute(
     operation: Any, problem: Problem, inputs: Any, variant: str = "classic", landing: str = "late", **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """(indices, scores, counts) of a call, in memory that is full of NaN before."""
+    """(indices, scores, counts but for gluon_hopper's own) of a call, in memory that is full of NaN before."""
     indices = torch.full((problem.rows, TOP_K), -7, dtype=torch.int32)
     scores = torch.full((problem.rows, TOP_K), float("nan"))
     memory = torch.full((2**18,), 0xFF, dtype=torch.uint8)
@@ -49,7 +49,7 @@ def execute(
         assert not hazards(program)
         arguments = bound(compiled, launch.arguments)
         run(program, launch.grid, arguments, lds_bytes=compiled.metadata.shared, landing=landing, measure=False)
-    return indices, scores, counters.sum(0).tolist()
+    return indices, scores, counters.sum(0).tolist()[:3]
 
 
 def source_of(kernel: Any) -> Any:

@@ -4,6 +4,7 @@ import pytest
 
 from support.emulated_mqa import WINDOWS, execute, prepare
 from support.emulated_mx import (
+    APART,
     GFX942_VARIANTS,
     PAGED,
     PAGED_VARIANTS,
@@ -46,6 +47,12 @@ def test_pairs_of_formats_and_compressed_output(variant, pair):
 @pytest.mark.parametrize("kind", PAGED, ids=str)
 def test_paged(variant, kind):
     agrees(PAGED_VARIANTS[variant], paged_case(*kind))
+
+
+@pytest.mark.dealt
+def test_scales_that_lie_apart():
+    """FlyDSL's cache, where it lies; no variant but classic's copies from one."""
+    agrees(PAGED_VARIANTS["classic"], paged_case(*APART))
 
 
 @pytest.mark.dealt

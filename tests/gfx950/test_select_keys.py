@@ -80,6 +80,7 @@ def test_numbers_of_keys(top_k: int) -> None:
     agrees(make_logits("normal", 5, 512), STARTS, ENDS, top_k, scores=True)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("kind", ["normal", "few-values", "nans"])
 def test_rows_that_are_cut(kind: str) -> None:
     """Windows that end at a cut, or begin or end a few keys away from it, and one of few keys."""

@@ -8,9 +8,15 @@ import torch
 
 from capgate import compat
 from capgate.kernels.dropin import deep_gemm, vllm_rocm
-from capgate.kernels.dropin.aiter import deepgemm_fp8_paged_mqa_logits
+from capgate.kernels.dropin.aiter import (
+    deepgemm_fp8_paged_mqa_logits,
+    flydsl_pa_mqa_logits_fp4,
+    flydsl_pa_mqa_logits_fp4_prefill,
+    paged_mxfp4_mqa_logits,
+)
 from capgate.kernels.mqa_logits.operation import operation
-from support import upstream
+from support import judge, mx_paged, upstream
+from support.mx_aiter import flydsl_operands, gluon_operands
 
 pytestmark = pytest.mark.gpu
 
@@ -167,3 +173,28 @@ def test_a_captured_step_replays_while_everything_changes(fp8: torch.dtype) -> N
         for replayed, expected in zip(captured, step(*other), strict=True):
             assert torch.equal(replayed.view(torch.int32), expected.view(torch.int32))
         assert torch.equal(captured[1], captured[2])
+
+
+@pytest.mark.parametrize("next_n", [1, 2])
+@pytest.mark.parametrize("heads", [16, 32, 64])
+def test_aiter_in_mxfp4(heads: int, next_n: int) -> None:
+    """FlyDSL's two functions and the Gluon kernel's, in the layouts of their caches."""
+    lens = [5000, 1, 0, 900, 64]
+    call = mx_paged.make_call(lens, next_n, heads, 128, device=DEVICE)
+    answer = mx_paged.formula(call, 5000)
+    logits = flydsl_pa_mqa_logits_fp4(**flydsl_operands(call), context_lens=call.context_lens, max_seq_len=5000, next_n=next_n)
+    agree(logits, answer)
+    if next_n == 1:
+        rows = torch.arange(len(lens), device=DEVICE)
+        windows = {"row_to_batch": rows, "local_starts": rows * 0, "local_ends": call.context_lens}
+        agree(flydsl_pa_mqa_logits_fp4_prefill(**flydsl_operands(call, rows=True), **windows, max_seq_len=5000), answer)
+    layout = "gluon-32" if heads >= 32 else "gluon-16"
+    call = mx_paged.make_call(lens, next_n, heads, 128, layout=layout, gap=16, device=DEVICE)
+    agree(paged_mxfp4_mqa_logits(**gluon_operands(call), max_model_len=5000), mx_paged.formula(call, 5000, layout))
+
+
+def agree(logits: torch.Tensor, answer: judge.Answer) -> None:
+    """In the cells that rows see; all others are -inf."""
+    inside = answer.inside
+    judge.agree(logits[inside], answer.logits[inside], answer.magnitude[inside], on_matrix_unit=True)
+    assert logits[~inside].isneginf().all()

@@ -57,6 +57,25 @@ def test_windows(variant: str, windows: str, rows: int, columns: int, top_k: int
             selection.check(laid_out, starts, ends, top_k, variant, relative=relative)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("rows", "columns", "top_k"), [(3, 70_001, 2048), (40, 33_000, 512), (1, 300_007, 17)], ids=str)
+def test_sections_of_few_rows(gpu: torch.device, kind: str, rows: int, columns: int, top_k: int) -> None:
+    problem = operation.example(gpu)._replace(top_k=top_k, cut=True)
+    variant = taking.taken(operation, problem, "gluon_hopper")
+    logits = selection.judge.laid_out(selection.make_logits(kind, rows, columns, device="cuda"), gap=-columns % 64)
+    for windows in ("full", "ragged", "suffix", "extreme"):
+        starts, ends = selection.judge.make_windows(windows, rows, columns, device="cuda")
+        selection.check(logits, starts, ends, top_k, variant, relative=windows == "suffix")
+
+
+def test_sections_of_bfloat16_logits(gpu: torch.device) -> None:
+    problem = operation.example(gpu)._replace(top_k=2048, dtype="bfloat16", cut=True)
+    variant = taking.taken(operation, problem, "gluon_hopper")
+    logits = selection.make_logits("normal", 5, 65_536, device="cuda").bfloat16()
+    ends = torch.tensor([65_536, 65_535, 30_001, 2048, 0], dtype=torch.int32, device="cuda")
+    selection.check(logits, None, ends, 2048, variant)
+
+
 @pytest.mark.parametrize("top_k", [1, 17, 4096, 8192])
 def test_very_long_rows(variant: str, top_k: int) -> None:
     logits = selection.make_logits("normal", 5, 2**20 + 3, device="cuda")

@@ -1,40 +1,44 @@
-"""Compile gluon_hopper kernels for cuda:90 without a GPU, and print one line of JSON for each kind of call, in order.
+"""Compile gluon_hopper kernels for cuda:90 without a GPU: answers requests as capgate.compat.offline.child does, in forks of
+support.compile_server, for tests/kernels/common/test_hopper_compile.py.
 
-    python -m support.compile_hopper mqa_logits HEADS,DIM,MODE[,ROWS] ...
-    python -m support.compile_hopper paged_mqa_logits HEADS,DIM,MODE,BLOCK,NEXT_N[,WORKERS] ...
-    python -m support.compile_hopper sparse_logits HEADS,DIM,MODE,CANDIDATE,LIST_ROWS ...
+A request has the ``operation``, such as mqa_logits, and as ``jobs`` kinds of its calls: HEADS,DIM,MODE[,ROWS] of dense logits,
+HEADS,DIM,MODE,BLOCK,NEXT_N[,WORKERS] of paged ones, HEADS,DIM,MODE,CANDIDATE,LIST_ROWS of listed blocks.
 
 MODE: of the operation's output, such as clean or clean-bf16; ROWS: query rows, 4096 otherwise; WORKERS: of the schedule, 256
 otherwise; CANDIDATE: keys of a block; LIST_ROWS: rows that share a list.
-tests/kernels/common/test_hopper_compile.py runs it as a child process.
 """
 
-import json
 import re
-import sys
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from functools import lru_cache
 from importlib import import_module
 from io import StringIO
 from typing import Any
 
-import triton
-
 from capgate import compat
 from capgate.compat.offline import absent, child
+from capgate.compat.offline.answers import Answer, serve
 from capgate.compat.offline.disassembly import read_sass
 
 from . import code_reading, mbarriers
 
 
-def main(operation: str, *kinds: str) -> None:
-    triton.knobs.compilation.always_compile = True  # a cached result comes without ptxas's log
-    triton.knobs.nvidia.dump_ptxas_log = True
+def main() -> None:
+    """Answer the request on standard input."""
+    serve(begin)
+
+
+def begin(request: dict[str, Any]) -> Answer:
+    """What answers the request's jobs."""
     child.disassembled = lru_cache(maxsize=1)(child.disassembled)  # of each cubin once, for its figures and its descriptors
     absent.set_absent_gpu(compat.capabilities("cuda:90").target)
-    for kind in kinds:
-        print(json.dumps(compile_kind(operation, kind)), flush=True)
+
+    def answer(kind: str) -> Iterator[dict[str, Any]]:
+        yield {**compile_kind(request["operation"], kind), "compiled": True}
+
+    return answer
 
 
 def compile_kind(operation: str, kind: str) -> dict[str, Any]:
@@ -75,7 +79,3 @@ def compile_kind(operation: str, kind: str) -> dict[str, Any]:
         "faults": mbarriers.faults(compiled.asm["llir"], mbarriers.boxes_of(list(compiled.src.signature.values()))),
         "undefined": code_reading.undefined_descriptors(read_sass(child.disassembled(compiled.asm["cubin"]))),
     }
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -57,6 +57,31 @@ CURRENT = (
     f"fp8_fp4_paged_mqa_logits({PAGED}, indices=None)",
     SCHEDULE,
 )
+# aiter's functions in MXFP4: of FlyDSL's kernels for decode the two, and of its Gluon kernel the three that there have been.
+_FLYDSL = "q_fp4, q_scale, kv_cache, kv_scale, block_tables, weights"
+FLYDSL_UNSCALED = (
+    f"flydsl_pa_mqa_logits_fp4({_FLYDSL}, context_lens, max_seq_len, *, next_n=1, block_k=256, kv_block_size=64, num_warps=4, "
+    "parallel_unit_num=512, out=None, cta_info=None, total_ctas=None, stream=None)"
+)
+FLYDSL = (
+    f"flydsl_pa_mqa_logits_fp4({_FLYDSL}, context_lens, max_seq_len, *, weight_scale=1.0, next_n=1, block_k=256, "
+    "kv_block_size=64, num_warps=4, parallel_unit_num=None, out=None, cta_info=None, total_ctas=None, stream=None)"
+)
+FLYDSL_PREFILL = (
+    f"flydsl_pa_mqa_logits_fp4_prefill({_FLYDSL}, row_to_batch, local_starts, local_ends, max_seq_len, *, weight_scale=1.0, "
+    "block_k=256, kv_block_size=64, num_warps=4, parallel_unit_num=512, out=None, cta_info=None, n_ctas=None, stream=None)"
+)
+_MXFP4 = (
+    "paged_mxfp4_mqa_logits(q, q_scales, kv_cache, weights, context_lens, block_table, max_model_len, kv_scale_cache=None, "
+    "out_logits=None, clean_logits=True, preshuffle=1, "
+)
+MXFP4 = {
+    "mxfp4_first": f"{_MXFP4}dynamic=0, schedule=None)",
+    "mxfp4_gather": f"{_MXFP4}scale_mode=1, dynamic=0, schedule=None, cu_ends=None, gather=None, block_scores=None, "
+    "block_scores_only=False, pin_newest=False, candidate_block_size=8)",
+    "mxfp4": f"{_MXFP4}scale_mode=1, dynamic=0, schedule=None, row_ends=None, query_start_loc=None, next_n=None, "
+    "use_gather=False, candidates=None, block_scores=None, calc_logits=True, calc_block_scores=False, candidate_block_size=8)",
+}
 GENERATIONS = {"legacy": LEGACY, "intermediate": INTERMEDIATE, "sgl": SGL, "current": CURRENT}
 
 # Where each generation is in the packages that are written here.
@@ -66,6 +91,9 @@ ROCM = "vllm/v1/attention/ops/rocm_aiter_mla_sparse.py"
 FILES = {
     "aiter/ops/triton/attention/fp8_mqa_logits.py": ("fp8_mqa_logits",),
     "aiter/ops/triton/attention/pa_mqa_logits.py": ("deepgemm_fp8_paged_mqa_logits",),
+    "aiter/ops/triton/attention/pa_mqa_logits_mxfp4.py": (MXFP4["mxfp4"],),
+    "aiter/ops/flydsl/kernels/mqa_logits/pa_mqa_logits_fp4.py": (FLYDSL,),
+    "aiter/ops/flydsl/kernels/mqa_logits/pa_mqa_logits_fp4_prefill.py": (FLYDSL_PREFILL,),
     "deep_gemm/__init__.py": INTERMEDIATE,
     "sgl_deep_gemm/__init__.py": SGL,
     "vllm/third_party/deep_gemm/__init__.py": CURRENT,

@@ -11,12 +11,13 @@ import triton.language as tl
 from ...key_selection.classic import select_block, write_first_equals
 from ...key_selection.device.rows import list_all
 
-# Of a program's counts: selections to make room, selections where equal logits were told apart, and rows that took
-# no more keys because all of their top_k are NaN.
+# Of a program's counts: selections to make room, selections where equal logits were told apart, rows that took no more keys
+# because all of their top_k are NaN, and, where registers may hold lists, selections that read theirs in passes instead.
 REFRESHED: tl.constexpr = tl.constexpr(0)
 TIED: tl.constexpr = tl.constexpr(1)
 CLOSED: tl.constexpr = tl.constexpr(2)
-COUNTS: tl.constexpr = tl.constexpr(3)
+REREAD: tl.constexpr = tl.constexpr(3)
+COUNTS: tl.constexpr = tl.constexpr(4)
 
 
 @triton.jit

@@ -41,7 +41,7 @@ def kept_between(schedule, first, past, request, length, top_k, CHUNK: tl.conste
     """How many entries workers [first, past) leave of rows that see ``length`` keys of a request; ``first`` has its first
     ones. Each leaves top_k, or as many keys as it sees."""
     kept = length * 0
-    begin = tl.full((), 0, tl.int32)
+    begin = first * 0
     for worker in range(first, past):
         end = tl.where(continued(schedule, worker + 1, request), tl.load(schedule + 2 * worker + 3) * CHUNK, 0x7FFFFFFF)
         mine = tl.minimum(length, end) - tl.minimum(length, begin)

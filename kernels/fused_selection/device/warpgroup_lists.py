@@ -6,22 +6,28 @@ and warp w has the keys of the w-th quarter of the program's keys: in a run entr
 one run come before those of the next. So no warp has to know how many keys pass in another one: a ballot tells how many of a
 warp's do, and which of them a lane's is.
 
-Two layouts. While keys are scored a tensor is [64, ROWS], keys x rows, as :func:`...common.device.hopper.logit_layout` has it:
-a lane has one key of one row. Where lists are selected from it is [ROWS, 128], rows x threads: a thread has those entries of
-its warp's run that its lane takes, of both rows. A run is its logits, and ROOM places behind each of them its index.
+A run is its logits, and ROOM places behind each of them its index. Which threads have what of it: :mod:`.warpgroup_threads`.
 """
 
 from capgate.compat.gluon import barrier, gl, gluon
 
-from ...common.device.hopper import logit_layout
 from ...key_selection.device.search import PAST_LARGEST, key_of, value_of
 from ...key_selection.device.words import index_of
 from .lists import CLOSED, TIED
+from .warpgroup_threads import (
+    LANES,
+    RUNS,
+    THREADS,
+    before_run,
+    entry_layout,
+    lane_and_run,
+    largest_of,
+    longest_of,
+    sum_of,
+    tell,
+    told,
+)
 
-ROWS = gl.constexpr(2)  # of a consumer
-RUNS = gl.constexpr(4)  # warps of a warpgroup
-LANES = gl.constexpr(32)
-THREADS = gl.constexpr(128)
 # Loads of a loop's pass wait together: of as many entries for each lane, four adjacent ones where their order is no matter.
 WIDE = gl.constexpr(16)
 ADJACENT = gl.constexpr(4)
@@ -29,20 +35,6 @@ UNROLLED = gl.constexpr(8)  # of the loop that moves entries
 SPARE = gl.constexpr(16)  # places of a run that are no entries: the first of them are filled before a selection
 MINUS_ZERO = gl.constexpr(0x7FFFFFFF)  # the key of -0, the lower one of the two zeros
 STEPS = gl.constexpr(8)  # of so many in the search for a threshold one draws the bracket in
-
-
-@gluon.constexpr_function
-def entry_layout():
-    """[ROWS, THREADS, WIDE]: a lane's entries, and both rows', in its registers."""
-    registers = [[0, 0, 1], [0, 0, 2], [0, 0, 4], [0, 0, 8], [1, 0, 0]]
-    lanes = [[0, 1 << bit, 0] for bit in range(5)]
-    return gl.DistributedLinearLayout(registers, lanes, [[0, 32, 0], [0, 64, 0]], [], [2, 128, 16])
-
-
-@gluon.constexpr_function
-def thread_layout():
-    """[ROWS, THREADS]."""
-    return gl.SliceLayout(2, entry_layout())
 
 
 @gluon.constexpr_function
@@ -88,51 +80,17 @@ def append(logit, threshold, distance, length, mine, earlier, past, run, index, 
 
 
 @gluon.jit
-def lanes_of(key, row):
-    """(mine, earlier), [64, ROWS], of :func:`append`; ``key`` is that of a warp's 16."""
+def lanes_of(key, row, COUNT: gl.constexpr = 2):
+    """(mine, earlier), [64, 2], of :func:`append`; ``key`` is that of a warp's 16. Where there is one row, lanes of a second
+    one have its lanes, too."""
     mine = key * 0
     earlier = key * 0
     for other in gl.static_range(16):
-        bit = (key * 0 + 1) << (row + (other // 8) * 2 + (other % 8) * 4)  # as logit_layout(2) has lanes
+        # As logit_layout(COUNT) has lanes.
+        bit = (key * 0 + 1) << (row * (COUNT - 1) + (other // 8) * COUNT + (other % 8) * 4)
         mine |= bit
         earlier |= gl.where(key > other, bit, 0)
     return mine, earlier
-
-
-@gluon.jit
-def from_lane(x, SECOND: gl.constexpr):
-    """x of the warp's first lane, or of its second one."""
-    if SECOND:
-        return gl.inline_asm_elementwise("shfl.sync.idx.b32 $0, $1, 1, 31, -1;", "=r,r", [x], gl.int32, False, 1)
-    return gl.inline_asm_elementwise("shfl.sync.idx.b32 $0, $1, 0, 31, -1;", "=r,r", [x], gl.int32, False, 1)
-
-
-@gluon.jit
-def by_thread(x):
-    """[64, ROWS] -> [ROWS, THREADS]: of int32 that a row's lanes of a warp have alike."""
-    THREAD: gl.constexpr = thread_layout()
-    x = x.reshape([4, 2, 8, 2]).permute([0, 2, 1, 3]).reshape([128])  # warp; key: bits 0 to 2, bit 3; row
-    x = gl.convert_layout(x, gl.SliceLayout(0, THREAD), assert_trivial=True)
-    return gl.convert_layout(gl.join(from_lane(x, False), from_lane(x, True)).permute([1, 0]), THREAD, assert_trivial=True)
-
-
-@gluon.jit
-def by_key(x):
-    """[ROWS, THREADS] -> [64, ROWS]: each lane takes what is of its row."""
-    LINE: gl.constexpr = gl.SliceLayout(0, thread_layout())
-    first, second = gl.split(x.permute([1, 0]))
-    first = gl.convert_layout(first, LINE, assert_trivial=True)
-    second = gl.convert_layout(second, LINE, assert_trivial=True)
-    x = gl.where(gl.arange(0, THREADS, LINE) % ROWS != 0, second, first)
-    x = x.reshape([4, 8, 2, 2]).permute([0, 2, 1, 3]).reshape([64, 2])
-    return gl.convert_layout(x, logit_layout(2), assert_trivial=True)
-
-
-@gluon.jit
-def lane_and_run():
-    """(lane, run) of each thread, [1, THREADS]."""
-    thread = gl.arange(0, THREADS, gl.SliceLayout(0, thread_layout()))[None, :]
-    return thread % LANES, thread // LANES
 
 
 @gluon.jit
@@ -142,8 +100,8 @@ def load_wide(values, place, start, size, other):
 
     place, size : [ROWS, THREADS], where a thread's run begins, and its entries
     """
-    lane, _ = lane_and_run()
-    number = gl.arange(0, WIDE, gl.SliceLayout(0, gl.SliceLayout(0, entry_layout())))[None, :][None, :, :]
+    lane, _ = lane_and_run(place.shape[0])
+    number = gl.arange(0, WIDE, gl.SliceLayout(0, gl.SliceLayout(0, entry_layout(place.shape[0]))))[None, :][None, :, :]
     group = (lane * ADJACENT + start)[:, :, None] + number // ADJACENT * (LANES * ADJACENT)
     entry = group + number % ADJACENT
     value = gl.load(values + (place[:, :, None] + entry), mask=group < size[:, :, None], other=other)
@@ -151,7 +109,7 @@ def load_wide(values, place, start, size, other):
 
 
 @gluon.jit
-def count_reaching(values, place, longest, size, bar):
+def count_reaching(values, place, longest, size, bar, memory):
     """[ROWS]: how many of a list's entries are not less than ``bar``, [ROWS], which is more than -inf; behind a run's last
     entry are three of -inf at least.
 
@@ -161,11 +119,11 @@ def count_reaching(values, place, longest, size, bar):
     for start in range(0, longest, LANES * WIDE):
         value, _exists = load_wide(values, place, start, size, float("-inf"))
         count += gl.sum(gl.where(value < bar[:, None][:, :, None], 0, 1), 2)
-    return gl.sum(count, 1)
+    return sum_of(count, memory)
 
 
 @gluon.jit
-def extremes(values, place, longest, size):
+def extremes(values, place, longest, size, memory):
     """(least, largest, how many are NaN), [ROWS], of each list's entries; neither of the former is NaN."""
     least = (place * 0).to(gl.float32) + float("inf")
     most = -least
@@ -176,11 +134,11 @@ def extremes(values, place, longest, size):
         value = gl.where(exists, value, float("nan"))  # which is dropped where another operand is none
         least = gl.minimum(least, gl.min(value, 2))
         most = gl.maximum(most, gl.max(value, 2))
-    return gl.min(least, 1), gl.max(most, 1), gl.sum(strange, 1)
+    return -largest_of(-least, memory), largest_of(most, memory), sum_of(strange, memory)
 
 
 @gluon.jit
-def draw_in(values, place, longest, size, low, high):
+def draw_in(values, place, longest, size, low, high, memory):
     """[low, high) without the keys at either end that no logit has; of equal logits one is left."""
     low_value = value_of(low)[:, None][:, :, None]
     high_value = value_of(high - 1)[:, None][:, :, None]
@@ -191,18 +149,18 @@ def draw_in(values, place, longest, size, low, high):
         least = gl.minimum(least, gl.min(gl.where(exists & (value >= low_value), value, float("inf")), 2))
         most = gl.maximum(most, gl.max(gl.where(exists & (value <= high_value), value, float("-inf")), 2))
     # 0 is added because -0 and 0 have two keys: the larger one serves both.
-    least, most = gl.min(least, 1), gl.max(most, 1)
+    least, most = -largest_of(-least, memory), largest_of(most, memory)
     return gl.maximum(low, key_of(least + 0.0)), gl.minimum(high, key_of(most + 0.0) + 1)
 
 
 @gluon.jit
-def find_threshold(values, place, longest, size, total, top_k):
+def find_threshold(values, place, longest, size, total, top_k, memory):
     """(threshold, whether all top_k are NaN, how many equals of the threshold are kept), [ROWS], of lists with more than top_k
     entries; as :func:`.wave_lists.find_threshold`, which says how it is found.
 
     total : [ROWS], entries of a list
     """
-    least, most, at_high = extremes(values, place, longest, size)
+    least, most, at_high = extremes(values, place, longest, size, memory)
     long = total > top_k
     closed = long & (at_high >= top_k)
     open_list = long & ~closed
@@ -214,7 +172,7 @@ def find_threshold(values, place, longest, size, total, top_k):
     step = gl.to_tensor(1)
     while searching != 0:
         if step % STEPS == 0:
-            inner_low, inner_high = draw_in(values, place, longest, size, low, high)
+            inner_low, inner_high = draw_in(values, place, longest, size, low, high, memory)
             low = gl.where(searched, inner_low, low)
             high = gl.where(searched, inner_high, high)
         many, few = at_low.to(gl.float32), at_high.to(gl.float32)
@@ -228,7 +186,7 @@ def find_threshold(values, place, longest, size, total, top_k):
         straight = (gl.abs(guess) < float("inf")) & ((step < STEPS) | (step % 3 != 0))
         pivot = gl.where(straight, key_of(guess), halfway)
         pivot = gl.minimum(gl.maximum(pivot, low + 1), high - 1)
-        at_pivot = count_reaching(values, place, longest, size, value_of(pivot))
+        at_pivot = count_reaching(values, place, longest, size, value_of(pivot), memory)
         enough = at_pivot >= top_k
         low = gl.where(searched & enough, pivot, low)
         at_low = gl.where(searched & enough, at_pivot, at_low)
@@ -284,24 +242,7 @@ def keep_lanes(value, exists, bar, only_nan, spare):
 
 
 @gluon.jit
-def before_run(x):
-    """[ROWS, THREADS]: the sum over the threads of the runs before a thread's."""
-    _, run = lane_and_run()
-    before = x * 0
-    for other in gl.static_range(RUNS - 1):
-        before += gl.where(run > other, gl.sum(gl.where(run == other, x, 0), 1)[:, None], 0)
-    return before
-
-
-@gluon.jit
-def of_first_lane(x):
-    """A number that each lane of a run has alike, in the first lane, and 0 in the others: so that sums count it once."""
-    lane, _ = lane_and_run()
-    return gl.where(lane == 0, x, 0)
-
-
-@gluon.jit
-def keep_top(values, indices, place, size, top_k, counters):
+def keep_top(values, indices, place, size, total, top_k, longest, memory, counters):
     """Drop all but top_k entries of each list that has more; the others move up, in their order, in their runs.
 
     Returns the runs' sizes, [ROWS, THREADS], and what keys have to be more than that are still to come: (bar, whether it is
@@ -309,12 +250,10 @@ def keep_top(values, indices, place, size, top_k, counters):
     these have higher indices, and must be larger; of those before it they may be equal. If all that are kept are NaN, only NaN
     may still come, and behind the last of them nothing.
     """
-    lane, run = lane_and_run()
+    lane, run = lane_and_run(place.shape[0])
     gl.store(values + place + size + lane, (place * 0).to(gl.float32) + float("-inf"), mask=lane < ADJACENT)
     barrier()
-    longest = gl.max(gl.max(size, 1), 0)
-    total = gl.sum(of_first_lane(size), 1)
-    threshold, closed, spare = find_threshold(values, place, longest, size, total, top_k)
+    threshold, closed, spare = find_threshold(values, place, longest, size, total, top_k, memory)
     bar = threshold[:, None] + (place * 0).to(gl.float32)
     only_nan = closed.to(gl.int32)[:, None] + place * 0
 
@@ -326,7 +265,7 @@ def keep_top(values, indices, place, size, top_k, counters):
             value, exists = load_wide(values, place, start, size, None)
             equal = gl.where(only_nan[:, :, None] != 0, value != value, value == bar[:, :, None])
             equals += gl.sum((equal & exists).to(gl.int32), 2)
-        equals = before_run(equals)
+        equals = before_run(told(gl.sum(equals.reshape([place.shape[0], RUNS, LANES]), 2), memory))
     left = spare[:, None] - equals
     some = left > 0
     equals = place * 0
@@ -350,7 +289,9 @@ def keep_top(values, indices, place, size, top_k, counters):
     if counters is not None:
         gl.atomic_add(counters + TIED, gl.sum(tied.to(gl.int32), 0))
         gl.atomic_add(counters + CLOSED, gl.sum(closed.to(gl.int32), 0))
-    last = gl.max(gl.where(some & (equals > 0), run, -1), 1)[:, None]
+    runs = tell(gl.where(some, equals, 0), memory)
+    last = gl.where(runs[1] > 0, 1, gl.where(runs[0] > 0, 0, -1))
+    last = gl.where(runs[3] > 0, 3, gl.where(runs[2] > 0, 2, last))[:, None]
     nothing = (only_nan != 0) & (run >= last)
     key = gl.where(bar == 0, MINUS_ZERO, key_of(bar))
     bar = gl.where((run >= last) | (only_nan != 0), bar, value_of(key - 1))
@@ -358,19 +299,19 @@ def keep_top(values, indices, place, size, top_k, counters):
 
 
 @gluon.jit
-def write_runs(values, indices, place, size, room, wanted, results, scores, offset, pages):
+def write_runs(values, indices, place, size, runs, room, wanted, results, scores, offset, pages):
     """Write the entries of each list to another place, and up to ``room`` entries -1 and -inf, where it is wanted.
 
     wanted : [ROWS, 1]
     results, scores, offset : where to, int64 from ``results`` and from ``scores``, [ROWS, 1]; scores may be None
     pages : (page table or None, pages of the rows' requests, their stride, positions of a page), see :func:`index_of`
     """
-    lane, run = lane_and_run()
-    mine = of_first_lane(size)
-    before = before_run(mine)
-    total = gl.sum(mine, 1)[:, None]
+    lane, run = lane_and_run(place.shape[0])
+    before = before_run(runs)
+    total = (runs[0] + runs[1] + (runs[2] + runs[3]))[:, None]
+    longest = longest_of(runs)
     numbering = (indices, 0, pages[0], pages[1], pages[2], pages[3])
-    for start in range(0, gl.max(gl.max(size, 1), 0), LANES * UNROLLED):
+    for start in range(0, longest, LANES * UNROLLED):
         index_parts, value_parts = (), ()
         for part in gl.static_range(UNROLLED):
             entry = lane + (start + part * LANES)

@@ -20,7 +20,7 @@ def window_of(
 ):
     """(begin, aligned, skip, size): the first key that a row sees, and where it is: ``skip`` cells behind column ``aligned``, a
     multiple of four with ALIGNED, from which on ``size`` cells are read."""
-    start = tl.full((), 0, tl.int32)
+    start = (row * 0).to(tl.int32)  # Gluon calls this too, and makes no scalar by tl.full
     if starts is not None:
         start = tl.load(starts + row * stride_starts)
     end = tl.load(ends + row * stride_ends)

@@ -15,7 +15,8 @@ SELECTION_WORDS = (
     "torch.topk of the same logits; whole: both steps within the budget, a peer's with its own logits and our selection; "
     "fused: both in one kernel, by that variant; peak MB: memory besides operands and result, of the selection and topk "
     "besides the logits, too; slow paths, of the fused call: selections from its lists that made room, in which equal logits "
-    "were told apart, and rows that were closed because all that they kept are NaN."
+    "were told apart, rows that were closed because all that they kept are NaN, and selections of gluon_hopper that read their "
+    "lists in passes."
 )
 SERVING_WORDS = (
     "Not a serving engine: the run's tokens over the GPU time of the indexer's logits alone, in all of its layers; prefill and "

@@ -205,6 +205,7 @@ def _all() -> Iterator[Case]:
         _row(LENS, 2, 32, 64, 16, "clean"),
         _row(LENS, 1, 64, 128, 64, "clean", queries="mxfp8", keys_in="mxfp8", quick=True),
         _row(LENS, 2, 64, 128, 64, "clean", layout="gluon-32"),
+        _row(LENS, 1, 64, 128, 64, "unclean", layout="flydsl"),
         _row(LENS, 1, 64, 128, 64, "unclean", queries="mxfp8", keys_in="mxfp8", layout="preshuffled"),
     )
     yield from _table(

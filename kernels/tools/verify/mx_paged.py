@@ -1,6 +1,7 @@
 """Calls of paged MQA logits in MX formats, whose cache is filled byte by byte by each engine's own formula."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from . import judge, paged
 from .mx import dequantized, key_bytes, scale_place, value_place
 from .mx_logits import PAIRS, random_values, values_of
 from .paged import GARBAGE
+
+APART = "flydsl"  # whose scales are a tensor of their own
 
 
 class MxPagedCall(NamedTuple):
@@ -51,10 +54,11 @@ def make_call(
 ) -> MxPagedCall:
     """Random operands whose requests have scattered blocks; every byte that is no key or scale of theirs is 0xFF.
 
+    layout : of keys whose scales lie apart, the call is of a flat cache, which :func:`apart` lays out so
     gap : bytes between the blocks
     rows : whether lengths are of rows, earlier ones seeing fewer keys
     """
-    random = torch.Generator().manual_seed(seed)
+    random, layout = torch.Generator().manual_seed(seed), "flat" if layout == APART else layout
     width = key_bytes(pair[1], dim)
     used = [-(-max(length, 0) // block) for length in lens]
     pages = torch.randperm(sum(used) + 2, generator=random)
@@ -112,7 +116,27 @@ def formula(call: MxPagedCall, columns: int, layout: str = "flat") -> judge.Answ
     return judge.Answer(logits, inside, magnitude)
 
 
+def apart(call: MxPagedCall, gap: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """The flat cache of a call as (kv_cache, kv_scale) with scales apart, byte by byte.
+
+    gap : bytes between the blocks of each
+    """
+    (blocks, block), width, device = call.kv_cache.shape[:2], call.kv_cache.shape[3] - 4, call.q.device
+    key = torch.arange(block, device=device)
+    flat = call.kv_cache.as_strided((blocks, block * (width + 4)), (call.kv_cache.stride(0), 1))
+    values = torch.full((blocks, block * width + gap), 0xFF, dtype=torch.uint8, device=device)
+    scales = torch.full((blocks, block * 4 + gap), 0xFF, dtype=torch.uint8, device=device)
+    values[:, value_places(APART, key, width, block)] = flat[:, : block * width].unflatten(1, (block, width))
+    scales[:, scale_places(APART, key, 4, block)] = flat[:, block * width :].unflatten(1, (block, 4))
+    kv_cache = values[:, : block * width].unflatten(1, (1, width // 16, block, 16))
+    return kv_cache, scales[:, : block * 4].unflatten(1, (1, 4, block))
+
+
 def check(call: MxPagedCall, variant: str | None, columns: int, layout: str = "flat", **options: Any) -> torch.Tensor:
-    """:func:`.paged.check` of mx_paged_mqa_logits."""
-    answer = formula(call, columns, layout)
-    return paged.check(call, variant, columns, layout=layout, function=mx_paged_mqa_logits, answer=answer, **options)
+    """:func:`.paged.check` of mx_paged_mqa_logits; a call as :func:`make_call` makes it for the layout."""
+    if layout == APART:
+        answer, (kv_cache, kv_scale) = formula(call, columns), apart(call, gap=20)
+        call, options["function"] = call._replace(kv_cache=kv_cache), partial(mx_paged_mqa_logits, kv_scale=kv_scale)
+    else:
+        answer, options["function"] = formula(call, columns, layout), mx_paged_mqa_logits
+    return paged.check(call, variant, columns, layout=layout, answer=answer, **options)

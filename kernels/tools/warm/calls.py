@@ -162,7 +162,7 @@ def _selection(target: compat.Target, deployment: Deployment, shape: Shape, vari
         page_table=table,
         requests=of_rows if table is not None and next_n is None else None,
     )
-    problem = operators.problem_of(inputs, results.out)._replace(device=target)
+    problem = operators.problem_of(inputs, results.out, target)
     options = {
         "num_keys": shape["keys"],
         "relative": deployment.relative and next_n is None,

@@ -18,6 +18,7 @@ import pytest
 from capgate import compat
 from capgate.compat.offline import child as offline_child
 from capgate.compat.offline import jobs as offline
+from capgate.compat.offline.answers import Answers, environment
 from capgate.compat.offline.children import Child
 from capgate.compat.offline.jobs import Job, compile_jobs, compile_variants
 
@@ -136,6 +137,30 @@ def test_each_failure_takes_one_job_with_it(toy: Path) -> None:
     assert (fitted["compiled"], fitted["error"], fitted["tuning"]) == (True, None, {"size": 64})
     assert (fitted["hot_loop"], fitted["matrix_instructions"], fitted["spills"]) == (None, {}, 0)
     assert fitted["seconds"] > 0
+
+
+TWO_JOBS = """
+import sys
+from capgate.compat.offline.answers import serve
+
+def answer(job):
+    yield {"accepted": True}
+    if job == "loud":
+        print("k.py:3:4: error: of the second", file=sys.stderr)
+    yield {"compiled": False, "error": f"{job}: failed"}
+
+serve(lambda request: answer)
+"""
+
+
+def test_a_job_s_error_has_nothing_of_the_next_one_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process does not wait until a row is read: on a busy machine it has written of the next job by then."""
+    (tmp_path / "two_jobs.py").write_text(TWO_JOBS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with Answers("two_jobs", {"jobs": ["quiet", "loud"]}, environment()) as child:
+        child._process.wait(1200)
+        errors = [child.answer(timeout=1200)["error"] for _ in range(2)]
+    assert errors == ["quiet: failed", "loud: failed: k.py:3:4: error: of the second"]
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:

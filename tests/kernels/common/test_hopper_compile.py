@@ -1,57 +1,60 @@
 """The gluon_hopper kernels compiled for an H100 that is not here, by this lane's Triton: what a pass over keys needs, once."""
 
-import json
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
 from capgate import compat
+from capgate.compat.offline.jobs import _environment
 from capgate.compat.offline.occupancy import MULTIPROCESSORS, RESERVED_SHARED_BYTES
 from support.code_reading import EVERY_WORD_IS_CUT
-from support.processes import environment
+from support.compile_server import Servers
 
 # Kinds of call as support.compile_hopper takes them: heads, dims, output; then query rows, where they are so few that the
 # kernel guesses what it needs first, or keys of a block, next_n and, if they are few, workers. Every row of the tuning
-# tables, and every output mode.
-DENSE = (
-    *("64,128,clean", "64,128,unclean", "64,128,compressed", "32,128,clean", "16,64,clean", "128,32,clean"),
-    *("64,128,unclean,64", "32,128,compressed,64", "64,128,clean-bf16", "16,64,compressed-bf16,64"),
+# tables, and every output mode. First those that each Triton compiles, of the models' sizes.
+DENSE = ("64,128,clean", "64,128,unclean", "64,128,compressed", "32,128,clean")
+DENSE_DEALT = (
+    *("16,64,clean", "128,32,clean", "64,128,unclean,64"),
+    *("32,128,compressed,64", "64,128,clean-bf16", "16,64,compressed-bf16,64"),
 )
 PAGED = {  # and the columns of their products, rows of a request together times heads; further rows take a second product
     "64,128,unclean,64,1": 64,
+    "64,128,unclean,64,8,1": 128,
+    "32,128,clean,64,1,1": 32,
+}
+PAGED_DEALT = {
     "64,128,clean,32,2": 128,
     "32,128,unclean,128,3": 128,
     "128,128,clean,128,8": 128,
     "16,64,unclean,32,8": 128,
     "16,32,clean,64,1": 16,
-    "64,128,unclean,64,8,1": 128,
-    "32,128,clean,64,1,1": 32,
     "64,128,clean-bf16,64,2": 128,
     "32,128,clean,32,6": 128,
     "16,32,unclean-bf16,64,1": 16,
 }
 SPARSE = {  # heads, dims, output, keys of a candidate block, rows that share a list; and the columns of each warpgroup
     "64,128,clean,8,8": 128,
+}
+SPARSE_DEALT = {
     "32,128,shared,8,8": 128,
     "32,64,clean-bf16,64,2": 64,
     "16,32,clean,32,8": 64,
     "128,128,shared-bf16,16,2": 128,
 }
-KINDS = [("mqa_logits", kind) for kind in DENSE] + [("paged_mqa_logits", kind) for kind in PAGED]
-KINDS += [("sparse_logits", kind) for kind in SPARSE]
+PACKED = {**dict.fromkeys((*DENSE, *DENSE_DEALT), 128), **SPARSE, **SPARSE_DEALT}
+COLUMNS = PAGED | PAGED_DEALT
 
 
-def compile_all(operation: str) -> tuple[list[dict[str, Any]], str]:
-    kinds = [kind for home, kind in KINDS if home == operation]
-    command = [sys.executable, "-m", "support.compile_hopper", operation, *kinds]
-    try:
-        child = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment())
-    except subprocess.TimeoutExpired as hung:
-        return [json.loads(line) for line in (hung.stdout or b"").splitlines()], f"it hung: {hung}"
-    return [json.loads(line) for line in child.stdout.splitlines()], child.stderr[-4000:]
+def parameters(operation: str, everywhere: Iterable[str], dealt: Iterable[str]) -> list[Any]:
+    shared = [pytest.param(operation, kind, marks=pytest.mark.dealt) for kind in dealt]
+    return [(operation, kind) for kind in everywhere] + shared
+
+
+PAGED_KINDS = parameters("paged_mqa_logits", PAGED, PAGED_DEALT)
+# The paged ones first: a lane that has one of them for a test of all kinds has it for those of paged kinds, too.
+KINDS = [*PAGED_KINDS, *parameters("mqa_logits", DENSE, DENSE_DEALT), *parameters("sparse_logits", SPARSE, SPARSE_DEALT)]
 
 
 @pytest.fixture(autouse=True)
@@ -62,11 +65,14 @@ def _gluon_hopper() -> None:
 
 
 @pytest.fixture
-def result(once: Callable[..., Any], operation: str, kind: str) -> dict[str, Any]:
-    results, last_words = once(("gluon_hopper", operation), lambda: compile_all(operation))
-    index = [each for home, each in KINDS if home == operation].index(kind)
-    assert len(results) > index, last_words
-    return results[index]
+def result(once: Callable[..., Any], compile_servers: Servers, operation: str, kind: str) -> dict[str, Any]:
+    def compiled() -> dict[str, Any]:
+        request = {"operation": operation, "jobs": [kind]}
+        return compile_servers.answers("support.compile_hopper", request, _environment()).answer(0)
+
+    row: dict[str, Any] = once(("gluon_hopper", operation, kind), compiled)
+    assert row["compiled"], row["error"]
+    return row
 
 
 kinds = pytest.mark.parametrize(("operation", "kind"), KINDS)
@@ -89,8 +95,7 @@ def test_products_are_issued_in_one_place_and_in_parallel(result: dict[str, Any]
     """
     dim = int(kind.split(",")[1])
     # Two warpgroups of the kernels of packed keys have two tiles each.
-    packed = {**dict.fromkeys(DENSE, 128), **SPARSE}
-    columns, tiles = (PAGED[kind], passes(kind)) if operation == "paged_mqa_logits" else (packed[kind], 2 * 2)
+    columns, tiles = (COLUMNS[kind], passes(kind)) if operation == "paged_mqa_logits" else (PACKED[kind], 2 * 2)
     assert result["wgmma"] == {f"wgmma.mma_async.sync.aligned.m64n{columns}k32.f32.e4m3.e4m3": tiles * dim // 32}
     assert result["undefined"] == []
     assert not result["serialized"]
@@ -136,7 +141,7 @@ def test_no_load_left_the_producers_loops(result: dict[str, Any], operation: str
         assert result["loads"] == 4 + clean
 
 
-@pytest.mark.parametrize(("operation", "kind"), [each for each in KINDS if each[0] == "paged_mqa_logits"])
+@pytest.mark.parametrize(("operation", "kind"), PAGED_KINDS)
 def test_every_word_of_a_schedule_is_cut_before_anything_else(result: dict[str, Any]) -> None:
     """As in the other variants: tests/gfx950/test_paged_mqa_logits.py."""
     assert list(map(tuple, result["uses"])) == EVERY_WORD_IS_CUT

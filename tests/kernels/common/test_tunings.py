@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,17 @@ from capgate.kernels.common.schedule.operation import CHUNK_KEYS
 from capgate.kernels.common.tuning import ANY, Tuning
 from capgate.kernels.fused_selection.tunings import MAX_WAVE_HEADS
 
+SCORING = ("mqa_logits", "paged_mqa_logits", "mx_logits", "mx_paged_logits", "sparse_logits")
 FOLDERS = (
-    "mqa_logits",
-    "paged_mqa_logits",
+    *SCORING,
     "key_selection",
     "fused_selection",
     "key_cache",
     "mx_quantization",
     "common.schedule",
 )
-SCORING = ("mqa_logits", "paged_mqa_logits")
 TARGETS = {
-    "classic": ("cuda:89", "cuda:90", "cuda:100", "hip:gfx942", "hip:gfx950", "hip:gfx1201"),
+    "classic": ("cuda:89", "cuda:90", "cuda:100", "cuda:103", "cuda:120", "hip:gfx942", "hip:gfx950", "hip:gfx1201"),
     "gluon_cdna3": ("hip:gfx942",),
     "gluon_cdna4": ("hip:gfx950",),
     "gluon_hopper": ("cuda:90",),
@@ -40,8 +40,18 @@ each_folder = pytest.mark.parametrize("folder", FOLDERS)
 
 
 def tables(folder: str) -> dict[str, dict[Any, Any]]:
+    """Those of a folder: of logits all dictionaries of rows, of others those whose names say the variant."""
     module = import_module(f"capgate.kernels.{folder}.tunings")
-    return {name: value for name, value in vars(module).items() if name.startswith(("CLASSIC", "GLUON"))}
+    found = {name: value for name, value in vars(module).items() if isinstance(value, dict) and not name.startswith("_")}
+    of_logits = {name for name, value in found.items() if all(isinstance(row, Tuning) for row in value.values())}
+    return {name: value for name, value in found.items() if name in of_logits or name.startswith(("CLASSIC", "GLUON"))}
+
+
+def tables_of(folder: str, variant: str) -> list[dict[Any, Any]]:
+    """Those of one variant: the ones of classic go by target, whatever they are called."""
+    if variant == "classic":
+        return [table for table in tables(folder).values() if ANY in table]
+    return [table for name, table in tables(folder).items() if name.startswith(variant.upper())]
 
 
 def source(folder: str) -> str:
@@ -51,21 +61,22 @@ def source(folder: str) -> str:
 @each_folder
 def test_a_table_goes_by_target_or_by_padded_heads(folder: str) -> None:
     assert tables(folder)
-    labels = {compat.capabilities(target).target.label for target in ("cuda:90", "hip:gfx942", "hip:gfx950")}
+    labels = {compat.capabilities(target).target.label for target in TARGETS["classic"]}
     for name, table in tables(folder).items():
-        if name.startswith("CLASSIC"):
+        if not name.startswith("GLUON"):
             assert ANY in table
             assert set(table) - {ANY} <= labels
         else:  # of as many heads as the rule of the variant lets in
             fused = folder == "fused_selection"
-            least, most = 36 if fused and name == "GLUON_HOPPER" else 1, MAX_WAVE_HEADS if fused else MAX_HEADS
+            cached = name == "GLUON_HOPPER_PAGED"
+            least, most = 36 if fused and name == "GLUON_HOPPER" else 1, MAX_WAVE_HEADS if fused and not cached else MAX_HEADS
             assert set(table) == {padded_heads(heads) for heads in range(least, most + 1)}
 
 
 @each_folder
 def test_rows_have_names_in_common(folder: str) -> None:
     """What a program takes at a time begins with ``block_``, and what other kernels have too is named as theirs."""
-    own = {"planes", "requests", "shares"}
+    own = {"held_entries", "planes", "requests", "shares"}
     for table in tables(folder).values():
         for row in table.values():
             blocks = {name for name in row._fields if name.startswith("block_")}
@@ -102,37 +113,39 @@ def test_the_tables_need_no_triton() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def operations(folder: str) -> list[compat.Operation[Any]]:
+    module = import_module(f"capgate.kernels.{folder}.operation")
+    return [value for value in vars(module).values() if isinstance(value, compat.Operation)]
+
+
 def problems(folder: str, variant: str) -> Iterator[Any]:
-    operation = import_module(f"capgate.kernels.{folder}.operation")
-    for target in TARGETS[variant]:
-        for heads in (1, 16, 20, 32, 48, 64, 100, 128):
-            for dim in (32, 128):
-                for mode in operation.MODES:
-                    problem = operation.example_problem(target, heads, dim, mode)
-                    if "next_n" in problem._fields:
-                        yield from (problem._replace(next_n=next_n) for next_n in (1, 2, 3, 8))
-                    else:
-                        yield problem
-
-
-def has_tables(folder: str, variant: str) -> bool:
-    return any(name.startswith(variant.upper()) for name in tables(folder))
+    for operation, target in product(operations(folder), TARGETS[variant]):
+        if variant not in operation.variants:
+            continue
+        assert operation.examples is not None
+        mx = operation.name.startswith("mx_")
+        for heads, dim, mode in product((1, 16, 20, 32, 48, 64, 100, 128), (64 if mx else 32, 128), operation.examples.modes):
+            problem = operation.examples.problem(target, heads, dim, mode, None)
+            if "paged" in folder:
+                yield from (problem._replace(next_n=next_n) for next_n in (1, 2, 3, 8))
+            else:
+                yield problem
 
 
 @pytest.mark.parametrize(
-    ("folder", "variant"), [(folder, variant) for folder in SCORING for variant in TARGETS if has_tables(folder, variant)]
+    ("folder", "variant"), [(folder, variant) for folder in SCORING for variant in TARGETS if tables_of(folder, variant)]
 )
 def test_a_problem_gets_whole_rows_within_its_tables_limits(folder: str, variant: str) -> None:
     tunings = import_module(f"capgate.kernels.{folder}.tunings")
-    written = [row for name, table in tables(folder).items() if name.startswith(variant.upper()) for row in table.values()]
+    written = [row for table in tables_of(folder, variant) for row in table.values()]
     for problem in problems(folder, variant):
         tune, padded = getattr(tunings, variant)(problem), padded_heads(problem.heads)
         assert tune.rows >= 1
         assert tune.columns == tune.rows * padded
-        assert any(tune.block_keys == row.block_keys and tune.columns <= row.columns for row in written)
+        assert any(tune.block_keys == row.block_keys and tune.columns <= max(row.columns, padded) for row in written)
         assert 1 <= tune.num_warps <= max(row.num_warps for row in written)
         assert CHUNK_KEYS % tune.block_keys == 0, "two workers would write one tile"
-        if folder == "paged_mqa_logits":
+        if "paged" in folder:
             assert tune.rows < 2 * problem.next_n or tune.columns == 32, "more rows than a request has"
 
 

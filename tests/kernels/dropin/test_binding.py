@@ -45,6 +45,17 @@ def test_the_parameters_of_a_compiled_function() -> None:
     assert found.defaults == {"clean_logits": False, "max_seqlen_k": 0}
 
 
+def test_a_keyword_of_the_original_alone() -> None:
+    """A later release may have it: what asks for something goes to the original, and what asks for nothing does not."""
+
+    def ours(q: Any, out: Any = None) -> Any:
+        return "ours", q, out
+
+    function = bind(ours, theirs("scores(q, out=None, relative=False)")).function
+    assert function(1, out=2) == function(1, out=2, relative=False) == ("ours", 1, 2)
+    assert function(1, relative=True) == {"q": 1, "out": None, "relative": True}
+
+
 @pytest.mark.parametrize("documentation", [None, "", "no parentheses", "f(*args, **kwargs)", "f(", "f(a, (b)", 3])
 def test_what_a_function_does_not_say(documentation: Any) -> None:
     assert set(parameters(Compiled(documentation)).names) <= {"a"}

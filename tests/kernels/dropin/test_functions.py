@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from capgate.kernels.dropin import DROPINS, aiter, deep_gemm, flashinfer, sglang, vllm, vllm_rocm  # noqa: A004 - a library's name
-from support import judge
+from support import judge, upstream
 
 FN = torch.float8_e4m3fn
 
@@ -20,6 +20,12 @@ SIGNATURES = {
         "(q_fp8, kv_cache, weights, out_logits, context_lens, kv_indices, max_model_len, Preshuffle=False, KVBlockSize=1, "
         "ChunkK=256, TotalCuCount=None, WavePerEU=2, VarCtxSchedule=None)"
     ),
+    **{
+        function: upstream.MXFP4[function.__module__.rpartition(".")[2]].removeprefix("paged_mxfp4_mqa_logits")
+        for function in aiter.GENERATIONS["paged_mxfp4_mqa_logits"]
+    },
+    aiter.flydsl_pa_mqa_logits_fp4: upstream.FLYDSL.removeprefix("flydsl_pa_mqa_logits_fp4"),
+    aiter.flydsl_pa_mqa_logits_fp4_prefill: upstream.FLYDSL_PREFILL.removeprefix("flydsl_pa_mqa_logits_fp4_prefill"),
     aiter.top_k_per_row_prefill: (
         "(logits, rowStarts, rowEnds, indices, values, numRows, stride0, stride1, k=2048, stable=False)"
     ),

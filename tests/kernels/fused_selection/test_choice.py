@@ -94,7 +94,7 @@ def test_nothing_is_fused_by_default_before_it_was_measured_to_be_faster(operati
     assert "not measured to be faster than two steps" in step_of(trace, "classic").reason
     assert operation.explain(problem, "classic").variant == "classic"
     gluon = {"hip:gfx950": "gluon_cdna4", "cuda:90": "gluon_hopper"}[target]
-    taken = operation is fusing.dense and compat.capabilities(target)[gluon]
+    taken = (operation is fusing.dense or target == "cuda:90") and compat.capabilities(target)[gluon]
     assert operation.explain(problem._replace(asked=True)).variant == (gluon if taken else "classic")
 
 
@@ -114,6 +114,25 @@ def test_what_warps_do_not_take_is_said(changed: dict[str, Any], words: str) -> 
     problem = fusing.example("cuda:90")._replace(asked=True)
     assert fusing.dense.explain(problem).variant == "gluon_hopper"
     assert re.match(words, step_of(fusing.dense.explain(problem._replace(**changed)), "gluon_hopper").reason)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"top_k": 4096}, "needs top_k of at most 2048: found 4096"),
+        ({"heads": 62}, "needs a multiple of 4 heads: found 62"),
+        ({"layout": "preshuffled"}, "needs a flat cache, .*: found a preshuffled one"),
+        ({"block_size": 48}, "needs blocks of a multiple of 32 keys, .*: found 48"),
+        ({"tensor_maps": False}, "needs operands that tensor maps describe"),
+        ({"budget": 2**10}, "needs .* bytes for lists of programs: found a budget of 1024"),
+    ],
+    ids=str,
+)
+@pytest.mark.skipif(not compat.capabilities("cuda:90").gluon_hopper, reason=compat.capabilities("cuda:90").why("gluon_hopper"))
+def test_what_warps_do_not_take_of_a_cache_is_said(changed: dict[str, Any], words: str) -> None:
+    problem = fusing.example_paged("cuda:90")._replace(asked=True)
+    assert fusing.paged.explain(problem).variant == "gluon_hopper"
+    assert re.match(words, step_of(fusing.paged.explain(problem._replace(**changed)), "gluon_hopper").reason)
 
 
 @pytest.mark.parametrize(
@@ -203,11 +222,13 @@ def test_groups_that_are_left_are_shared_so_that_programs_end_together(rows: int
 @pytest.mark.any_triton
 @pytest.mark.parametrize("top_k", [1, 32, 512, 513, 1024, 1025, 2048])
 def test_a_run_has_room_for_all_that_is_kept(top_k: int) -> None:
-    """In gluon_hopper's lists, and for the tiles before the next look, and 16 places that are no entries; and so has a list,
-    which is looked at when it has half of the places of its four runs."""
+    """In gluon_hopper's lists: an eighth more than top_k, for the tiles before the next look, and 16 places that are none.
+    Where most of what registers hold is kept a run may grow by as much again."""
     tune = tunings.gluon_hopper(fusing.example("cuda:90")._replace(top_k=top_k))
-    assert tune.block_entries // 4 - 16 >= top_k + 32 * tune.segment_tiles
-    assert tune.block_entries // 2 >= top_k + 128 * tune.segment_tiles
+    room = tune.block_entries // 4
+    assert room - 16 >= top_k + top_k // 8 + 32 * tune.segment_tiles
+    assert tune.held_entries == {1: 1024, 32: 1024, 512: 1280, 513: 1536, 1024: 1536, 1025: 2048, 2048: 2048}[top_k]
+    assert tune.held_entries <= room // 2
 
 
 @pytest.mark.any_triton

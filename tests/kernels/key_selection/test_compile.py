@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from capgate.compat import capabilities
 from capgate.compat.offline import jobs as offline
 from capgate.compat.offline.jobs import Job, compile_variants
 from capgate.kernels.key_selection.operation import MODES, operation
@@ -35,6 +36,16 @@ def test_classic_fits_without_spills(compile_once: Callable[..., Any], target: s
         assert (row["spills"], row["scratch_bytes"]) == (0, 0)
     assert row["waves_per_simd"] >= 2, "not even one program of eight waves fits"
     assert (row["heads"], row["dim"], row["dtype"]) == (None, None, job.dtype or "float32")
+
+
+@pytest.mark.skipif(not capabilities("cuda:90").gluon_hopper, reason=capabilities("cuda:90").why("gluon_hopper"))
+@pytest.mark.parametrize("dtype", [None, "bfloat16"], ids=["float32", "bfloat16"])
+def test_sections_are_filtered_without_spills(compile_once: Callable[..., Any], dtype: str | None) -> None:
+    job = Job("gluon_hopper", mode="cut", dtype=dtype)
+    (row,) = compile_once("select_keys", "cuda:90", [job])
+    assert row["compiled"], row["error"]
+    assert (row["spills"], row["scratch_bytes"]) == (0, 0)
+    assert row["waves_per_simd"] >= 6, "not as many programs of an SM as rows are cut for"
 
 
 @pytest.mark.parametrize("job", SERVED, ids=lambda job: job.dtype or "float32")

@@ -43,6 +43,15 @@ def test_logits_agree(
     mx_paged.check(call, variant, 75, layout, clean_logits=clean_logits)
 
 
+@pytest.mark.dealt
+@pytest.mark.parametrize(("pair", "next_n", "heads", "clean_logits"), [(PAIRS[0], 2, 20, True), (PAIRS[2], 1, 64, False)])
+def test_scales_that_lie_apart(variant: str, pair: tuple[str, str], next_n: int, heads: int, clean_logits: bool) -> None:
+    """FlyDSL's caches, of which one is a tensor of values and one of scales, where they lie; a block is lacking."""
+    call = make_call([70, 0, 133], next_n, heads, 128, 64, pair, layout="flydsl")
+    call.block_table[2, 1] = 1000
+    mx_paged.check(call, variant, 140, "flydsl", clean_logits=clean_logits)
+
+
 @pytest.mark.parametrize("layout", ["flat", "gluon-32"])
 def test_blocks_that_the_cache_lacks_score_minus_infinity(variant: str, layout: str) -> None:
     call = make_call([130, 70], 1, 16, 128, 32, layout=layout)

@@ -241,7 +241,7 @@ def test_what_does_not_compile_is_said_and_the_next_variant_warmed(tmp_path: Pat
         (["fp8_mqa_logit"], "operation: no operation 'fp8_mqa_logit'; the nearest"),
         (["fp8_mqa_logits", "--target", "cpu"], "target: got cpu, needs a GPU"),
         (["fp8_mqa_logits", "--target", "cuda:120"], "multiprocessors: none given, needs how many"),
-        (["select_keys", "--variants", "gluon_hopper"], "variants: select_keys has none of gluon_hopper"),
+        (["select_keys", "--variants", "gluon_cdna4"], "variants: select_keys has none of gluon_cdna4"),
         (["fp8_mqa_logits", "--modes", "cleen"], "modes: no mode 'cleen'; the nearest"),
         (["fp8_mqa_logits", "--heads", "129"], "heads: got 129, needs 1 to 128"),
         (["fp8_paged_mqa_logits", "--next-n", "1,x"], "next_n: got 'x', needs whole numbers"),

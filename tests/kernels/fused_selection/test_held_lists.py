@@ -1,0 +1,132 @@
+"""The search of the lists that gluon_hopper's registers hold, as it is written, with numpy in the place of Gluon: no emulator
+executes Hopper's code."""
+
+from types import FunctionType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from capgate import compat
+
+HOPPER = compat.capabilities("cuda:90")
+pytestmark = [
+    pytest.mark.one_lane,
+    pytest.mark.skipif(not HOPPER.gluon_hopper, reason=str(HOPPER.why("gluon_hopper"))),
+]
+PLANES, ROWS, THREADS = 4, 2, 128
+SPECIAL = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45], np.float32)
+
+
+class Tensor(np.ndarray):
+    """An array with what tensors have beside."""
+
+    def to(self, dtype: Any, bitcast: bool = False) -> "Tensor":
+        return self.view(dtype) if bitcast else self.astype(dtype)
+
+
+def tensor(values: Any, dtype: Any) -> Tensor:
+    return np.asarray(values, dtype).view(Tensor)
+
+
+def key_of(value: Any) -> Tensor:
+    bits = tensor(value, np.float32).view(np.int32)
+    return (bits ^ ((bits >> 31) | np.int32(-(2**31)))).view(np.uint32)
+
+
+def value_of(key: Any) -> Tensor:
+    bits = tensor(key, np.uint32).view(np.int32)
+    return (bits ^ ((~bits >> 31) | np.int32(-(2**31)))).view(np.float32)
+
+
+def where(condition: Any, one: Any, other: Any) -> Any:
+    chosen = np.where(condition, one, other)
+    return tensor(chosen, np.float32 if chosen.dtype == np.float64 else chosen.dtype)
+
+
+LANGUAGE = SimpleNamespace(
+    where=where, maximum=np.fmax, minimum=np.fmin, max=np.max, min=np.min, abs=np.abs, sqrt=np.sqrt, static_range=range,
+    to_tensor=lambda x: x, float32=np.float32, int32=np.int32, constexpr=int,
+)  # fmt: skip
+
+
+def search(held: Any, total: Any, floor: Any, fresh: bool, top_k: int, most: int) -> tuple[Tensor, bool, int]:
+    """(pivots, whether each list has one, counts that found them) by held_lists.find_pivot."""
+    from capgate.kernels.fused_selection.device import held_lists
+
+    counted = []
+
+    def count_held(held: Any, bar: Any, *_: Any) -> Tensor:
+        counted.append(bar)
+        return tensor((~(np.stack(held, -1) < np.asarray(bar)[:, None, None])).sum((1, 2)), np.int32)
+
+    constants = {name: getattr(held_lists, name).value for name in ("SAMPLED", "CURVED", "STRAIGHT", "MOST_COUNTS")}
+    functions = {"key_of": key_of, "value_of": value_of, "count_held": count_held, "logarithm": np.log2, "ratio": np.divide}
+    own = {**constants, **functions, "gl": LANGUAGE, "THREADS": THREADS, "largest_of": lambda x, _: np.fmax.reduce(x, 1)}
+    own["sampled_extremes"] = FunctionType(held_lists.sampled_extremes.fn.__code__, own)
+    find_pivot = FunctionType(held_lists.find_pivot.fn.__code__, own)
+    nothing = tensor(np.zeros((ROWS, THREADS)), np.float32)
+    with np.errstate(all="ignore"):
+        pivot, found = find_pivot(
+            held,
+            tensor(total, np.int32),
+            tensor(floor, np.float32),
+            int(fresh),
+            top_k,
+            tensor([most], np.int32),
+            nothing,
+            None,
+            PLANES,
+        )
+    return pivot, bool(found), len(counted)
+
+
+def planes_of(lists: list[Any]) -> tuple[Tensor, ...]:
+    """[ROWS, THREADS] for each plane, -inf behind the entries."""
+    padded = np.full((ROWS, PLANES * THREADS), -np.inf, np.float32)
+    for row, entries in enumerate(lists):
+        padded[row, : len(entries)] = entries
+    return tuple(tensor(plane, np.float32) for plane in padded.reshape(ROWS, PLANES, THREADS).swapaxes(0, 1))
+
+
+@pytest.mark.parametrize("more", [0, 5])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_different_logits_have_a_pivot_that_few_counts_find(fresh: bool, more: int) -> None:
+    """Of a row's first keys, or of those above a threshold; near both ends of a list, too."""
+    draw = np.random.default_rng(more)
+    counts = []
+    for top_k in (40, 41, 100, 200, 300):
+        for _ in range(20):
+            lists = [draw.standard_normal(size).astype(np.float32) for size in draw.integers(top_k + 1, 513, ROWS)]
+            if not fresh:
+                lists = [-np.log(draw.random(len(entries))).astype(np.float32) for entries in lists]
+            floor = [np.nan, np.nan] if fresh else [0.0, 0.0]
+            total = [len(entries) for entries in lists]
+            pivot, found, number = search(planes_of(lists), total, floor, fresh, top_k, top_k + more)
+            reached = [int((entries >= bar).sum()) for entries, bar in zip(lists, pivot, strict=True)]
+            assert not found or all(top_k <= number <= top_k + more for number in reached)
+            counts.append(number if found else 99)
+    assert np.mean(np.array(counts) == 99) <= 0.02
+    assert np.median(counts) <= (8 if more == 0 else 4)
+
+
+def test_a_pivot_is_right_whatever_logits_are() -> None:
+    """Equal ones, of all signs, infinite, denormal and NaN, beside a list that is short: if there is a pivot, it is right, and
+    otherwise the other search selects."""
+    draw = np.random.default_rng(0)
+    answers = []
+    for trial in range(300):
+        top_k = int(draw.integers(1, 200))
+        lists = [draw.standard_normal(size).astype(np.float32) for size in draw.integers(0, 513, ROWS)]
+        for entries in lists:
+            entries[:] = np.where(draw.random(len(entries)) < (trial % 4) / 3, draw.choice(SPECIAL, len(entries)), entries)
+        total, most = [len(entries) for entries in lists], top_k + top_k // 8 * (trial % 2)
+        pivot, found, _ = search(planes_of(lists), total, [np.nan, np.nan], bool(trial % 3), top_k, most)
+        answers.append(found)
+        for entries, bar in zip(lists, pivot, strict=True):
+            if len(entries) <= top_k:
+                assert bar == -np.inf
+            elif found:
+                assert bar > -np.inf
+                assert top_k <= int((~(entries < bar)).sum()) <= most
+    assert 50 < sum(answers) < 250
