@@ -43,7 +43,10 @@ def copy_candidates(
 
 @gluon.jit
 def agreed(value):
-    """``value``, int32 and the same in every lane, as a scalar: the compiler would loop over lanes round what it is used for."""
+    """``value``, int32 and the same in every lane, as a scalar: the compiler would loop over lanes round its uses.
+
+    Before it one wait state, which a lane's value needs, and which the compiler inserts for none of inline assembly.
+    """
     return gl.inline_asm_elementwise(
         "s_nop 0\n\tv_readfirstlane_b32 $0, $1", "=s,v", [value], dtype=gl.int32, is_pure=True, pack=1
     )

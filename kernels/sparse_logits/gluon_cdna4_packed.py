@@ -1,11 +1,11 @@
-"""Gluon for CDNA4 (gfx950), one source for Triton 3.6.0 to 3.9.0, of packed keys. Compiled and emulated; it has not run on a GPU.
+"""Gluon for CDNA4 (gfx950) and packed keys, one source for Triton 3.6.0 to 3.9.0. Compiled and emulated; not run on a GPU.
 
     logits[i, j * C + o] = k_scale[n] * sum_h weights[i, h] * relu(q[i, h, :] . k[n, :])    of key n, the o-th of block j
 
-C being the keys of a candidate block. As the kernel of cached keys, without a table: a tile's list comes to LDS two tiles before
-its keys, and these two tiles before the arithmetic, so that one wait in a pass covers both. Keys are copied from offsets of 32
-bits from a window's first one, so that all have to lie within 2 GiB. Rows that share a list and begin at different keys have no
-key in common where blocks are counted from there: they take turns.
+C being the keys of a candidate block. As the kernel of cached keys, without a table: a tile's list comes to LDS two tiles
+before its keys, and these two tiles before the arithmetic, so that one wait in a pass covers both. Keys are copied from offsets
+of 32 bits from a window's first one, so that all have to lie within 2 GiB. Rows that share a list and begin at different keys
+have no key in common where blocks are counted from there: they take turns.
 
 LDS without bank conflicts: packets are permuted and read as in the dense kernel.
 """
@@ -220,7 +220,8 @@ def sparse_mqa_logits_kernel(
                     tile = gl.minimum(my_first + stage * splits, my_last)
                     place = copy_tile(
                         tile_keys.index(stage), tile_scales.index(stage), tile_candidates.index(stage + 1),
-                        tile, first_block, longest, keys, scales, packet, stride_kn, stride_scale, ADJACENT, CANDIDATE, of_lanes,
+                        tile, first_block, longest, keys, scales, packet, stride_kn, stride_scale,
+                        ADJACENT, CANDIDATE, of_lanes,
                     )  # fmt: skip
                     places += (place,)
                     tile = gl.minimum(my_first + (stage + AHEAD) * splits, my_last)
@@ -258,7 +259,8 @@ def sparse_mqa_logits_kernel(
                         ahead = gl.minimum(tile + AHEAD * splits, my_last)
                         place = copy_tile(
                             tile_keys.index(free), tile_scales.index(free), tile_candidates.index(slot),
-                            ahead, first_block, longest, keys, scales, packet, stride_kn, stride_scale, ADJACENT, CANDIDATE, of_lanes,
+                            ahead, first_block, longest, keys, scales, packet, stride_kn, stride_scale,
+                            ADJACENT, CANDIDATE, of_lanes,
                         )  # fmt: skip
                         async_copy.commit_group()
                         base = tile * BLOCK_KEYS

@@ -20,7 +20,7 @@ WINDOWS = [(0, 70), (9, 9), (40, 1673)]  # of one row each: short, empty, and of
 
 
 def prepared_of(case: PackedSparseCase) -> Prepared:
-    """Compiled without a vector register in memory. Between lists some scalar ones may lie in lanes: never in the loop of tiles."""
+    """Compiled without a vector register in memory; scalar ones may lie in lanes between lists, never in the loop of tiles."""
     prepared = prepare(PACKED_VARIANTS["gluon_cdna4"], case)
     assert not re.search(r"vgpr_spill_count: +[1-9]", prepared.compiled.asm["amdgcn"])
     return prepared

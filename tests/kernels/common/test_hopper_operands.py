@@ -269,9 +269,7 @@ def test_lists_of_fewer_rows_than_a_group_are_left_to_classic(heads: int, rows: 
     assert tunings.gluon_hopper(whole).rows == rows
     for fewer in range(1, rows.bit_length() - 1):
         few = whole._replace(list_rows=1 << fewer)
-        words = (
-            f"groups of {rows} rows that share a list, and leaves lists of fewer to classic: found {1 << fewer} rows or fewer"
-        )
+        words = f"groups of {rows} rows that share a list, and leaves lists of fewer to classic: found {1 << fewer} rows"
         assert words in reason(sparse_operation, few)
         assert sparse_operation.explain(few).variant == "classic"
         assert sparse_operation.explain(few, "gluon_hopper").variant == "gluon_hopper"
