@@ -1,6 +1,7 @@
 """The search of the lists that gluon_hopper's registers hold, as it is written, with numpy in the place of Gluon: no emulator
 executes Hopper's code."""
 
+import re
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
@@ -130,3 +131,135 @@ def test_a_pivot_is_right_whatever_logits_are() -> None:
                 assert bar > -np.inf
                 assert top_k <= int((~(entries < bar)).sum()) <= most
     assert 50 < sum(answers) < 250
+
+
+# --- what is loaded and moved ---------------------------------------------------------------------------------------------
+
+
+def execute(code: str, constraints: str, operands: list[Any], memory: np.ndarray) -> list[np.ndarray]:
+    """Inline assembly of one warp: what it makes of operands of 32 lanes, and of memory, [bytes]."""
+    lanes = np.arange(32)
+    outputs = sum(each.startswith("=") for each in constraints.split(","))
+    has: dict[str, Any] = {f"${outputs + place}": np.asarray(value) for place, value in enumerate(operands)}
+
+    def read(name: str, dtype: Any) -> Any:
+        if name not in has:
+            has[name] = np.full(32, int(name, 0) if "x" in name or "." not in name else float(name)).astype(np.int64)
+            if "." in name:
+                has[name] = np.full(32, float(name), np.float32)
+        value = has[name]
+        return value.view(np.float32) if dtype is np.float32 and value.dtype == np.int32 else value.astype(dtype)
+
+    text = re.sub(r"\.reg[^;]*;", "", code.strip().strip("{}"))
+    for line in filter(None, map(str.strip, text.replace("\n", " ").split(";"))):
+        guard, line = line.split(" ", 1) if line.startswith("@") else ("", line)
+        active = has[guard[1:]] if guard else np.ones(32, bool)
+        name, rest = line.strip().split(" ", 1)
+        vector = re.search(r"{([^}]*)}", rest)
+        targets = [each.strip() for each in vector[1].split(",")] if vector else []
+        rest = re.sub(r"{[^}]*}", "vector", rest)
+        words = [each.strip() for each in rest.split(",")]
+        kind = np.float32 if ".f32" in name and "cvt" not in name else np.int64
+        source = [read(each, kind) for each in words[1:]] if not name.startswith(("ld", "st")) else []
+        if name.startswith(("ld", "st")):
+            where = words[1] if name.startswith("ld") else words[0]
+            base, _, offset = where.strip("[]").partition("+")
+            cells = (has[base].astype(np.int64) + int(offset or 0)) // 4
+            wide = max(len(targets), 1)
+            if name.startswith("ld"):
+                assert (cells[active] % wide == 0).all(), "not aligned"
+                for place, target in enumerate(targets or [words[0]]):
+                    before = has.get(target, np.zeros(32, np.int32)).view(np.int32)
+                    has[target] = np.where(active, memory[np.where(active, cells + place, 0)], before).astype(np.int32)
+            else:
+                value = has[words[1]]
+                memory[cells[active]] = (value if value.dtype == np.int32 else value.view(np.int32))[active]
+            continue
+        target = words[0]
+        if name.startswith("shfl.sync.up"):
+            target, there = target.split("|")
+            has[there] = lanes >= source[1]
+            made = np.where(has[there], source[0][lanes - np.where(has[there], source[1], 0)], source[0])
+        else:
+            made = {
+                "mov": lambda: has[words[1]] if words[1] in has else source[0],
+                "shfl": lambda: source[0][source[1]],
+                "setp": lambda: source[0] > source[1] if ".gt." in name else ~(source[0] < source[1]),
+                "set": lambda: (~(source[0] < source[1])).astype(np.float32),
+                "add": lambda: source[0] + source[1],
+                "sub": lambda: source[0] - source[1],
+                "shl": lambda: source[0] << source[1],
+                "fma": lambda: source[0] * source[1] + source[2],
+                "mad": lambda: source[0] * source[1] + source[2],
+                "cvt": lambda: source[0] if name == "cvt.u64.u32" else read(words[1], np.float32).astype(np.int64),
+            }[name.split(".")[0]]()
+        made = np.broadcast_to(made, (32,))
+        if made.dtype == np.int64 and "64" not in name:
+            made = made.astype(np.uint32).view(np.int32) if name[:3] != "cvt" else made.astype(np.int32)
+        has[target] = np.where(active, made, has[target]) if guard else made
+    return [has[f"${place}"] for place in range(outputs)]
+
+
+class Pointer:
+    """To the first of a memory's words of 4 bytes."""
+
+    def __add__(self, entries: Any) -> Tensor:
+        return tensor(4 * np.asarray(entries, np.int64), np.int64)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("planes", [1, 2, 12, 40, 64])
+def test_what_reaches_the_bar_moves_up_in_its_order(planes: int, rows: int) -> None:
+    """With its indices, in each run by itself; what is loaded of an entry behind a run's last one is -inf, where up to three
+    are in memory. NaN is kept; of a list with the bar -inf everything stays where it is."""
+    from capgate.kernels.fused_selection.device import held_lists
+
+    room, draw = 32 * planes + 16, np.random.default_rng(planes)
+    memory = draw.integers(-(2**31), 2**31, rows * 4 * 2 * room, dtype=np.int64).astype(np.int32)
+    runs = memory.reshape(rows, 4, 2, room)
+    sizes = draw.integers(0, 32 * planes + 1, (rows, 4))
+    sizes[0, 1] = 32 * planes
+    for row, run in np.ndindex(rows, 4):
+        logits = draw.standard_normal(sizes[row, run]).astype(np.float32)
+        logits[draw.random(len(logits)) < 0.1] = np.nan
+        runs[row, run, 0, : len(logits)] = logits.view(np.int32)
+        runs[row, run, 0, len(logits) : len(logits) + 4] = np.float32(-np.inf).view(np.int32)
+    before, bars = runs.copy(), [0.5, -np.inf][:rows]
+
+    def inline_asm(code: str, constraints: str, operands: Any, dtype: Any, is_pure: bool, pack: int) -> Any:
+        outputs = len(dtype) if isinstance(dtype, tuple) else 1
+        made = [tensor(np.zeros((rows, THREADS)), each) for each in (dtype if outputs > 1 else (dtype,))]
+        for first in range(0, rows, pack):
+            for warp in range(0, THREADS, 32):
+                cells = [each[row, warp : warp + 32] for each in operands for row in range(first, first + pack)]
+                for place, result in enumerate(execute(code, constraints, cells, memory)):
+                    kind = made[place // pack]
+                    kind[first + place % pack, warp : warp + 32] = result.view(kind.dtype)
+        return tuple(made) if outputs > 1 else made[0]
+
+    language = SimpleNamespace(
+        **vars(LANGUAGE), int64=np.int64, inline_asm_elementwise=inline_asm, float32_=None
+    )
+    thread = np.arange(THREADS)[None]
+    own: dict[str, Any] = {
+        **{name: each for name, each in vars(held_lists).items() if type(each).__name__ == "ConstexprFunction"},
+        **{name: getattr(held_lists, name).value for name in ("AHEAD", "PACKED", "LANES")},
+        **{"gl": language, "max": max, "min": min, "lane_and_run": lambda _: (tensor(thread % 32, np.int32), thread // 32)},
+    }
+    for name in ("list_of", "load_logits", "load_indices", "load_planes", "packed", "before_lane", "move", "keep_held"):
+        code = getattr(held_lists, name).fn
+        own[name] = FunctionType(code.__code__, own, name, code.__defaults__)
+    run = np.arange(rows)[:, None] * 4 + thread // 32
+    place, size = tensor(run * 2 * room, np.int32), tensor(np.repeat(sizes, 32, 1), np.int32)
+    held = own["load_planes"](Pointer(), place, size, planes)
+    kept = own["keep_held"](held, Pointer(), place, tensor(np.repeat(bars, THREADS).reshape(rows, THREADS), np.float32), planes, room)
+    for row, each in np.ndindex(rows, 4):
+        logits, indices = before[row, each, :, : sizes[row, each]]
+        stays = ~(logits.view(np.float32) < bars[row])
+        if row:
+            assert (runs[row, each, 0, : len(logits)] == logits).all()
+            assert (runs[row, each, 1, : len(logits)] == indices).all()
+            continue
+        assert (kept[row, 32 * each : 32 * each + 32] == stays.sum()).all()
+        assert (runs[row, each, 0, : stays.sum()] == logits[stays]).all()
+        assert (runs[row, each, 1, : stays.sum()] == indices[stays]).all()
