@@ -420,7 +420,13 @@ def select(
 ):
     """As :func:`.warpgroup_lists.keep_top`, but that up to ``most`` entries of a list may be left: from registers where they
     hold the ``longest`` run, as HELD entries."""
-    place += longest >> 31  # 0, which the compiler does not know: no address of a list lives through the loop of tiles
+    # 0, which the compiler does not know: nothing that is made of these here lives through the loop of tiles.
+    nothing = longest >> 31
+    place += nothing
+    values += nothing
+    indices += nothing
+    size += nothing
+    top_k += nothing
     lane, _run = lane_and_run(place.shape[0])
     gl.store(values + place + size + lane, (place * 0).to(gl.float32) + float("-inf"), mask=lane < ADJACENT)
     barrier()

@@ -1,7 +1,6 @@
-"""The search of the lists that gluon_hopper's registers hold, as it is written, with numpy in the place of Gluon: no emulator
-executes Hopper's code."""
+"""The lists that gluon_hopper's registers hold: their search and what moves in them, as they are written, with numpy in the
+place of Gluon and of PTX: no emulator executes Hopper's code."""
 
-import re
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from capgate import compat
+from support import inline_assembly
 
 HOPPER = compat.capabilities("cuda:90")
 pytestmark = [
@@ -136,70 +136,6 @@ def test_a_pivot_is_right_whatever_logits_are() -> None:
 # --- what is loaded and moved ---------------------------------------------------------------------------------------------
 
 
-def execute(code: str, constraints: str, operands: list[Any], memory: np.ndarray) -> list[np.ndarray]:
-    """Inline assembly of one warp: what it makes of operands of 32 lanes, and of memory, [bytes]."""
-    lanes = np.arange(32)
-    outputs = sum(each.startswith("=") for each in constraints.split(","))
-    has: dict[str, Any] = {f"${outputs + place}": np.asarray(value) for place, value in enumerate(operands)}
-
-    def read(name: str, dtype: Any) -> Any:
-        if name not in has:
-            has[name] = np.full(32, int(name, 0) if "x" in name or "." not in name else float(name)).astype(np.int64)
-            if "." in name:
-                has[name] = np.full(32, float(name), np.float32)
-        value = has[name]
-        return value.view(np.float32) if dtype is np.float32 and value.dtype == np.int32 else value.astype(dtype)
-
-    text = re.sub(r"\.reg[^;]*;", "", code.strip().strip("{}"))
-    for line in filter(None, map(str.strip, text.replace("\n", " ").split(";"))):
-        guard, line = line.split(" ", 1) if line.startswith("@") else ("", line)
-        active = has[guard[1:]] if guard else np.ones(32, bool)
-        name, rest = line.strip().split(" ", 1)
-        vector = re.search(r"{([^}]*)}", rest)
-        targets = [each.strip() for each in vector[1].split(",")] if vector else []
-        rest = re.sub(r"{[^}]*}", "vector", rest)
-        words = [each.strip() for each in rest.split(",")]
-        kind = np.float32 if ".f32" in name and "cvt" not in name else np.int64
-        source = [read(each, kind) for each in words[1:]] if not name.startswith(("ld", "st")) else []
-        if name.startswith(("ld", "st")):
-            where = words[1] if name.startswith("ld") else words[0]
-            base, _, offset = where.strip("[]").partition("+")
-            cells = (has[base].astype(np.int64) + int(offset or 0)) // 4
-            wide = max(len(targets), 1)
-            if name.startswith("ld"):
-                assert (cells[active] % wide == 0).all(), "not aligned"
-                for place, target in enumerate(targets or [words[0]]):
-                    before = has.get(target, np.zeros(32, np.int32)).view(np.int32)
-                    has[target] = np.where(active, memory[np.where(active, cells + place, 0)], before).astype(np.int32)
-            else:
-                value = has[words[1]]
-                memory[cells[active]] = (value if value.dtype == np.int32 else value.view(np.int32))[active]
-            continue
-        target = words[0]
-        if name.startswith("shfl.sync.up"):
-            target, there = target.split("|")
-            has[there] = lanes >= source[1]
-            made = np.where(has[there], source[0][lanes - np.where(has[there], source[1], 0)], source[0])
-        else:
-            made = {
-                "mov": lambda: has[words[1]] if words[1] in has else source[0],
-                "shfl": lambda: source[0][source[1]],
-                "setp": lambda: source[0] > source[1] if ".gt." in name else ~(source[0] < source[1]),
-                "set": lambda: (~(source[0] < source[1])).astype(np.float32),
-                "add": lambda: source[0] + source[1],
-                "sub": lambda: source[0] - source[1],
-                "shl": lambda: source[0] << source[1],
-                "fma": lambda: source[0] * source[1] + source[2],
-                "mad": lambda: source[0] * source[1] + source[2],
-                "cvt": lambda: source[0] if name == "cvt.u64.u32" else read(words[1], np.float32).astype(np.int64),
-            }[name.split(".")[0]]()
-        made = np.broadcast_to(made, (32,))
-        if made.dtype == np.int64 and "64" not in name:
-            made = made.astype(np.uint32).view(np.int32) if name[:3] != "cvt" else made.astype(np.int32)
-        has[target] = np.where(active, made, has[target]) if guard else made
-    return [has[f"${place}"] for place in range(outputs)]
-
-
 class Pointer:
     """To the first of a memory's words of 4 bytes."""
 
@@ -232,19 +168,20 @@ def test_what_reaches_the_bar_moves_up_in_its_order(planes: int, rows: int) -> N
         for first in range(0, rows, pack):
             for warp in range(0, THREADS, 32):
                 cells = [each[row, warp : warp + 32] for each in operands for row in range(first, first + pack)]
-                for place, result in enumerate(execute(code, constraints, cells, memory)):
+                for place, result in enumerate(inline_assembly.execute(code, constraints, cells, memory)):
                     kind = made[place // pack]
                     kind[first + place % pack, warp : warp + 32] = result.view(kind.dtype)
         return tuple(made) if outputs > 1 else made[0]
 
-    language = SimpleNamespace(
-        **vars(LANGUAGE), int64=np.int64, inline_asm_elementwise=inline_asm, float32_=None
-    )
+    language = SimpleNamespace(**vars(LANGUAGE), int64=np.int64, inline_asm_elementwise=inline_asm)
     thread = np.arange(THREADS)[None]
     own: dict[str, Any] = {
         **{name: each for name, each in vars(held_lists).items() if type(each).__name__ == "ConstexprFunction"},
         **{name: getattr(held_lists, name).value for name in ("AHEAD", "PACKED", "LANES")},
-        **{"gl": language, "max": max, "min": min, "lane_and_run": lambda _: (tensor(thread % 32, np.int32), thread // 32)},
+        "gl": language,
+        "max": max,
+        "min": min,
+        "lane_and_run": lambda _: (tensor(thread % 32, np.int32), thread // 32),
     }
     for name in ("list_of", "load_logits", "load_indices", "load_planes", "packed", "before_lane", "move", "keep_held"):
         code = getattr(held_lists, name).fn
@@ -252,7 +189,8 @@ def test_what_reaches_the_bar_moves_up_in_its_order(planes: int, rows: int) -> N
     run = np.arange(rows)[:, None] * 4 + thread // 32
     place, size = tensor(run * 2 * room, np.int32), tensor(np.repeat(sizes, 32, 1), np.int32)
     held = own["load_planes"](Pointer(), place, size, planes)
-    kept = own["keep_held"](held, Pointer(), place, tensor(np.repeat(bars, THREADS).reshape(rows, THREADS), np.float32), planes, room)
+    bar = tensor(np.repeat(bars, THREADS).reshape(rows, THREADS), np.float32)
+    kept = own["keep_held"](held, Pointer(), place, bar, planes, room)
     for row, each in np.ndindex(rows, 4):
         logits, indices = before[row, each, :, : sizes[row, each]]
         stays = ~(logits.view(np.float32) < bars[row])
