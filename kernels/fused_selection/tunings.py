@@ -171,4 +171,5 @@ def gluon_hopper_paged(problem: "Problem") -> Tuning:
     the places, as those of :func:`gluon_hopper`."""
     most_rows = min(2, 1 << ((problem.next_n or 1) - 1).bit_length())
     tune = GLUON_HOPPER_PAGED[padded_heads(problem.heads)].for_problem(problem.heads, most_rows, problem.top_k)
-    return tune._replace(block_entries=2 * tune.block_entries, held_entries=tune.held_entries // tune.rows)
+    held = min(tune.held_entries // tune.rows, tune.block_entries // 4) // LANES * LANES
+    return tune._replace(block_entries=2 * tune.block_entries, held_entries=held)

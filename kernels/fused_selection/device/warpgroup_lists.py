@@ -248,11 +248,9 @@ def keep_top(values, indices, place, size, total, top_k, longest, memory, counte
     Returns the runs' sizes, [ROWS, THREADS], and what keys have to be more than that are still to come: (bar, whether it is
     one, whether none is wanted). Of the runs behind the last entry that equals the least which is kept, and of its own run,
     these have higher indices, and must be larger; of those before it they may be equal. If all that are kept are NaN, only NaN
-    may still come, and behind the last of them nothing.
+    may still come, and behind the last of them nothing. Before it come a barrier, and ADJACENT times -inf behind each run.
     """
     lane, run = lane_and_run(place.shape[0])
-    gl.store(values + place + size + lane, (place * 0).to(gl.float32) + float("-inf"), mask=lane < ADJACENT)
-    barrier()
     threshold, closed, spare = find_threshold(values, place, longest, size, total, top_k, memory)
     bar = threshold[:, None] + (place * 0).to(gl.float32)
     only_nan = closed.to(gl.int32)[:, None] + place * 0

@@ -1,5 +1,8 @@
 """The fused selections compiled for GPUs that are not here, by this lane's Triton: they fit, and nothing goes to memory."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 from capgate.compat import capabilities
 from capgate.compat.offline.jobs import Job
 from capgate.kernels.tools.compile_command import vector_per_32_keys
+from support.processes import environment
 
 # Bytes of a thread's stack. On an H200 three programs an SM, of 168 registers and with these, were faster than two without any.
 STACK = {"cuda:90": 72, "hip:gfx950": 0, "hip:gfx942": 0}
@@ -49,11 +53,11 @@ def test_waves_append_at_little_cost(compile_once: Callable[..., Any]) -> None:
 @pytest.mark.skipif(not capabilities("cuda:90").gluon_hopper, reason=capabilities("cuda:90").why("gluon_hopper"))
 def test_warps_append_at_little_cost(compile_once: Callable[..., Any]) -> None:
     """Instructions of a warp for a tile of 128 keys and two rows of 64 heads: with the code of a new group the logits alone
-    are 438. What spills is none of the loop's: there a tile has 2 loads of scales, 2 exchanges and 4 stores of entries."""
+    are 438. Nothing spills; a tile has 2 loads of scales, 2 exchanges and 4 stores of entries."""
     (row,) = compile_once("fp8_select_keys", "cuda:90", [Job("gluon_hopper", mode="indices")])
     assert row["compiled"], row["error"]
     assert row["lds_bytes"] <= MEMORY["cuda:90"]
-    assert row["scratch_bytes"] <= 40
+    assert row["scratch_bytes"] == row["spills"] == 0
     loop = row["hot_loop"]
     assert (loop["mfma"], loop["lds"], loop["vmem"]) == (8, 4, 4)
     assert 350 < loop["total"] <= 410
@@ -71,6 +75,22 @@ def test_warps_append_cached_keys_at_little_cost(compile_once: Callable[..., Any
     loop = row["hot_loop"]
     assert (loop["mfma"], loop["lds"], loop["vmem"]) == (4, 4, 2)
     assert 130 < loop["total"] <= 165
+
+
+@pytest.mark.skipif(not capabilities("cuda:90").gluon_hopper, reason=capabilities("cuda:90").why("gluon_hopper"))
+@pytest.mark.dealt
+@pytest.mark.parametrize(("operation", "products"), [("fp8_select_keys", (128, 4)), ("fp8_select_paged_keys", (64, 1))])
+def test_hopper_scans_as_the_logits_kernels_do(operation: str, products: tuple[int, int]) -> None:
+    """What tests/kernels/common/test_hopper_compile.py asks of those: products in one place of each consumer, in flight side by
+    side; and no mbarrier's memory becomes another's."""
+    command = [sys.executable, "-m", "support.compile_fused_hopper", operation]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment())
+    assert child.returncode == 0, child.stderr[-4000:]
+    made = json.loads(child.stdout)
+    columns, tiles = products
+    assert made["wgmma"] == {f"wgmma.mma_async.sync.aligned.m64n{columns}k32.f32.e4m3.e4m3": tiles * 128 // 32}
+    assert made["faults"] == made["undefined"] == []
+    assert not made["serialized"]
 
 
 @pytest.mark.one_lane

@@ -1,5 +1,5 @@
-"""The search of the lists that gluon_hopper's registers hold, as it is written, with numpy in the place of Gluon: no emulator
-executes Hopper's code."""
+"""The lists that gluon_hopper's registers hold: their search and what moves in them, as they are written, with numpy in the
+place of Gluon and of PTX: no emulator executes Hopper's code."""
 
 from types import FunctionType, SimpleNamespace
 from typing import Any
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from capgate import compat
+from support import inline_assembly
 
 HOPPER = compat.capabilities("cuda:90")
 pytestmark = [
@@ -130,3 +131,73 @@ def test_a_pivot_is_right_whatever_logits_are() -> None:
                 assert bar > -np.inf
                 assert top_k <= int((~(entries < bar)).sum()) <= most
     assert 50 < sum(answers) < 250
+
+
+# --- what is loaded and moved ---------------------------------------------------------------------------------------------
+
+
+class Pointer:
+    """To the first of a memory's words of 4 bytes."""
+
+    def __add__(self, entries: Any) -> Tensor:
+        return tensor(4 * np.asarray(entries, np.int64), np.int64)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("planes", [1, 2, 12, 40, 64])
+def test_what_reaches_the_bar_moves_up_in_its_order(planes: int, rows: int) -> None:
+    """With its indices, in each run by itself; what is loaded of an entry behind a run's last one is -inf, where up to three
+    are in memory. NaN is kept; of a list with the bar -inf everything stays where it is."""
+    from capgate.kernels.fused_selection.device import held_lists
+
+    room, draw = 32 * planes + 16, np.random.default_rng(planes)
+    memory = draw.integers(-(2**31), 2**31, rows * 4 * 2 * room, dtype=np.int64).astype(np.int32)
+    runs = memory.reshape(rows, 4, 2, room)
+    sizes = draw.integers(0, 32 * planes + 1, (rows, 4))
+    sizes[0, 1] = 32 * planes
+    for row, run in np.ndindex(rows, 4):
+        logits = draw.standard_normal(sizes[row, run]).astype(np.float32)
+        logits[draw.random(len(logits)) < 0.1] = np.nan
+        runs[row, run, 0, : len(logits)] = logits.view(np.int32)
+        runs[row, run, 0, len(logits) : len(logits) + 4] = np.float32(-np.inf).view(np.int32)
+    before, bars = runs.copy(), [0.5, -np.inf][:rows]
+
+    def inline_asm(code: str, constraints: str, operands: Any, dtype: Any, is_pure: bool, pack: int) -> Any:
+        outputs = len(dtype) if isinstance(dtype, tuple) else 1
+        made = [tensor(np.zeros((rows, THREADS)), each) for each in (dtype if outputs > 1 else (dtype,))]
+        for first in range(0, rows, pack):
+            for warp in range(0, THREADS, 32):
+                cells = [each[row, warp : warp + 32] for each in operands for row in range(first, first + pack)]
+                for place, result in enumerate(inline_assembly.execute(code, constraints, cells, memory)):
+                    kind = made[place // pack]
+                    kind[first + place % pack, warp : warp + 32] = result.view(kind.dtype)
+        return tuple(made) if outputs > 1 else made[0]
+
+    language = SimpleNamespace(**vars(LANGUAGE), int64=np.int64, inline_asm_elementwise=inline_asm)
+    thread = np.arange(THREADS)[None]
+    own: dict[str, Any] = {
+        **{name: each for name, each in vars(held_lists).items() if type(each).__name__ == "ConstexprFunction"},
+        **{name: getattr(held_lists, name).value for name in ("AHEAD", "PACKED", "LANES")},
+        "gl": language,
+        "max": max,
+        "min": min,
+        "lane_and_run": lambda _: (tensor(thread % 32, np.int32), thread // 32),
+    }
+    for name in ("list_of", "load_logits", "load_indices", "load_planes", "packed", "before_lane", "move", "keep_held"):
+        code = getattr(held_lists, name).fn
+        own[name] = FunctionType(code.__code__, own, name, code.__defaults__)
+    run = np.arange(rows)[:, None] * 4 + thread // 32
+    place, size = tensor(run * 2 * room, np.int32), tensor(np.repeat(sizes, 32, 1), np.int32)
+    held = own["load_planes"](Pointer(), place, size, planes)
+    bar = tensor(np.repeat(bars, THREADS).reshape(rows, THREADS), np.float32)
+    kept = own["keep_held"](held, Pointer(), place, bar, planes, room)
+    for row, each in np.ndindex(rows, 4):
+        logits, indices = before[row, each, :, : sizes[row, each]]
+        stays = ~(logits.view(np.float32) < bars[row])
+        if row:
+            assert (runs[row, each, 0, : len(logits)] == logits).all()
+            assert (runs[row, each, 1, : len(logits)] == indices).all()
+            continue
+        assert (kept[row, 32 * each : 32 * each + 32] == stays.sum()).all()
+        assert (runs[row, each, 0, : stays.sum()] == logits[stays]).all()
+        assert (runs[row, each, 1, : stays.sum()] == indices[stays]).all()
