@@ -111,19 +111,19 @@ class Answers:
                 line = self._lines.get(timeout=timeout if row else max(timeout, TIMEOUT))
             except queue.Empty:
                 self._kill()
-                row |= _broken_off(row, _with_cause(f"no result within {timeout:g} s", self._said()))
+                row |= _broken_off(row, with_cause(f"no result within {timeout:g} s", self._said()))
                 break
             if not line:
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(10)
                 self._kill()
-                row |= _broken_off(row, _with_cause(_ending(self._called, self._process.returncode), self._said(), died=True))
+                row |= _broken_off(row, with_cause(ending(self._called, self._process.returncode), self._said(), died=True))
                 break
             row |= json.loads(line)
         if "heard" in row:
             said = self._said(row.pop("heard"))
             if row["compiled"] is False and row.get("accepted"):
-                row["error"] = _with_cause(row["error"], said)
+                row["error"] = with_cause(row["error"], said)
         return row
 
     def _listen(self) -> None:
@@ -154,11 +154,11 @@ def _broken_off(row: dict[str, Any], error: str) -> dict[str, Any]:
     return {"compiled": False, "error": error}
 
 
-def _ending(called: str, status: int) -> str:
+def ending(called: str, status: int) -> str:
     return f"the {called} died of {signal.Signals(-status).name}" if status < 0 else f"the {called} exited with status {status}"
 
 
-def _with_cause(error: str, said: str, *, died: bool = False) -> str:
+def with_cause(error: str, said: str, *, died: bool = False) -> str:
     """An error with the line that matters of what was written to standard error, where a failed pass may write 200 KB.
 
     died : whether the last line is worth repeating where none looks like a cause

@@ -122,7 +122,7 @@ def compile_jobs(
     rows: list[dict[str, Any]] = []
     while len(rows) < len(jobs):  # a child that dies or hangs takes one job with it
         left = [{**job._asdict(), "stem": _stem(job, jobs)} for job in jobs[len(rows) :]]
-        with Answers(f"{__package__}.child", {**request, "jobs": left}, _environment()) as child:
+        with Answers(f"{__package__}.child", {**request, "jobs": left}, compiling_environment()) as child:
             for job in jobs[len(rows) :]:
                 started(job)
                 problem = problems[len(rows)]
@@ -159,7 +159,7 @@ def examples_of(name: str) -> compat.Examples:
     return examples
 
 
-def _environment() -> dict[str, str]:
+def compiling_environment() -> dict[str, str]:
     """The child's environment: Triton as in production, and nothing from its cache."""
     return {
         **environment(),

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryFile
 from typing import IO, Any
 
-from capgate.compat.offline.answers import _ending, _with_cause
+from capgate.compat.offline.answers import ending, with_cause
 
 from .processes import TESTS
 
@@ -56,8 +56,8 @@ class Server:
         said = os.pread(self._errors.fileno(), os.fstat(self._errors.fileno()).st_size - heard, heard).decode(errors="replace")
         if answered:
             return int(answered), said
-        ending = _ending(f"compile server, asked for {json.dumps(line)},", process.wait())
-        raise ServerDiedError(_with_cause(ending, said, died=True))
+        death = ending(f"compile server, asked for {json.dumps(line)},", process.wait())
+        raise ServerDiedError(with_cause(death, said, died=True))
 
 
 class Servers:
@@ -113,14 +113,14 @@ class Forked:
                 return {
                     **row,
                     "compiled": False,
-                    "error": _with_cause(_ending("compiler", self._status), self._said, died=True),
+                    "error": with_cause(ending("compiler", self._status), self._said, died=True),
                 }
             row |= self._rows.pop(0)
         row.pop("heard", None)
         return row
 
-    def _ending(self) -> str:
-        return _with_cause(_ending("compiler", self._status), self._said, died=True)
+    def ending(self) -> str:
+        return with_cause(ending("compiler", self._status), self._said, died=True)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from capgate import compat
-from capgate.compat.offline.jobs import _environment
+from capgate.compat.offline.jobs import compiling_environment
 from capgate.compat.offline.occupancy import MULTIPROCESSORS, RESERVED_SHARED_BYTES
 from support.code_reading import EVERY_WORD_IS_CUT
 from support.compile_server import Servers
@@ -68,7 +68,7 @@ def _gluon_hopper() -> None:
 def result(once: Callable[..., Any], compile_servers: Servers, operation: str, kind: str) -> dict[str, Any]:
     def compiled() -> dict[str, Any]:
         request = {"operation": operation, "jobs": [kind]}
-        return compile_servers.answers("support.compile_hopper", request, _environment()).answer(0)
+        return compile_servers.answers("support.compile_hopper", request, compiling_environment()).answer(0)
 
     row: dict[str, Any] = once(("gluon_hopper", operation, kind), compiled)
     assert row["compiled"], row["error"]
