@@ -168,7 +168,7 @@ def test_what_reaches_the_bar_moves_up_in_its_order(planes: int, rows: int) -> N
         for first in range(0, rows, pack):
             for warp in range(0, THREADS, 32):
                 cells = [each[row, warp : warp + 32] for each in operands for row in range(first, first + pack)]
-                for place, result in enumerate(inline_assembly.execute(code, constraints, cells, memory)):
+                for place, result in enumerate(inline_assembly.execute(code, constraints, cells, memory.view(np.uint8))):
                     kind = made[place // pack]
                     kind[first + place % pack, warp : warp + 32] = result.view(kind.dtype)
         return tuple(made) if outputs > 1 else made[0]

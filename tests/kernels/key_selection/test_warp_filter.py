@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from capgate import compat
-from support import ptx_warp
+from support import inline_assembly
 
 HOPPER = compat.capabilities("cuda:90")
 pytestmark = [
@@ -97,8 +97,8 @@ class Bench:
 
         def assembly(text: str, constraints: str, operands: Any, dtype: Any, is_pure: bool, pack: int) -> Any:
             kinds = dtype if isinstance(dtype, tuple) else (dtype,)
-            found = ptx_warp.elementwise(text, constraints, operands, self.memory, pack, len(kinds))
-            made = [tensor(each.astype(np.uint32).view(np.int32)) for each in found]
+            found = inline_assembly.elementwise(text, constraints, operands, self.memory, pack, len(kinds))
+            made = [tensor(each.view(np.int32)) for each in found]
             return made[0] if len(made) == 1 else tuple(made)
 
         def to_tensor(value: Any) -> Any:
