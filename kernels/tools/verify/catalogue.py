@@ -263,6 +263,7 @@ def _all() -> Iterator[Case]:
         _row(33, 3000, 64, "nans", "ragged"),
         _row(5, 20001, 2048, "normal", "full", quick=True),
         _row(5, 20001, 512, "equal", "suffix"),
+        _row(5, 20000, 512, "nans", "suffix"),
         _row(17, 3001, 512, "wide", "ragged"),
         _row(17, 3000, 512, "zeros", "ragged", relative=True),
         _row(17, 3000, 512, "normal", "ragged", logits="bfloat16"),
