@@ -75,7 +75,7 @@ def test_cached_keys(shared: bool) -> None:
         ({"candidates": torch.zeros(3, 4, dtype=torch.int32)}, r"candidates: got shape \(3, 4\), needs a first size that"),
         ({"logits_budget_bytes": 100}, "logits_budget_bytes: got 100, needs the 128 that rows with one list take"),
         ({"out": torch.zeros(2, 3, dtype=torch.int32)}, r"out: got shape \(2, 3\), needs \[2, 4\]"),
-        ({"logits_variant": "gluon_hopper"}, "logits_variant: sparse_mqa_logits has no variant"),
+        ({"logits_variant": "gluon_cdna3"}, "logits_variant: sparse_mqa_logits has no variant"),
     ],
 )
 def test_what_does_not_go_with_candidates(options: dict[str, Any], words: str) -> None:
