@@ -245,8 +245,7 @@ def prepare(
     tune = tuning(problem).for_columns(columns)
     block = tune.block_logits
     if columns > block:
-        given = classic_long.scratch_for(problem, arguments) if scratch is None else scratch
-        return classic_long.launches(problem, arguments, constants, given)
+        return classic_long.launches(problem, arguments, constants, scratch)
     keywords = {
         "BLOCK": block,
         "PLANES": tune.planes,

@@ -160,17 +160,13 @@ class Plan(NamedTuple):
         return self.lists.shape[1]
 
 
-def scratch_for(problem: Problem, arguments: Arguments) -> torch.Tensor:
-    """Bytes for the lists of a call, where none are given."""
-    logits, top_k = arguments.tensors[0], arguments.tensors[-2].shape[1]
-    rows, columns = logits.shape
-    return torch.empty(wanted_bytes(problem.device, rows, columns, top_k), dtype=torch.uint8, device=logits.device)
-
-
-def plan_of(problem: Problem, arguments: Arguments, scratch: torch.Tensor, tune: LongRows) -> Plan:
-    """The plan of a call, with its lists in ``scratch``."""
+def plan_of(problem: Problem, arguments: Arguments, scratch: torch.Tensor | None, tune: LongRows) -> Plan:
+    """The plan of a call; ``scratch`` are bytes for the lists, allocated otherwise."""
     rows, columns = arguments.tensors[0].shape
     top_k = arguments.tensors[-2].shape[1]
+    if scratch is None:
+        size = wanted_bytes(problem.device, rows, columns, top_k)
+        scratch = torch.empty(size, dtype=torch.uint8, device=arguments.tensors[0].device)
     lists = lists_in(problem.device, tune, rows, columns, top_k, scratch)
     sections = lists.shape[1]
     filtering, selecting = tune.options if sections == 1 else tune.cut_options
@@ -212,7 +208,9 @@ def _launch(arguments: Arguments, constants: dict[str, Any], plan: Plan, section
     return compat.Launch(select_long_rows_kernel, (rows, sections), given, shared | step)
 
 
-def launches(problem: Problem, arguments: Arguments, constants: dict[str, Any], scratch: torch.Tensor) -> list[compat.Launch]:
+def launches(
+    problem: Problem, arguments: Arguments, constants: dict[str, Any], scratch: torch.Tensor | None
+) -> list[compat.Launch]:
     """As :func:`.classic.prepare`; ``constants`` are those that its kernel has, too."""
     plan = plan_of(problem, arguments, scratch, long_rows(compat.capabilities(problem.device).target))
     return [appending(arguments, constants, plan), selecting(arguments, constants, plan)]

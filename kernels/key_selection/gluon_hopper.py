@@ -90,11 +90,10 @@ def prepare(
         "ROWS": rows_per_request,
         "ALIGNED": True,
     }
-    given = classic_long.scratch_for(problem, arguments) if scratch is None else scratch
     tune = tuning(problem)
     if len(inputs.logits) > multiprocessors(problem.device):
         tune = tune.for_more_programs()
-    plan = classic_long.plan_of(problem, arguments, given, tune)
+    plan = classic_long.plan_of(problem, arguments, scratch, tune)
     (columns, keys, top_k, *_), tensors, strides = arguments.counts, arguments.tensors, arguments.strides
     filtering = compat.Launch(
         filter_sections_kernel,
