@@ -86,6 +86,35 @@ def exchange(x, LANES: gl.constexpr):
 
 
 @gluon.jit
+def before_lane(numbers):
+    """(what the lanes of a warp before one have, what all have) of int32 ``numbers``; also of each byte, if none overflows."""
+    return gl.inline_asm_elementwise(
+        """{
+        .reg .pred there;
+        .reg .b32 sum, other;
+        mov.b32 sum, $2;
+        shfl.sync.up.b32 other|there, sum, 1, 0, -1;
+        @there add.u32 sum, sum, other;
+        shfl.sync.up.b32 other|there, sum, 2, 0, -1;
+        @there add.u32 sum, sum, other;
+        shfl.sync.up.b32 other|there, sum, 4, 0, -1;
+        @there add.u32 sum, sum, other;
+        shfl.sync.up.b32 other|there, sum, 8, 0, -1;
+        @there add.u32 sum, sum, other;
+        shfl.sync.up.b32 other|there, sum, 16, 0, -1;
+        @there add.u32 sum, sum, other;
+        shfl.sync.idx.b32 $1, sum, 31, 31, -1;
+        sub.u32 $0, sum, $2;
+        }""",
+        "=&r,=&r,r",
+        [numbers],
+        dtype=(gl.int32, gl.int32),
+        is_pure=False,
+        pack=1,
+    )
+
+
+@gluon.jit
 def fold(score, weight, total, MORE: gl.constexpr, HEADS: gl.constexpr, FIRST: gl.constexpr):
     """total + sum over the last axis of 2 * relu(score) * weight, a chain of FMAs: the axis lies in registers.
 

@@ -16,6 +16,7 @@ is less than all that are kept, top_k at least, so that no run has to be strict:
 
 from capgate.compat.gluon import barrier, gl, gluon
 
+from ...common.device.hopper import before_lane
 from ...key_selection.device.search import key_of, value_of
 from .lists import REREAD
 from .warpgroup_lists import ADJACENT, MINUS_ZERO, keep_top
@@ -268,35 +269,6 @@ def packed(held, FIRST: gl.constexpr, bar, WIDE: gl.constexpr, GROUPS: gl.conste
     operands = list_of(held, FIRST * WIDE, WIDE * GROUPS)
     operands += (bar,)
     return gl.inline_asm_elementwise(CODE, CONSTRAINTS, operands, dtype=gl.int32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def before_lane(numbers):
-    """(what the lanes before have, what all have), of each byte of ``numbers``."""
-    return gl.inline_asm_elementwise(
-        """{
-        .reg .pred there;
-        .reg .b32 sum, other;
-        mov.b32 sum, $2;
-        shfl.sync.up.b32 other|there, sum, 1, 0, -1;
-        @there add.u32 sum, sum, other;
-        shfl.sync.up.b32 other|there, sum, 2, 0, -1;
-        @there add.u32 sum, sum, other;
-        shfl.sync.up.b32 other|there, sum, 4, 0, -1;
-        @there add.u32 sum, sum, other;
-        shfl.sync.up.b32 other|there, sum, 8, 0, -1;
-        @there add.u32 sum, sum, other;
-        shfl.sync.up.b32 other|there, sum, 16, 0, -1;
-        @there add.u32 sum, sum, other;
-        shfl.sync.idx.b32 $1, sum, 31, 31, -1;
-        sub.u32 $0, sum, $2;
-        }""",
-        "=&r,=&r,r",
-        [numbers],
-        dtype=(gl.int32, gl.int32),
-        is_pure=False,
-        pack=1,
-    )
 
 
 @gluon.constexpr_function

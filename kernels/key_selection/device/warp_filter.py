@@ -8,6 +8,7 @@ each other how many candidates they have, once a block.
 
 from capgate.compat.gluon import gl, gluon
 
+from ...common.device.hopper import before_lane
 from ..tunings import BAR_MARGIN
 from .candidates import LEAST_BAR
 from .search import LOWEST, PAST_LARGEST, key_of, value_of
@@ -196,33 +197,9 @@ def adjacent_bits(bits, lane):
 
 
 @gluon.jit
-def places_in_warp(bits):
-    """(how many of the warp's bits come before a lane's, how many of them there are)."""
-    return gl.inline_asm_elementwise(
-        """{
-        .reg .b32 number, sum, other;
-        .reg .pred lower;
-        popc.b32 number, $2;
-        mov.u32 sum, number;
-        shfl.sync.up.b32 other|lower, sum, 1, 0, -1;
-        @lower add.u32 sum, sum, other;
-        shfl.sync.up.b32 other|lower, sum, 2, 0, -1;
-        @lower add.u32 sum, sum, other;
-        shfl.sync.up.b32 other|lower, sum, 4, 0, -1;
-        @lower add.u32 sum, sum, other;
-        shfl.sync.up.b32 other|lower, sum, 8, 0, -1;
-        @lower add.u32 sum, sum, other;
-        shfl.sync.up.b32 other|lower, sum, 16, 0, -1;
-        @lower add.u32 sum, sum, other;
-        sub.u32 $0, sum, number;
-        shfl.sync.idx.b32 $1, sum, 31, 31, -1;
-        }""",
-        "=&r,=&r,r",
-        [bits],
-        dtype=(gl.int32, gl.int32),
-        is_pure=True,
-        pack=1,
-    )
+def count_bits(bits):
+    """How many bits of each int32 are set."""
+    return gl.inline_asm_elementwise("popc.b32 $0, $1;", "=r,r", [bits], dtype=gl.int32, is_pure=True, pack=1)
 
 
 @gluon.jit
@@ -329,7 +306,7 @@ def append_section(
         bits = adjacent_bits(bits, lane)
         if (first < skip) | (first + BLOCK > size):
             bits &= bits_between(skip - first - mine, size - first - mine)
-        place, number = places_in_warp(bits)
+        place, number = before_lane(count_bits(bits))
         before, total = before_warp(number, WARPS)
         if fill + total <= ROOM:
             own = mine + first

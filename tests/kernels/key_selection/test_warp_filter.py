@@ -65,12 +65,12 @@ class Bench:
             "find_bar",
             "bits_reaching",
             "adjacent_bits",
-            "places_in_warp",
+            "count_bits",
             "append_bits",
             "load_pieces",
         ):
             own[name] = FunctionType(getattr(warp_filter, name).fn.__code__, own)
-        for name in ("bits_between", "before_warp", "append_section"):
+        for name in ("before_lane", "bits_between", "before_warp", "append_section"):
             own[name] = FunctionType(getattr(warp_filter, name).fn.__code__, own)
         own |= {name: lambda *_: None for name in ("quad_layout", "lane_layout", "exchange_layout")}
         own |= {"key_of": key_of, "value_of": value_of, "reaching_code": warp_filter.reaching_code}
