@@ -207,6 +207,11 @@ def _gluon_hopper_paged_accepts(problem: Problem) -> str | None:
         return f"needs a flat cache, whose keys tensor maps copy as matrix instructions read them: found a {problem.layout} one"
     if problem.block_size % 32:
         return f"needs blocks of a multiple of 32 keys, as the logits' kernel does: found {problem.block_size}"
+    if (problem.next_n or 1) > tunings.HOPPER_ROWS and problem.heads <= 32:
+        return (
+            "needs one or two rows a request, or more than 32 heads, so that sums over heads are in the order of the logits' "
+            f"kernel, whose programs have more rows otherwise: found {problem.next_n} rows and {problem.heads} heads"
+        )
     if not problem.tensor_maps:
         return (
             "needs operands that tensor maps describe: 16-byte aligned lines of adjacent elements, "

@@ -142,6 +142,7 @@ def gluon_hopper(problem: "Problem") -> Tuning:
     return tune._replace(block_entries=2 * tune.block_entries, held_entries=held)
 
 
+HOPPER_ROWS = 2  # of a request that a program has, at most: a lane has keys of one row or of two
 _HOPPER_PAGED = Tuning(
     block_keys=64,
     columns=128,
@@ -169,7 +170,7 @@ GLUON_HOPPER_PAGED: dict[int, Tuning] = {
 def gluon_hopper_paged(problem: "Problem") -> Tuning:
     """As :func:`classic` of cached keys for the Gluon kernel, whose programs have two rows at most, and whose lists have twice
     the places, as those of :func:`gluon_hopper`."""
-    most_rows = min(2, 1 << ((problem.next_n or 1) - 1).bit_length())
+    most_rows = min(HOPPER_ROWS, 1 << ((problem.next_n or 1) - 1).bit_length())
     tune = GLUON_HOPPER_PAGED[padded_heads(problem.heads)].for_problem(problem.heads, most_rows, problem.top_k)
     held = min(tune.held_entries // tune.rows, tune.block_entries // 4) // LANES * LANES
     return tune._replace(block_entries=2 * tune.block_entries, held_entries=held)

@@ -76,7 +76,7 @@ def make_paged_call(order: str, lens: Any, next_n: int, heads: int, dim: int, bl
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
     ("rows", "keys", "heads", "dim", "top_k"),
-    [(1101, 3003, 64, 128, 32), (3, 300_001, 64, 64, 7), (540, 2500, 40, 128, 48), (100, 2500, 32, 32, 20)],
+    [(1101, 3003, 64, 128, 32), (3, 300_001, 64, 64, 7), (540, 2500, 40, 128, 48), (100, 12_500, 32, 32, 20)],
     ids=str,
 )
 @pytest.mark.parametrize("variant", TRITON)
@@ -182,7 +182,7 @@ PER_ROW = [[700, 9000], [0, 12], [30_000, 29_000], [0, 0], [65, 64]]
         ([300_001], 1, 64, 128, 64, 48),
         (UNEVEN, 2, 64, 128, 64, 48),
         (PER_ROW, 2, 32, 64, 96, 20),
-        (UNEVEN[:5], 5, 16, 32, 32, 7),
+        ([290_000, 0, 5, 130, 90_000], 5, 16, 32, 32, 7),  # a share is longer than a list
         ([20_000, 3000], 3, 128, 128, 128, 33),
     ],
     ids=str,

@@ -1,5 +1,6 @@
 """When select_keys takes the fused way, and why not; and the operation's reference, which is two steps in torch."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from capgate.kernels import select_keys, select_paged_keys
 from capgate.kernels.fused_selection import launches, reference, scratch, tunings
 from capgate.kernels.fused_selection import operation as fusing
 from capgate.kernels.key_selection import operands
+from capgate.kernels.paged_mqa_logits import operation as logits
+from capgate.kernels.paged_mqa_logits import tunings as logits_tunings
 from support import judge, paged
 
 
@@ -121,6 +124,10 @@ def test_what_warps_do_not_take_is_said(changed: dict[str, Any], words: str) -> 
     [
         ({"top_k": 4096}, "needs top_k of at most 2048: found 4096"),
         ({"heads": 62}, "needs a multiple of 4 heads: found 62"),
+        (
+            {"heads": 32, "rows": 192, "next_n": 3},
+            "needs one or two rows a request, or more than 32 heads, .*: found 3 rows and 32",
+        ),
         ({"layout": "preshuffled"}, "needs a flat cache, .*: found a preshuffled one"),
         ({"block_size": 48}, "needs blocks of a multiple of 32 keys, .*: found 48"),
         ({"tensor_maps": False}, "needs operands that tensor maps describe"),
@@ -133,6 +140,20 @@ def test_what_warps_do_not_take_of_a_cache_is_said(changed: dict[str, Any], word
     problem = fusing.example_paged("cuda:90")._replace(asked=True)
     assert fusing.paged.explain(problem).variant == "gluon_hopper"
     assert re.match(words, step_of(fusing.paged.explain(problem._replace(**changed)), "gluon_hopper").reason)
+
+
+@pytest.mark.skipif(not compat.capabilities("cuda:90").gluon_hopper, reason=compat.capabilities("cuda:90").why("gluon_hopper"))
+def test_warps_sum_over_heads_as_the_logits_kernel_does() -> None:
+    """The order of a sum follows from a program's rows (query_box): with more in the logits' kernel, logits may differ."""
+    problem = fusing.example_paged("cuda:90")._replace(asked=True)
+    scored = logits.operation.example("cuda:90")
+    for heads, next_n in itertools.product(range(4, 129, 4), range(1, 9)):
+        cached = problem._replace(heads=heads, rows=64 * next_n, next_n=next_n)
+        alike = (
+            tunings.gluon_hopper_paged(cached).rows
+            == logits_tunings.gluon_hopper(scored._replace(heads=heads, next_n=next_n)).rows
+        )
+        assert (fusing.paged.explain(cached).variant == "gluon_hopper") == alike
 
 
 @pytest.mark.parametrize(
