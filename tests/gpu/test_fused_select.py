@@ -241,3 +241,20 @@ def test_lists_of_models_of_cached_keys(gpu: torch.device, variant: str, next_n:
             call.block_table.copy_(call.block_table.roll(1, 0))
             graph.replay()
             assert torch.equal(replayed, select_paged_keys(*call, **options, **ways[0]))
+
+
+@pytest.mark.parametrize("next_n", [1, 2])
+@pytest.mark.parametrize("variant", CACHED)
+def test_cached_keys_are_selected_alike_a_thousand_times(gpu: torch.device, variant: str, next_n: int) -> None:
+    """A few pieces of a million had the scales of others once, which no single call shows: docs/design/fused_selection.md."""
+    lens, columns, top_k = [65_536] * 32, 65_536, 2048
+    call = paged.make_call(lens, next_n, 64, 128, device="cuda")
+    options: dict[str, Any] = {"max_context_len": columns, "top_k": top_k, "return_scores": True}
+    sizes = (top_k, len(lens) * next_n, columns, next_n)
+    taking.taken(cached, Problem(gpu, 64, 128, FP8[call.q.dtype], *sizes, asked=True), variant)
+    two, two_scores = select_paged_keys(*call, **options, fused=False, logits_variant=variant)
+    wrong = torch.zeros((), dtype=torch.int32, device="cuda")
+    for _ in range(1000):
+        one, one_scores = select_paged_keys(*call, **options, fused=True, variant=variant)
+        wrong += ((one != two) | (one_scores != two_scores)).any()
+    assert wrong.item() == 0

@@ -97,7 +97,7 @@ def test_nothing_is_fused_by_default_before_it_was_measured_to_be_faster(operati
     assert "not measured to be faster than two steps" in step_of(trace, "classic").reason
     assert operation.explain(problem, "classic").variant == "classic"
     gluon = {"hip:gfx950": "gluon_cdna4", "cuda:90": "gluon_hopper"}[target]
-    taken = (operation is fusing.dense or target == "cuda:90") and compat.capabilities(target)[gluon]
+    taken = operation is fusing.dense and compat.capabilities(target)[gluon]
     assert operation.explain(problem._replace(asked=True)).variant == (gluon if taken else "classic")
 
 
@@ -138,7 +138,8 @@ def test_what_warps_do_not_take_is_said(changed: dict[str, Any], words: str) -> 
 @pytest.mark.skipif(not compat.capabilities("cuda:90").gluon_hopper, reason=compat.capabilities("cuda:90").why("gluon_hopper"))
 def test_what_warps_do_not_take_of_a_cache_is_said(changed: dict[str, Any], words: str) -> None:
     problem = fusing.example_paged("cuda:90")._replace(asked=True)
-    assert fusing.paged.explain(problem).variant == "gluon_hopper"
+    assert fusing.paged.explain(problem, "gluon_hopper").variant == "gluon_hopper"
+    assert "on an H200" in step_of(fusing.paged.explain(problem), "gluon_hopper").reason
     assert re.match(words, step_of(fusing.paged.explain(problem._replace(**changed)), "gluon_hopper").reason)
 
 
@@ -153,7 +154,7 @@ def test_warps_sum_over_heads_as_the_logits_kernel_does() -> None:
             tunings.gluon_hopper_paged(cached).rows
             == logits_tunings.gluon_hopper(scored._replace(heads=heads, next_n=next_n)).rows
         )
-        assert (fusing.paged.explain(cached).variant == "gluon_hopper") == alike
+        assert (fusing.paged.explain(cached, "gluon_hopper").variant == "gluon_hopper") == alike
 
 
 @pytest.mark.parametrize(
