@@ -49,6 +49,7 @@ __all__ = [
     "cdna3",
     "cdna4",
     "constexpr_function",
+    "gfx1250",
     "gl",
     "gluon",
     "hopper",
@@ -93,6 +94,7 @@ def reinterpret(memory, dtype: gl.constexpr, shape: gl.constexpr, layout: gl.con
 cdna3 = _probes.resolve(f"{_layout_probes.GL}.amd.cdna3")
 cdna4 = _probes.resolve(f"{_layout_probes.GL}.amd.cdna4")
 async_copy = _probes.resolve(f"{_layout_probes.GL}.amd.cdna4:async_copy")
+gfx1250 = _probes.first(f"{_layout_probes.GL}.amd.cdna5", f"{_layout_probes.GL}.amd.gfx1250")
 
 
 class _OptionsBehind(Mapping[str, Any]):

@@ -95,6 +95,16 @@ def _gluon_cdna3_accepts(problem: Problem) -> str | None:
     return None if problem.direct_keys else "needs k in 16-byte aligned rows of adjacent elements, less than 8 MiB apart"
 
 
+def _gluon_gfx1250_accepts(problem: Problem) -> str | None:
+    if reason := needs_e4m3fn(problem.device, problem.dtype):
+        return reason
+    return None if problem.direct_keys else "needs k in 16-byte aligned rows of adjacent elements, less than 8 MiB apart"
+
+
+def _gluon_gfx1250_unless_named(problem: Problem) -> str:
+    return "has been compiled for gfx1250 and executed nowhere; name it to use it"
+
+
 def _gluon_hopper_accepts(problem: Problem) -> str | None:
     if reason := needs_e4m3fn(problem.device, problem.dtype):
         return reason
@@ -134,6 +144,15 @@ operation.add(
 operation.add(
     compat.Variant(
         "gluon_cdna3", f"{__package__}.gluon_cdna3:kernel", requires=("gluon_cdna3", "torch"), accepts=_gluon_cdna3_accepts
+    )
+)
+operation.add(
+    compat.Variant(
+        "gluon_gfx1250",
+        f"{__package__}.gluon_gfx1250:kernel",
+        requires=("gluon_gfx1250", "torch"),
+        accepts=_gluon_gfx1250_accepts,
+        unless_named=_gluon_gfx1250_unless_named,
     )
 )
 operation.add(

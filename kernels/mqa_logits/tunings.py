@@ -64,6 +64,25 @@ def gluon_cdna3(problem: Problem) -> Tuning:
     return row.with_rows(row.columns // padded, padded)
 
 
+# --- gluon_gfx1250, by padded heads; for every D and output mode alike ----------------------------------------------------
+
+_GFX1250 = Tuning(block_keys=32, columns=256, num_warps=4, num_stages=2, resident=4, options=simd_waves(4))
+GLUON_GFX1250: dict[int, Tuning] = {
+    16: _GFX1250,
+    32: _GFX1250,
+    64: _GFX1250,
+    128: _GFX1250._replace(columns=512, resident=2, options=simd_waves(2)),
+}
+
+
+@loadable(operation, "gluon_gfx1250")
+def gluon_gfx1250(problem: Problem) -> Tuning:
+    """The row for a problem's heads."""
+    padded = padded_heads(problem.heads)
+    row = GLUON_GFX1250[padded]
+    return row.with_rows(row.columns // padded, padded)
+
+
 # --- gluon_cdna4, by padded heads; for every output mode alike: as many waves of a SIMD as `resident` programs of 4 have ---
 
 GLUON_CDNA4: dict[int, Tuning] = {
