@@ -41,7 +41,7 @@ def gluon_cdna3_mfma() -> Finding:
 
 
 def gluon_gfx1250_wmma() -> Finding:
-    """Build the layout of gfx1250's fp8 products, which tells waves and registers apart by bases; its language's wmma takes it."""
+    """Build the layout of gfx1250's fp8 products, which deals them out to waves by bases; wmma takes it."""
     if resolve(f"{GL}.amd.gfx1250:wmma") is None and resolve(f"{GL}.amd.cdna5:wmma") is None:
         return finding(False, ", without gfx1250.wmma")
     try:

@@ -191,7 +191,8 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     _build("gluon_warp_pipeline", "amd.warp_pipeline_stage", "amd.warp_pipeline_stage",
            _probes.has(f"{GL}.amd:warp_pipeline_stage"), _pull(8586, 8980)),
     _build("gluon_gfx1250_wmma", "gfx1250's wmma with layouts of version 3 and warp_bases", "gfx1250.wmma of [16, 16, 128]",
-           _layout_probes.gluon_gfx1250_wmma, f"{_read(f'{_GLUON}/amd/_layouts.py', '3.6.0', '3.7.1')}; the probe builds the layout"),
+           _layout_probes.gluon_gfx1250_wmma,
+           f"{_read(f'{_GLUON}/amd/_layouts.py', '3.6.0', '3.7.1')}; the probe builds the layout"),
     _build("gluon_cdna5", "Gluon's cdna5 language", "Gluon's cdna5 module", _probes.has(f"{GL}.amd.cdna5"),
            _pull(11152, 11383)),
 

@@ -4,9 +4,9 @@
 
 A program owns a few query rows and walks the key tiles of their joint window, rows x heads on the M side of the WMMA, as the
 variants for CDNA3 and CDNA4 do on that of the MFMA. Keys go the way of CDNA3, and nothing rests on the order of asynchronous
-copies: a tile is loaded into registers while the tile before last is scored, and written to LDS while the last one is. Two tiles
-lie in two allocations and take turns, so that the compiler places one barrier in a pass. Key scales are loaded by the lanes that
-need them.
+copies: a tile is loaded into registers while the tile before last is scored, and written to LDS while the last one is. Two
+tiles lie in two allocations and take turns, so that the compiler places one barrier in a pass. Key scales are loaded by the
+lanes that need them.
 
 WMMA multiplies 64 or 128 dims of fp8: heads of 32 get as many zeros. It pairs the bytes that stand at one place of a lane in
 both operands, so a lane may have any 16 dims side by side: it loads 16 bytes at a time. Packet c (16 bytes) of key n lies at
@@ -126,7 +126,7 @@ def mqa_logits_kernel(
         if COMPRESSED:
             row_offset -= start.to(INDEX) * stride_on
         cell = row_offset[:, None] + (place.to(INDEX) * stride_on)[None, :]
-        begin = begin[:, None] - place[None, :]  # of each key of a part, so that one scalar is compared with both
+        begin = begin[:, None] - place[None, :]  # of each key of a tile, so that one scalar is compared with both
         end = gl.maximum(end, 0)[:, None] - place[None, :]
 
         key = gl.arange(0, BLOCK_KEYS, gl.SliceLayout(1, loaded))

@@ -9,10 +9,10 @@ from ..common.rules import (
     check_sizes,
     classic_scores,
     interpreted_when_named,
+    key_products,
     native_fp8,
     needs_e4m3fn,
     output_of,
-    padded_heads,
 )
 
 # Measured on an H200 with Triton 3.6.0: a graph of 16 rows x 512 keys takes 2.6 us with classic, 5.7 with gluon_hopper.
@@ -80,7 +80,7 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     )
     options = {"clean_logits": problem.clean_logits, "compressed": problem.compressed}
     out = meta(size, size, dtype=getattr(torch, problem.logits_dtype))
-    return compat.ExampleCall((inputs, out), options, padded_heads(problem.heads) * problem.dim)
+    return compat.ExampleCall((inputs, out), options, key_products(problem.device, problem.heads, problem.dim))
 
 
 def _gluon_cdna4_accepts(problem: Problem) -> str | None:

@@ -329,7 +329,11 @@ class Workgroup:
 
 
 def run(
-    compiled: Any, grid: Sequence[int], arguments: Sequence[Any], product: Callable[..., np.ndarray] = multiplied, text: str = ""
+    compiled: Any,
+    grid: Sequence[int],
+    arguments: Sequence[Any],
+    product: Callable[..., np.ndarray] = multiplied,
+    text: str = "",
 ) -> list[np.ndarray | None]:
     """Execute a compiled kernel's LLVM IR, or ``text``; what it stores appears in the arguments, which are the emulator's.
 

@@ -20,7 +20,7 @@ DTYPES = {
     "i1": np.bool_, "i8": np.int8, "i16": np.int16, "i32": np.int32, "i64": np.int64,
     "half": np.float16, "bfloat": np.int16, "float": np.float32, "double": np.float64,
 }  # fmt: skip
-FLAGS = re.compile(r"^(?:(?:nuw|nsw|nusw|exact|disjoint|nneg|inbounds|samesign|fast|nnan|ninf|nsz|arcp|contract|afn|reassoc) )+")
+FLAGS = re.compile(r"^(?:(?:nuw|nsw|nusw|exact|disjoint|nneg|inbounds|samesign|fast|nnan|ninf|nsz|arcp|contract|afn) )+")
 
 # --- operands -----------------------------------------------------------------------------------------------------------------
 
@@ -61,6 +61,8 @@ def constant(kind: str, word: str) -> np.ndarray:
         value = 0
     elif word == "true":
         value = 1
+    elif word.startswith(("0xR", "0xH")):  # the bits of a bfloat, or of a half
+        value = np.array(int(word[3:], 16), np.uint16).view(dtype)
     elif word.startswith("0x"):
         value = np.array(int(word, 16), np.uint64).view(np.float64)
     else:
@@ -145,8 +147,8 @@ def permuted(high: np.ndarray, low: np.ndarray, chosen: np.ndarray) -> np.ndarra
 def depths(lane: Any, byte: Any) -> Any:
     """Which k the byte of a lane's operand is, of A's row or of B's column lane % 16.
 
-    AMD Instinct CDNA5 ISA, 7.12.2, "8-bit A-Matrix 16x64", as emulation/rocjitsu of github.com/ROCm/rocm-systems cites it, for A
-    and B alike; 16x128 is two of them (amd/comgr makes two instructions of one in comgr-hotswap-patch-wmma-split.cpp).
+    AMD Instinct CDNA5 ISA, 7.12.2, "8-bit A-Matrix 16x64", as emulation/rocjitsu of github.com/ROCm/rocm-systems cites it,
+    for A and B alike; 16x128 is two of them (comgr-hotswap-patch-wmma-split.cpp of amd/comgr makes two instructions of one).
     """
     return 16 * (byte // 8) + 8 * (lane // 16) + byte % 8
 

@@ -1,7 +1,7 @@
 """What a program of the dense kernels for CDNA4 (gfx950) does: which rows it has, -inf outside their windows, and its tiles.
 
-Of fp8 keys and of MX formats alike; the docstring of fp8_mqa_logits' variant says how a tile gets to LDS. The kernel for CDNA3
-has the same rows and fills alike.
+Of fp8 keys and of MX formats alike; the docstring of fp8_mqa_logits' variant says how a tile gets to LDS. The kernels for
+CDNA3 and gfx1250 have the same rows and fills alike.
 """
 
 from capgate.compat.gluon import async_copy, gl, gluon, reinterpret

@@ -55,7 +55,7 @@ def with_zeros(x, LAYOUT: gl.constexpr):
 
 @gluon.jit
 def heads_apart(x, ROWS: gl.constexpr):
-    """[ROWS * heads, keys] -> a tuple of [ROWS, 2, keys], of a lane's heads in turn. Bit 3 of a WMMA's row is the lane's half."""
+    """[ROWS * heads, keys] -> [ROWS, 2, keys] of each of a lane's heads. Bit 3 of a WMMA's row is the lane's half."""
     HEADS: gl.constexpr = x.shape[0] // ROWS
     x = gl.permute(gl.reshape(x, [ROWS, HEADS // 16, 2, 8, x.shape[1]]), [0, 2, 1, 3, 4])
     return apart(gl.reshape(x, [ROWS, 2, HEADS // 2, x.shape[4]]))
@@ -74,7 +74,7 @@ def head_sums(queries, weights, key, ROWS: gl.constexpr):
         weight = heads_apart(weight, ROWS)
         positive = heads_apart(positive, ROWS)
         for head in gl.static_range(len(positive)):
-            if part == 0 and head == 0:
+            if part == 0 and head == 0:  # noqa: SIM108 - there is no total yet
                 total = positive[0] * weight[0]
             else:
                 total = gl.fma(positive[head], weight[head], total)
