@@ -40,6 +40,19 @@ def gluon_cdna3_mfma() -> Finding:
     return finding(True)
 
 
+def gluon_gfx1250_wmma() -> Finding:
+    """Build the layout of gfx1250's fp8 products, which deals them out to waves by bases; wmma takes it."""
+    if resolve(f"{GL}.amd.gfx1250:wmma") is None and resolve(f"{GL}.amd.cdna5:wmma") is None:
+        return finding(False, ", without gfx1250.wmma")
+    try:
+        import_module(f"{GL}.amd").AMDWMMALayout(
+            version=3, transposed=False, warp_bases=[[1, 0]], reg_bases=[], instr_shape=[16, 16, 128]
+        )
+    except (TypeError, AssertionError, ValueError):
+        return finding(False, ", whose AMDWMMALayout takes no warp_bases")
+    return finding(True)
+
+
 def gluon_linear_async_copy() -> Finding:
     """Offer the direct-to-LDS copy a pointer tensor in a linear layout, and see whether it gets past the layout check."""
     copy = resolve(f"{GL}.amd.cdna4.async_copy:global_load_to_shared")

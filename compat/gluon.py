@@ -9,7 +9,7 @@ These are found once, when this module is imported: a loaded Triton keeps its na
 next launch.
 
 Importing this module where Gluon lacks the interface of Triton 3.6 raises CapabilityError with the reason; import it from
-modules that only a variant behind ``gluon_cdna3``, ``gluon_cdna4`` or ``gluon_hopper`` loads.
+modules that only a variant behind ``gluon_cdna3``, ``gluon_cdna4``, ``gluon_gfx1250`` or ``gluon_hopper`` loads.
 
 What no name here can hide, because it is silent and depends on a kernel's shape: do not write, in a kernel that is to run on
 builds without the capability,
@@ -49,6 +49,7 @@ __all__ = [
     "cdna3",
     "cdna4",
     "constexpr_function",
+    "gfx1250",
     "gl",
     "gluon",
     "hopper",
@@ -88,11 +89,12 @@ def reinterpret(memory, dtype: gl.constexpr, shape: gl.constexpr, layout: gl.con
         return memory._reinterpret(dtype, shape, layout)
 
 
-# --- AMD CDNA3 and CDNA4 --------------------------------------------------------------------------------------------------
+# --- AMD CDNA3, CDNA4 and gfx1250 (CDNA5) ---------------------------------------------------------------------------------
 
 cdna3 = _probes.resolve(f"{_layout_probes.GL}.amd.cdna3")
 cdna4 = _probes.resolve(f"{_layout_probes.GL}.amd.cdna4")
 async_copy = _probes.resolve(f"{_layout_probes.GL}.amd.cdna4:async_copy")
+gfx1250 = _probes.first(f"{_layout_probes.GL}.amd.cdna5", f"{_layout_probes.GL}.amd.gfx1250")
 
 
 class _OptionsBehind(Mapping[str, Any]):

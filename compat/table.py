@@ -190,8 +190,9 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
            _probes.takes(f"{_CDNA4}:mfma_scaled", "cd_regclass"), _pull(11792)),
     _build("gluon_warp_pipeline", "amd.warp_pipeline_stage", "amd.warp_pipeline_stage",
            _probes.has(f"{GL}.amd:warp_pipeline_stage"), _pull(8586, 8980)),
-    _build("gluon_gfx1250", "Gluon's gfx1250 language", "Gluon's gfx1250 module", _probes.has(f"{GL}.amd.gfx1250"),
-           _read(f"{_GLUON}/amd", "3.5.1", "3.6.0")),
+    _build("gluon_gfx1250_wmma", "gfx1250's wmma with layouts of version 3 and warp_bases", "gfx1250.wmma of [16, 16, 128]",
+           _layout_probes.gluon_gfx1250_wmma,
+           f"{_read(f'{_GLUON}/amd/_layouts.py', '3.6.0', '3.7.1')}; the probe builds the layout"),
     _build("gluon_cdna5", "Gluon's cdna5 language", "Gluon's cdna5 module", _probes.has(f"{GL}.amd.cdna5"),
            _pull(11152, 11383)),
 
@@ -264,6 +265,7 @@ TABLE: Mapping[str, Capability] = {row.name: row for row in (
     _both("gluon_cdna3", "Gluon kernels for CDNA3", "triton", "gluon", "gluon_cdna3_mfma", "gfx942", "mfma", "known_target"),
     _both("gluon_cdna4", "Gluon kernels for CDNA4", "triton", "gluon", "gluon_async_groups", "gluon_mfma_scaled", "gfx950",
           "scaled_mfma", "known_target"),
+    _both("gluon_gfx1250", "Gluon kernels for gfx1250", "triton", "gluon", "gluon_gfx1250_wmma", "gfx1250", "known_target"),
     _both("gluon_hopper", "Gluon kernels for Hopper", "triton", "gluon", "gluon_wgmma", "gluon_warp_specialize_list", "sm90",
           "wgmma", "tma", "known_target"),
 )}

@@ -25,6 +25,11 @@ def padded_heads(heads: int) -> int:
     return max(16, 1 << (heads - 1).bit_length())
 
 
+def key_products(device: Any, heads: int, dim: int) -> int:
+    """Multiply-adds that fp8 matrix instructions make for one key of a row: gfx1250 has none of fewer than 64 dims."""
+    return padded_heads(heads) * (max(dim, 64) if compat.capabilities(device).gfx1250 else dim)
+
+
 def in_packets(queries: Any) -> bool:
     """Whether 16 adjacent dims of each head, of one byte each, can be loaded at a time."""
     *steps, step = queries.stride()

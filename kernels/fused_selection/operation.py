@@ -10,6 +10,7 @@ from ..common.rules import (
     check_sizes,
     classic_scores,
     interpreted_when_named,
+    key_products,
     native_fp8,
     needs_e4m3fn,
     padded_heads,
@@ -127,7 +128,8 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     scores, launch = MODES[problem.mode]
     selected = (meta(rows, problem.top_k, dtype=torch.int32), meta(rows, problem.top_k) if scores else None)
     options = {"max_window": None, "relative": False}
-    return compat.ExampleCall((inputs, *selected), options, padded_heads(problem.heads) * problem.dim, launch == "merge")
+    products = key_products(problem.device, problem.heads, problem.dim)
+    return compat.ExampleCall((inputs, *selected), options, products, launch == "merge")
 
 
 def example_paged_call(problem: Problem) -> compat.ExampleCall:
@@ -152,7 +154,7 @@ def example_paged_call(problem: Problem) -> compat.ExampleCall:
     selected = (meta(rows, problem.top_k, dtype=torch.int32), meta(rows, problem.top_k) if scores else None)
     options = {"max_context_len": keys, "layout": problem.layout}
     number = 1 + (launch == "merge")  # the first one makes the schedule
-    return compat.ExampleCall((inputs, *selected), options, padded_heads(problem.heads) * problem.dim, number)
+    return compat.ExampleCall((inputs, *selected), options, key_products(problem.device, problem.heads, problem.dim), number)
 
 
 def _too_many_keys(problem: Problem) -> str | None:

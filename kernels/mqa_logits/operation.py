@@ -9,10 +9,10 @@ from ..common.rules import (
     check_sizes,
     classic_scores,
     interpreted_when_named,
+    key_products,
     native_fp8,
     needs_e4m3fn,
     output_of,
-    padded_heads,
 )
 
 # Measured on an H200 with Triton 3.6.0: a graph of 16 rows x 512 keys takes 2.6 us with classic, 5.7 with gluon_hopper.
@@ -80,7 +80,7 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     )
     options = {"clean_logits": problem.clean_logits, "compressed": problem.compressed}
     out = meta(size, size, dtype=getattr(torch, problem.logits_dtype))
-    return compat.ExampleCall((inputs, out), options, padded_heads(problem.heads) * problem.dim)
+    return compat.ExampleCall((inputs, out), options, key_products(problem.device, problem.heads, problem.dim))
 
 
 def _gluon_cdna4_accepts(problem: Problem) -> str | None:
@@ -93,6 +93,16 @@ def _gluon_cdna4_accepts(problem: Problem) -> str | None:
 
 def _gluon_cdna3_accepts(problem: Problem) -> str | None:
     return None if problem.direct_keys else "needs k in 16-byte aligned rows of adjacent elements, less than 8 MiB apart"
+
+
+def _gluon_gfx1250_accepts(problem: Problem) -> str | None:
+    if reason := needs_e4m3fn(problem.device, problem.dtype):
+        return reason
+    return None if problem.direct_keys else "needs k in 16-byte aligned rows of adjacent elements, less than 8 MiB apart"
+
+
+def _gluon_gfx1250_unless_named(problem: Problem) -> str:
+    return "has been compiled for gfx1250 and executed nowhere; name it to use it"
 
 
 def _gluon_hopper_accepts(problem: Problem) -> str | None:
@@ -134,6 +144,15 @@ operation.add(
 operation.add(
     compat.Variant(
         "gluon_cdna3", f"{__package__}.gluon_cdna3:kernel", requires=("gluon_cdna3", "torch"), accepts=_gluon_cdna3_accepts
+    )
+)
+operation.add(
+    compat.Variant(
+        "gluon_gfx1250",
+        f"{__package__}.gluon_gfx1250:kernel",
+        requires=("gluon_gfx1250", "torch"),
+        accepts=_gluon_gfx1250_accepts,
+        unless_named=_gluon_gfx1250_unless_named,
     )
 )
 operation.add(

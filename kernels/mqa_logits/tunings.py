@@ -1,4 +1,4 @@
-"""The tuning tables of fp8_mqa_logits. What was tried for them: docs/design/classic.md, cdna4.md and hopper.md."""
+"""The tuning tables of fp8_mqa_logits. What was tried for them: docs/design/classic.md, cdna4.md, hopper.md, mqa_logits.md."""
 
 from capgate import compat
 
@@ -61,6 +61,31 @@ def gluon_cdna3(problem: Problem) -> Tuning:
         row = row._replace(resident=2, options=simd_waves(2))  # with three waves 1 to 81 registers spill
     if padded == 128 and converts:
         row = row._replace(resident=1, options=simd_waves(1))  # Triton 3.9.0 spills with two: 64 dims, 100 heads
+    return row.with_rows(row.columns // padded, padded)
+
+
+# --- gluon_gfx1250, by padded heads; for every D and output mode alike ----------------------------------------------------
+
+_GFX1250 = Tuning(  # four waves have 256 registers each; tiles of 64 keys would spill up to 27 on Triton 3.8.0
+    block_keys=32, columns=256, num_warps=4, num_stages=2, resident=4, options=simd_waves(4)
+)
+GLUON_GFX1250: dict[int, Tuning] = {
+    # Compiled, never run: 126 to 165 vector instructions per 32 keys of four rows, 210 to 225 registers.
+    16: _GFX1250,
+    # Compiled, never run: 115 to 148 vector instructions per 32 keys of two rows, 207 to 209 registers.
+    32: _GFX1250,
+    # Compiled, never run: 107 to 127 vector instructions per 32 keys of a row, 202 to 245 registers.
+    64: _GFX1250,
+    # Compiled, never run: 362 to 435 registers; with three waves 289 spill on Triton 3.9.0.
+    128: _GFX1250._replace(columns=512, resident=2, options=simd_waves(2)),
+}
+
+
+@loadable(operation, "gluon_gfx1250")
+def gluon_gfx1250(problem: Problem) -> Tuning:
+    """The row for a problem's heads."""
+    padded = padded_heads(problem.heads)
+    row = GLUON_GFX1250[padded]
     return row.with_rows(row.columns // padded, padded)
 
 

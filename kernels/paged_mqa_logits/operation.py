@@ -9,11 +9,11 @@ from ..common.rules import (
     check_sizes,
     classic_scores,
     interpreted_when_named,
+    key_products,
     native_fp8,
     needs_e4m3fn,
     needs_near_blocks,
     output_of,
-    padded_heads,
 )
 
 MODES = {"unclean": False, "clean": True}  # clean_logits
@@ -80,7 +80,7 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     )
     options = {"clean_logits": problem.clean_logits, "layout": problem.layout}
     out = meta(rows, keys, dtype=getattr(torch, problem.logits_dtype))
-    return compat.ExampleCall((inputs, out), options, padded_heads(problem.heads) * problem.dim)
+    return compat.ExampleCall((inputs, out), options, key_products(problem.device, problem.heads, problem.dim))
 
 
 def _gluon_cdna4_accepts(problem: Problem) -> str | None:

@@ -12,6 +12,7 @@ from ..common.rules import (
     classic_runs,
     classic_scores,
     interpreted_when_named,
+    key_products,
     native_fp8,
     needs_e4m3fn,
     output_of,
@@ -145,7 +146,7 @@ def example_call(problem: Problem) -> compat.ExampleCall:
         inputs = MxPaged(q, q_scale, kv_cache, *others) if problem.k_format else Paged(q, kv_cache, *others)
         options["layout"] = problem.layout
     out = meta(rows, listed * problem.candidate_block, dtype=getattr(torch, problem.logits_dtype))
-    return compat.ExampleCall((inputs, out), options, padded_heads(problem.heads) * problem.dim)
+    return compat.ExampleCall((inputs, out), options, key_products(problem.device, problem.heads, problem.dim))
 
 
 def _gluon_cdna4_accepts(problem: Problem) -> str | None:

@@ -70,7 +70,7 @@ HOLDS = {
     "gluon_mfma_scaled": _since("3.5.1"),
     "gluon_mfma_regclass": _since("3.9.0"),
     "gluon_warp_pipeline": _since("3.7.1"),
-    "gluon_gfx1250": _since("3.6.0"),
+    "gluon_gfx1250_wmma": _since("3.7.1"),
     "gluon_cdna5": _since("3.8.0"),
     "gluon_wgmma": _since("3.5.1"),
     "gluon_tma_load": _since("3.8.0"),
@@ -185,6 +185,7 @@ def test_of_both(lane: str, target: str) -> None:
         "triton_gpu": known,
         "gluon_cdna3": target == "hip:gfx942" and lane != "3.5.1",
         "gluon_cdna4": target == "hip:gfx950" and lane != "3.5.1",
+        "gluon_gfx1250": target == "hip:gfx1250" and lane not in ("3.5.1", "3.6.0"),
         "gluon_hopper": target == "cuda:90" and lane != "3.5.1",
     }
     assert {name: bool(caps[name]) for name in KINDS["both"]} == expected

@@ -1,4 +1,7 @@
-"""MQA logits in the emulator: a variant's compiled kernel, launched on a call and held against the formula in float64."""
+"""MQA logits in the emulator: a variant's compiled kernel, launched on a call and held against the formula in float64.
+
+For gfx1250 there is no emulator: the LLVM IR of which its machine code is made is executed instead.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -14,7 +17,8 @@ from capgate.kernels.mqa_logits.api import describe
 from capgate.kernels.mqa_logits.operands import Inputs
 from emulator import Program, Result, parse, run
 
-from .emulation import GFX942, GFX950, bound, compile_launch
+from . import llvm_execution
+from .emulation import GFX942, GFX950, GFX1250, bound, compile_launch
 from .judge import BF16_ROUNDING, WORDS, Call, formula, make_call, sentinels, storage_of
 
 TARGET = Target("hip", "gfx950", 64)
@@ -29,13 +33,22 @@ class Variant(NamedTuple):
     target: Any = GFX950
 
 
-def on_gfx942(variant: Variant) -> Variant:
-    """The variant as a call on gfx942 would launch it."""
+def _on(target: Any, variant: Variant) -> Variant:
+    """The variant as a call on the target would launch it."""
 
     def prepare_there(problem: Any, *operands: Any, **options: Any) -> Any:
-        return variant.kernel.prepare(problem._replace(device=Target("hip", "gfx942", 64)), *operands, **options)
+        device = Target(target.backend, target.arch, target.warp_size)
+        return variant.kernel.prepare(problem._replace(device=device), *operands, **options)
 
-    return variant._replace(kernel=Kernel(prepare_there), target=GFX942)
+    return variant._replace(kernel=Kernel(prepare_there), target=target)
+
+
+def on_gfx942(variant: Variant) -> Variant:
+    return _on(GFX942, variant)
+
+
+def on_gfx1250(variant: Variant) -> Variant:
+    return _on(GFX1250, variant)
 
 
 def turned(call: Any) -> Any:
@@ -143,25 +156,41 @@ class Disagreement(AssertionError):  # noqa: N818
     """The kernel ran, and wrote something else than the formula asks for."""
 
 
+def fresh(prepared: Prepared) -> torch.Tensor:
+    """Sentinels in all of the output's memory, and a copy of them."""
+    case, out = prepared.case, prepared.out
+    memory = storage_of(out, WORDS[out.dtype])
+    memory.copy_(storage_of(case.output(), WORDS[out.dtype]))
+    return memory.clone()
+
+
+def place_of_output(prepared: Prepared) -> int:
+    return next(number for number, argument in enumerate(prepared.arguments) if argument is prepared.out)
+
+
 def execute(prepared: Prepared, program: Program | None = None, **emulation: Any) -> Result:
     """Launch into fresh sentinels and check every byte of the output.
 
     program : another version of the compiled kernel's code
     """
-    case, out = prepared.case, prepared.out
-    memory = storage_of(out, WORDS[out.dtype])
-    memory.copy_(storage_of(case.output(), WORDS[out.dtype]))
-    before = memory.clone()
+    before = fresh(prepared)
     result = run(
         program or parse(prepared.compiled.asm["amdgcn"]),
         prepared.grid,
-        bound(prepared.compiled, prepared.arguments, [out]),
+        bound(prepared.compiled, prepared.arguments, [prepared.out]),
         lds_bytes=prepared.compiled.metadata.shared,
         **emulation,
     )
-    position = next(number for number, argument in enumerate(prepared.arguments) if argument is out)
-    check(prepared, before, result.written[position])
+    check(prepared, before, result.written[place_of_output(prepared)])
     return result
+
+
+def execute_llvm_ir(prepared: Prepared, **execution: Any) -> None:
+    """As :func:`execute`, of the LLVM IR of a kernel for gfx1250."""
+    before = fresh(prepared)
+    arguments = bound(prepared.compiled, prepared.arguments, [prepared.out])
+    written = llvm_execution.run(prepared.compiled, prepared.grid, arguments, **execution)
+    check(prepared, before, written[place_of_output(prepared)])
 
 
 def worst_error(prepared: Prepared) -> float:

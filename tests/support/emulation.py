@@ -1,4 +1,5 @@
-"""Triton kernels compiled for gfx950, or gfx942, with no GPU, and launched in the emulator on CPU tensors."""
+"""Triton kernels compiled for gfx950, gfx942 or gfx1250 with no GPU, and those of the first two launched in the emulator on CPU
+tensors."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from triton.compiler import ASTSource
 from capgate.compat import Launch
 from emulator import Pointer, Result, parse, run
 
-GFX950, GFX942 = GPUTarget("hip", "gfx950", 64), GPUTarget("hip", "gfx942", 64)
+GFX950, GFX942, GFX1250 = GPUTarget("hip", "gfx950", 64), GPUTarget("hip", "gfx942", 64), GPUTarget("hip", "gfx1250", 32)
 POINTERS = {
     torch.float8_e4m3fn: "*fp8e4nv", torch.float8_e4m3fnuz: "*fp8e4b8", torch.float8_e5m2: "*fp8e5",
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32",

@@ -178,6 +178,7 @@ def load_queries(
     q, last_row, first_head, stride_row, stride_head, stride_dim,
     HEADS: gl.constexpr, DIM: gl.constexpr, SOME_HEADS: gl.constexpr, ROWS: gl.constexpr, INDEX: gl.constexpr,
     PACKETS: gl.constexpr, LAYOUT: gl.constexpr, TOGETHER: gl.constexpr = 1, PAIRS: gl.constexpr = False,
+    LANES: gl.constexpr = 64,
 ):  # fmt: skip
     """[ROWS * SOME_HEADS, DIM] queries of the rows from ``q`` on, heads from ``first_head`` on, as an MFMA takes them.
 
@@ -187,6 +188,7 @@ def load_queries(
     PACKETS : whether 16 adjacent dims can be loaded at a time. Otherwise each byte takes a register while it is loaded: 32 of
         a lane at a time go through LDS, so that all have room
     PAIRS : whether dims are in the order of :func:`in_pairs`
+    LANES : of a wave
     """
     COLUMNS: gl.constexpr = ROWS * SOME_HEADS
     if PACKETS:
@@ -197,8 +199,8 @@ def load_queries(
         return load(q, offset)
     else:
         NUM_WARPS: gl.constexpr = gl.num_warps()
-        PIECE: gl.constexpr = min(32 * 64 * NUM_WARPS // DIM, COLUMNS)
-        loaded: gl.constexpr = gl.BlockedLayout([1, 4], [256 // DIM, DIM // 4], [NUM_WARPS, 1], [1, 0])
+        PIECE: gl.constexpr = min(32 * LANES * NUM_WARPS // DIM, COLUMNS)
+        loaded: gl.constexpr = gl.BlockedLayout([1, 4], [4 * LANES // DIM, DIM // 4], [NUM_WARPS, 1], [1, 0])
         plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
         pieces = gl.allocate_shared_memory(q.dtype.element_ty, [COLUMNS // PIECE, PIECE, DIM], plain)
         # The compiler must not know how many, for it would begin with all of them.

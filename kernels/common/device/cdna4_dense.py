@@ -1,7 +1,7 @@
 """What a program of the dense kernels for CDNA4 (gfx950) does: which rows it has, -inf outside their windows, and its tiles.
 
-Of fp8 keys and of MX formats alike; the docstring of fp8_mqa_logits' variant says how a tile gets to LDS. The kernel for CDNA3
-has the same rows and fills alike.
+Of fp8 keys and of MX formats alike; the docstring of fp8_mqa_logits' variant says how a tile gets to LDS. The kernels for
+CDNA3 and gfx1250 have the same rows and fills alike.
 """
 
 from capgate.compat.gluon import async_copy, gl, gluon, reinterpret
@@ -58,16 +58,17 @@ def fill_beside(
     out, first_row, part, covered, tiles, mine, starts, ends, num_queries, num_keys, width,
     stride_starts, stride_ends, stride_os, stride_on,
     PASS: gl.constexpr, ROWS: gl.constexpr, STRIP: gl.constexpr, BLOCK_KEYS: gl.constexpr, COMPRESSED: gl.constexpr,
-    INDEX: gl.constexpr,
+    INDEX: gl.constexpr, LANES: gl.constexpr = 64,
 ):  # fmt: skip
     """-inf into what this program, (split, splits) ``part``, has of the cells outside windows, but for what it returns.
 
     covered : as :func:`cover_rows` gives it; tiles, mine : (first, past the last) of all splits and of this one
     PASS : tiles for each strip that the loop of tiles fills
+    LANES : of a wave
 
     Returns (split, splits, number of strips, columns [first, last) between them, offsets of rows, whether they are wanted).
     """
-    filled: gl.constexpr = gl.BlockedLayout([1, 4], [1, 64], [gl.num_warps(), 1], [1, 0])
+    filled: gl.constexpr = gl.BlockedLayout([1, 4], [1, LANES], [gl.num_warps(), 1], [1, 0])
     split, splits = part
     _, _, full_first, full_last = covered
     first_tile, last_tile = tiles
