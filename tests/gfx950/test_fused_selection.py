@@ -22,6 +22,7 @@ from support.emulated_paged_mqa import VARIANTS, paged_launch
 from support.emulation import bound, compile_launch
 from support.paged import make_call, without_blocks
 from support.steady_loop import busiest_loop, check_copies_stay_in_flight, check_steady_loop
+from support.wait_states import check_wait_states, wait_states
 
 TOP_K = 40
 # One wave, and lists of 256 entries, which are looked at after every tile of 64 keys. Two programs share the last rows.
@@ -39,6 +40,7 @@ def _short_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     for table in (tunings.GLUON_CDNA4, tunings.GLUON_CDNA4_PAGED):
         monkeypatch.setitem(table, 16, SHORT._replace(num_stages=3))
     monkeypatch.setitem(tunings.GLUON_CDNA4, 64, FOUR_WAVES)
+    monkeypatch.setitem(tunings.GLUON_CDNA4_PAGED, 32, FOUR_WAVES._replace(block_keys=64, columns=128, resident=2))
     monkeypatch.setitem(tunings.GLUON_CDNA4_PAGED, 64, FOUR_WAVES._replace(block_keys=64, resident=2))
 
 
@@ -191,12 +193,12 @@ def test_cached_logits_that_are_no_numbers() -> None:
 
 @GLUON
 @pytest.mark.dealt
-@pytest.mark.parametrize("landing", ["late", "early"])
-def test_cached_keys_are_those_of_two_steps(landing: str) -> None:
+@pytest.mark.parametrize(("heads", "landing"), [(64, "late"), (32, "early")])
+def test_cached_keys_are_those_of_two_steps(heads: int, landing: str) -> None:
     """Three rows of a request, each in a wave of its own, as slots of a page table: of random keys in blocks of 16, some of
-    which the cache does not have, in two shares."""
+    which the cache does not have, in two shares. The logits' waves have two rows of 32 heads."""
     lens = [[900, 300, 0], [0, 0, 0], [70, 41, 40], [330, 700, 695]]
-    call = without_blocks(make_call(lens, 3, 64, 128, 16, layout="preshuffled"), 5)
+    call = without_blocks(make_call(lens, 3, heads, 128, 16, layout="preshuffled"), 5)
     logits = torch.full((12, 900), float("nan"))
     launched(
         paged_launch(
@@ -209,7 +211,7 @@ def test_cached_keys_are_those_of_two_steps(landing: str) -> None:
         "page_table": table,
         "requests": torch.arange(12, dtype=torch.int32) % 3,
     }
-    problem = Problem(TARGET, 64, 128, "float8_e4m3fn", TOP_K, 12, 900, 3, 16, "preshuffled")
+    problem = Problem(TARGET, heads, 128, "float8_e4m3fn", TOP_K, 12, 900, 3, 16, "preshuffled")
     found, scores, (refreshed, tied, _) = execute(
         paged,
         problem,
@@ -259,7 +261,7 @@ def test_steady_loop_of_cached_keys(monkeypatch: pytest.MonkeyPatch, next_n: int
 def test_rows_and_blocks_of_cached_keys_fit(
     monkeypatch: pytest.MonkeyPatch, heads: int, dim: int, next_n: int, block: int
 ) -> None:
-    """No vector register spills, and a CU holds as many programs as the tuning says."""
+    """No vector register spills, a CU holds as many programs as the tuning says, and no wait state is missing."""
     for padded, row in PAGED.items():
         monkeypatch.setitem(tunings.GLUON_CDNA4_PAGED, padded, row)
     problem = example_paged_problem(TARGET, heads, dim, "scores")._replace(next_n=next_n, block_size=block)
@@ -271,7 +273,9 @@ def test_rows_and_blocks_of_cached_keys_fit(
     )
     kernel = paged.load(paged.variants["gluon_cdna4"])
     *_, scan, _merge = kernel.prepare(problem, inputs._replace(kv_cache=cache), *selected, **call.options)
-    row = describe(compile_launch(scan, source_of(scan.kernel)), TARGET, call, "")
+    compiled = compile_launch(scan, source_of(scan.kernel))
+    row = {**describe(compiled, TARGET, call, ""), **wait_states(compiled.asm["amdgcn"])}
+    check_wait_states(row)
     tune = tunings.gluon_cdna4_paged(problem)
     assert row["scratch_bytes"] == row["agprs"] == 0
     assert tune.resident * tune.num_warps <= row["waves_per_simd"] * 4
