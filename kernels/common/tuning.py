@@ -7,7 +7,7 @@ a variant for one architecture goes by padded heads. Beside a row stands why it 
 
 from collections.abc import Callable, Hashable, Mapping
 from functools import cache, wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from capgate import compat
 from capgate.compat.offline.occupancy import LDS
@@ -15,6 +15,7 @@ from capgate.compat.offline.occupancy import LDS
 Options = tuple[tuple[str, Any], ...]  # pairs and not a dictionary, so that a row can be hashed
 Row = TypeVar("Row")
 P = TypeVar("P", bound=Hashable)
+C = TypeVar("C", bound="Cut")
 
 ANY = ""  # in place of a target's label: every target that has no row of its own
 
@@ -70,7 +71,24 @@ class Tuning(NamedTuple):
         return self._replace(rows=rows, columns=rows * padded_heads)
 
 
-def in_requests(row: Tuning, next_n: int, padded_heads: int, key_bytes: int, words: int = 2) -> Tuning:
+class Cut(Protocol):
+    """A row that is cut to heads and query rows, of whichever operation; names as in :class:`Tuning`."""
+
+    @property
+    def block_keys(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def num_warps(self) -> int: ...
+    @property
+    def num_stages(self) -> int: ...
+    @property
+    def resident(self) -> int: ...
+    def with_rows(self: C, rows: int, padded_heads: int, /) -> C: ...
+    def _replace(self: C, *, columns: int = ..., num_warps: int = ..., resident: int = ...) -> C: ...
+
+
+def in_requests(row: C, next_n: int, padded_heads: int, key_bytes: int, words: int = 2) -> C:
     """A row of a paged kernel for CDNA4, cut to the rows of a request: fewer waves, of which a CU holds more programs.
 
     next_n : or how many rows of it share a list

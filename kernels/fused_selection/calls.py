@@ -8,7 +8,7 @@ import torch
 
 from capgate import compat
 
-from ..common.cache import keys_of
+from ..common import cache
 from ..common.logits import FLOATS, FP8, mappable
 from ..common.rules import in_packets
 from ..key_selection.operands import Dense, Paged
@@ -133,8 +133,9 @@ def _paged_problem(
     problem = _problem(inputs, results, (heads, dim), batch * next_n, keys, budget, fused)
     # As in fp8_paged_mqa_logits: rows of all requests are one axis of a tensor map, and scales lie as the keys do.
     even = batch == 1 or next_n == 1 or inputs.q.stride(0) == next_n * inputs.q.stride(1)
-    tensor_maps = even and all(mappable(operand) for operand in (inputs.q, keys_of(inputs.kv_cache), inputs.weights))
-    return problem._replace(next_n=next_n, block_size=block, layout=layout, tensor_maps=tensor_maps)
+    tensor_maps = even and all(mappable(operand) for operand in (inputs.q, cache.keys_of(inputs.kv_cache), inputs.weights))
+    packets = in_packets(inputs.q) and cache.copies_directly(inputs.kv_cache, inputs.weights, inputs.block_table)
+    return problem._replace(next_n=next_n, block_size=block, layout=layout, packets=packets, tensor_maps=tensor_maps)
 
 
 def _problem(
@@ -165,9 +166,8 @@ def _select(
     if not _taken(operation, problem):
         return False
     if len(results.out) == 0:
-        operation.select(
-            problem._replace(tensor_maps=True), variant
-        )  # a variant that cannot run is an error for empty calls too
+        # A variant that cannot run is an error for empty calls too.
+        operation.select(problem._replace(packets=True, tensor_maps=True), variant)
         return True
     memory: torch.Tensor | None = bytes_of(results.workspace)
     operation(problem, inputs, results.out, results.out_scores, variant=variant, memory=memory, **options)

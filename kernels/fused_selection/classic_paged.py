@@ -15,10 +15,9 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..common.cache import LAYOUTS, keys_of, readable, scales_of
 from ..common.device.classic import operands, score
 from ..common.device.windows import keys_of_share, load_share, longest_seen, seen
-from ..common.rules import padded_heads, product_options
+from ..common.rules import product_options
 from ..common.schedule.operation import CHUNK_KEYS
 from ..key_selection.operands import Paged
 from ..paged_mqa_logits.classic import load_tile
@@ -26,7 +25,7 @@ from .device.lists import COUNTS, append, copy_list, keep_list, merge_slots, ref
 from .device.shares import continued, first_worker, kept_between
 from .launches import cut_of, shape_of, strides_of
 from .operation import Problem
-from .paged_launches import Plan, plan_of
+from .paged_launches import Plan, plan_of, scan_of
 from .tunings import Tuning
 from .tunings import classic as tuning
 
@@ -303,48 +302,26 @@ def prepare(
     memory : aligned bytes for the lists, enough of them (see :func:`.scratch.bytes_needed`); allocated otherwise
     counters : [programs of the last two launches, COUNTS], int32, to which each adds what it counts
     """
-    q, kv_cache, weights, context_lens, block_table, offsets, page_table, requests = inputs
-    (batch, next_n, heads, dim), (blocks, block), top_k = q.shape, kv_cache.shape[:2], indices.shape[1]
-    kv_cache = readable(kv_cache)
+    q, weights, (_, next_n, heads, dim), top_k = inputs.q, inputs.weights, inputs.q.shape, indices.shape[1]
     tune = tuning(problem)
     plan = plan_of(problem, inputs, top_k, max_context_len, tune, memory)
-    keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     _, qn, qh, qd = q.stride()
     ws, wh = weights.stride()
     farthest = max(
         next_n * qn + heads * qh + dim * qd, next_n * ws + heads * wh
     )  # that a program reaches from its base pointers
-    scan = compat.Launch(
-        select_cached_kernel,
-        (plan.workers, plan.groups),
-        (
-            *(q, keys, scales, weights, context_lens, block_table, plan.schedule, offsets, page_table, requests),
-            *(indices, scores, *plan.held, counters),
-            *(batch, blocks, plan.limit, top_k, *shape_of(page_table)),
-            *(*q.stride(), keys.stride(0), scales.stride(0), ws, wh, *plan.lens_strides, *block_table.stride()),
-            *(*strides_of(offsets), *strides_of(page_table, axes=2), *strides_of(requests)),
-            *(indices.stride(0), None if scores is None else scores.stride(0), plan.room),
-        ),
-        {
-            "NEXT_N": next_n,
-            "HEADS": heads,
-            "DIM": dim,
-            "PADDED_HEADS": padded_heads(heads),
-            "ROWS": tune.rows,
-            "BLOCK": block,
-            "TILE": LAYOUTS[layout],
-            "BLOCK_KEYS": tune.block_keys,
-            "SEGMENT": tune.segment_tiles,
-            "CHUNK": CHUNK_KEYS,
-            "ROW_LENS": plan.row_lens,
-            "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
-            "num_stages": tune.num_stages,
-            "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
-            **product_options(problem.device, problem.dtype),
-            **cut_of(tune, top_k, page_size),
-            **dict(tune.options),
-        },
-    )
+    constants = {
+        "SEGMENT": tune.segment_tiles,
+        "INDEX": tl.int32 if farthest < 2**31 else tl.int64,
+        "num_stages": tune.num_stages,
+        **product_options(problem.device, problem.dtype),
+        **cut_of(tune, top_k, page_size),
+        **dict(tune.options),
+    }
+    scan = scan_of(
+        select_cached_kernel, plan, inputs, indices, scores, tune, constants,
+        page_size=page_size, layout=layout, counters=counters,
+    )  # fmt: skip
     return (*plan.before, scan, merge_of(inputs, indices, scores, plan, tune, page_size, counters))
 
 

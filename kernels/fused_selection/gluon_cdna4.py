@@ -20,9 +20,20 @@ from ..common.device.windows import cover, my_tiles, window
 from ..common.rules import padded_heads
 from ..key_selection.operands import Dense
 from .classic import UNSPECIALISED, merge_of
-from .device.lists import COUNTS, REFRESHED
+from .device.lists import COUNTS
 from .device.shares import kept_before
-from .device.wave_lists import LANES, agreed, append, count_rows, in_all_lanes, keep_top, pass_keys, write_lists
+from .device.wave_lists import (
+    LANES,
+    agreed,
+    append,
+    copy_lists,
+    in_all_lanes,
+    longest_of,
+    pass_keys,
+    refresh,
+    table_of,
+    write_lists,
+)
 from .launches import plan_of, shape_of, strides_of
 from .operation import Problem
 from .scratch import list_entries
@@ -189,19 +200,13 @@ def select_scored_kernel(
                         past = append(logit, number + (base + part), rank, passing, past, list_values, list_indices)
                     free = slot
                     slot = gl.where(slot == STAGES - 1, 0, slot + 1)
-                longest = agreed(gl.max(gl.max(past + lane - list_place, 1), 0))
+                longest = longest_of(past + lane - list_place)
                 done = next_tile == my_last
                 if (longest > ENTRIES - LEAST_TILES * BLOCK_KEYS) | (done & (longest > top_k)):
-                    if counters is not None:  # noqa: SIM102 - of constants alone "and" is decided at compile time
-                        if longest > ENTRIES - LEAST_TILES * BLOCK_KEYS:
-                            count_rows(counters, REFRESHED, past + lane - list_place > top_k)
-                    past, least, closed = keep_top(
-                        list_values, list_indices, agreed(list_place - lane), past, lane, top_k, longest, counters
-                    )
-                    # Keys that follow have higher indices: only larger logits and NaN can still be in the result, and where
-                    # all that are kept are NaN none can.
-                    threshold = agreed(gl.where(least == least, least, threshold))
-                    open_end = gl.where(closed, -LANES, open_end)
+                    past, threshold, open_end = refresh(
+                        past, threshold, open_end, longest, list_values, list_indices, list_place, lane, top_k, counters,
+                        LEAST_TILES * BLOCK_KEYS, ENTRIES,
+                    )  # fmt: skip
                     longest = top_k
                 tiles = (ENTRIES - longest) // BLOCK_KEYS
             async_copy.wait_group(0)
@@ -217,21 +222,14 @@ def select_scored_kernel(
                 if requests is not None:
                     near_result = gl.minimum(result_row, num_queries - 1)
                     request = gl.load(requests + near_result * stride_requests).to(gl.int64)
-                known = (request >= 0) & (request < num_requests)
-                table = page_table + gl.where(known, request, 0) * stride_table
-                pages = (table, gl.where(known, num_pages, 0), stride_pages, PAGE)
+                table, known_pages = table_of(page_table, request, num_requests, num_pages, stride_table)
+                pages = (table, known_pages, stride_pages, PAGE)
             offset = (result_row * stride_results, None if scores is None else result_row * stride_scores)
             write_lists(list_values, list_indices, list_place, lane, size, top_k, wanted, results, scores, offset, pages)
         elif slot_values is not None:
             earlier = kept_before(begin, end, first, last, split, parts, top_k, BLOCK_KEYS)
             slots = result_row * stride_slots + in_all_lanes(earlier, zeros)
-            longest = agreed(gl.max(gl.max(size, 1), 0))
-            for start in range(0, longest, LANES):
-                exists = wanted & (lane + start < size)
-                value = gl.load(list_values + list_place + start, mask=exists)
-                index = gl.load(list_indices + list_place + start, mask=exists)
-                gl.store(slot_values + slots + lane + start, value, mask=exists)
-                gl.store(slot_indices + slots + lane + start, index, mask=exists)
+            copy_lists(list_values, list_indices, list_place, lane, size, wanted, slot_values, slot_indices, slots)
 
 
 def prepare(

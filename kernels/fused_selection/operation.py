@@ -13,6 +13,7 @@ from ..common.rules import (
     key_products,
     native_fp8,
     needs_e4m3fn,
+    needs_near_blocks,
     padded_heads,
 )
 from . import tunings
@@ -34,7 +35,8 @@ class Problem(NamedTuple):
     dtype : of query and key, "float8_e4m3fn" or "float8_e4m3fnuz"
     rows, keys : query rows, and keys that a row can see: see :func:`size_class`
     next_n : rows of a request whose keys are in a paged cache; None for packed keys
-    packets : whether queries, and packed keys for a direct copy to LDS, lie in aligned packets of 16 bytes
+    packets : whether queries, and keys for a direct copy to LDS, lie in aligned packets of 16 bytes; cached ones as
+        :func:`..common.cache.copies_directly` says
     tensor_maps : whether a tensor map can describe each of packed keys, their scales, queries and weights
     budget : bytes that the lists may take
     asked : whether the caller wants it fused, so that neither the rule nor what was measured matters
@@ -185,6 +187,10 @@ def _gluon_cdna4_accepts(problem: Problem) -> str | None:
         return (
             f"needs at most {tunings.MAX_WAVE_HEADS} heads, so that a wave's lanes are keys of one row: found {problem.heads}"
         )
+    if problem.next_n is not None:
+        if reason := needs_near_blocks(problem.packets, "and q in 16-byte aligned rows of adjacent elements"):
+            return reason
+        return _too_little_room(problem, tunings.gluon_cdna4_paged(problem))
     if not problem.packets:
         return "needs q and k in 16-byte aligned rows of adjacent elements, those of k less than 8 MiB apart"
     return _too_little_room(problem, tunings.gluon_cdna4(problem))
@@ -231,6 +237,10 @@ def _fused_unless_named(problem: Problem, tune: tunings.Tuning | None = None) ->
         if label in MEASURED
         else f"not measured to be faster than two steps on {label}: fused=True takes it, and CAPGATE_VARIANT"
     )
+
+
+def _gluon_cdna4_paged_unless_named(problem: Problem) -> str | None:
+    return _fused_unless_named(problem, tunings.gluon_cdna4_paged(problem))
 
 
 def _gluon_hopper_unless_named(problem: Problem) -> str | None:
@@ -300,6 +310,15 @@ paged = compat.Operation(
     example=example_paged,
     examples=compat.Examples(example_paged_problem, example_paged_call, tuple(MODES)),
     offers=("tuning",),
+)
+paged.add(
+    compat.Variant(
+        "gluon_cdna4",
+        f"{__package__}.gluon_cdna4_paged:kernel",
+        requires=("gluon_cdna4", "torch"),
+        accepts=_gluon_cdna4_accepts,
+        unless_named=_gluon_cdna4_paged_unless_named,
+    )
 )
 paged.add(
     compat.Variant(

@@ -1,14 +1,17 @@
 """What the launches of the fused selections from a paged cache have in common."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from capgate import compat
 
+from ..common.cache import LAYOUTS, keys_of, readable, scales_of
+from ..common.rules import padded_heads
 from ..common.schedule.classic import new_schedule, workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from ..key_selection.operands import Paged
+from .launches import shape_of, strides_of
 from .operation import Problem
 from .scratch import SLOTS_PAGED, Lists, list_entries, lists, slot_entries
 from .tunings import Tuning
@@ -50,3 +53,53 @@ def plan_of(
     row_lens = lens.ndim == 2
     lens_strides = lens.stride() if row_lens else (lens.stride(0), 0)
     return Plan(limit, workers, groups, schedule, before, row_lens, lens_strides, room, held)
+
+
+def scan_of(
+    kernel: Any,
+    plan: Plan,
+    inputs: Paged,
+    indices: torch.Tensor,
+    scores: torch.Tensor | None,
+    tune: Tuning,
+    constants: dict[str, Any],
+    *,
+    page_size: int,
+    layout: str,
+    counters: torch.Tensor | None,
+) -> compat.Launch:
+    """What scores and selects by a plan, with a kernel that loads through pointers.
+
+    constants : those that not every such kernel has, and its options
+    """
+    q, kv_cache, weights, context_lens, block_table, offsets, page_table, requests = inputs
+    (batch, next_n, heads, dim), (blocks, block), top_k = q.shape, kv_cache.shape[:2], indices.shape[1]
+    kv_cache = readable(kv_cache)
+    keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
+    arguments = (
+        *(q, keys, scales, weights, context_lens, block_table, plan.schedule, offsets, page_table, requests),
+        *(indices, scores, *plan.held, counters),
+        *(batch, blocks, plan.limit, top_k, *shape_of(page_table)),
+        *(*q.stride(), keys.stride(0), scales.stride(0), *weights.stride(), *plan.lens_strides, *block_table.stride()),
+        *(*strides_of(offsets), *strides_of(page_table, axes=2), *strides_of(requests)),
+        *(indices.stride(0), None if scores is None else scores.stride(0), plan.room),
+    )
+    keywords = {
+        "NEXT_N": next_n,
+        "HEADS": heads,
+        "DIM": dim,
+        "PADDED_HEADS": padded_heads(heads),
+        "ROWS": tune.rows,
+        "BLOCK": block,
+        "TILE": LAYOUTS[layout],
+        "BLOCK_KEYS": tune.block_keys,
+        "CHUNK": CHUNK_KEYS,
+        "ENTRIES": tune.block_entries,
+        "STRIDE": list_entries(tune, top_k),
+        "ROW_LENS": plan.row_lens,
+        "PAGE": page_size,
+        "num_warps": tune.num_warps,
+        "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
+        **constants,
+    }
+    return compat.Launch(kernel, (plan.workers, plan.groups), arguments, keywords)

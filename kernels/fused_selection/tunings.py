@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from capgate import compat
 
 from ..common.rules import padded_heads
-from ..common.tuning import ANY, Options, row_for, simd_waves
+from ..common.tuning import ANY, Options, in_requests, row_for, simd_waves
 
 if TYPE_CHECKING:
     from .operation import Problem
@@ -41,10 +41,16 @@ class Tuning(NamedTuple):
     def for_problem(self, heads: int, most_rows: int, top_k: int) -> "Tuning":
         """The row for a problem: with so many query rows, or as many as its columns have room for, and lists of three times
         ``top_k`` (as a power of two), so that a selection from one lets as many keys in as it drops."""
-        padded = padded_heads(heads)
-        rows = min(most_rows, self.columns // padded)
-        entries = max(self.block_entries, self.planes * slots_of(top_k) // 4)
-        return self._replace(rows=rows, columns=rows * padded, block_entries=entries)
+        return self.with_rows(most_rows, padded_heads(heads)).with_lists(top_k)
+
+    def with_rows(self, rows: int, padded_heads: int) -> "Tuning":
+        """As :meth:`..common.tuning.Tuning.with_rows`."""
+        rows = max(1, min(rows, self.columns // padded_heads))
+        return self._replace(rows=rows, columns=rows * padded_heads)
+
+    def with_lists(self, top_k: int) -> "Tuning":
+        """With lists of three times ``top_k`` as a power of two: see :meth:`for_problem`."""
+        return self._replace(block_entries=max(self.block_entries, self.planes * slots_of(top_k) // 4))
 
     @property
     def segment_tiles(self) -> int:
@@ -110,6 +116,24 @@ GLUON_CDNA4: dict[int, Tuning] = {
 def gluon_cdna4(problem: "Problem") -> Tuning:
     """As :func:`classic` of packed keys for the Gluon kernel."""
     return GLUON_CDNA4[padded_heads(problem.heads)].for_problem(problem.heads, 128, problem.top_k)
+
+
+GLUON_CDNA4_PAGED: dict[int, Tuning] = {
+    # Compiled and emulated, never timed: an MFMA's columns are two rows; 43 to 72 scalar registers spill, outside the loop.
+    16: Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=3, options=simd_waves(3)),
+    # Compiled and emulated, never timed: as with 64 heads one row for each wave, where the logits' waves have two.
+    32: Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=3, options=simd_waves(3)),
+    # Compiled and emulated, never timed: 56 vector instructions per 32 keys of a row; up to 49 scalars spill, outside the loop.
+    64: Tuning(block_keys=64, columns=256, num_warps=4, num_stages=3, resident=3, options=simd_waves(3)),
+}
+
+
+def gluon_cdna4_paged(problem: "Problem") -> Tuning:
+    """As :func:`classic` of cached keys for the Gluon kernel, whose programs have as many waves as a request's rows ask for, as
+    in fp8_paged_mqa_logits."""
+    padded = padded_heads(problem.heads)
+    tune = in_requests(GLUON_CDNA4_PAGED[padded], problem.next_n or 1, padded, problem.dim)
+    return tune.with_lists(problem.top_k)
 
 
 # --- gluon_hopper, by padded heads; scored as in fp8_mqa_logits -----------------------------------------------------------

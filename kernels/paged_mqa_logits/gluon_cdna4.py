@@ -25,10 +25,18 @@ import torch
 from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, gl, gluon, reinterpret
 
-from ..common.device.cached_keys import first_byte
-from ..common.device.cdna4 import load, load_queries, logit_layout, row_and_head, rows_together
+from ..common.device.cdna4 import load_queries, logit_layout, rows_together
 from ..common.device.cdna4_packed import RELU_RANGE, clamp_keeps_nan
-from ..common.device.cdna4_paged import copy_blocks, fill_unseen, in_order, score_tiles, start_tiles, unknown
+from ..common.device.cdna4_paged import (
+    fill_unseen,
+    in_order,
+    places_in_block,
+    read_weights,
+    score_tiles,
+    start_request,
+    start_tiles,
+    weight_places,
+)
 from ..common.device.pieces import piece_keys
 from ..common.device.windows import keys_of_share, load_share, longest_seen, next_turn, seen
 from ..common.rules import in_packets, packs_relu
@@ -90,7 +98,6 @@ def paged_mqa_logits_kernel(
     NUM_WARPS: gl.constexpr = gl.num_warps()
     COLUMNS: gl.constexpr = ROWS * PADDED_HEADS
     TOGETHER: gl.constexpr = rows_together(ROWS, PADDED_HEADS, NUM_WARPS)
-    AHEAD: gl.constexpr = STAGES - 1
     PIECE_KEYS: gl.constexpr = piece_keys(BLOCK, BLOCK_KEYS)  # of a tile, in one block
     BLOCKS: gl.constexpr = BLOCK_KEYS // PIECE_KEYS  # of a tile, each with a piece of it
     REPEATS: gl.constexpr = 64 * NUM_WARPS // BLOCK_KEYS  # of a tile's scales: one for every lane, so that no lane is masked
@@ -117,23 +124,13 @@ def paged_mqa_logits_kernel(
         fill_unseen(out, lens, strips, limit, width, stride_lb, stride_ln, stride_os, stride_on, NEXT_N, STRIP, ROW_LENS, INDEX)
 
     # Addresses past an edge are clamped, not masked: what they load is never stored or has weight 0.
-    column = gl.arange(0, max(COLUMNS, 64 * NUM_WARPS), line_copied) % COLUMNS
-    column_row, head = row_and_head(column, PADDED_HEADS, TOGETHER)
-    column_row = gl.minimum(first_row + column_row, NEXT_N - 1)
-    weight_at = column_row * stride_ws + gl.minimum(head, HEADS - 1) * stride_wh
-    _, head = row_and_head(gl.arange(0, COLUMNS, gl.SliceLayout(1, mfma)), PADDED_HEADS, TOGETHER)
+    weight_at = weight_places(first_row, stride_ws, stride_wh, NEXT_N, HEADS, PADDED_HEADS, TOGETHER, COLUMNS, line_copied)
 
     place = gl.arange(0, BLOCK_KEYS, gl.SliceLayout(0, logits))
     row = gl.arange(0, ROWS, gl.SliceLayout(1, logits))
     cell = (row.to(INDEX) * stride_os)[:, None] + (place.to(INDEX) * stride_on)[None, :]
 
-    key = gl.arange(0, PIECE_KEYS, gl.SliceLayout(0, gl.SliceLayout(2, copied)))
-    byte = gl.arange(0, DIM, gl.SliceLayout(0, gl.SliceLayout(1, copied)))
-    tile_key = gl.arange(0, BLOCKS, gl.SliceLayout(1, gl.SliceLayout(2, copied)))[:, None] * PIECE_KEYS + key[None, :]
-    packet = (byte // 16)[None, None, :] ^ (tile_key * DIM // 256 % (DIM // 16))[:, :, None]
-    key_at = first_byte(key, DIM, TILE)[None, :, None] + packet * (16 * TILE) + (byte % 16)[None, None, :]
-    scale_at = gl.arange(0, PIECE_KEYS, gl.SliceLayout(0, gl.SliceLayout(1, scales_copied)))[None, None, :]
-    scale_at += gl.full([REPEATS, BLOCKS, PIECE_KEYS], 0, gl.int32, scales_copied)
+    key_at, scale_at = places_in_block(DIM, TILE, False, copied, scales_copied, BLOCKS, PIECE_KEYS, REPEATS)
 
     tile_keys = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, BLOCKS, PIECE_KEYS, DIM], plain)
     keys_read = reinterpret(tile_keys, gl.float8e4nv, [STAGES * BLOCK_KEYS // 32, 32, DIM], swizzled)
@@ -155,24 +152,17 @@ def paged_mqa_logits_kernel(
         my_last = past_tile - 1 - (past_tile - 1 - my_first) % splits
         if my_first < past_tile:
             entries = table + request64 * stride_tb
-            for stage in gl.static_range(AHEAD):
-                tile = gl.minimum(my_first + stage * splits, my_last)
-                copy_blocks(
-                    tile_blocks.index(unknown(stage + 1)), entries, tile, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied
-                )
             request_weights = weights + request64 * NEXT_N * stride_ws
-            if weights.dtype.element_ty == gl.float32:
-                async_copy.buffer_load_to_shared(columns_weights, request_weights, weight_at)
-            else:  # no copy to LDS has 2 bytes for a lane
-                columns_weights.store(load(request_weights, weight_at).to(gl.float32))
-            async_copy.commit_group()
+            start_request(
+                tile_blocks, columns_weights, entries, request_weights, weight_at, my_first, my_last, splits, longest,
+                stride_tk, BLOCK, BLOCK_KEYS,
+            )  # fmt: skip
             query = load_queries(
                 q + (request64 * stride_qb + first_row.to(gl.int64) * stride_qn), NEXT_N - 1 - first_row, 0,
                 stride_qn, stride_qh, stride_qd, HEADS, DIM, PADDED_HEADS, ROWS, INDEX, PACKETS, operand, TOGETHER,
             )  # fmt: skip
             async_copy.wait_group(0)
-            weight = async_copy.load_shared_relaxed(columns_weights.slice(0, COLUMNS, 0), gl.SliceLayout(1, mfma))
-            weight = gl.where(head < HEADS, weight, 0.0)
+            weight = read_weights(columns_weights, HEADS, PADDED_HEADS, TOGETHER, COLUMNS, gl.SliceLayout(1, mfma))
             if PACKED_RELU:
                 weight *= RELU_RANGE
             blocks = start_tiles(

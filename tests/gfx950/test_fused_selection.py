@@ -6,23 +6,30 @@ import pytest
 import torch
 from triton.compiler import ASTSource
 
-from capgate.compat import capabilities
+from capgate.compat import Launch, capabilities
+from capgate.compat.offline.child import describe
+from capgate.kernels import paged_mqa_schedule
 from capgate.kernels.fused_selection import tunings
-from capgate.kernels.fused_selection.operation import Problem, dense, paged
+from capgate.kernels.fused_selection.operation import Problem, dense, example_paged_call, example_paged_problem, paged
 from capgate.kernels.fused_selection.tunings import Tuning
 from capgate.kernels.key_selection.operands import Dense, Paged
-from emulator import parse, run
+from emulator import Program, Result, parse, run
 from emulator.hazards import hazards
 from support import fused_selection as fused
 from support import selection
 from support.emulated_mqa import TARGET
+from support.emulated_paged_mqa import VARIANTS, paged_launch
 from support.emulation import bound, compile_launch
+from support.paged import make_call, without_blocks
+from support.steady_loop import busiest_loop, check_copies_stay_in_flight, check_steady_loop
+from support.wait_states import check_wait_states, wait_states
 
 TOP_K = 40
 # One wave, and lists of 256 entries, which are looked at after every tile of 64 keys. Two programs share the last rows.
 SHORT = Tuning(64, 32, num_warps=1, num_stages=2, resident=2, block_entries=256, planes=4)
 # Four waves with a row of 64 heads each, in one program.
 FOUR_WAVES = Tuning(128, 256, num_warps=4, num_stages=3, resident=1, block_entries=512, planes=4)
+PAGED = dict(tunings.GLUON_CDNA4_PAGED)  # as it is
 GLUON = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
 
 
@@ -30,8 +37,11 @@ GLUON = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabili
 def _short_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     for table in (tunings.CLASSIC, tunings.CLASSIC_PAGED):
         monkeypatch.setitem(table, TARGET.label, SHORT)
-    monkeypatch.setitem(tunings.GLUON_CDNA4, 16, SHORT._replace(num_stages=3))
+    for table in (tunings.GLUON_CDNA4, tunings.GLUON_CDNA4_PAGED):
+        monkeypatch.setitem(table, 16, SHORT._replace(num_stages=3))
     monkeypatch.setitem(tunings.GLUON_CDNA4, 64, FOUR_WAVES)
+    monkeypatch.setitem(tunings.GLUON_CDNA4_PAGED, 32, FOUR_WAVES._replace(block_keys=64, columns=128, resident=2))
+    monkeypatch.setitem(tunings.GLUON_CDNA4_PAGED, 64, FOUR_WAVES._replace(block_keys=64, resident=2))
 
 
 def execute(
@@ -44,12 +54,17 @@ def execute(
     counters = torch.zeros((16, fused.COUNTS), dtype=torch.int32)
     kernel = operation.load(operation.variants[variant])
     for launch in kernel.prepare(problem, inputs, indices, scores, memory=memory, counters=counters, **options):
-        compiled = compile_launch(launch, source_of(launch.kernel))
-        program = parse(compiled.asm["amdgcn"])
-        assert not hazards(program)
-        arguments = bound(compiled, launch.arguments)
-        run(program, launch.grid, arguments, lds_bytes=compiled.metadata.shared, landing=landing, measure=False)
+        launched(launch, landing)
     return indices, scores, counters.sum(0).tolist()[:3]
+
+
+def launched(launch: Launch, landing: str = "late", measure: bool = False) -> tuple[Program, Result]:
+    """A launch's compiled kernel, and what executing it counted."""
+    compiled = compile_launch(launch, source_of(launch.kernel))
+    program = parse(compiled.asm["amdgcn"])
+    assert not hazards(program)
+    arguments, lds_bytes = bound(compiled, launch.arguments), compiled.metadata.shared
+    return program, run(program, launch.grid, arguments, lds_bytes=lds_bytes, landing=landing, measure=measure)
 
 
 def source_of(kernel: Any) -> Any:
@@ -127,16 +142,140 @@ def test_waves_with_a_row_each() -> None:
 
 
 @pytest.mark.dealt
-def test_cached_keys() -> None:
+@pytest.mark.parametrize("variant", ["classic", pytest.param("gluon_cdna4", marks=GLUON)])
+def test_cached_keys(variant: str) -> None:
     """A request of one worker, an empty one, and one that both workers have, whose equal logits lie on both sides."""
     lens = [130, 0, 600]
     numbers = [torch.arange(130), torch.zeros(1), torch.arange(600) % 5]
     call = fused.make_paged_call(numbers, lens, 1)
     problem = Problem(TARGET, fused.HEADS, fused.DIM, "float8_e4m3fn", TOP_K, 3, 600, 1)
-    found, scores, (refreshed, tied, _) = execute(paged, problem, Paged(*call), max_context_len=600)
+    found, scores, (refreshed, tied, _) = execute(paged, problem, Paged(*call), variant, max_context_len=600)
     logits = torch.stack([torch.nn.functional.pad(number.float(), (0, 600 - len(number))) for number in numbers])
     right, right_scores = selection.expected(logits, None, call.context_lens, TOP_K)
     assert torch.equal(found, right)
     assert selection.same(scores, right_scores)
     assert refreshed > 0
     assert tied > 0
+
+
+@GLUON
+def test_cached_logits_that_are_no_numbers() -> None:
+    """As of packed keys: those of a request that both workers have, and of two that one has."""
+    generator = torch.Generator().manual_seed(1)
+    lens = [90, 900, 400]
+    closed_rows = 0
+    for many in (False, True):
+        scales = [torch.randn((length,), generator=generator) for length in lens]
+        for scale in scales:
+            scale[5:30] = torch.tensor([float("inf"), -float("inf"), 0.0, -0.0, 1e-40]).repeat(5)
+            scale[60:80] = float("nan")
+            scale[:: 9 if many else 10**4] = float("nan")
+        call = fused.make_paged_call([torch.ones(length) for length in lens], lens, 1, scales=scales)
+        weights = torch.tensor([1.0, -1.0, 1.0])
+        call = call._replace(weights=call.weights * weights[:, None])
+        problem = Problem(TARGET, fused.HEADS, fused.DIM, "float8_e4m3fn", TOP_K, 3, 900, 1)
+        found, scores, (refreshed, _, closed) = execute(
+            paged, problem, Paged(*call), "gluon_cdna4", "early", max_context_len=900
+        )
+        logits = torch.stack(
+            [
+                torch.nn.functional.pad(scale * weight, (0, 900 - len(scale)))
+                for scale, weight in zip(scales, weights, strict=True)
+            ]
+        )
+        right, right_scores = selection.expected(logits, None, call.context_lens, TOP_K)
+        assert torch.equal(found, right)
+        assert selection.same(scores, right_scores)
+        assert refreshed > 2
+        closed_rows += closed
+    assert closed_rows >= 2
+
+
+@GLUON
+@pytest.mark.dealt
+@pytest.mark.parametrize(("heads", "landing"), [(64, "late"), (32, "early")])
+def test_cached_keys_are_those_of_two_steps(heads: int, landing: str) -> None:
+    """Three rows of a request, each in a wave of its own, as slots of a page table: of random keys in blocks of 16, some of
+    which the cache does not have, in two shares. The logits' waves have two rows of 32 heads."""
+    lens = [[900, 300, 0], [0, 0, 0], [70, 41, 40], [330, 700, 695]]
+    call = without_blocks(make_call(lens, 3, heads, 128, 16, layout="preshuffled"), 5)
+    logits = torch.full((12, 900), float("nan"))
+    launched(
+        paged_launch(
+            VARIANTS["gluon_cdna4"].kernel, call, paged_mqa_schedule(call.context_lens, 64, 2), logits, False, "preshuffled"
+        )
+    )
+    table = torch.randperm(64, dtype=torch.int32).repeat(2, 1)
+    placed = {
+        "offsets": torch.arange(12, dtype=torch.int32),
+        "page_table": table,
+        "requests": torch.arange(12, dtype=torch.int32) % 3,
+    }
+    problem = Problem(TARGET, heads, 128, "float8_e4m3fn", TOP_K, 12, 900, 3, 16, "preshuffled")
+    found, scores, (refreshed, tied, _) = execute(
+        paged,
+        problem,
+        Paged(*call, *placed.values()),
+        "gluon_cdna4",
+        landing,
+        max_context_len=900,
+        page_size=16,
+        layout="preshuffled",
+    )
+    right, right_scores = selection.expected(logits, None, call.seen.flatten().int(), TOP_K)
+    assert torch.equal(found, selection.placed(right, placed["offsets"], table, 16, placed["requests"]))
+    assert selection.same(scores, right_scores)
+    assert refreshed > 2
+    assert tied > 0
+
+
+@GLUON
+@pytest.mark.dealt
+@pytest.mark.parametrize(("next_n", "block"), [(1, 64), (2, 16)])
+def test_steady_loop_of_cached_keys(monkeypatch: pytest.MonkeyPatch, next_n: int, block: int) -> None:
+    """No bank conflict, no barrier but between the waves of a program, no spilled register, and two tiles in flight whenever
+    one is scored."""
+    monkeypatch.setitem(tunings.GLUON_CDNA4_PAGED, 64, PAGED[64])
+    problem = Problem(TARGET, 64, 128, "float8_e4m3fn", TOP_K, next_n, 4096, next_n, block)
+    workers = tunings.gluon_cdna4_paged(problem).resident
+    keys = workers * 4 * 3 * 64  # four turns of each, for which its lists have room: it enters the loop once
+    selected = torch.empty((next_n, TOP_K), dtype=torch.int32), torch.empty((next_n, TOP_K))
+    inputs = Paged(*make_call([keys], next_n, 64, 128, block))
+    schedule, scan, _merge = paged.load(paged.variants["gluon_cdna4"]).prepare(problem, inputs, *selected, max_context_len=keys)
+    assert scan.grid == (workers, 1)
+    launched(schedule)
+    program, result = launched(scan, measure=True)
+    texts = [program.instructions[index].text for index in busiest_loop(program, result.executed, next_n * workers)]
+    check_steady_loop(texts)
+    check_copies_stay_in_flight(texts, passes=3)
+    assert sum(text == "s_barrier" for text in texts) == (3 if next_n > 1 else 0)  # one for each tile of a turn
+    assert sum(text.startswith("v_mfma") for text in texts) == 3 * 8
+    assert result.counters.lds_cycles == result.counters.lds_ideal_cycles > 0
+
+
+@GLUON
+@pytest.mark.dealt
+@pytest.mark.parametrize(
+    ("heads", "dim", "next_n", "block"), [(64, 128, 4, 48), (16, 128, 1, 64), (32, 64, 8, 16), (48, 32, 3, 1)]
+)
+def test_rows_and_blocks_of_cached_keys_fit(
+    monkeypatch: pytest.MonkeyPatch, heads: int, dim: int, next_n: int, block: int
+) -> None:
+    """No vector register spills, a CU holds as many programs as the tuning says, and no wait state is missing."""
+    for padded, row in PAGED.items():
+        monkeypatch.setitem(tunings.GLUON_CDNA4_PAGED, padded, row)
+    problem = example_paged_problem(TARGET, heads, dim, "scores")._replace(next_n=next_n, block_size=block)
+    call = example_paged_call(problem)
+    inputs, *selected = call.operands
+    apart = -(-block * (dim + 4) // 16) * 16
+    cache = torch.empty((len(inputs.kv_cache), apart), dtype=torch.uint8, device="meta").as_strided(
+        inputs.kv_cache.shape, (apart, dim + 4, dim + 4, 1)
+    )
+    kernel = paged.load(paged.variants["gluon_cdna4"])
+    *_, scan, _merge = kernel.prepare(problem, inputs._replace(kv_cache=cache), *selected, **call.options)
+    compiled = compile_launch(scan, source_of(scan.kernel))
+    row = {**describe(compiled, TARGET, call, ""), **wait_states(compiled.asm["amdgcn"])}
+    check_wait_states(row)
+    tune = tunings.gluon_cdna4_paged(problem)
+    assert row["scratch_bytes"] == row["agprs"] == 0
+    assert tune.resident * tune.num_warps <= row["waves_per_simd"] * 4

@@ -23,11 +23,14 @@ def steady_loop(prepared: Prepared) -> tuple[list[str], Any]:
     return [program.instructions[index].text for index in busiest_loop(program, result.executed)], result.counters
 
 
-def busiest_loop(program: Program, executed: Sequence[int]) -> list[int]:
-    """What is executed as often as the busiest matrix instruction, in a loop with it: one before it may take as many passes."""
+def busiest_loop(program: Program, executed: Sequence[int], entered: int = 0) -> list[int]:
+    """What is executed as often as the busiest matrix instruction, in a loop with it: one before it may take as many passes.
+
+    entered : how often, of a loop that ends in its middle: what comes behind that is executed as many times less
+    """
     matrix = [index for index, step in enumerate(program.instructions) if step.mnemonic.startswith("v_mfma")]
     busiest = max(matrix, key=executed.__getitem__)
-    often = {index for index, times in enumerate(executed) if times >= executed[busiest]}
+    often = {index for index, times in enumerate(executed) if times >= executed[busiest] - entered}
     after = successors(program)
     steps = [(index, place) for index in often for place in after[index] if place in often]
     return sorted(reached(busiest, steps) & reached(busiest, [(place, index) for index, place in steps]))

@@ -5,7 +5,8 @@ The docstring of fp8_paged_mqa_logits' variant says how.
 
 from capgate.compat.gluon import async_copy, constexpr_function, gl, gluon, reinterpret
 
-from .cdna4 import fill, score, store
+from .cached_keys import first_byte
+from .cdna4 import fill, in_pairs, load, logit_layout, row_and_head, score, store
 from .windows import near_block, seen
 
 
@@ -68,6 +69,42 @@ def answered(value):
 def afterwards(value):
     """``value``, a scalar, for what stays behind the stores before this: Triton 3.7.1 would put copies in front of them."""
     return gl.inline_asm_elementwise("", "=s,0", [value], dtype=value.dtype, is_pure=False, pack=1)
+
+
+@gluon.jit
+def places_in_block(
+    DIM: gl.constexpr, TILE: gl.constexpr, PAIRS: gl.constexpr, keys_copied: gl.constexpr, scales_copied: gl.constexpr,
+    BLOCKS: gl.constexpr, PIECE_KEYS: gl.constexpr, REPEATS: gl.constexpr,
+):  # fmt: skip
+    """(key_at, scale_at): from the first key of a piece of each of a tile's BLOCKS on, where each lane's packets and scale lie:
+    packets in a permuted order, so that what reads LDS finds no bank conflict.
+
+    DIM : bytes of a key
+    PAIRS : whether dims are in the order of :func:`.cdna4.in_pairs`
+    """
+    key = gl.arange(0, PIECE_KEYS, gl.SliceLayout(0, gl.SliceLayout(2, keys_copied)))
+    byte = gl.arange(0, DIM, gl.SliceLayout(0, gl.SliceLayout(1, keys_copied)))
+    tile_key = gl.arange(0, BLOCKS, gl.SliceLayout(1, gl.SliceLayout(2, keys_copied)))[:, None] * PIECE_KEYS + key[None, :]
+    packet = (byte // 16)[None, None, :] ^ (tile_key * DIM // 256 % (DIM // 16))[:, :, None]
+    if PAIRS:
+        packet = in_pairs(packet, DIM // 64)
+    key_at = first_byte(key, DIM, TILE)[None, :, None] + packet * (16 * TILE) + (byte % 16)[None, None, :]
+    scale_at = gl.arange(0, PIECE_KEYS, gl.SliceLayout(0, gl.SliceLayout(1, scales_copied)))[None, None, :]
+    scale_at += gl.full([REPEATS, BLOCKS, PIECE_KEYS], 0, gl.int32, scales_copied)
+    return key_at, scale_at
+
+
+@gluon.jit
+def weight_places(
+    first_row, stride_ws, stride_wh, NEXT_N: gl.constexpr, HEADS: gl.constexpr, PADDED_HEADS: gl.constexpr,
+    TOGETHER: gl.constexpr, COLUMNS: gl.constexpr, LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """From a request's first weight on, where those of columns rows x heads lie, of rows from ``first_row`` on: one for every
+    lane. Past an edge they are those of the last one."""
+    column = gl.arange(0, max(COLUMNS, 64 * gl.num_warps()), LAYOUT) % COLUMNS
+    column_row, head = row_and_head(column, PADDED_HEADS, TOGETHER)
+    column_row = gl.minimum(first_row + column_row, NEXT_N - 1)
+    return column_row * stride_ws + gl.minimum(head, HEADS - 1) * stride_wh
 
 
 @gluon.jit
@@ -139,6 +176,37 @@ def copy_tile(
 
 
 @gluon.jit
+def start_request(
+    tile_blocks, columns_weights, entries, weights, weight_at, my_first, my_last, splits, longest, stride_tk,
+    BLOCK: gl.constexpr, BLOCK_KEYS: gl.constexpr,
+):  # fmt: skip
+    """Start the copies of the table entries of a program's first tiles of a request, and of its weights, to LDS.
+
+    weights, weight_at : the request's first one, and what :func:`weight_places` returned
+    """
+    line_copied: gl.constexpr = gl.BlockedLayout([1], [64], [gl.num_warps()], [0])
+    for stage in gl.static_range(tile_blocks.shape[0] - 1):
+        tile = gl.minimum(my_first + stage * splits, my_last)
+        copy_blocks(tile_blocks.index(unknown(stage + 1)), entries, tile, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
+    if weights.dtype.element_ty == gl.float32:
+        async_copy.buffer_load_to_shared(columns_weights, weights, weight_at)
+    else:  # no copy to LDS has 2 bytes for a lane
+        columns_weights.store(load(weights, weight_at).to(gl.float32))
+    async_copy.commit_group()
+
+
+@gluon.jit
+def read_weights(
+    columns_weights, HEADS: gl.constexpr, PADDED_HEADS: gl.constexpr, TOGETHER: gl.constexpr, COLUMNS: gl.constexpr,
+    LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """[COLUMNS] weights that have come to LDS; 0 for heads that are not there."""
+    _, head = row_and_head(gl.arange(0, COLUMNS, LAYOUT), PADDED_HEADS, TOGETHER)
+    weight = async_copy.load_shared_relaxed(columns_weights.slice(0, COLUMNS, 0), LAYOUT)
+    return gl.where(head < HEADS, weight, 0.0)
+
+
+@gluon.jit
 def start_tiles(
     tile_keys, tile_scales, tile_blocks, entries, keys, scales, key_at, scale_at, my_first, my_last, splits, longest,
     num_blocks, stride_tk, stride_keys, stride_scales,
@@ -165,6 +233,57 @@ def start_tiles(
 
 
 @gluon.jit
+def copy_ahead(
+    tile_keys, tile_scales, tile_blocks, entries, keys, scales, key_at, scale_at, tile, my_last, splits, longest, num_blocks,
+    stride_tk, stride_keys, stride_scales,
+    SLOT: gl.constexpr, BLOCK: gl.constexpr, BLOCK_KEYS: gl.constexpr, of_lanes: gl.constexpr,
+):  # fmt: skip
+    """Once a tile has come, to SLOT: start the copies of the one that goes to the slot in front of it, whose table entry has
+    come with the tile, and of a table entry as many tiles further ahead. Returns what :func:`copy_tile` does."""
+    STAGES: gl.constexpr = tile_keys.shape[0]
+    AHEAD: gl.constexpr = STAGES - 1
+    FREE: gl.constexpr = (SLOT + AHEAD) % STAGES
+    line_copied: gl.constexpr = gl.BlockedLayout([1], [64], [gl.num_warps()], [0])
+    ahead = afterwards(gl.minimum(tile + 2 * AHEAD * splits, my_last))
+    copy_blocks(tile_blocks.index(FREE), entries, ahead, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
+    ahead = gl.minimum(tile + AHEAD * splits, my_last)
+    block = copy_tile(
+        tile_keys.index(FREE), tile_scales.index(FREE), tile_blocks.index(SLOT), ahead, num_blocks,
+        keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK, of_lanes,
+    )  # fmt: skip
+    async_copy.commit_group()
+    return block
+
+
+@gluon.jit
+def score_tile(
+    query, weight, block, keys_read, scales_read, num_blocks,
+    SLOT: gl.constexpr, BLOCKS: gl.constexpr, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr, BLOCK_KEYS: gl.constexpr,
+    PACKED_RELU: gl.constexpr, query_scale=None, Q_KIND: gl.constexpr = None, K_KIND: gl.constexpr = None,
+):  # fmt: skip
+    """[ROWS, BLOCK_KEYS] logits of the tile in SLOT; -inf where the cache has no such block.
+
+    block : what :func:`copy_tile` returned, of a tile with keys of so many BLOCKS
+    """
+    NUM_WARPS: gl.constexpr = gl.num_warps()
+    first_product: gl.constexpr = SLOT * (BLOCK_KEYS // 32)
+    if query_scale is not None:
+        logit = score(
+            query, weight, keys_read, first_product, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU,
+            query_scale, scales_read, SLOT * (2 * NUM_WARPS), Q_KIND, K_KIND,
+        )  # fmt: skip
+    else:
+        logits: gl.constexpr = gl.SliceLayout(1, logit_layout(ROWS, BLOCK_KEYS, NUM_WARPS))
+        scale = async_copy.load_shared_relaxed(scales_read.index(SLOT).slice(0, BLOCK_KEYS, 0), gl.SliceLayout(0, logits))
+        logit = score(query, weight, keys_read, first_product, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU)
+        logit *= scale[None, :]
+    held = block.to(gl.uint32) < num_blocks
+    if BLOCKS > 1:
+        held = held[None, :]
+    return gl.where(held, logit, float("-inf"))
+
+
+@gluon.jit
 def score_tiles(
     query, weight, blocks, tile_keys, tile_scales, tile_blocks, keys_read, scales_read, entries, keys, scales, key_at, scale_at,
     rows, cell, length, my_first, my_last, past_tile, splits, limit, longest, num_blocks,
@@ -181,11 +300,8 @@ def score_tiles(
     length : [ROWS, BLOCK_KEYS] how many keys a row has to be given, less the place in a tile
     limit : no row is given as many
     """
-    NUM_WARPS: gl.constexpr = gl.num_warps()
     STAGES: gl.constexpr = tile_keys.shape[0]
     BLOCKS: gl.constexpr = tile_keys.shape[1]
-    AHEAD: gl.constexpr = STAGES - 1
-    line_copied: gl.constexpr = gl.BlockedLayout([1], [64], [NUM_WARPS], [0])
     logits: gl.constexpr = length.type.layout
     # A tile's logits are stored when the next one has come, before more copies start: a wait is for all but the youngest
     # operations, of which Triton 3.6.0 and 3.7.1 count the copies alone. Behind a store among those it would be for one of the
@@ -194,36 +310,19 @@ def score_tiles(
     logit = gl.zeros([ROWS, BLOCK_KEYS], gl.float32, logits)
     for round_first in range(my_first, past_tile, STAGES * splits):
         for slot in gl.static_range(STAGES):  # a constant, and so are all places in LDS
-            free = (slot + AHEAD) % STAGES
             tile = round_first + slot * splits
-            async_copy.wait_group(AHEAD - 1)
+            async_copy.wait_group(STAGES - 2)
             store(rows + base.to(gl.int64) * stride_on, cell, logit, base < length)
-            ahead = afterwards(gl.minimum(tile + 2 * AHEAD * splits, my_last))
-            copy_blocks(tile_blocks.index(free), entries, ahead, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
-            ahead = gl.minimum(tile + AHEAD * splits, my_last)
-            block = copy_tile(
-                tile_keys.index(free), tile_scales.index(free), tile_blocks.index(slot), ahead, num_blocks,
-                keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK, gl.SliceLayout(0, logits),
+            block = copy_ahead(
+                tile_keys, tile_scales, tile_blocks, entries, keys, scales, key_at, scale_at, tile, my_last, splits, longest,
+                num_blocks, stride_tk, stride_keys, stride_scales, slot, BLOCK, BLOCK_KEYS, gl.SliceLayout(0, logits),
             )  # fmt: skip
-            async_copy.commit_group()
             base = tile * BLOCK_KEYS
             if tile < past_tile:
-                first_product = slot * (BLOCK_KEYS // 32)
-                if query_scale is not None:
-                    logit = score(
-                        query, weight, keys_read, first_product, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU,
-                        query_scale, scales_read, slot * (2 * NUM_WARPS), Q_KIND, K_KIND,
-                    )  # fmt: skip
-                else:
-                    scale = async_copy.load_shared_relaxed(
-                        scales_read.index(slot).slice(0, BLOCK_KEYS, 0), gl.SliceLayout(0, logits)
-                    )
-                    logit = score(query, weight, keys_read, first_product, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU)
-                    logit *= scale[None, :]
-                held = blocks[0].to(gl.uint32) < num_blocks
-                if BLOCKS > 1:
-                    held = held[None, :]
-                logit = gl.where(held, logit, float("-inf"))
+                logit = score_tile(
+                    query, weight, blocks[0], keys_read, scales_read, num_blocks, slot, BLOCKS, ROWS, PADDED_HEADS, BLOCK_KEYS,
+                    PACKED_RELU, query_scale, Q_KIND, K_KIND,
+                )  # fmt: skip
             blocks = blocks[1:] + (block,)  # noqa: RUF005 - Triton knows no starred elements
     async_copy.wait_group(0)
     store(rows + base.to(gl.int64) * stride_on, cell, logit, base < length)

@@ -13,11 +13,11 @@ reads in a vector instruction comes two instructions after its beginning, or is 
 No block hands a mask to the next: where a wave has two rows LLVM joins the arithmetic on two masks, in vector registers.
 """
 
-from capgate.compat.gluon import cdna4, gl, gluon
+from capgate.compat.gluon import cdna4, constexpr_function, gl, gluon
 
 from ...key_selection.device.search import PAST_LARGEST, key_of, value_of
 from ...key_selection.device.words import index_of
-from .lists import CLOSED, TIED
+from .lists import CLOSED, REFRESHED, TIED
 
 LANES = gl.constexpr(64)
 # Loads of a loop's pass, which wait together: with 4 of them Triton 3.6.0 and 3.7.1 spill 1 to 3 scalar registers more.
@@ -38,30 +38,44 @@ def agreed(x):
     )
 
 
+@constexpr_function
+def passing(BEGINS):
+    """The assembly of :func:`pass_keys`. Operands: rank, number, a mask, with BEGINS another one; base, end, logit, threshold,
+    with BEGINS begin."""
+    base, end, logit, threshold, begin = (f"${place + BEGINS}" for place in range(3, 8))
+    return "\n\t".join(
+        (
+            *((f"v_cmp_ge_i32_e64 $3, {base}, {begin}",) if BEGINS else ()),
+            f"v_cmp_lt_i32_e64 $2, {base}, {end}",
+            f"v_cmp_nge_f32_e32 vcc, {threshold}, {logit}",
+            *(("s_and_b64 $2, $2, $3",) if BEGINS else ()),
+            "s_and_b64 vcc, vcc, $2",
+            "s_bcnt1_i32_b64 $1, vcc",
+            "v_mbcnt_lo_u32_b32 $0, vcc_lo, 0",
+            "v_mbcnt_hi_u32_b32 $0, vcc_hi, $0",
+            "v_cndmask_b32_e32 $0, 0.5, $0, vcc",
+        )
+    )
+
+
 @gluon.jit
 def pass_keys(logit, threshold, base, begin, end):
     """(rank, number): which of the keys that pass a lane's is, and how many pass: begin <= base < end, and a logit that is not
     <= the threshold; NaN passes. The rank of a lane that does not pass is the bits of 0.5, for which an instruction has room:
     times four bytes they are past what a buffer store reaches.
 
-    base : scalar; begin, end : of each lane, its place subtracted
+    base : scalar; begin, end : of each lane, its place subtracted; begin may be None, where no key lies in front
     """
-    rank, number, _, _ = gl.inline_asm_elementwise(
-        """v_cmp_ge_i32_e64 $2, $4, $5
-        v_cmp_lt_i32_e64 $3, $4, $6
-        v_cmp_nge_f32_e32 vcc, $8, $7
-        s_and_b64 $2, $2, $3
-        s_and_b64 vcc, vcc, $2
-        s_bcnt1_i32_b64 $1, vcc
-        v_mbcnt_lo_u32_b32 $0, vcc_lo, 0
-        v_mbcnt_hi_u32_b32 $0, vcc_hi, $0
-        v_cndmask_b32_e32 $0, 0.5, $0, vcc""",
-        "=&v,=&s,=&s,=&s,s,v,v,v,v,~{vcc},~{scc}",
-        [base, begin, end, logit, threshold],
-        dtype=(gl.int32, gl.int32, gl.int64, gl.int64),
-        is_pure=False,
-        pack=1,
-    )
+    if begin is None:
+        rank, number, _ = gl.inline_asm_elementwise(
+            passing(False), "=&v,=&s,=&s,s,v,v,v,~{vcc},~{scc}", [base, end, logit, threshold],
+            dtype=(gl.int32, gl.int32, gl.int64), is_pure=False, pack=1,
+        )  # fmt: skip
+    else:
+        rank, number, _, _ = gl.inline_asm_elementwise(
+            passing(True), "=&v,=&s,=&s,=&s,s,v,v,v,v,~{vcc},~{scc}", [base, end, logit, threshold, begin],
+            dtype=(gl.int32, gl.int32, gl.int64, gl.int64), is_pure=False, pack=1,
+        )  # fmt: skip
     return rank, number
 
 
@@ -307,6 +321,60 @@ def keep_top(values, indices, first, past, lane, top_k, longest, counters):
         count_rows(counters, TIED, (size > top_k) & (equals > spare))
         count_rows(counters, CLOSED, closed)
     return past, threshold, closed
+
+
+@gluon.jit
+def longest_of(size):
+    """The entries of the longest of a program's lists."""
+    return agreed(gl.max(gl.max(size, 1), 0))
+
+
+@gluon.jit
+def refresh(
+    past, threshold, end, longest, values, indices, place, lane, top_k, counters,
+    COMING: gl.constexpr,  # keys before the next look, for all of which a list must have room
+    ENTRIES: gl.constexpr,  # that a list has room for
+):  # fmt: skip
+    """Select from all lists, of which the longest, with ``longest`` entries, has more than top_k; returns ``past``,
+    ``threshold`` and ``end`` of the rows anew. It may as well be a row's last selection, which makes no room.
+
+    Keys that follow have higher indices: only larger logits and NaN can still be in the result, and where all that are kept are
+    NaN none can.
+
+    place : where lists begin, and a lane's first entry; end : of each lane, its place subtracted
+    """
+    if counters is not None:  # noqa: SIM102 - of constants alone "and" is decided at compile time
+        if longest > ENTRIES - COMING:
+            count_rows(counters, REFRESHED, past + lane - place > top_k)
+    past, least, closed = keep_top(values, indices, agreed(place - lane), past, lane, top_k, longest, counters)
+    threshold = agreed(gl.where(least == least, least, threshold))
+    return past, threshold, gl.where(closed, -LANES, end)
+
+
+@gluon.jit
+def from_here(x):
+    """``x``, of which the compiler knows from here on: addresses that are made of it are not made in front of a program's
+    loops, and take no registers in them."""
+    return gl.inline_asm_elementwise("", "=v,0", [x], dtype=x.dtype, is_pure=False, pack=1)
+
+
+@gluon.jit
+def copy_lists(values, indices, place, lane, size, wanted, to_values, to_indices, offset):
+    """Copy the ``size`` entries of each list to another place where it is wanted, ``offset`` from ``to_values``, int64."""
+    longest = longest_of(size)
+    for start in range(0, longest, LANES):
+        exists = wanted & (lane + start < size)
+        value = gl.load(values + place + start, mask=exists)
+        index = gl.load(indices + place + start, mask=exists)
+        gl.store(to_values + offset + lane + start, value, mask=exists)
+        gl.store(to_indices + offset + lane + start, index, mask=exists)
+
+
+@gluon.jit
+def table_of(page_table, request, num_requests, num_pages, stride_table):
+    """(the row ``request``, int64, of a page table for each list, its pages): none of a row that the table does not have."""
+    known = (request >= 0) & (request < num_requests)
+    return page_table + gl.where(known, request, 0) * stride_table, gl.where(known, num_pages, 0)
 
 
 @gluon.jit

@@ -51,8 +51,12 @@ def make_paged_call(
     heads: int = HEADS,
     dim: int = DIM,
     dtype: torch.dtype = FN,
+    scales: Sequence[torch.Tensor] | None = None,
 ) -> paged.PagedCall:
-    """A paged call whose rows of request b have the logits ``numbers[b]``, integers from 0 to 255, on the CPU."""
+    """A paged call whose rows of request b have the logits ``numbers[b]``, integers from 0 to 255, on the CPU.
+
+    scales : of the keys of each request; 1 otherwise
+    """
     call = paged.make_call(lens, next_n, heads, dim, block, dtype=dtype)
     requests = len(lens)
     q, memory = torch.zeros(requests, next_n, heads, dim), judge.storage_of(call.kv_cache, torch.uint8)
@@ -66,7 +70,8 @@ def make_paged_call(
             count = min(block, context - first)
             flat = memory[int(call.block_table[request, first // block]) * call.kv_cache.stride(0) :]
             flat[: count * dim] = octets[first : first + count].flatten()
-            flat[block * dim : block * dim + 4 * count] = torch.ones(count).view(torch.uint8)
+            scale = torch.ones(count) if scales is None else scales[request][first : first + count]
+            flat[block * dim : block * dim + 4 * count] = scale.contiguous().view(torch.uint8)
     weights = torch.zeros(requests * next_n, heads)
     weights[:, 0], weights[:, 1] = 16.0, 1.0
     return call._replace(q=q.to(dtype), weights=weights)

@@ -11,9 +11,10 @@ import torch
 
 from capgate import compat
 from capgate.kernels import select_keys, select_paged_keys
-from capgate.kernels.fused_selection import launches, reference, scratch, tunings
+from capgate.kernels.fused_selection import calls, launches, reference, scratch, tunings
 from capgate.kernels.fused_selection import operation as fusing
 from capgate.kernels.key_selection import operands
+from capgate.kernels.key_selection.results import Results
 from capgate.kernels.paged_mqa_logits import operation as logits
 from capgate.kernels.paged_mqa_logits import tunings as logits_tunings
 from support import judge, paged
@@ -97,7 +98,8 @@ def test_nothing_is_fused_by_default_before_it_was_measured_to_be_faster(operati
     assert "not measured to be faster than two steps" in step_of(trace, "classic").reason
     assert operation.explain(problem, "classic").variant == "classic"
     gluon = {"hip:gfx950": "gluon_cdna4", "cuda:90": "gluon_hopper"}[target]
-    taken = operation is fusing.dense and compat.capabilities(target)[gluon]
+    named = operation is fusing.paged and target == "cuda:90"  # has to be
+    taken = compat.capabilities(target)[gluon] and not named
     assert operation.explain(problem._replace(asked=True)).variant == (gluon if taken else "classic")
 
 
@@ -177,6 +179,44 @@ def test_what_the_gluon_variant_does_not_take(changed: dict[str, Any], words: st
     assert re.search(words, step_of(fusing.dense.explain(problem._replace(**changed)), "gluon_cdna4").reason)
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"top_k": 4096}, "needs top_k of at most 2048: found 4096"),
+        ({"heads": 65}, "needs at most 64 heads, so that a wave's lanes are keys of one row: found 65"),
+        ({"packets": False}, "needs 16-byte aligned blocks .*, and q in 16-byte aligned rows of adjacent elements"),
+        ({"dtype": "float8_e4m3fnuz"}, "needs gfx942: found gfx950"),
+        ({"budget": 2**10}, "needs .* bytes for lists of programs: found a budget of 1024"),
+    ],
+    ids=str,
+)
+@pytest.mark.skipif(
+    not compat.capabilities("hip:gfx950").gluon_cdna4, reason=compat.capabilities("hip:gfx950").why("gluon_cdna4")
+)
+def test_what_the_gluon_variant_does_not_take_of_a_cache(changed: dict[str, Any], words: str) -> None:
+    problem = fusing.example_paged("hip:gfx950")._replace(asked=True)
+    for taken in ({}, {"layout": "preshuffled"}, {"block_size": 1}, {"next_n": 5}, {"tensor_maps": False}):
+        assert fusing.paged.explain(problem._replace(**taken)).variant == "gluon_cdna4"
+    assert re.search(words, step_of(fusing.paged.explain(problem._replace(**changed)), "gluon_cdna4").reason)
+
+
+@pytest.mark.skipif(
+    not compat.capabilities("hip:gfx950").gluon_cdna4, reason=compat.capabilities("hip:gfx950").why("gluon_cdna4")
+)
+def test_queries_and_blocks_that_cannot_be_copied_are_left_to_classic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat.targets, "of_device", lambda device: compat.Target("hip", "gfx950", 64))
+    call = paged.make_call([130, 7], 2, 4, 32)
+    turned = call.q.view(torch.uint8).transpose(-1, -2).contiguous().transpose(-1, -2).view(call.q.dtype)
+    results = Results(torch.empty((4, 9), dtype=torch.int32), None)
+    for taken, variant in (
+        (call, "gluon_cdna4"),
+        (call._replace(q=turned), "classic"),
+        (paged.make_call([130, 7], 2, 4, 32, gap=4), "classic"),
+    ):
+        trace = calls.explain_paged(operands.Paged(*taken), results, 2**31, True, max_context_len=130, layout="flat")
+        assert trace.variant == variant
+
+
 @pytest.mark.any_triton
 def test_by_default_and_where_a_variant_is_named_two_steps_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference of the fused operation is no choice of theirs, nor where it is named in the switch."""
@@ -223,6 +263,16 @@ def test_memory_is_of_programs_and_not_of_rows_or_keys() -> None:
 
 
 @pytest.mark.any_triton
+@pytest.mark.parametrize(("next_n", "needed"), [(1, 150_994_944), (2, 251_658_240), (4, 301_989_888)])
+def test_memory_of_waves_on_an_mi350(next_n: int, needed: int) -> None:
+    """What the page of the design says of cached keys, by the programs that LDS has room for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scratch, "multiprocessors", lambda device: 256)
+        decode = fusing.example_paged("hip:gfx950")._replace(next_n=next_n)
+        assert scratch.bytes_needed(decode, tunings.gluon_cdna4_paged(decode)) == needed
+
+
+@pytest.mark.any_triton
 @pytest.mark.parametrize(
     ("rows", "keys", "top_k", "splits"),
     [(4096, 65536, 2048, 5), (8192, 131072, 512, 7), (8192, 8192, 2048, 1), (8, 131072, 2048, 66), (528, 65536, 2048, 1)],
@@ -251,6 +301,15 @@ def test_a_run_has_room_for_all_that_is_kept(top_k: int) -> None:
     assert room - 16 >= top_k + top_k // 8 + 32 * tune.segment_tiles
     assert tune.held_entries == {1: 1024, 32: 1024, 512: 1280, 513: 1536, 1024: 1536, 1025: 2048, 2048: 2048}[top_k]
     assert tune.held_entries <= room // 2
+
+
+@pytest.mark.any_triton
+@pytest.mark.parametrize("top_k", [1, 512, 513, 2048])
+@pytest.mark.parametrize("heads", [16, 32, 64])
+def test_a_list_of_a_wave_has_room_for_a_turn_of_tiles(top_k: int, heads: int) -> None:
+    """Behind what is kept: cached keys' lists are looked at after whole turns."""
+    tune = tunings.gluon_cdna4_paged(fusing.example_paged("hip:gfx950")._replace(top_k=top_k, heads=heads))
+    assert tune.block_entries - top_k >= tune.num_stages * tune.block_keys
 
 
 @pytest.mark.any_triton

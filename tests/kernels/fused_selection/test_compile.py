@@ -50,6 +50,22 @@ def test_waves_append_at_little_cost(compile_once: Callable[..., Any]) -> None:
     assert 50 < vector <= 57
 
 
+@pytest.mark.skipif(not capabilities("hip:gfx950").gluon_cdna4, reason=capabilities("hip:gfx950").why("gluon_cdna4"))
+def test_waves_append_cached_keys_at_little_cost(compile_once: Callable[..., Any]) -> None:
+    """As of packed keys: 53 are those of the logits. One wave is a program, and a SIMD has two of three, as of the logits."""
+    (row,) = compile_once("fp8_select_paged_keys", "hip:gfx950", [Job("gluon_cdna4", mode="indices")])
+    assert row["compiled"], row["error"]
+    assert row["lds_bytes"] * row["tuning"]["resident"] <= MEMORY["hip:gfx950"]
+    assert row["scratch_bytes"] == row["agprs"] == 0
+    assert row["vgprs"] <= 168
+    assert row["waves_per_simd"] * 4 >= row["tuning"]["resident"] == 6
+    loop = row["hot_loop"]
+    assert (loop["keys"], loop["mfma"], loop["vmem"]) == (3 * 64, 3 * 8, 3 * 12)  # 8 of keys, 2 of scales and blocks, 2 stores
+    vector = vector_per_32_keys(row)
+    assert vector is not None
+    assert 50 < vector <= 57
+
+
 @pytest.mark.skipif(not capabilities("cuda:90").gluon_hopper, reason=capabilities("cuda:90").why("gluon_hopper"))
 def test_warps_append_at_little_cost(compile_once: Callable[..., Any]) -> None:
     """Instructions of a warp for a tile of 128 keys and two rows of 64 heads: with the code of a new group the logits alone
