@@ -81,8 +81,8 @@ def test_warps_append_at_little_cost(compile_once: Callable[..., Any]) -> None:
 
 @pytest.mark.skipif(not capabilities("cuda:90").gluon_hopper, reason=capabilities("cuda:90").why("gluon_hopper"))
 def test_warps_append_cached_keys_at_little_cost(compile_once: Callable[..., Any]) -> None:
-    """Instructions of a warp for a tile of 64 keys and a row of 64 heads; nothing spills. A tile has two loads of scales, one of
-    what is missing, two exchanges and two stores of an entry; the logits' has no second store. Two programs fit an SM."""
+    """Instructions of a warp for a tile of 64 keys and a row of 64 heads; nothing spills. A tile has two loads of scales, one
+    of what is missing, two exchanges and two stores of an entry; the logits' has no second store. Two programs fit an SM."""
     (row,) = compile_once("fp8_select_paged_keys", "cuda:90", [Job("gluon_hopper", mode="indices")])
     assert row["compiled"], row["error"]
     assert (row["lds_bytes"] + 1024) * row["tuning"]["resident"] <= 228 * 1024
