@@ -70,12 +70,17 @@ class Tuning(NamedTuple):
         return self._replace(rows=rows, columns=rows * padded_heads)
 
 
-def in_requests(row: Tuning, next_n: int, padded_heads: int, key_bytes: int, words: int = 2) -> Tuning:
+def lds_words(row: Tuning, block_size: int) -> int:
+    """What :func:`in_requests` asks: a scale, and of tiles that lie in several blocks entries of the table."""
+    return 1 if block_size % row.block_keys == 0 else 2
+
+
+def in_requests(row: Tuning, next_n: int, padded_heads: int, key_bytes: int, words: int) -> Tuning:
     """A row of a paged kernel for CDNA4, cut to the rows of a request: fewer waves, of which a CU holds more programs.
 
     next_n : or how many rows of it share a list
     key_bytes : of a key, but for its scales
-    words : in LDS for each lane in every stage, besides keys: a scale and an entry of the table, and entries of lists
+    words : in LDS for each lane in every stage, besides keys: a scale, and an entry of the table and of lists
     """
     wave_columns = row.columns // row.num_warps
     most_waves = min(row.num_warps, row.block_keys * key_bytes // 1024)  # each has keys to copy, 1024 bytes at a time

@@ -25,7 +25,7 @@ from ..common.device.cdna4 import (
     row_and_head,
     rows_together,
 )
-from ..common.device.cdna4_paged import copy_blocks, fill_unseen, in_order, score_tiles, start_tiles, unknown
+from ..common.device.cdna4_paged import copy_blocks, fill_unseen, in_order, load_line, score_tiles, start_tiles, unknown
 from ..common.device.pieces import piece_keys
 from ..common.device.windows import keys_of_share, load_share, longest_seen, next_turn, seen
 from ..common.rules import in_packets
@@ -158,7 +158,8 @@ def mx_paged_mqa_logits_kernel(
     else:
         by_keys: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
         scales_read = reinterpret(tile_scales, gl.uint8, [STAGES * 2 * NUM_WARPS, 32, 4], by_keys)
-    tile_blocks = gl.allocate_shared_memory(gl.int32, [STAGES, 64 * NUM_WARPS], line)
+    if BLOCKS > 1:
+        tile_blocks = gl.allocate_shared_memory(gl.int32, [STAGES, 64 * NUM_WARPS], line)
     columns_weights = gl.allocate_shared_memory(gl.float32, [max(COLUMNS, 64 * NUM_WARPS)], line)
 
     turn = split  # of this program, counted from a request's first tile
@@ -169,14 +170,17 @@ def mx_paged_mqa_logits_kernel(
         begin, end = keys_of_share(request, longest, first_request, first_chunk, last_request, last_chunk, CHUNK)
         past_tile = gl.cdiv(end, BLOCK_KEYS)
         my_first = begin // BLOCK_KEYS + turn
-        my_last = past_tile - 1 - (past_tile - 1 - my_first) % splits
         if my_first < past_tile:
+            tiles = gl.cdiv(past_tile - my_first, splits)
+            my_last = my_first + (tiles - 1) * splits
             entries = table + request64 * stride_tb
-            for stage in gl.static_range(AHEAD):
-                tile = gl.minimum(my_first + stage * splits, my_last)
-                copy_blocks(
-                    tile_blocks.index(unknown(stage + 1)), entries, tile, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied
-                )
+            if BLOCKS == 1:
+                tile_blocks = load_line(entries, my_first, my_last, splits, stride_tk, BLOCK, BLOCK_KEYS)
+            else:
+                for stage in gl.static_range(AHEAD):
+                    first_key = gl.minimum(my_first + stage * splits, my_last) * BLOCK_KEYS
+                    ahead = tile_blocks.index(unknown(stage + 1))
+                    copy_blocks(ahead, entries, first_key, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
             request_weights = weights + request64 * NEXT_N * stride_ws
             if weights.dtype.element_ty == gl.float32:
                 async_copy.buffer_load_to_shared(columns_weights, request_weights, weight_at)
@@ -207,7 +211,7 @@ def mx_paged_mqa_logits_kernel(
             rows = out + (request64 * NEXT_N + first_row) * stride_os
             score_tiles(
                 query, weight, blocks, tile_keys, tile_scales, tile_blocks, keys_read, scales_read, entries, values, words,
-                key_at, scale_at, rows, cell, length, my_first, my_last, past_tile, splits, limit, longest, num_blocks,
+                key_at, scale_at, rows, cell, length, my_first, my_last, tiles, splits, limit, longest, num_blocks,
                 stride_tk, stride_values, stride_words, stride_on, ROWS, PADDED_HEADS, BLOCK, BLOCK_KEYS, False,
                 query_scale, Q_KIND, K_KIND,
             )  # fmt: skip
