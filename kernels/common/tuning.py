@@ -78,6 +78,8 @@ def lds_words(row: Tuning, block_size: int) -> int:
 def in_requests(row: Tuning, next_n: int, padded_heads: int, key_bytes: int, words: int) -> Tuning:
     """A row of a paged kernel for CDNA4, cut to the rows of a request: fewer waves, of which a CU holds more programs.
 
+    Where a request takes several programs, they have half as many rows if the last one would use no more than half of its own.
+
     next_n : or how many rows of it share a list
     key_bytes : of a key, but for its scales
     words : in LDS for each lane in every stage, besides keys: a scale, and an entry of the table and of lists
@@ -86,6 +88,8 @@ def in_requests(row: Tuning, next_n: int, padded_heads: int, key_bytes: int, wor
     most_waves = min(row.num_warps, row.block_keys * key_bytes // 1024)  # each has keys to copy, 1024 bytes at a time
     wanted = max(1 << (next_n - 1).bit_length(), 32 // padded_heads)
     tune = row._replace(columns=most_waves * wave_columns).with_rows(wanted, padded_heads)
+    if next_n > tune.rows and 0 < next_n % tune.rows <= tune.rows // 2:
+        tune = tune.with_rows(tune.rows // 2, padded_heads)
     waves = max(1, tune.columns // wave_columns)
     lanes = 64 * waves
     weights_bytes = 4 * max(tune.columns, lanes)
