@@ -84,21 +84,32 @@ class Cut(Protocol):
     def num_stages(self) -> int: ...
     @property
     def resident(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
     def with_rows(self: C, rows: int, padded_heads: int, /) -> C: ...
     def _replace(self: C, *, columns: int = ..., num_warps: int = ..., resident: int = ...) -> C: ...
 
 
-def in_requests(row: C, next_n: int, padded_heads: int, key_bytes: int, words: int = 2) -> C:
+def lds_words(row: Tuning, block_size: int) -> int:
+    """What :func:`in_requests` asks: a scale, and of tiles that lie in several blocks entries of the table."""
+    return 1 if block_size % row.block_keys == 0 else 2
+
+
+def in_requests(row: C, next_n: int, padded_heads: int, key_bytes: int, words: int) -> C:
     """A row of a paged kernel for CDNA4, cut to the rows of a request: fewer waves, of which a CU holds more programs.
+
+    Where a request takes several programs, they have half as many rows if the last one would use no more than half of its own.
 
     next_n : or how many rows of it share a list
     key_bytes : of a key, but for its scales
-    words : in LDS for each lane in every stage, besides keys: a scale and an entry of the table, and entries of lists
+    words : in LDS for each lane in every stage, besides keys: a scale, and an entry of the table and of lists
     """
     wave_columns = row.columns // row.num_warps
     most_waves = min(row.num_warps, row.block_keys * key_bytes // 1024)  # each has keys to copy, 1024 bytes at a time
     wanted = max(1 << (next_n - 1).bit_length(), 32 // padded_heads)
     tune = row._replace(columns=most_waves * wave_columns).with_rows(wanted, padded_heads)
+    if next_n > tune.rows and 0 < next_n % tune.rows <= tune.rows // 2:
+        tune = tune.with_rows(tune.rows // 2, padded_heads)
     waves = max(1, tune.columns // wave_columns)
     lanes = 64 * waves
     weights_bytes = 4 * max(tune.columns, lanes)

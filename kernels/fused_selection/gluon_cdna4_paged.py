@@ -25,8 +25,9 @@ from ..common.device.cdna4_paged import (
     places_in_block,
     read_weights,
     score_tile,
-    start_request,
+    start_entries,
     start_tiles,
+    start_weights,
     weight_places,
 )
 from ..common.device.pieces import piece_keys
@@ -175,10 +176,8 @@ def select_cached_kernel(
         if my_first < my_last:
             entries = table + request64 * stride_tb
             request_weights = weights + request64 * NEXT_N * stride_ws
-            start_request(
-                tile_blocks, columns_weights, entries, request_weights, weight_at, my_first, my_last - 1, 1, longest_row,
-                stride_tk, BLOCK, BLOCK_KEYS,
-            )  # fmt: skip
+            start_entries(tile_blocks, entries, my_first, my_last - 1, 1, longest_row, stride_tk, BLOCK, BLOCK_KEYS)
+            start_weights(columns_weights, request_weights, weight_at)
             query = load_queries(
                 q + (request64 * stride_qb + first_row.to(gl.int64) * stride_qn), NEXT_N - 1 - first_row, 0,
                 stride_qn, stride_qh, stride_qd, HEADS, DIM, PADDED_HEADS, ROWS, INDEX, True, operand, TOGETHER,
@@ -192,6 +191,7 @@ def select_cached_kernel(
             blocks = start_tiles(
                 tile_keys, tile_scales, tile_blocks, entries, keys, scales, key_at, scale_at, my_first, my_last - 1, 1,
                 longest_row, num_blocks, stride_tk, stride_keys, stride_scales, BLOCK, BLOCK_KEYS, gl.SliceLayout(0, logits),
+                False,
             )  # fmt: skip
 
             open_end = in_all_lanes(gl.minimum(length, my_end), zeros) - lane  # so that one scalar is compared with all lanes'
@@ -210,12 +210,12 @@ def select_cached_kernel(
                         async_copy.wait_group(STAGES - 2)
                         rank, passing = pass_keys(logit, threshold, base, None, open_end)
                         past = append(logit, number + base, rank, passing, past, list_values, list_indices)
-                        block = copy_ahead(
-                            tile_keys, tile_scales, tile_blocks, entries, keys, scales, key_at, scale_at, tile, my_last - 1, 1,
-                            longest_row, num_blocks, stride_tk, stride_keys, stride_scales, slot, BLOCK, BLOCK_KEYS,
-                            gl.SliceLayout(0, logits),
-                        )  # fmt: skip
                         base = tile * BLOCK_KEYS
+                        block = copy_ahead(
+                            tile_keys, tile_scales, tile_blocks, entries, keys, scales, key_at, scale_at, base,
+                            (my_last - 1) * BLOCK_KEYS, BLOCK_KEYS, longest_row, num_blocks, stride_tk, stride_keys,
+                            stride_scales, slot, BLOCK, BLOCK_KEYS, gl.SliceLayout(0, logits),
+                        )  # fmt: skip
                         if tile < my_last:
                             logit = score_tile(
                                 query, weight, blocks[0], keys_read, scales_read, num_blocks, slot, BLOCKS, ROWS, PADDED_HEADS,

@@ -132,7 +132,7 @@ def gluon_cdna4_paged(problem: "Problem") -> Tuning:
     """As :func:`classic` of cached keys for the Gluon kernel, whose programs have as many waves as a request's rows ask for, as
     in fp8_paged_mqa_logits."""
     padded = padded_heads(problem.heads)
-    tune = in_requests(GLUON_CDNA4_PAGED[padded], problem.next_n or 1, padded, problem.dim)
+    tune = in_requests(GLUON_CDNA4_PAGED[padded], problem.next_n or 1, padded, problem.dim, 2)  # a scale and an entry
     return tune.with_lists(problem.top_k)
 
 

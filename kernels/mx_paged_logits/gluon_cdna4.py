@@ -19,11 +19,13 @@ from ..common.device.cdna4 import load_queries, load_query_scales, logit_layout,
 from ..common.device.cdna4_paged import (
     fill_unseen,
     in_order,
+    load_line,
     places_in_block,
     read_weights,
     score_tiles,
-    start_request,
+    start_entries,
     start_tiles,
+    start_weights,
     weight_places,
 )
 from ..common.device.pieces import piece_keys
@@ -145,7 +147,8 @@ def mx_paged_mqa_logits_kernel(
     else:
         by_keys: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
         scales_read = reinterpret(tile_scales, gl.uint8, [STAGES * 2 * NUM_WARPS, 32, 4], by_keys)
-    tile_blocks = gl.allocate_shared_memory(gl.int32, [STAGES, 64 * NUM_WARPS], line)
+    if BLOCKS > 1:
+        tile_blocks = gl.allocate_shared_memory(gl.int32, [STAGES, 64 * NUM_WARPS], line)
     columns_weights = gl.allocate_shared_memory(gl.float32, [max(COLUMNS, 64 * NUM_WARPS)], line)
 
     turn = split  # of this program, counted from a request's first tile
@@ -156,14 +159,16 @@ def mx_paged_mqa_logits_kernel(
         begin, end = keys_of_share(request, longest, first_request, first_chunk, last_request, last_chunk, CHUNK)
         past_tile = gl.cdiv(end, BLOCK_KEYS)
         my_first = begin // BLOCK_KEYS + turn
-        my_last = past_tile - 1 - (past_tile - 1 - my_first) % splits
         if my_first < past_tile:
+            tiles = gl.cdiv(past_tile - my_first, splits)
+            my_last = my_first + (tiles - 1) * splits
             entries = table + request64 * stride_tb
+            if BLOCKS == 1:
+                tile_blocks = load_line(entries, my_first, my_last, splits, stride_tk, BLOCK, BLOCK_KEYS)
+            else:
+                start_entries(tile_blocks, entries, my_first, my_last, splits, longest, stride_tk, BLOCK, BLOCK_KEYS)
             request_weights = weights + request64 * NEXT_N * stride_ws
-            start_request(
-                tile_blocks, columns_weights, entries, request_weights, weight_at, my_first, my_last, splits, longest,
-                stride_tk, BLOCK, BLOCK_KEYS,
-            )  # fmt: skip
+            start_weights(columns_weights, request_weights, weight_at)
             query = load_queries(
                 q + (request64 * stride_qb + first_row.to(gl.int64) * stride_qn), NEXT_N - 1 - first_row, 0,
                 stride_qn, stride_qh, stride_qd, HEADS, Q_BYTES, PADDED_HEADS, ROWS, INDEX, PACKETS, operand, TOGETHER,
@@ -179,6 +184,7 @@ def mx_paged_mqa_logits_kernel(
             blocks = start_tiles(
                 tile_keys, tile_scales, tile_blocks, entries, values, words, key_at, scale_at, my_first, my_last, splits,
                 longest, num_blocks, stride_tk, stride_values, stride_words, BLOCK, BLOCK_KEYS, gl.SliceLayout(0, logits),
+                BLOCKS == 1,
             )  # fmt: skip
 
             length = seen(lens, request, first_row + row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
@@ -187,7 +193,7 @@ def mx_paged_mqa_logits_kernel(
             rows = out + (request64 * NEXT_N + first_row) * stride_os
             score_tiles(
                 query, weight, blocks, tile_keys, tile_scales, tile_blocks, keys_read, scales_read, entries, values, words,
-                key_at, scale_at, rows, cell, length, my_first, my_last, past_tile, splits, limit, longest, num_blocks,
+                key_at, scale_at, rows, cell, length, my_first, my_last, tiles, splits, limit, longest, num_blocks,
                 stride_tk, stride_values, stride_words, stride_on, ROWS, PADDED_HEADS, BLOCK, BLOCK_KEYS, False,
                 query_scale, Q_KIND, K_KIND,
             )  # fmt: skip

@@ -4,7 +4,7 @@ from capgate import compat
 
 from ..common.key_formats import FORMATS
 from ..common.rules import padded_heads
-from ..common.tuning import ANY, Tuning, in_requests, loadable, row_for, simd_waves
+from ..common.tuning import ANY, Tuning, in_requests, lds_words, loadable, row_for, simd_waves
 from .operation import Problem, operation
 
 # --- classic, by target; for every H, D, block size, layout and output mode alike -----------------------------------------
@@ -51,7 +51,8 @@ def gluon_cdna4(problem: Problem) -> Tuning:
     """The row for a problem's heads and the bytes of its queries and keys, cut to the rows of a request."""
     padded = padded_heads(problem.heads)
     row = (GLUON_CDNA4_SHORT if _short(problem) else GLUON_CDNA4)[padded]
-    return in_requests(row, problem.next_n, padded, FORMATS[problem.k_format].key_bytes(problem.dim))
+    key_bytes = FORMATS[problem.k_format].key_bytes(problem.dim)
+    return in_requests(row, problem.next_n, padded, key_bytes, lds_words(row, problem.block_size))
 
 
 def _short(problem: Problem) -> bool:

@@ -7,10 +7,11 @@ kernel, rows x heads on the M side of the MFMA. A request has few rows: where on
 so that waves share no keys and wait for none of each other at a barrier. Where it takes more, each wave of a program has rows
 of its own, and they share the tiles. Programs that share a worker's tiles fill the GPU when a schedule has few workers.
 
-Keys, scales and table entries go from memory straight to LDS, two tiles ahead of the arithmetic. The entries go two tiles
-further ahead: what comes with a tile says where the tile lies whose copy is started then. So one wait in a pass covers all, and
-the table's latency is met once in a request. A tile in one block is copied from a base of 64 bits; tiles that cross blocks from
-offsets of 32 bits, so that small blocks have to lie within 2 GiB. Only buffer instructions copy: the LLVM of Triton 3.7.1
+Keys and scales go from memory straight to LDS, two tiles ahead of the arithmetic. Where each tile lies in one block, a lane
+each has the table's entry of one of the next 64 tiles, which were loaded some 60 tiles before, and a tile is copied from a base
+of 64 bits. Entries of tiles that cross blocks go to LDS, two tiles ahead of the keys: what comes with a tile says where the
+tile lies whose copy is started then, from offsets of 32 bits, so that small blocks have to lie within 2 GiB. So one wait in a
+pass covers all, and the table's latency is met once in a request. Only buffer instructions copy: the LLVM of Triton 3.7.1
 counts global_load_lds among the LDS instructions, which hardware does not, and then waits too little for LDS reads
 (llvm-project, pull request 179305).
 
@@ -30,11 +31,13 @@ from ..common.device.cdna4_packed import RELU_RANGE, clamp_keeps_nan
 from ..common.device.cdna4_paged import (
     fill_unseen,
     in_order,
+    load_line,
     places_in_block,
     read_weights,
     score_tiles,
-    start_request,
+    start_entries,
     start_tiles,
+    start_weights,
     weight_places,
 )
 from ..common.device.pieces import piece_keys
@@ -136,7 +139,8 @@ def paged_mqa_logits_kernel(
     keys_read = reinterpret(tile_keys, gl.float8e4nv, [STAGES * BLOCK_KEYS // 32, 32, DIM], swizzled)
     tile_scales = gl.allocate_shared_memory(gl.float32, [STAGES, REPEATS, BLOCKS, PIECE_KEYS], plain)
     scales_read = reinterpret(tile_scales, gl.float32, [STAGES, 64 * NUM_WARPS], line)
-    tile_blocks = gl.allocate_shared_memory(gl.int32, [STAGES, 64 * NUM_WARPS], line)
+    if BLOCKS > 1:
+        tile_blocks = gl.allocate_shared_memory(gl.int32, [STAGES, 64 * NUM_WARPS], line)
     columns_weights = gl.allocate_shared_memory(gl.float32, [max(COLUMNS, 64 * NUM_WARPS)], line)
 
     if PACKED_RELU:
@@ -149,14 +153,16 @@ def paged_mqa_logits_kernel(
         begin, end = keys_of_share(request, longest, first_request, first_chunk, last_request, last_chunk, CHUNK)
         past_tile = gl.cdiv(end, BLOCK_KEYS)
         my_first = begin // BLOCK_KEYS + turn
-        my_last = past_tile - 1 - (past_tile - 1 - my_first) % splits
         if my_first < past_tile:
+            tiles = gl.cdiv(past_tile - my_first, splits)
+            my_last = my_first + (tiles - 1) * splits
             entries = table + request64 * stride_tb
+            if BLOCKS == 1:
+                tile_blocks = load_line(entries, my_first, my_last, splits, stride_tk, BLOCK, BLOCK_KEYS)
+            else:
+                start_entries(tile_blocks, entries, my_first, my_last, splits, longest, stride_tk, BLOCK, BLOCK_KEYS)
             request_weights = weights + request64 * NEXT_N * stride_ws
-            start_request(
-                tile_blocks, columns_weights, entries, request_weights, weight_at, my_first, my_last, splits, longest,
-                stride_tk, BLOCK, BLOCK_KEYS,
-            )  # fmt: skip
+            start_weights(columns_weights, request_weights, weight_at)
             query = load_queries(
                 q + (request64 * stride_qb + first_row.to(gl.int64) * stride_qn), NEXT_N - 1 - first_row, 0,
                 stride_qn, stride_qh, stride_qd, HEADS, DIM, PADDED_HEADS, ROWS, INDEX, PACKETS, operand, TOGETHER,
@@ -168,6 +174,7 @@ def paged_mqa_logits_kernel(
             blocks = start_tiles(
                 tile_keys, tile_scales, tile_blocks, entries, keys, scales, key_at, scale_at, my_first, my_last, splits,
                 longest, num_blocks, stride_tk, stride_keys, stride_scales, BLOCK, BLOCK_KEYS, gl.SliceLayout(0, logits),
+                BLOCKS == 1,
             )  # fmt: skip
 
             length = seen(lens, request, first_row + row, limit, stride_lb, stride_ln, NEXT_N, ROW_LENS)
@@ -176,7 +183,7 @@ def paged_mqa_logits_kernel(
             rows = out + (request64 * NEXT_N + first_row) * stride_os
             score_tiles(
                 query, weight, blocks, tile_keys, tile_scales, tile_blocks, keys_read, scales_read, entries, keys, scales,
-                key_at, scale_at, rows, cell, length, my_first, my_last, past_tile, splits, limit, longest, num_blocks,
+                key_at, scale_at, rows, cell, length, my_first, my_last, tiles, splits, limit, longest, num_blocks,
                 stride_tk, stride_keys, stride_scales, stride_on, ROWS, PADDED_HEADS, BLOCK, BLOCK_KEYS, PACKED_RELU,
             )  # fmt: skip
         turn = next_turn(turn, past_tile - begin // BLOCK_KEYS, splits)

@@ -4,7 +4,7 @@ from capgate import compat
 from capgate.compat.offline.occupancy import LDS
 
 from ..common.rules import E4M3FN, padded_heads
-from ..common.tuning import ANY, Tuning, in_requests, loadable, row_for, simd_waves
+from ..common.tuning import ANY, Tuning, in_requests, lds_words, loadable, row_for, simd_waves
 from .operation import Problem, operation
 
 # --- classic, by target; for every H, D, block size and output mode alike -------------------------------------------------
@@ -99,7 +99,8 @@ GLUON_CDNA4: dict[int, Tuning] = {
 def gluon_cdna4(problem: Problem) -> Tuning:
     """The row for a problem's heads, cut to the rows of a request: fewer waves, of which a CU holds more programs."""
     padded = padded_heads(problem.heads)
-    return in_requests(GLUON_CDNA4[padded], problem.next_n, padded, problem.dim)
+    row = GLUON_CDNA4[padded]
+    return in_requests(row, problem.next_n, padded, problem.dim, lds_words(row, problem.block_size))
 
 
 # --- gluon_hopper, by padded heads; for every D, block size, next_n and output mode alike ---------------------------------

@@ -91,7 +91,7 @@ def paged(target: compat.Target) -> Iterator[Call]:
     kinds = [(heads, 128, mode, native, 64, 1, False) for heads in HEADS for mode in operation.MODES]
     kinds += [(64, dim, mode, native, 64, 1, False) for dim in DIMS for mode in operation.MODES]
     kinds += [(heads, 128, "unclean", other, 64, 1, False) for other in converted for heads in HEADS]
-    kinds += [(heads, 128, "unclean", native, 64, next_n, False) for heads in HEADS for next_n in (2, 3, 8)]
+    kinds += [(heads, 128, "unclean", native, 64, next_n, False) for heads in HEADS for next_n in (2, 3, 6, 8)]
     kinds += [(64, 128, "clean", native, block, 1, False) for block in (1, 16, 32, 48, 96, 128, 256)]
     kinds += [(64, 128, "clean", native, 64, 2, True), (100, 128, "clean", native, 64, 1, False)]
     kinds += [(64, 128, "clean-bf16", native, 64, 1, False), (32, 128, "unclean-bf16", native, 64, 2, False)]

@@ -118,13 +118,20 @@ def test_vector_instructions(heads: int, next_n: int, block: int, most: float) -
 
 
 @pytest.mark.parametrize(
-    ("heads", "next_n", "block", "most"), [(64, 1, 64, 34), (32, 1, 64, 34), (64, 2, 64, 34), (64, 4, 128, 42)]
+    ("heads", "next_n", "block", "most"),
+    [
+        *((64, 1, 64, 13), (64, 2, 64, 11), (64, 4, 64, 10), (64, 6, 64, 11), (32, 2, 64, 13), (16, 8, 64, 22)),
+        *((64, 4, 128, 15), (64, 1, 128, 17.5), (128, 1, 64, 16), (32, 1, 64, 26)),
+    ],
 )
-def test_scalar_instructions(heads: int, next_n: int, block: int, most: int) -> None:
-    """Of a tile in one block, of which a round has three: ten of them say where in LDS a copy goes."""
-    loop = compiled_for(heads, 128, next_n, block)["hot_loop"]
-    assert loop["keys"] == 3 * 64
-    assert 3 * 10 < loop["salu"] <= 3 * most
+def test_scalar_instructions(heads: int, next_n: int, block: int, most: float) -> None:
+    """For 32 keys of 64 heads in one wave, which are four matrix instructions. 15 are wanted; more have tiles that are less
+    than two such units of a wave, or one wave's tiles that lie anywhere in a block. Each copy of a wave, of 1024 bytes of keys
+    or of 64 scales, takes one that says where in LDS it goes."""
+    row = compiled_for(heads, 128, next_n, block)
+    loop, tiles, waves = row["hot_loop"], 3, row["tuning"]["num_warps"]
+    copies = tiles * (row["tuning"]["block_keys"] * 128 // 1024 // waves + 1)
+    assert copies < loop["salu"] <= most * loop["mfma"] / 4
 
 
 @pytest.mark.dealt
@@ -166,6 +173,50 @@ def test_steady_loop(heads: int, dim: int, next_n: int, block: int, waves: int, 
     assert sum(text.startswith("v_mfma") for text in texts) >= 3 * 2
     assert counters.lds_cycles == counters.lds_ideal_cycles > 0
     assert any(text.startswith("v_pk_fma_f32") for text in texts)
+
+
+@pytest.mark.dealt
+@pytest.mark.parametrize(
+    ("next_n", "rows", "block", "waves"), [(2, 2, 64, 3), (5, 2, 64, 3), (6, 2, 64, 3), (7, 4, 64, 3), (6, 2, 16, 2.5)]
+)
+def test_programs_of_a_request(next_n: int, rows: int, block: int, waves: float) -> None:
+    """At most one row is for nobody up to 6, and programs of two waves fill a CU where tiles lie in one block."""
+    row = compiled_for(64, 128, next_n, block)
+    assert row["tuning"]["rows"] == row["tuning"]["num_warps"] == rows
+    assert row["waves_per_simd"] == waves == row["tuning"]["resident"] * rows / 4
+    keeps_its_limits(row, 64, 128)
+
+
+@pytest.mark.dealt
+def test_rows_have_the_bits_that_they_have_in_another_program() -> None:
+    """Six rows of a request, and the same as two rows of three requests, each with both landings."""
+    lens = [(130, 7, 129, 64, 0, 200), (3, 0, 0, 65, 66, 1)]
+    six = make_call(lens, 6, 64, 128)
+    two = six._replace(
+        q=six.q.view(6, 2, 64, 128),
+        context_lens=six.context_lens.view(6, 2),
+        block_table=six.block_table.repeat_interleave(3, 0),
+    )
+    found = []
+    for call in (six, two):
+        prepared = prepare(VARIANTS["gluon_cdna4"], PagedCase(call, 200, True))
+        for landing in ("late", "early"):
+            execute(prepared, landing=landing)
+            found.append(prepared.out.view(torch.int32).clone())
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+@pytest.mark.dealt
+@pytest.mark.parametrize(("next_n", "block"), [(1, 64), (2, 128), (1, 16)])
+def test_more_tiles_than_a_line_has_entries(next_n: int, block: int) -> None:
+    """One worker's, of which two programs take every other one, and requests with no more than one tile round them."""
+    lens = [70, 9000, 0, 5, 4000]
+    case = PagedCase(make_call(lens, next_n, 32, 64, block, spare_entries=0), 9000, False, schedule=((0, 0), *[(5, 0)] * 5))
+    launch = case.launch(VARIANTS["gluon_cdna4"].kernel, case.output())
+    assert launch.grid == (2 * 5, 1)
+    prepared = prepare(VARIANTS["gluon_cdna4"], case)
+    for landing in ("late", "early"):
+        execute(prepared, measure=False, landing=landing)
 
 
 @pytest.mark.dealt

@@ -13,7 +13,9 @@ from emulator.mutation import mutants_of
 
 from .emulated_mqa import Disagreement, Prepared, execute
 
-MOVES_BETWEEN_LANES = re.compile(r"ds_b?permute|ds_swizzle|_dpp|v_permlane(?!32_swap)|v_readlane|v_writelane")
+# Of a lane that a constant names: a scalar that was spilled. What a scalar names is a paged kernel's entry of the table.
+READS_A_LANE = r"v_readlane_b32 [^,]+, [^,]+, \d"
+MOVES_BETWEEN_LANES = re.compile(rf"ds_b?permute|ds_swizzle|_dpp|v_permlane(?!32_swap)|{READS_A_LANE}|v_writelane")
 
 
 def steady_loop(prepared: Prepared) -> tuple[list[str], Any]:
@@ -26,14 +28,17 @@ def steady_loop(prepared: Prepared) -> tuple[list[str], Any]:
 def busiest_loop(program: Program, executed: Sequence[int], entered: int = 0) -> list[int]:
     """What is executed as often as the busiest matrix instruction, in a loop with it: one before it may take as many passes.
 
+    The way back to the loop's head is taken once less each time, and may be a block of its own.
+
     entered : how often, of a loop that ends in its middle: what comes behind that is executed as many times less
     """
     matrix = [index for index, step in enumerate(program.instructions) if step.mnemonic.startswith("v_mfma")]
     busiest = max(matrix, key=executed.__getitem__)
-    often = {index for index, times in enumerate(executed) if times >= executed[busiest] - entered}
+    often = {index for index, times in enumerate(executed) if 2 * times >= executed[busiest]}
     after = successors(program)
     steps = [(index, place) for index in often for place in after[index] if place in often]
-    return sorted(reached(busiest, steps) & reached(busiest, [(place, index) for index, place in steps]))
+    loop = reached(busiest, steps) & reached(busiest, [(place, index) for index, place in steps])
+    return sorted(index for index in loop if executed[index] >= executed[busiest] - entered)
 
 
 def reached(start: int, steps: Iterable[tuple[int, int]]) -> set[int]:
@@ -98,12 +103,13 @@ def check_inline_assembly(texts: Sequence[str]) -> None:
     """The compiler puts no wait states between other instructions and inline assembly, so that none may be needed there.
 
     CDNA3 ISA guide, "Manually inserted wait states". v_pk_fma_f32: a vector instruction must wait before it reads what an MFMA
-    writes, before it writes what an MFMA still reads as C, and before it writes what an MFMA will write. v_readfirstlane_b32:
-    it must wait before it reads what a vector instruction wrote, and a memory instruction before it reads what this one wrote.
+    writes, before it writes what an MFMA still reads as C, and before it writes what an MFMA will write. v_readfirstlane_b32
+    and v_readlane_b32 must wait before they read what a vector instruction wrote, and a memory instruction before it reads
+    what they wrote.
     """
     of_mfma: set[int] = set()  # vector registers that an MFMA wrote and no vector instruction has read since
     of_vector: set[int] = set()  # those that another vector instruction wrote last
-    of_lane: set[int] = set()  # scalar registers that v_readfirstlane_b32 wrote last
+    of_lane: set[int] = set()  # scalar registers that v_readfirstlane_b32 or v_readlane_b32 wrote last
     for text in [*texts, *texts]:  # twice round the loop
         mnemonic, _, rest = text.partition(" ")
         operands = re.split(r",\s*", rest)
@@ -117,7 +123,7 @@ def check_inline_assembly(texts: Sequence[str]) -> None:
             assert not of_mfma & (read | written), f"needs a wait for an MFMA: {text}"
         elif mnemonic.startswith("v_"):
             of_mfma -= read | written
-        if mnemonic.startswith("v_readfirstlane"):
+        if mnemonic.startswith(("v_readfirstlane", "v_readlane")):
             assert not of_vector & read, f"needs a wait for a vector instruction: {text}"
             of_lane |= scalars
         elif mnemonic.startswith("v_"):

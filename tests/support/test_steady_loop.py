@@ -35,6 +35,12 @@ def test_a_loop_of_as_many_passes_before_the_steady_one() -> None:
     assert busiest_loop(program, [3, 3, 1, 1, 1, 0, 1, 1]) == [3, 4, 6], "a loop of one pass"
 
 
+def test_a_loop_whose_way_back_is_a_block_of_its_own() -> None:
+    code = LOOPS.replace("\ts_cbranch_scc1 inside\n", "\ts_cbranch_scc1 behind\n\ts_branch inside\nbehind:\n")
+    program = parse(code.format(mfma=MFMA))
+    assert busiest_loop(program, [3, 3, 1, 3, 3, 2, 3, 2, 1]) == [3, 4, 6]
+
+
 def test_packed_math_on_the_result_of_an_mfma() -> None:
     packed = "v_pk_fma_f32 v[40:41], v[0:1]"
     with pytest.raises(AssertionError, match="needs a wait for an MFMA"):
@@ -44,8 +50,9 @@ def test_packed_math_on_the_result_of_an_mfma() -> None:
         check_inline_assembly(["v_mfma_f32_32x32x16_fp8_fp8 v[0:15], v[20:21], v[22:23], v[40:55]"])
 
 
-def test_a_lanes_value() -> None:
-    read, scaled = "v_readfirstlane_b32 s4, v50", "s_mul_i32 s4, s4, s30"
+@pytest.mark.parametrize("read", ["v_readfirstlane_b32 s4, v50", "v_readlane_b32 s4, v50, s9"])
+def test_a_lanes_value(read: str) -> None:
+    scaled = "s_mul_i32 s4, s4, s30"
     check_inline_assembly(["v_mov_b32_e32 v50, s8", "ds_read_b32 v50, v50", read, scaled, COPY])
     with pytest.raises(AssertionError, match="needs a wait for a vector instruction"):
         check_inline_assembly(["ds_read_b32 v50, v51", "v_add_u32_e32 v50, 1, v50", read, scaled, COPY])
@@ -67,8 +74,11 @@ def test_copies_that_a_wait_covers_too_early() -> None:
         check_copies_stay_in_flight(["s_waitcnt vmcnt(2)", COPY, "s_waitcnt vmcnt(0)", ENTRY])
 
 
-@pytest.mark.parametrize("text", ["s_waitcnt vmcnt(0)", "ds_bpermute_b32 v1, v2, v3", "scratch_load_dword v1, off, s0", ""])
+@pytest.mark.parametrize(
+    "text",
+    ["s_waitcnt vmcnt(0)", "ds_bpermute_b32 v1, v2, v3", "scratch_load_dword v1, off, s0", "v_readlane_b32 s40, v50, 12", ""],
+)
 def test_what_does_not_belong_into_a_steady_loop(text: str) -> None:
-    check_steady_loop([COPY, MFMA])
+    check_steady_loop([COPY, MFMA, "v_readlane_b32 s40, v50, s41"])
     with pytest.raises(AssertionError):
         check_steady_loop([COPY, MFMA, text] if text else [ENTRY, MFMA])

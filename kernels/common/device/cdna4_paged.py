@@ -71,6 +71,31 @@ def afterwards(value):
     return gl.inline_asm_elementwise("", "=s,0", [value], dtype=value.dtype, is_pure=False, pack=1)
 
 
+@constexpr_function
+def line_tiles(STAGES):
+    """Tiles of a line of entries: whole rounds, so that lanes are left for the tiles that are copied ahead of the last one."""
+    return (64 - (STAGES - 1)) // STAGES * STAGES
+
+
+@gluon.jit
+def load_line(entries, first, my_last, splits, stride_tk, BLOCK: gl.constexpr, BLOCK_KEYS: gl.constexpr):
+    """The table's entries for 64 of a program's tiles from ``first`` on, those past ``my_last`` as for it: each lane has one.
+
+    For Triton it is a scalar, which all lanes share: only :func:`of_lane` may use it.
+    """
+    lane = gl.inline_asm_elementwise(
+        "v_mbcnt_lo_u32_b32 $0, -1, 0\n\tv_mbcnt_hi_u32_b32 $0, -1, $0", "=&v", [], dtype=gl.int32, is_pure=True, pack=1
+    )
+    tile = gl.minimum(first + lane * splits, my_last).to(gl.uint32)  # as it is not below 0, one instruction divides
+    return gl.load(entries + (tile // (BLOCK // BLOCK_KEYS)).to(gl.int32) * stride_tk)
+
+
+@gluon.jit
+def of_lane(line, lane):
+    """What a lane has of a line, for all lanes. Stays behind the stores before it, as :func:`afterwards`."""
+    return gl.inline_asm_elementwise("v_readlane_b32 $0, $1, $2", "=s,v,s", [line, lane], dtype=gl.int32, is_pure=False, pack=1)
+
+
 @gluon.jit
 def places_in_block(
     DIM: gl.constexpr, TILE: gl.constexpr, PAIRS: gl.constexpr, keys_copied: gl.constexpr, scales_copied: gl.constexpr,
@@ -109,41 +134,47 @@ def weight_places(
 
 @gluon.jit
 def copy_blocks(
-    tile_blocks, entries, tile, longest, stride_tk, BLOCK: gl.constexpr, BLOCK_KEYS: gl.constexpr, LAYOUT: gl.constexpr
+    tile_blocks, entries, first_key, longest, stride_tk, BLOCK: gl.constexpr, BLOCK_KEYS: gl.constexpr, LAYOUT: gl.constexpr
 ):
-    """Start the copy of the table's entries for one tile to LDS: for each key its block."""
-    tile = tile.to(gl.uint32)  # as it is not below 0, one instruction divides
-    first = tile // (BLOCK // BLOCK_KEYS) if BLOCK % BLOCK_KEYS == 0 else tile * BLOCK_KEYS // BLOCK
+    """Start the copy of the table's entries for the tile from a key on to LDS: for each key its block."""
+    first_key = first_key.to(gl.uint32)  # as it is not below 0, one instruction divides
+    first = first_key // BLOCK
     number = gl.arange(0, tile_blocks.shape[0], LAYOUT) % BLOCK_KEYS
-    if BLOCK_KEYS % BLOCK == 0 or BLOCK % BLOCK_KEYS == 0:  # a tile begins where a block does, or lies in one
-        number = number // min(BLOCK, BLOCK_KEYS)
+    if BLOCK % BLOCK_KEYS == 0:  # the tile lies in one block
+        number = number // BLOCK_KEYS
     else:
-        number = ((tile * BLOCK_KEYS % BLOCK).to(gl.int32) + number) // BLOCK
-    if BLOCK % BLOCK_KEYS:
-        number = gl.minimum(
-            number, (longest - 1) // BLOCK - first.to(gl.int32)
-        )  # what the table holds behind that may be garbage
+        if BLOCK_KEYS % BLOCK:  # a tile begins anywhere in a block
+            number += (first_key % BLOCK).to(gl.int32)
+        number = number // BLOCK
+        number = gl.minimum(number, (longest - 1) // BLOCK - first.to(gl.int32))  # what lies behind that may be garbage
     at = (first * stride_tk).to(gl.uint32) * 4  # in bytes: one instruction less
     near = entries.to(gl.pointer_type(gl.int8), bitcast=True) + at.to(gl.int64)
     async_copy.buffer_load_to_shared(tile_blocks, near.to(entries.dtype, bitcast=True), number * stride_tk)
 
 
 @gluon.jit
+def block_of(tile_blocks, LAYOUT: gl.constexpr):
+    """The block of a tile that lies in one, of its entries that have come to LDS: a scalar."""
+    block = gl.max(async_copy.load_shared_relaxed(tile_blocks.slice(0, 1, 0), LAYOUT), 0)
+    # Every lane has the same, but the compiler would loop over the lanes round each copy.
+    return gl.inline_asm_elementwise("v_readfirstlane_b32 $0, $1", "=s,v", [block], dtype=gl.int32, is_pure=True, pack=1)
+
+
+@gluon.jit
 def copy_tile(
-    tile_keys, tile_scales, tile_blocks, tile, num_blocks,
+    tile_keys, tile_scales, tile_blocks, first_key, num_blocks,
     keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK: gl.constexpr, of_lanes: gl.constexpr,
 ):  # fmt: skip
-    """Start the copy of one tile's keys and scales to LDS, out of the blocks that ``tile_blocks`` names.
+    """Start the copy of one tile's keys and scales to LDS.
+
+    tile_blocks : the block in which the tile lies, or in LDS the blocks in which it lies
 
     Returns the tile's block, or where it has several the block of each of its keys in the layout ``of_lanes``.
     """
     BLOCKS: gl.constexpr = tile_keys.shape[0]
     PIECE_KEYS: gl.constexpr = tile_keys.shape[1]
     if BLOCKS == 1:
-        of_keys: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, key_at.type.layout))
-        block = gl.max(async_copy.load_shared_relaxed(tile_blocks.slice(0, 1, 0), of_keys), 0)
-        # Every lane has the same, but the compiler would loop over the lanes round each copy.
-        block = gl.inline_asm_elementwise("v_readfirstlane_b32 $0, $1", "=s,v", [block], dtype=gl.int32, is_pure=True, pack=1)
+        block = tile_blocks
         apart = gl.to_tensor(stride_keys)
         if apart.dtype == gl.int32:  # not below 0: one instruction multiplies instead of three
             apart = apart.to(gl.uint32)
@@ -152,7 +183,7 @@ def copy_tile(
         scales = keys.to(scales.dtype)
         scale_at += BLOCK * tile_keys.shape[2] // 4
         if BLOCK > PIECE_KEYS:
-            first = tile.to(gl.uint32) * PIECE_KEYS % BLOCK  # not below 0
+            first = first_key.to(gl.uint32) % BLOCK  # not below 0
             scales += first.to(gl.int64)
             keys += (first * tile_keys.shape[2]).to(gl.int64)
     else:
@@ -165,10 +196,11 @@ def copy_tile(
         blocks = near_block(async_copy.load_shared_relaxed(firsts, gl.SliceLayout(0, scale_at.type.layout)), num_blocks)
         scale_at += (blocks.to(gl.int32) * stride_scales)[None, :, :]
         if BLOCK != PIECE_KEYS:  # a piece lies anywhere in its block
+            first_key %= BLOCK
             piece = gl.arange(0, BLOCKS, gl.SliceLayout(1, gl.SliceLayout(2, key_at.type.layout)))
-            key_at += ((tile * BLOCKS + piece) * PIECE_KEYS % BLOCK * tile_keys.shape[2])[:, None, None]
+            key_at += ((first_key + piece * PIECE_KEYS) % BLOCK * tile_keys.shape[2])[:, None, None]
             piece = gl.arange(0, BLOCKS, gl.SliceLayout(0, gl.SliceLayout(2, scale_at.type.layout)))
-            scale_at += ((tile * BLOCKS + piece) * PIECE_KEYS % BLOCK)[None, :, None]
+            scale_at += ((first_key + piece * PIECE_KEYS) % BLOCK)[None, :, None]
         block = answered(block)  # as the others are: one wave alone meets no barrier before it copies over what it reads here
     async_copy.buffer_load_to_shared(tile_keys, keys, key_at)
     async_copy.buffer_load_to_shared(tile_scales, scales, scale_at)
@@ -176,18 +208,23 @@ def copy_tile(
 
 
 @gluon.jit
-def start_request(
-    tile_blocks, columns_weights, entries, weights, weight_at, my_first, my_last, splits, longest, stride_tk,
-    BLOCK: gl.constexpr, BLOCK_KEYS: gl.constexpr,
-):  # fmt: skip
-    """Start the copies of the table entries of a program's first tiles of a request, and of its weights, to LDS.
+def start_entries(
+    tile_blocks, entries, my_first, my_last, splits, longest, stride_tk, BLOCK: gl.constexpr, BLOCK_KEYS: gl.constexpr
+):
+    """Start the copies of the table's entries for a program's first tiles of a request to LDS."""
+    line_copied: gl.constexpr = gl.BlockedLayout([1], [64], [gl.num_warps()], [0])
+    for stage in gl.static_range(tile_blocks.shape[0] - 1):
+        first_key = gl.minimum(my_first + stage * splits, my_last) * BLOCK_KEYS
+        ahead = tile_blocks.index(unknown(stage + 1))
+        copy_blocks(ahead, entries, first_key, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
+
+
+@gluon.jit
+def start_weights(columns_weights, weights, weight_at):
+    """Start the copies of a request's weights to LDS, and end the group of what was started before.
 
     weights, weight_at : the request's first one, and what :func:`weight_places` returned
     """
-    line_copied: gl.constexpr = gl.BlockedLayout([1], [64], [gl.num_warps()], [0])
-    for stage in gl.static_range(tile_blocks.shape[0] - 1):
-        tile = gl.minimum(my_first + stage * splits, my_last)
-        copy_blocks(tile_blocks.index(unknown(stage + 1)), entries, tile, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
     if weights.dtype.element_ty == gl.float32:
         async_copy.buffer_load_to_shared(columns_weights, weights, weight_at)
     else:  # no copy to LDS has 2 bytes for a lane
@@ -210,9 +247,11 @@ def read_weights(
 def start_tiles(
     tile_keys, tile_scales, tile_blocks, entries, keys, scales, key_at, scale_at, my_first, my_last, splits, longest,
     num_blocks, stride_tk, stride_keys, stride_scales,
-    BLOCK: gl.constexpr, BLOCK_KEYS: gl.constexpr, of_lanes: gl.constexpr,
+    BLOCK: gl.constexpr, BLOCK_KEYS: gl.constexpr, of_lanes: gl.constexpr, IN_LINE: gl.constexpr,
 ):  # fmt: skip
     """Start the copies of a program's first tiles, whose table entries have come, and of the entries of those behind them.
+
+    tile_blocks : entries in LDS; IN_LINE, of tiles that lie in one block each, a line of which lanes have them
 
     Returns a tuple of what :func:`copy_tile` does for each.
     """
@@ -220,35 +259,49 @@ def start_tiles(
     line_copied: gl.constexpr = gl.BlockedLayout([1], [64], [gl.num_warps()], [0])
     blocks = ()
     for stage in gl.static_range(AHEAD):
-        tile = gl.minimum(my_first + stage * splits, my_last)
+        of_tile = of_lane(tile_blocks, stage) if IN_LINE else entry_of(tile_blocks.index(stage + 1), key_at, tile_keys.shape[1])
         block = copy_tile(
-            tile_keys.index(stage), tile_scales.index(stage), tile_blocks.index(stage + 1), tile, num_blocks,
+            tile_keys.index(stage), tile_scales.index(stage), of_tile, (my_first + stage * splits) * BLOCK_KEYS, num_blocks,
             keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK, of_lanes,
         )  # fmt: skip
         blocks += (block,)
-        tile = gl.minimum(my_first + (stage + AHEAD) * splits, my_last)
-        copy_blocks(tile_blocks.index(stage), entries, tile, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
+        if not IN_LINE:
+            ahead = gl.minimum(my_first + (stage + AHEAD) * splits, my_last) * BLOCK_KEYS
+            copy_blocks(tile_blocks.index(stage), entries, ahead, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
         async_copy.commit_group()
     return blocks
 
 
 @gluon.jit
+def entry_of(tile_blocks, key_at, BLOCKS: gl.constexpr):
+    """What :func:`copy_tile` takes of a tile whose entries lie in LDS: these, or the one block that it has."""
+    if BLOCKS == 1:
+        return block_of(tile_blocks, gl.SliceLayout(1, gl.SliceLayout(2, key_at.type.layout)))
+    else:
+        return tile_blocks
+
+
+@gluon.jit
 def copy_ahead(
-    tile_keys, tile_scales, tile_blocks, entries, keys, scales, key_at, scale_at, tile, my_last, splits, longest, num_blocks,
+    tile_keys, tile_scales, tile_blocks, entries, keys, scales, key_at, scale_at, base, last_key, further, longest, num_blocks,
     stride_tk, stride_keys, stride_scales,
     SLOT: gl.constexpr, BLOCK: gl.constexpr, BLOCK_KEYS: gl.constexpr, of_lanes: gl.constexpr,
 ):  # fmt: skip
-    """Once a tile has come, to SLOT: start the copies of the one that goes to the slot in front of it, whose table entry has
-    come with the tile, and of a table entry as many tiles further ahead. Returns what :func:`copy_tile` does."""
+    """Once a tile has come, to SLOT: start the copies of the one that goes to the slot in front of it, whose table entries have
+    come with the tile, and of table entries as many tiles further ahead. Returns what :func:`copy_tile` does.
+
+    base, last_key : the first keys of the tile and of the program's last one
+    further : keys from a tile to the next
+    """
     STAGES: gl.constexpr = tile_keys.shape[0]
     AHEAD: gl.constexpr = STAGES - 1
     FREE: gl.constexpr = (SLOT + AHEAD) % STAGES
     line_copied: gl.constexpr = gl.BlockedLayout([1], [64], [gl.num_warps()], [0])
-    ahead = afterwards(gl.minimum(tile + 2 * AHEAD * splits, my_last))
+    ahead = afterwards(gl.minimum(base + 2 * AHEAD * further, last_key))
     copy_blocks(tile_blocks.index(FREE), entries, ahead, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
-    ahead = gl.minimum(tile + AHEAD * splits, my_last)
+    of_tile = entry_of(tile_blocks.index(SLOT), key_at, tile_keys.shape[1])
     block = copy_tile(
-        tile_keys.index(FREE), tile_scales.index(FREE), tile_blocks.index(SLOT), ahead, num_blocks,
+        tile_keys.index(FREE), tile_scales.index(FREE), of_tile, base + AHEAD * further, num_blocks,
         keys, scales, key_at, scale_at, stride_keys, stride_scales, BLOCK, of_lanes,
     )  # fmt: skip
     async_copy.commit_group()
@@ -286,14 +339,15 @@ def score_tile(
 @gluon.jit
 def score_tiles(
     query, weight, blocks, tile_keys, tile_scales, tile_blocks, keys_read, scales_read, entries, keys, scales, key_at, scale_at,
-    rows, cell, length, my_first, my_last, past_tile, splits, limit, longest, num_blocks,
+    rows, cell, length, my_first, my_last, tiles, splits, limit, longest, num_blocks,
     stride_tk, stride_keys, stride_scales, stride_on,
     ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr, BLOCK: gl.constexpr, BLOCK_KEYS: gl.constexpr, PACKED_RELU: gl.constexpr,
     query_scale=None, Q_KIND: gl.constexpr = None, K_KIND: gl.constexpr = None,
 ):  # fmt: skip
-    """Write the logits of a program's tiles: every ``splits``th from ``my_first`` on.
+    """Write the logits of a program's ``tiles`` tiles: every ``splits``th from ``my_first`` to ``my_last``.
 
     blocks : what :func:`start_tiles` returned
+    tile_blocks : of tiles that lie in one block each the line of the first ones, as :func:`load_line`; else entries in LDS
     query, weight, query_scale, Q_KIND, K_KIND : as :func:`.cdna4.score`
     scales_read : of MX formats as that takes them, otherwise [stages, lanes] float32
     rows, cell : the first row's first cell, and [ROWS, BLOCK_KEYS] a tile's cells from it on
@@ -302,27 +356,46 @@ def score_tiles(
     """
     STAGES: gl.constexpr = tile_keys.shape[0]
     BLOCKS: gl.constexpr = tile_keys.shape[1]
+    AHEAD: gl.constexpr = STAGES - 1
+    LINE: gl.constexpr = line_tiles(STAGES)
     logits: gl.constexpr = length.type.layout
     # A tile's logits are stored when the next one has come, before more copies start: a wait is for all but the youngest
     # operations, of which Triton 3.6.0 and 3.7.1 count the copies alone. Behind a store among those it would be for one of the
     # next tile's copies as well.
     base = limit
     logit = gl.zeros([ROWS, BLOCK_KEYS], gl.float32, logits)
-    for round_first in range(my_first, past_tile, STAGES * splits):
-        for slot in gl.static_range(STAGES):  # a constant, and so are all places in LDS
-            tile = round_first + slot * splits
-            async_copy.wait_group(STAGES - 2)
-            store(rows + base.to(gl.int64) * stride_on, cell, logit, base < length)
-            block = copy_ahead(
-                tile_keys, tile_scales, tile_blocks, entries, keys, scales, key_at, scale_at, tile, my_last, splits, longest,
-                num_blocks, stride_tk, stride_keys, stride_scales, slot, BLOCK, BLOCK_KEYS, gl.SliceLayout(0, logits),
-            )  # fmt: skip
-            base = tile * BLOCK_KEYS
-            if tile < past_tile:
-                logit = score_tile(
-                    query, weight, blocks[0], keys_read, scales_read, num_blocks, slot, BLOCKS, ROWS, PADDED_HEADS, BLOCK_KEYS,
-                    PACKED_RELU, query_scale, Q_KIND, K_KIND,
-                )  # fmt: skip
-            blocks = blocks[1:] + (block,)  # noqa: RUF005 - Triton knows no starred elements
+    first_key = my_first * BLOCK_KEYS
+    for done in range(0, tiles, LINE):
+        left = gl.minimum(tiles - done, LINE)
+        if BLOCKS == 1:
+            line = tile_blocks
+            following = first_key // BLOCK_KEYS + LINE * splits
+            tile_blocks = load_line(entries, following, my_last, splits, stride_tk, BLOCK, BLOCK_KEYS)
+        for number in range(0, left, STAGES):
+            for slot in gl.static_range(STAGES):  # a constant, and so are all places in LDS
+                async_copy.wait_group(AHEAD - 1)
+                store(rows + base.to(gl.int64) * stride_on, cell, logit, base < length)
+                base = first_key + slot * splits * BLOCK_KEYS
+                if BLOCKS == 1:
+                    free = (slot + AHEAD) % STAGES
+                    block = copy_tile(
+                        tile_keys.index(free), tile_scales.index(free), of_lane(line, number + slot + AHEAD),
+                        base + AHEAD * splits * BLOCK_KEYS, num_blocks, keys, scales, key_at, scale_at, stride_keys,
+                        stride_scales, BLOCK, gl.SliceLayout(0, logits),
+                    )  # fmt: skip
+                    async_copy.commit_group()
+                else:
+                    block = copy_ahead(
+                        tile_keys, tile_scales, tile_blocks, entries, keys, scales, key_at, scale_at, base,
+                        my_last * BLOCK_KEYS, splits * BLOCK_KEYS, longest, num_blocks, stride_tk, stride_keys, stride_scales,
+                        slot, BLOCK, BLOCK_KEYS, gl.SliceLayout(0, logits),
+                    )  # fmt: skip
+                if number + slot < left:
+                    logit = score_tile(
+                        query, weight, blocks[0], keys_read, scales_read, num_blocks, slot, BLOCKS, ROWS, PADDED_HEADS,
+                        BLOCK_KEYS, PACKED_RELU, query_scale, Q_KIND, K_KIND,
+                    )  # fmt: skip
+                blocks = blocks[1:] + (block,)  # noqa: RUF005 - Triton knows no starred elements
+            first_key += STAGES * splits * BLOCK_KEYS
     async_copy.wait_group(0)
     store(rows + base.to(gl.int64) * stride_on, cell, logit, base < length)
