@@ -126,8 +126,8 @@ def describe(inputs: Inputs, logits_dtype: torch.dtype, candidate_block: int, cl
     problem = problem._replace(weights_dtype=floats[0], logits_dtype=floats[1])
     if isinstance(inputs, Cached):
         check_address(inputs.kv_cache)
-        direct = isinstance(inputs, Paged) and copies_directly(inputs)
-        return problem._replace(next_n=q.shape[1], block_size=inputs.kv_cache.shape[1], layout=str(place), direct_keys=direct)
+        direct, block = copies_directly(inputs), inputs.kv_cache.shape[1]
+        return problem._replace(next_n=q.shape[1], block_size=block, layout=str(place), direct_keys=direct)
     if isinstance(inputs, MxDense):
         return problem
     step, element = inputs.k.stride()
@@ -136,7 +136,7 @@ def describe(inputs: Inputs, logits_dtype: torch.dtype, candidate_block: int, cl
     return problem._replace(packed_words=words, direct_keys=packed_copy_directly(inputs), tensor_maps=tensor_maps)
 
 
-def copies_directly(inputs: Paged) -> bool:
+def copies_directly(inputs: Cached) -> bool:
     """Whether what a call reads can go straight to LDS: keys in 16-byte chunks, all at offsets of 32 bits."""
     kv_cache, weights, table, candidates = inputs.kv_cache, inputs.weights, inputs.block_table, inputs.candidates
     step, (row, head) = kv_cache.stride(0), weights.stride()

@@ -13,6 +13,7 @@ from ..common.rules import (
     classic_scores,
     interpreted_when_named,
     native_fp8,
+    needs_64_dims,
     needs_e4m3fn,
     output_of,
     padded_heads,
@@ -148,8 +149,12 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     return compat.ExampleCall((inputs, out), options, padded_heads(problem.heads) * problem.dim)
 
 
+def _mfma_multiplies(problem: Problem) -> str | None:
+    return needs_64_dims(problem.dim) if problem.k_format else needs_e4m3fn(problem.device, problem.dtype)
+
+
 def _gluon_cdna4_accepts(problem: Problem) -> str | None:
-    if reason := needs_e4m3fn(problem.device, problem.dtype):
+    if reason := _mfma_multiplies(problem):
         return reason
     if problem.block_size % problem.candidate_block:
         return (
@@ -243,15 +248,19 @@ dense = _operation(
         unless_named=_gluon_hopper_unless_named,
     ),
 )
+_CACHED_IN_GLUON = compat.Variant(
+    "gluon_cdna4", f"{__package__}.gluon_cdna4:kernel", requires=("gluon_cdna4", "torch"), accepts=_gluon_cdna4_accepts
+)
 paged = _operation(
     "paged_sparse_mqa_logits",
     example_paged,
     compat.Examples(example_paged_problem, example_call, tuple(MODES)),
-    compat.Variant(
-        "gluon_cdna4", f"{__package__}.gluon_cdna4:kernel", requires=("gluon_cdna4", "torch"), accepts=_gluon_cdna4_accepts
-    ),
+    _CACHED_IN_GLUON,
 )
 mx_dense = _operation("mx_sparse_mqa_logits", mx_example, compat.Examples(mx_example_problem, example_call, _MX_MODES))
 mx_paged = _operation(
-    "mx_paged_sparse_mqa_logits", mx_example_paged, compat.Examples(mx_example_paged_problem, example_call, _MX_MODES)
+    "mx_paged_sparse_mqa_logits",
+    mx_example_paged,
+    compat.Examples(mx_example_paged_problem, example_call, _MX_MODES),
+    _CACHED_IN_GLUON,
 )

@@ -4,6 +4,7 @@ from functools import cache
 
 from capgate import compat
 
+from ..common.key_formats import FORMATS
 from ..common.rules import padded_heads
 from ..common.tuning import ANY, Tuning, in_requests, row_for, simd_waves
 from .operation import Problem
@@ -71,12 +72,27 @@ GLUON_CDNA4: dict[int, Tuning] = {
 }
 
 
+# Compiled and emulated, never timed: as in mx_paged_mqa_logits, a fourth wave, but not of 32 heads: where rows share lists, 1
+# to 4 registers would spill with Triton 3.6.0.
+GLUON_CDNA4_SHORT: dict[int, Tuning] = {
+    **GLUON_CDNA4,
+    **{padded: GLUON_CDNA4[padded]._replace(resident=4, options=simd_waves(4)) for padded in (16, 64)},
+}
+
+
 @cache
 def gluon_cdna4(problem: Problem) -> Tuning:
-    """The row for a problem's heads, cut to the rows that share a list: fewer waves, of which a CU holds more programs."""
+    """The row for a problem's heads and the bytes of its queries and keys, cut to the rows that share a list.
+
+    That is fewer waves, of which a CU holds more programs.
+    """
     padded = padded_heads(problem.heads)
     words = 2 if problem.next_n is None else 4  # one of them of lists, or two and one of a table
-    return in_requests(GLUON_CDNA4[padded], problem.list_rows, padded, problem.dim, words)
+    if problem.k_format is None:
+        return in_requests(GLUON_CDNA4[padded], problem.list_rows, padded, problem.dim, words)
+    short = problem.dim == 64 or problem.dtype == problem.k_format == "mxfp4"
+    row, key_bytes = GLUON_CDNA4_SHORT if short else GLUON_CDNA4, FORMATS[problem.k_format].key_bytes(problem.dim)
+    return in_requests(row[padded], problem.list_rows, padded, key_bytes, words)
 
 
 # --- gluon_hopper, by padded heads; for every D, candidate block and output mode alike -------------------------------------

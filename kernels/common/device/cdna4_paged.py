@@ -1,4 +1,4 @@
-"""What the paged kernels for CDNA4 (gfx950) do alike, of fp8 keys and of MX formats: fills, and tiles on their way to LDS.
+"""What the paged kernels for CDNA4 (gfx950) do alike, of fp8 keys and of MX formats: fills, tiles on their way to LDS, scores.
 
 The docstring of fp8_paged_mqa_logits' variant says how.
 """
@@ -165,6 +165,48 @@ def start_tiles(
 
 
 @gluon.jit
+def scales_as_read(tile_scales, GROUPS: gl.constexpr, SCALE_TILE: gl.constexpr, SCALE_LANES: gl.constexpr):
+    """The UE8M0 bytes of all tiles in LDS as :func:`.cdna4.score` takes them, 64 keys a wave for each tile.
+
+    tile_scales : [stages, ...] int32, a word for each key; pieces of a tile have whole tiles of SCALE_TILE keys
+    SCALE_LANES : where it is 1, and keys have four groups, these are in the order of :func:`.cdna4.in_pairs`
+    """
+    PRODUCTS: gl.constexpr = tile_scales.shape[0] * 2 * gl.num_warps()
+    if GROUPS == 4:
+        LANES: gl.constexpr = max(SCALE_LANES, 2)
+        in_tiles: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [3, 2, 1, 0])
+        lying: gl.constexpr = [PRODUCTS, 32 // SCALE_TILE, LANES, SCALE_TILE, 4 // LANES]
+        return reinterpret(tile_scales, gl.uint8, lying, in_tiles)
+    else:
+        by_keys: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+        return reinterpret(tile_scales, gl.uint8, [PRODUCTS, 32, 4], by_keys)
+
+
+@gluon.jit
+def score_tile(
+    query, weight, keys_read, scales_read, slot,
+    ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr, BLOCK_KEYS: gl.constexpr, PACKED_RELU: gl.constexpr, LAYOUT: gl.constexpr,
+    query_scale=None, Q_KIND: gl.constexpr = None, K_KIND: gl.constexpr = None,
+):  # fmt: skip
+    """[ROWS, BLOCK_KEYS] logits, in LAYOUT, of the tile that lies in one of the slots of LDS.
+
+    query, weight, keys_read, query_scale, Q_KIND, K_KIND : as :func:`.cdna4.score`
+    scales_read : of MX formats as :func:`scales_as_read` returns it, otherwise [stages, lanes] float32
+    """
+    first_product = slot * (BLOCK_KEYS // 32)
+    if query_scale is not None:
+        return score(
+            query, weight, keys_read, first_product, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU,
+            query_scale, scales_read, slot * (2 * gl.num_warps()), Q_KIND, K_KIND,
+        )  # fmt: skip
+    else:
+        of_lanes: gl.constexpr = gl.SliceLayout(0, LAYOUT)
+        scale = async_copy.load_shared_relaxed(scales_read.index(slot).slice(0, BLOCK_KEYS, 0), of_lanes)
+        logit = score(query, weight, keys_read, first_product, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU)
+        return logit * scale[None, :]
+
+
+@gluon.jit
 def score_tiles(
     query, weight, blocks, tile_keys, tile_scales, tile_blocks, keys_read, scales_read, entries, keys, scales, key_at, scale_at,
     rows, cell, length, my_first, my_last, past_tile, splits, limit, longest, num_blocks,
@@ -175,8 +217,7 @@ def score_tiles(
     """Write the logits of a program's tiles: every ``splits``th from ``my_first`` on.
 
     blocks : what :func:`start_tiles` returned
-    query, weight, query_scale, Q_KIND, K_KIND : as :func:`.cdna4.score`
-    scales_read : of MX formats as that takes them, otherwise [stages, lanes] float32
+    query, weight, keys_read, scales_read, query_scale, Q_KIND, K_KIND : as :func:`score_tile`
     rows, cell : the first row's first cell, and [ROWS, BLOCK_KEYS] a tile's cells from it on
     length : [ROWS, BLOCK_KEYS] how many keys a row has to be given, less the place in a tile
     limit : no row is given as many
@@ -208,18 +249,10 @@ def score_tiles(
             async_copy.commit_group()
             base = tile * BLOCK_KEYS
             if tile < past_tile:
-                first_product = slot * (BLOCK_KEYS // 32)
-                if query_scale is not None:
-                    logit = score(
-                        query, weight, keys_read, first_product, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU,
-                        query_scale, scales_read, slot * (2 * NUM_WARPS), Q_KIND, K_KIND,
-                    )  # fmt: skip
-                else:
-                    scale = async_copy.load_shared_relaxed(
-                        scales_read.index(slot).slice(0, BLOCK_KEYS, 0), gl.SliceLayout(0, logits)
-                    )
-                    logit = score(query, weight, keys_read, first_product, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU)
-                    logit *= scale[None, :]
+                logit = score_tile(
+                    query, weight, keys_read, scales_read, slot, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU, logits,
+                    query_scale, Q_KIND, K_KIND,
+                )  # fmt: skip
                 held = blocks[0].to(gl.uint32) < num_blocks
                 if BLOCKS > 1:
                     held = held[None, :]
