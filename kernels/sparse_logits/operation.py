@@ -170,7 +170,7 @@ def _gluon_cdna4_accepts(problem: Problem) -> str | None:
 
 
 def _gluon_cdna4_packed_accepts(problem: Problem) -> str | None:
-    if reason := needs_e4m3fn(problem.device, problem.dtype):
+    if reason := _mfma_multiplies(problem):
         return reason
     if not problem.direct_keys:
         return (
@@ -230,16 +230,17 @@ def _operation(
 
 
 _MX_MODES = ("mxfp4-unclean", "mxfp4-shared", "mxfp8-unclean")
+_PACKED_IN_GLUON = compat.Variant(
+    "gluon_cdna4",
+    f"{__package__}.gluon_cdna4_packed:kernel",
+    requires=("gluon_cdna4", "torch"),
+    accepts=_gluon_cdna4_packed_accepts,
+)
 dense = _operation(
     "sparse_mqa_logits",
     example,
     compat.Examples(example_problem, example_call, tuple(MODES)),
-    compat.Variant(
-        "gluon_cdna4",
-        f"{__package__}.gluon_cdna4_packed:kernel",
-        requires=("gluon_cdna4", "torch"),
-        accepts=_gluon_cdna4_packed_accepts,
-    ),
+    _PACKED_IN_GLUON,
     compat.Variant(
         "gluon_hopper",
         f"{__package__}.gluon_hopper:kernel",
@@ -257,7 +258,9 @@ paged = _operation(
     compat.Examples(example_paged_problem, example_call, tuple(MODES)),
     _CACHED_IN_GLUON,
 )
-mx_dense = _operation("mx_sparse_mqa_logits", mx_example, compat.Examples(mx_example_problem, example_call, _MX_MODES))
+mx_dense = _operation(
+    "mx_sparse_mqa_logits", mx_example, compat.Examples(mx_example_problem, example_call, _MX_MODES), _PACKED_IN_GLUON
+)
 mx_paged = _operation(
     "mx_paged_sparse_mqa_logits",
     mx_example_paged,
