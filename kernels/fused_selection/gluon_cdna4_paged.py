@@ -24,7 +24,7 @@ from ..common.device.cdna4_paged import (
     in_order,
     places_in_block,
     read_weights,
-    score_tile,
+    score_held,
     start_entries,
     start_tiles,
     start_weights,
@@ -217,9 +217,9 @@ def select_cached_kernel(
                             stride_scales, slot, BLOCK, BLOCK_KEYS, gl.SliceLayout(0, logits),
                         )  # fmt: skip
                         if tile < my_last:
-                            logit = score_tile(
+                            logit = score_held(
                                 query, weight, blocks[0], keys_read, scales_read, num_blocks, slot, BLOCKS, ROWS, PADDED_HEADS,
-                                BLOCK_KEYS, False,
+                                BLOCK_KEYS, False, logits,
                             )  # fmt: skip
                         blocks = blocks[1:] + (block,)  # noqa: RUF005 - Triton knows no starred elements
                 rank, passing = pass_keys(logit, threshold, base, None, open_end)

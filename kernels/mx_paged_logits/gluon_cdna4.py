@@ -22,6 +22,7 @@ from ..common.device.cdna4_paged import (
     load_line,
     places_in_block,
     read_weights,
+    scales_as_read,
     score_tiles,
     start_entries,
     start_tiles,
@@ -139,14 +140,7 @@ def mx_paged_mqa_logits_kernel(
     tile_keys = gl.allocate_shared_memory(gl.uint8, [STAGES, BLOCKS, PIECE_KEYS, KEY_BYTES], plain)
     keys_read = reinterpret(tile_keys, K_TYPE, [STAGES * BLOCK_KEYS // 32, 32, KEY_BYTES], swizzled)
     tile_scales = gl.allocate_shared_memory(gl.int32, [STAGES, REPEATS, BLOCKS, PIECE_KEYS], plain)
-    if GROUPS == 4:
-        LANES: gl.constexpr = 2 if PAIRS else SCALE_LANES
-        in_tiles: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [3, 2, 1, 0])
-        lying: gl.constexpr = [STAGES * 2 * NUM_WARPS, 32 // SCALE_TILE, LANES, SCALE_TILE, 4 // LANES]
-        scales_read = reinterpret(tile_scales, gl.uint8, lying, in_tiles)
-    else:
-        by_keys: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-        scales_read = reinterpret(tile_scales, gl.uint8, [STAGES * 2 * NUM_WARPS, 32, 4], by_keys)
+    scales_read = scales_as_read(tile_scales, GROUPS, SCALE_TILE, SCALE_LANES)
     if BLOCKS > 1:
         tile_blocks = gl.allocate_shared_memory(gl.int32, [STAGES, 64 * NUM_WARPS], line)
     columns_weights = gl.allocate_shared_memory(gl.float32, [max(COLUMNS, 64 * NUM_WARPS)], line)

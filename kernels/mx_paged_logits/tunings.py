@@ -17,13 +17,20 @@ CLASSIC: dict[str, Tuning] = {
     # Compiled for sm89, sm90 and sm120, never run there.
     ANY: Tuning(block_keys=64, columns=128, num_warps=4, num_stages=3, resident=2),
 }
+CLASSIC_FULL: dict[str, Tuning] = {  # of calls that fill the columns
+    **CLASSIC,
+    # Compiled, never run: of tiles of 64 keys 304 to 508 registers spill with Triton 3.5.1, 144 of some formats with 3.6.0.
+    "sm120": CLASSIC[ANY]._replace(block_keys=32),
+}
 
 
 @loadable(operation, "classic")
 def classic(problem: Problem) -> Tuning:
     """The row for a problem's target, cut to its heads and to the rows of a request."""
-    row = row_for(CLASSIC, compat.capabilities(problem.device).target.label)
-    return row.with_rows(1 << (problem.next_n - 1).bit_length(), padded_heads(problem.heads))
+    label = compat.capabilities(problem.device).target.label
+    rows, padded = 1 << (problem.next_n - 1).bit_length(), padded_heads(problem.heads)
+    full = rows * padded >= row_for(CLASSIC, label).columns
+    return row_for(CLASSIC_FULL if full else CLASSIC, label).with_rows(rows, padded)
 
 
 # --- gluon_cdna4, by padded heads; for every format, layout, block size and output mode alike -----------------------------

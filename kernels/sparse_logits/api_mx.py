@@ -57,7 +57,7 @@ def mx_sparse_mqa_logits(
     out : torch.Tensor, shape (S, C * candidate_block), float32 or bfloat16, optional
         Where to write. A new one is allocated otherwise, with rows padded to 1024 bytes.
     variant : str, optional
-        Take this variant ("classic", "reference") or raise.
+        Take this variant ("gluon_cdna4", "classic", "reference") or raise.
 
     Which cells are written, strides, memory, gradients and graphs are as in :func:`sparse_mqa_logits`; NaN and very small or
     large values are as in :func:`mx_mqa_logits`.
@@ -122,7 +122,7 @@ def mx_paged_sparse_mqa_logits(
     out : torch.Tensor, shape (B * next_n, C * candidate_block), float32 or bfloat16, optional
         Where to write. A new one is allocated otherwise, with rows padded to 1024 bytes.
     variant : str, optional
-        Take this variant ("classic", "reference") or raise.
+        Take this variant ("gluon_cdna4", "classic", "reference") or raise.
 
     All else is as in :func:`mx_sparse_mqa_logits` and :func:`paged_sparse_mqa_logits`.
 

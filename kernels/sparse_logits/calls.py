@@ -25,7 +25,7 @@ from ..common.rules import MAX_HEADS, MAX_NEXT
 from ..common.schedule import operands as scheduled
 from ..common.schedule.operation import CHUNKS
 from ..common.torch_ops import register
-from .operands import Cached, Dense, Inputs, Mx, MxDense, MxPaged, Paged
+from .operands import Cached, Dense, Inputs, Mx, MxDense, MxPaged, Packed, Paged
 from .operation import CANDIDATE_BLOCKS, MOST_ROWS, Problem
 
 MAX_CELLS = 2**30  # of a row, so that a cell and the end of its tile are 32 bits wide
@@ -126,17 +126,18 @@ def describe(inputs: Inputs, logits_dtype: torch.dtype, candidate_block: int, cl
     problem = problem._replace(weights_dtype=floats[0], logits_dtype=floats[1])
     if isinstance(inputs, Cached):
         check_address(inputs.kv_cache)
-        direct = isinstance(inputs, Paged) and copies_directly(inputs)
-        return problem._replace(next_n=q.shape[1], block_size=inputs.kv_cache.shape[1], layout=str(place), direct_keys=direct)
+        direct, block = copies_directly(inputs), inputs.kv_cache.shape[1]
+        return problem._replace(next_n=q.shape[1], block_size=block, layout=str(place), direct_keys=direct)
+    problem = problem._replace(direct_keys=packed_copy_directly(inputs))
     if isinstance(inputs, MxDense):
         return problem
     step, element = inputs.k.stride()
     words = element == 1 and step % 4 == 0 and inputs.k.data_ptr() % 4 == 0
     tensor_maps = all(mappable(operand) for operand in (q, inputs.k, inputs.weights))
-    return problem._replace(packed_words=words, direct_keys=packed_copy_directly(inputs), tensor_maps=tensor_maps)
+    return problem._replace(packed_words=words, tensor_maps=tensor_maps)
 
 
-def copies_directly(inputs: Paged) -> bool:
+def copies_directly(inputs: Cached) -> bool:
     """Whether what a call reads can go straight to LDS: keys in 16-byte chunks, all at offsets of 32 bits."""
     kv_cache, weights, table, candidates = inputs.kv_cache, inputs.weights, inputs.block_table, inputs.candidates
     step, (row, head) = kv_cache.stride(0), weights.stride()
@@ -149,9 +150,9 @@ def copies_directly(inputs: Paged) -> bool:
     return bool(kv_cache.data_ptr() % 16 == 0 and step % 16 == 0 and farthest < 2**31)
 
 
-def packed_copy_directly(inputs: Dense) -> bool:
+def packed_copy_directly(inputs: Packed) -> bool:
     """As :func:`copies_directly`, of packed keys."""
-    (k, k_scale), weights, candidates = inputs[1:3], inputs.weights, inputs.candidates
+    k, k_scale, weights, candidates = inputs.k, inputs.k_scale, inputs.weights, inputs.candidates
     (step, element), (row, head) = k.stride(), weights.stride()
     farthest = max(
         k.shape[0] * step,

@@ -17,17 +17,16 @@ import triton.language as tl
 
 from capgate import compat
 
-from ..common.cache import LAYOUTS, keys_of, readable, scales_of
 from ..common.device.classic import fill, fn_to_fnuz, head_sums, load_keys, operands, rounded, score
 from ..common.device.mx import mx_products, mx_query, scale_octets
 from ..common.device.windows import keys_of_share, load_share, next_turn, row_keys
-from ..common.key_formats import SCALE_BYTES
-from ..common.mx_cache import pages_of
+from ..common.key_formats import LAYOUTS
 from ..common.rules import mx_product_options, padded_heads, product_options
 from ..common.schedule.classic import workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .device import load_candidates, load_entries, load_scales, locate_keys, longest_from, places_of
-from .operands import Cached, Inputs, Mx, MxDense, MxPaged, Packed
+from .launches import SCALES_OF_ONE, cached_keys, queries_of
+from .operands import Cached, Inputs, MxDense, Packed
 from .operation import Problem
 from .plan import MAX_KEYS, plan_of
 from .tunings import classic as tuning
@@ -249,8 +248,10 @@ def prepare(
 
     With ``clean_logits`` every other cell becomes -inf.
     """
-    weights, candidates = inputs.weights, inputs.candidates
-    q, q_scale, q_strides, products = _queries(problem, inputs)
+    weights, candidates, products = inputs.weights, inputs.candidates, _products(problem)
+    q, q_scale, q_strides = queries_of(inputs)
+    if products["MX"]:
+        q = q.view(torch.uint8)
     heads, q_bytes = q.shape[-2:]
     tune, caps = tuning(problem), compat.capabilities(problem.device)
     lanes = max(32, caps.target.warp_size)  # the interpreter has one lane, and no use for short strips
@@ -303,43 +304,29 @@ def prepare(
 
 
 Place = tuple[tuple[torch.Tensor, ...], tuple[int, int], dict[str, Any]]
-_OF_ONE = {"TILE": 1, "SCALE_TILE": 1, "SCALE_LANES": 1, "BY_SIXTEENS": False}  # a block of one key, or a flat one
 
 
 def _packed(inputs: Packed) -> Place:
     """Where keys lie side by side: (keys, scales, starts, ends, table), (blocks, keys that there are), constants."""
     k = inputs.k.view(torch.uint8) if isinstance(inputs, MxDense) else inputs.k
     tensors = (k, inputs.k_scale, inputs.starts, inputs.ends, inputs.candidates)
-    return tensors, (1, k.shape[0]), {"BLOCK": 0, "KEY_BYTES": k.shape[1], **_OF_ONE}
+    return tensors, (1, k.shape[0]), {"BLOCK": 0, "KEY_BYTES": k.shape[1], "TILE": 1, "BY_SIXTEENS": False, **SCALES_OF_ONE}
 
 
 def _cached(inputs: Cached, layout: str) -> Place:
     """As :func:`_packed` of a cache."""
     lens, table = inputs.context_lens, inputs.block_table
-    blocks, block, _, width = inputs.kv_cache.shape
-    kv_cache, where = readable(inputs.kv_cache), {"BLOCK": block, "KEY_BYTES": width - SCALE_BYTES}
-    if isinstance(inputs, MxPaged):
-        keys, scales, _, _, at = pages_of(kv_cache, None, layout)
-        where |= {"TILE": at.tile_of(block), "SCALE_TILE": at.scale_tile_of(block)}
-        where |= {"SCALE_LANES": at.scale_lanes, "BY_SIXTEENS": at.by_sixteens}
-    else:
-        keys, scales = keys_of(kv_cache).view(inputs.q.dtype), scales_of(kv_cache)
-        where |= {**_OF_ONE, "TILE": LAYOUTS[layout]}
-    most = min(table.shape[1] * block, MAX_KEYS)
-    return (keys, scales, lens, lens, table), (blocks, most), where
+    keys, scales, where = cached_keys(inputs, layout)
+    where["BY_SIXTEENS"] = LAYOUTS[layout].by_sixteens
+    most = min(table.shape[1] * where["BLOCK"], MAX_KEYS)
+    return (keys, scales, lens, lens, table), (inputs.kv_cache.shape[0], most), where
 
 
-def _queries(problem: Problem, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...], dict[str, bool]]:
-    """(queries, their scales, strides of both, what the kernel is told of products); the scales of fp8 queries are not read."""
-    q = inputs.q
-    steps = q.stride() if q.ndim == 4 else (q.stride(0), 0, *q.stride()[1:])
-    if not isinstance(inputs, Mx):
-        products = {"MX": False, "SCALED": False, **product_options(problem.device, problem.dtype)}
-        return q, q, (*steps, 0, 0, 0), products
-    of_scales = inputs.q_scale.stride()
-    steps += of_scales if len(of_scales) == 3 else (of_scales[0], 0, of_scales[1])
-    products = {"MX": True, "TO_FNUZ": False, **mx_product_options(problem.device, problem.dim)}
-    return q.view(torch.uint8), inputs.q_scale, steps, products
+def _products(problem: Problem) -> dict[str, bool]:
+    """What the kernel is told of products."""
+    if problem.k_format is None:
+        return {"MX": False, "SCALED": False, **product_options(problem.device, problem.dtype)}
+    return {"MX": True, "TO_FNUZ": False, **mx_product_options(problem.device, problem.dim)}
 
 
 def workers(problem: Problem) -> int:

@@ -2,9 +2,10 @@
 
     logits[i, j * C + o] = scale * sum_h weights[i, h] * relu(q[i, h, :] . key)    of key o in the block candidates[i, j]
 
-C being the keys of a candidate block, and keys those of a paged cache. The keys of all lists are shared out among programs by
-the classic variant's schedule; a tile of listed keys is scored as the paged kernel scores one of adjacent keys, by a wave alone
-or by waves that have rows of their own and share the tiles.
+C being the keys of a candidate block, and keys those of a paged cache, in fp8 or in MX formats. These have no ``scale``: q and
+keys are values times their scales, which the f8f6f4 MFMA multiplies, and a key's word of scales goes to LDS as its float32
+does. The keys of all lists are shared out among programs by the classic variant's schedule; a tile of listed keys is scored as
+the paged kernel scores one of adjacent keys, by a wave alone or by waves that have rows of their own and share the tiles.
 
 Keys, scales, lists and table entries go from memory straight to LDS, and each is what the next one waits for: a tile's list
 comes two tiles before its table entries, and these two tiles before its keys, which come two tiles before the arithmetic. So
@@ -20,88 +21,39 @@ import torch
 from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, gl, gluon, reinterpret
 
-from ..common.cache import LAYOUTS, keys_of, readable
 from ..common.device.cached_keys import first_byte
-from ..common.device.cdna4 import load, load_queries, logit_layout, row_and_head, rows_together, score, store
+from ..common.device.cdna4 import (
+    in_pairs,
+    load,
+    load_queries,
+    load_query_scales,
+    logit_layout,
+    row_and_head,
+    rows_together,
+    store,
+)
 from ..common.device.cdna4_packed import RELU_RANGE, clamp_keeps_nan
-from ..common.device.cdna4_paged import afterwards, answered, in_order, unknown
-from ..common.device.windows import keys_of_share, load_share, near_block, next_turn, row_keys
+from ..common.device.cdna4_paged import afterwards, in_order, scales_as_read, score_tile, unknown
+from ..common.device.windows import keys_of_share, load_share, next_turn, row_keys
 from ..common.rules import in_packets, packs_relu, padded_heads
 from ..common.schedule.classic import workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .device import longest_from
 from .device_cdna4 import copy_candidates, fill_unlisted
-from .operands import Paged
+from .device_cdna4_paged import copy_entries, copy_tile, word_of_scales
+from .launches import cached_keys, queries_of
+from .operands import Cached
 from .operation import Problem
 from .plan import MAX_KEYS, plan_of
 from .tunings import gluon_cdna4 as tuning
 
 
 @gluon.jit
-def copy_entries(
-    tile_entries, tile_candidates, past, pages, stride_tk, BLOCK: gl.constexpr, CANDIDATE: gl.constexpr, LAYOUT: gl.constexpr
-):  # fmt: skip
-    """Start the copy of the table's entries for the blocks that ``tile_candidates`` names to LDS: for each cell one.
-
-    past : blocks that the row has; in place of others the entry of its last one
-    """
-    block = async_copy.load_shared_relaxed(tile_candidates, LAYOUT).to(gl.uint32)
-    page = gl.minimum(block, past - 1) // (BLOCK // CANDIDATE)
-    async_copy.buffer_load_to_shared(tile_entries, pages, page.to(gl.int32) * stride_tk)
-
-
-@gluon.jit
-def copy_tile(
-    tile_keys, tile_scales, tile_candidates, tile_entries, tile, past, num_blocks,
-    keys, key_at, scale_at, stride_keys,
-    BLOCK: gl.constexpr, CANDIDATE: gl.constexpr, DIM: gl.constexpr, TILE: gl.constexpr, of_lanes: gl.constexpr,
-):  # fmt: skip
-    """Start the copy of one tile's keys and scales to LDS, those of blocks ``tile_candidates`` that lie in ``tile_entries``.
-
-    Returns which of the row's keys the tile's cells are of, in the layout ``of_lanes``; MAX_KEYS where the cache lacks one.
-    """
-    BLOCKS: gl.constexpr = tile_keys.shape[0]
-    PIECE_KEYS: gl.constexpr = tile_keys.shape[1]
-    BLOCK_KEYS: gl.constexpr = BLOCKS * PIECE_KEYS
-    LANES: gl.constexpr = tile_entries.shape[0]
-    pieces: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-    tile_blocks = reinterpret(tile_candidates, gl.int32, [LANES // PIECE_KEYS, PIECE_KEYS], pieces).slice(0, BLOCKS, 0)
-    tile_pages = reinterpret(tile_entries, gl.int32, [LANES // PIECE_KEYS, PIECE_KEYS], pieces).slice(0, BLOCKS, 0)
-    skipped = tile.to(gl.uint32) * BLOCK_KEYS % CANDIDATE  # keys of a candidate block, where it has several tiles
-
-    # Whichever candidate a row lists, and past its end: there are keys to read in the block that stands for it.
-    of_keys: gl.constexpr = gl.SliceLayout(2, key_at.type.layout)
-    block = async_copy.load_shared_relaxed(tile_blocks.slice(0, 1, 1), of_keys).to(gl.uint32)
-    page = near_block(async_copy.load_shared_relaxed(tile_pages.slice(0, 1, 1), of_keys), num_blocks)
-    inside = block % (BLOCK // CANDIDATE) * CANDIDATE
-    if CANDIDATE > BLOCK_KEYS:
-        inside += skipped
-    key_at += (page.to(gl.int32) * stride_keys + first_byte(inside.to(gl.int32), DIM, TILE))[:, :, None]
-
-    of_scales: gl.constexpr = gl.SliceLayout(0, scale_at.type.layout)
-    block = async_copy.load_shared_relaxed(tile_blocks, of_scales).to(gl.uint32)
-    page = async_copy.load_shared_relaxed(tile_pages, of_scales).to(gl.uint32)
-    inside = block % (BLOCK // CANDIDATE) * CANDIDATE
-    place = gl.minimum(block, past) * CANDIDATE + gl.arange(0, PIECE_KEYS, gl.SliceLayout(0, of_scales)).to(gl.uint32)[None, :]
-    if CANDIDATE > BLOCK_KEYS:
-        inside += skipped
-        place += skipped
-    place = gl.where(page < num_blocks, place, FAR)
-    page = near_block(page, num_blocks) * gl.to_tensor(stride_keys).to(gl.uint32) // 4
-    scale_at += (page + inside).to(gl.int32)[None, :, :]
-    place = answered(place)  # as the others are: one wave alone meets no barrier before it copies over what it reads here
-    async_copy.buffer_load_to_shared(tile_keys, keys, key_at)
-    async_copy.buffer_load_to_shared(tile_scales, keys.to(gl.pointer_type(gl.float32), bitcast=True), scale_at)
-    return gl.convert_layout(gl.reshape(place, [BLOCK_KEYS]), of_lanes)
-
-
-FAR = gl.constexpr(MAX_KEYS)  # further than any key that a row sees
-
-
-@gluon.jit
 def paged_sparse_mqa_logits_kernel(
-    q,  # [B, NEXT_N, H, D] fp8
-    keys,  # [num_blocks, BLOCK, D] fp8, in tiles of TILE keys; behind those of a block their scales, [BLOCK] float32
+    q,  # [B, NEXT_N, H, Q_BYTES] fp8, or uint8 of mxfp4
+    q_scale,  # [B, NEXT_N, H] int32, of an MX format
+    keys,  # [num_blocks, BLOCK * KEY_BYTES] fp8, or uint8 of an MX format, in tiles of TILE keys; behind those of a block their
+    # scales: [BLOCK] float32, or of an MX format [BLOCK * 4] uint8, in tiles of SCALE_TILE keys
     weights,  # [B * NEXT_N, H] float32 or bfloat16
     lens,  # [B] int32, or [B, NEXT_N] if ROW_LENS
     table,  # [B, max_blocks] int32
@@ -119,6 +71,9 @@ def paged_sparse_mqa_logits_kernel(
     stride_qn,
     stride_qh,
     stride_qd,
+    stride_sb,
+    stride_sn,
+    stride_sh,
     stride_keys,
     stride_ws,
     stride_wh,
@@ -133,12 +88,16 @@ def paged_sparse_mqa_logits_kernel(
     NEXT_N: gl.constexpr,
     HEADS: gl.constexpr,
     DIM: gl.constexpr,
+    Q_BYTES: gl.constexpr,
+    KEY_BYTES: gl.constexpr,
     PADDED_HEADS: gl.constexpr,
     CANDIDATE: gl.constexpr,
     SHARED: gl.constexpr,  # whether rows share lists, which the schedule counts by the last of them
     ROWS: gl.constexpr,
     BLOCK: gl.constexpr,
     TILE: gl.constexpr,
+    SCALE_TILE: gl.constexpr,
+    SCALE_LANES: gl.constexpr,
     BLOCK_KEYS: gl.constexpr,
     CHUNK: gl.constexpr,
     STAGES: gl.constexpr,
@@ -147,6 +106,7 @@ def paged_sparse_mqa_logits_kernel(
     ROW_LENS: gl.constexpr,
     INDEX: gl.constexpr,
     PACKETS: gl.constexpr,
+    MX: gl.constexpr,
     PACKED_RELU: gl.constexpr,
 ):
     NUM_WARPS: gl.constexpr = gl.num_warps()
@@ -156,6 +116,12 @@ def paged_sparse_mqa_logits_kernel(
     PIECE_KEYS: gl.constexpr = min(CANDIDATE, BLOCK_KEYS)  # of a tile, in one block
     BLOCKS: gl.constexpr = BLOCK_KEYS // PIECE_KEYS  # of a tile, each with a piece of it
     REPEATS: gl.constexpr = 64 * NUM_WARPS // BLOCK_KEYS  # of a tile's scales: one for every lane, so that no lane is masked
+    GROUPS: gl.constexpr = DIM // 32  # of a key in an MX format, each with a scale
+    PAIRS: gl.constexpr = MX and GROUPS == 4 and SCALE_LANES == 1  # else scales lie in pairs as they are, or in none
+    Q_KIND: gl.constexpr = "e2m1" if Q_BYTES < DIM else "e4m3"
+    K_KIND: gl.constexpr = "e2m1" if KEY_BYTES < DIM else "e4m3"
+    K_TYPE: gl.constexpr = gl.uint8 if KEY_BYTES < DIM else gl.float8e4nv
+    SCALE_TYPE: gl.constexpr = gl.int32 if MX else gl.float32
     INSTRUCTION_DIM: gl.constexpr = 64 if DIM >= 64 else 16  # dims of the f8f6f4 instruction, or of the older fp8 one
     mfma: gl.constexpr = cdna4.AMDMFMALayout(
         4, [32, 32, INSTRUCTION_DIM], False, [NUM_WARPS, 1], tiles_per_warp=[COLUMNS // 32 // NUM_WARPS, 1]
@@ -163,11 +129,11 @@ def paged_sparse_mqa_logits_kernel(
     operand: gl.constexpr = gl.DotOperandLayout(0, mfma, 16)
     logits: gl.constexpr = gl.SliceLayout(1, logit_layout(ROWS, BLOCK_KEYS, NUM_WARPS))
     of_lanes: gl.constexpr = gl.SliceLayout(0, logits)
-    copied: gl.constexpr = in_order([BLOCKS, PIECE_KEYS, DIM], 16, NUM_WARPS)
+    copied: gl.constexpr = in_order([BLOCKS, PIECE_KEYS, KEY_BYTES], 16, NUM_WARPS)
     scales_copied: gl.constexpr = in_order([REPEATS, BLOCKS, PIECE_KEYS], 1, NUM_WARPS)
     line_copied: gl.constexpr = gl.BlockedLayout([1], [64], [NUM_WARPS], [0])
     plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
-    swizzled: gl.constexpr = gl.SwizzledSharedLayout(16, 256 // DIM, DIM // 16, [1, 0])
+    swizzled: gl.constexpr = gl.SwizzledSharedLayout(16, 256 // KEY_BYTES, KEY_BYTES // 16, [1, 0])
     line: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
 
     worker = gl.program_id(0) // splits
@@ -176,6 +142,7 @@ def paged_sparse_mqa_logits_kernel(
     rows_left = list_rows - first_in_list
     first_list, first_chunk, last_list, last_chunk = load_share(schedule, worker, num_lists, SHARED)
     num_blocks = gl.to_tensor(num_blocks).to(gl.uint32)
+    scales = keys.to(gl.pointer_type(SCALE_TYPE), bitcast=True)
 
     if CLEAN:  # first, so that the stores drain behind the arithmetic
         fill_unlisted(
@@ -194,17 +161,23 @@ def paged_sparse_mqa_logits_kernel(
     cell = (member.to(INDEX) * stride_os)[:, None] + (near_cell.to(INDEX) * stride_on)[None, :]
 
     key = gl.arange(0, PIECE_KEYS, gl.SliceLayout(0, gl.SliceLayout(2, copied)))
-    byte = gl.arange(0, DIM, gl.SliceLayout(0, gl.SliceLayout(1, copied)))
+    byte = gl.arange(0, KEY_BYTES, gl.SliceLayout(0, gl.SliceLayout(1, copied)))
     tile_key = gl.arange(0, BLOCKS, gl.SliceLayout(1, gl.SliceLayout(2, copied)))[:, None] * PIECE_KEYS + key[None, :]
-    packet = (byte // 16)[None, None, :] ^ (tile_key * DIM // 256 % (DIM // 16))[:, :, None]
-    key_at = first_byte(key, DIM, TILE)[None, :, None] + packet * (16 * TILE) + (byte % 16)[None, None, :]
-    scale_at = gl.arange(0, PIECE_KEYS, gl.SliceLayout(0, gl.SliceLayout(1, scales_copied)))[None, None, :]
-    scale_at += gl.full([REPEATS, BLOCKS, PIECE_KEYS], BLOCK * DIM // 4, gl.int32, scales_copied)
+    packet = (byte // 16)[None, None, :] ^ (tile_key * KEY_BYTES // 256 % (KEY_BYTES // 16))[:, :, None]
+    if PAIRS:
+        packet = in_pairs(packet, KEY_BYTES // 64)
+    key_at = first_byte(key, KEY_BYTES, TILE)[None, :, None] + packet * (16 * TILE) + (byte % 16)[None, None, :]
+    scale_at = gl.arange(0, PIECE_KEYS, gl.SliceLayout(0, gl.SliceLayout(1, scales_copied)))
+    scale_at = word_of_scales(scale_at, PIECE_KEYS, SCALE_TILE, SCALE_LANES)[None, None, :]
+    scale_at += gl.full([REPEATS, BLOCKS, PIECE_KEYS], BLOCK * KEY_BYTES // 4, gl.int32, scales_copied)
 
-    tile_keys = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, BLOCKS, PIECE_KEYS, DIM], plain)
-    keys_read = reinterpret(tile_keys, gl.float8e4nv, [STAGES * BLOCK_KEYS // 32, 32, DIM], swizzled)
-    tile_scales = gl.allocate_shared_memory(gl.float32, [STAGES, REPEATS, BLOCKS, PIECE_KEYS], plain)
-    scales_read = reinterpret(tile_scales, gl.float32, [STAGES, 64 * NUM_WARPS], line)
+    tile_keys = gl.allocate_shared_memory(keys.dtype.element_ty, [STAGES, BLOCKS, PIECE_KEYS, KEY_BYTES], plain)
+    keys_read = reinterpret(tile_keys, K_TYPE, [STAGES * BLOCK_KEYS // 32, 32, KEY_BYTES], swizzled)
+    tile_scales = gl.allocate_shared_memory(SCALE_TYPE, [STAGES, REPEATS, BLOCKS, PIECE_KEYS], plain)
+    if MX:
+        scales_read = scales_as_read(tile_scales, GROUPS, min(SCALE_TILE, PIECE_KEYS), SCALE_LANES)
+    else:
+        scales_read = reinterpret(tile_scales, gl.float32, [STAGES, 64 * NUM_WARPS], line)
     tile_entries = gl.allocate_shared_memory(gl.int32, [STAGES, 64 * NUM_WARPS], line)
     tile_candidates = gl.allocate_shared_memory(gl.int32, [STAGES, 64 * NUM_WARPS], line)  # those that entries are of
     next_candidates = gl.allocate_shared_memory(gl.int32, [STAGES, 64 * NUM_WARPS], line)  # those that entries will be of
@@ -218,6 +191,7 @@ def paged_sparse_mqa_logits_kernel(
         base_row = which * list_rows + first_in_list
         request = base_row // NEXT_N
         request64, base_row64 = request.to(gl.int64), base_row.to(gl.int64)
+        row64 = (base_row - request * NEXT_N).to(gl.int64)  # of its request
         longest = longest_from(
             gl.minimum(base_row, 0), base_row, rows_left, lens, lens, 0, most, 0, stride_lb, stride_ln, NEXT_N, ROW_LENS,
             False, ROWS,
@@ -241,9 +215,15 @@ def paged_sparse_mqa_logits_kernel(
                 columns_weights.store(load(request_weights, weight_at).to(gl.float32))
             async_copy.commit_group()
             query = load_queries(
-                q + (request64 * stride_qb + (base_row64 - request64 * NEXT_N) * stride_qn), rows_left - 1, 0,
-                stride_qn, stride_qh, stride_qd, HEADS, DIM, PADDED_HEADS, ROWS, INDEX, PACKETS, operand, TOGETHER,
+                q + (request64 * stride_qb + row64 * stride_qn), rows_left - 1, 0,
+                stride_qn, stride_qh, stride_qd, HEADS, Q_BYTES, PADDED_HEADS, ROWS, INDEX, PACKETS, operand, TOGETHER, PAIRS,
             )  # fmt: skip
+            query_scale = None
+            if MX:
+                query_scale = load_query_scales(
+                    q_scale + (request64 * stride_sb + row64 * stride_sn), rows_left - 1,
+                    stride_sn, stride_sh, HEADS, PADDED_HEADS, ROWS, GROUPS, INDEX, operand, TOGETHER, PAIRS,
+                )  # fmt: skip
             async_copy.wait_group(0)
             weight = async_copy.load_shared_relaxed(columns_weights.slice(0, COLUMNS, 0), gl.SliceLayout(1, mfma))
             weight = gl.where(head < HEADS, weight, 0.0)
@@ -267,8 +247,8 @@ def paged_sparse_mqa_logits_kernel(
                 tile = gl.minimum(my_first + stage * splits, my_last)
                 place = copy_tile(
                     tile_keys.index(stage), tile_scales.index(stage), tile_candidates.index(stage + 1),
-                    tile_entries.index(stage + 1), tile, past, num_blocks, keys, key_at, scale_at,
-                    stride_keys, BLOCK, CANDIDATE, DIM, TILE, of_lanes,
+                    tile_entries.index(stage + 1), tile, past, num_blocks, keys, scales, key_at, scale_at,
+                    stride_keys, BLOCK, CANDIDATE, TILE, SCALE_TILE, SCALE_LANES, of_lanes,
                 )  # fmt: skip
                 places += (place,)
                 tile = gl.minimum(my_first + (stage + AHEAD) * splits, my_last)
@@ -315,16 +295,16 @@ def paged_sparse_mqa_logits_kernel(
                     ahead = gl.minimum(tile + AHEAD * splits, my_last)
                     place = copy_tile(
                         tile_keys.index(free), tile_scales.index(free), tile_candidates.index(slot),
-                        tile_entries.index(slot), ahead, past, num_blocks, keys, key_at, scale_at,
-                        stride_keys, BLOCK, CANDIDATE, DIM, TILE, of_lanes,
+                        tile_entries.index(slot), ahead, past, num_blocks, keys, scales, key_at, scale_at,
+                        stride_keys, BLOCK, CANDIDATE, TILE, SCALE_TILE, SCALE_LANES, of_lanes,
                     )  # fmt: skip
                     async_copy.commit_group()
                     base = tile * BLOCK_KEYS
                     if tile < past_tile:
-                        scale = async_copy.load_shared_relaxed(scales_read.index(slot).slice(0, BLOCK_KEYS, 0), of_lanes)
-                        first_product = slot * (BLOCK_KEYS // 32)
-                        logit = score(query, weight, keys_read, first_product, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU)
-                        logit *= scale[None, :]
+                        logit = score_tile(
+                            query, weight, keys_read, scales_read, slot, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU, logits,
+                            query_scale, Q_KIND, K_KIND,
+                        )  # fmt: skip
                         held = places[0][None, :] < counts[:, None]  # type: ignore[misc]
                         logit = gl.where(held, logit, float("-inf"))
                     places = places[1:] + (place,)  # noqa: RUF005 - Triton knows no starred elements
@@ -335,7 +315,7 @@ def paged_sparse_mqa_logits_kernel(
 
 def prepare(
     problem: Problem,
-    inputs: Paged,
+    inputs: Cached,
     out: torch.Tensor,
     *,
     clean_logits: bool,
@@ -347,35 +327,34 @@ def prepare(
 
     With ``clean_logits`` every other cell becomes -inf.
     """
-    q, kv_cache, weights, context_lens, block_table, candidates, _ = inputs
-    _, next_n, heads, dim = q.shape
-    (blocks, block), (rows, width) = kv_cache.shape[:2], out.shape
+    weights, block_table, candidates = inputs.weights, inputs.block_table, inputs.candidates
+    (q, q_scale, q_strides), (keys, _, where) = queries_of(inputs), cached_keys(inputs, layout)
+    (_, next_n, heads, q_bytes), (rows, width) = q.shape, out.shape
     tune = tuning(problem)
     plan = plan_of(tune, problem, inputs, out, chunk_keys)
-    kv_cache = readable(kv_cache)
-    keys = keys_of(kv_cache).view(q.dtype)
     strip = 16 * 64 * tune.num_warps  # four stores of 4 cells a lane
     farthest = max(  # byte that a program reaches from its base pointers; buffer instructions reach 2 GiB
-        next_n * q.stride(1) + heads * q.stride(2) + dim * q.stride(3),
+        next_n * q.stride(1) + heads * q.stride(2) + q_bytes * q.stride(3),
+        4 * (next_n * q_strides[5] + heads * q_strides[6]),
         out.itemsize * (tune.rows * out.stride(0) + max(strip, tune.block_keys) * out.stride(1)),
     )
-    most = min(block_table.shape[1] * block, MAX_KEYS)
+    most = min(block_table.shape[1] * where["BLOCK"], MAX_KEYS)
+    sizes = len(candidates), plan.list_rows, inputs.kv_cache.shape[0], most, candidates.shape[1]
     arguments = (
-        *(q, keys, weights, context_lens, block_table, candidates, plan.schedule, out),
-        *(len(candidates), plan.list_rows, blocks, most, candidates.shape[1], rows * -(-width // strip), plan.splits),
-        *(*q.stride(), keys.stride(0), *weights.stride(), *plan.lens_strides),
+        *(q, q_scale, keys, weights, inputs.context_lens, block_table, candidates, plan.schedule, out),
+        *(*sizes, rows * -(-width // strip), plan.splits),
+        *(*q_strides, keys.stride(0), *weights.stride(), *plan.lens_strides),
         *(*block_table.stride(), *candidates.stride(), *out.stride()),
     )
     keywords = {
         "NEXT_N": next_n,
         "HEADS": heads,
-        "DIM": dim,
+        "DIM": problem.dim,
+        "Q_BYTES": q_bytes,
         "PADDED_HEADS": padded_heads(heads),
         "CANDIDATE": candidate_block,
         "SHARED": plan.list_rows > 1,
         "ROWS": tune.rows,
-        "BLOCK": block,
-        "TILE": LAYOUTS[layout],
         "BLOCK_KEYS": tune.block_keys,
         "CHUNK": chunk_keys,
         "STAGES": tune.num_stages,
@@ -384,9 +363,11 @@ def prepare(
         "ROW_LENS": plan.row_lens,
         "INDEX": gl.int32 if farthest < 2**31 else gl.int64,
         "PACKETS": in_packets(q),
-        "PACKED_RELU": packs_relu(problem.device, problem.dtype, dim),
+        "MX": problem.k_format is not None,
+        "PACKED_RELU": problem.k_format is None and packs_relu(problem.device, problem.dtype, problem.dim),
         "num_warps": tune.num_warps,
         "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
+        **where,
         **VGPRS_ONLY,
         **dict(tune.options),
     }

@@ -2,10 +2,10 @@
 
     logits[i, j * C + o] = k_scale[n] * sum_h weights[i, h] * relu(q[i, h, :] . k[n, :])    of key n, the o-th of block j
 
-C being the keys of a candidate block. As the kernel of cached keys, without a table: a tile's list comes to LDS two tiles
-before its keys, and these two tiles before the arithmetic, so that one wait in a pass covers both. Keys are copied from offsets
-of 32 bits from a window's first one, so that all have to lie within 2 GiB. Rows that share a list and begin at different keys
-have no key in common where blocks are counted from there: they take turns.
+C being the keys of a candidate block; in MX formats there is no ``k_scale``. As the kernel of cached keys, without a table: a
+tile's list comes to LDS two tiles before its keys, and these two tiles before the arithmetic, so that one wait in a pass covers
+both. Keys are copied from offsets of 32 bits from a window's first one, so that all have to lie within 2 GiB. Rows that share a
+list and begin at different keys have no key in common where blocks are counted from there: they take turns.
 
 LDS without bank conflicts: packets are permuted and read as in the dense kernel.
 """
@@ -15,15 +15,25 @@ import torch
 from capgate import compat
 from capgate.compat.gluon import VGPRS_ONLY, async_copy, cdna4, gl, gluon, reinterpret
 
-from ..common.device.cdna4 import load, load_queries, logit_layout, row_and_head, rows_together, score, store
+from ..common.device.cdna4 import (
+    in_pairs,
+    load,
+    load_queries,
+    load_query_scales,
+    logit_layout,
+    row_and_head,
+    rows_together,
+    store,
+)
 from ..common.device.cdna4_packed import RELU_RANGE, clamp_keeps_nan
-from ..common.device.cdna4_paged import afterwards, in_order, unknown
+from ..common.device.cdna4_paged import afterwards, in_order, scales_as_read, score_tile, unknown
 from ..common.device.windows import keys_of_share, load_share, next_turn, row_keys
 from ..common.rules import in_packets, packs_relu, padded_heads
 from ..common.schedule.classic import workers_that_fit
 from ..common.schedule.operation import CHUNK_KEYS
 from .device_cdna4 import copy_candidates, fill_unlisted, next_window
-from .operands import Dense
+from .launches import queries_of
+from .operands import MxDense, Packed
 from .operation import Problem
 from .plan import plan_of
 from .tunings import gluon_cdna4 as tuning
@@ -75,9 +85,10 @@ def copy_tile(
 
 @gluon.jit
 def sparse_mqa_logits_kernel(
-    q,  # [S, H, D] fp8
-    k,  # [N, D] fp8
-    k_scale,  # [N] float32
+    q,  # [S, H, Q_BYTES] fp8, or uint8 of mxfp4
+    q_scale,  # [S, H] int32, of an MX format
+    k,  # [N, KEY_BYTES] fp8, or uint8 of an MX format
+    k_scale,  # [N] float32, or int32 of an MX format
     weights,  # [S, H] float32 or bfloat16
     starts,  # [S] int32
     ends,  # [S] int32
@@ -94,6 +105,8 @@ def sparse_mqa_logits_kernel(
     stride_qs,
     stride_qh,
     stride_qd,
+    stride_ss,
+    stride_sh,
     stride_kn,
     stride_scale,
     stride_ws,
@@ -106,6 +119,8 @@ def sparse_mqa_logits_kernel(
     stride_on,
     HEADS: gl.constexpr,
     DIM: gl.constexpr,
+    Q_BYTES: gl.constexpr,
+    KEY_BYTES: gl.constexpr,
     PADDED_HEADS: gl.constexpr,
     CANDIDATE: gl.constexpr,
     ADJACENT: gl.constexpr,  # whether no byte lies between keys
@@ -119,6 +134,7 @@ def sparse_mqa_logits_kernel(
     CLEAN: gl.constexpr,
     INDEX: gl.constexpr,
     PACKETS: gl.constexpr,
+    MX: gl.constexpr,
     PACKED_RELU: gl.constexpr,
 ):
     NUM_WARPS: gl.constexpr = gl.num_warps()
@@ -128,6 +144,11 @@ def sparse_mqa_logits_kernel(
     PIECE_KEYS: gl.constexpr = min(CANDIDATE, BLOCK_KEYS)  # of a tile, in one block
     BLOCKS: gl.constexpr = BLOCK_KEYS // PIECE_KEYS  # of a tile, each with a piece of it
     REPEATS: gl.constexpr = 64 * NUM_WARPS // BLOCK_KEYS  # of a tile's scales: one for every lane, so that no lane is masked
+    GROUPS: gl.constexpr = DIM // 32  # of a key in an MX format, each with a scale
+    PAIRS: gl.constexpr = MX and GROUPS == 4  # of groups whose scales a lane reads at a time
+    Q_KIND: gl.constexpr = "e2m1" if Q_BYTES < DIM else "e4m3"
+    K_KIND: gl.constexpr = "e2m1" if KEY_BYTES < DIM else "e4m3"
+    K_TYPE: gl.constexpr = gl.uint8 if KEY_BYTES < DIM else gl.float8e4nv
     INSTRUCTION_DIM: gl.constexpr = 64 if DIM >= 64 else 16  # dims of the f8f6f4 instruction, or of the older fp8 one
     mfma: gl.constexpr = cdna4.AMDMFMALayout(
         4, [32, 32, INSTRUCTION_DIM], False, [NUM_WARPS, 1], tiles_per_warp=[COLUMNS // 32 // NUM_WARPS, 1]
@@ -135,10 +156,10 @@ def sparse_mqa_logits_kernel(
     operand: gl.constexpr = gl.DotOperandLayout(0, mfma, 16)
     logits: gl.constexpr = gl.SliceLayout(1, logit_layout(ROWS, BLOCK_KEYS, NUM_WARPS))
     of_lanes: gl.constexpr = gl.SliceLayout(0, logits)
-    copied: gl.constexpr = in_order([BLOCKS, PIECE_KEYS, DIM], 16, NUM_WARPS)
+    copied: gl.constexpr = in_order([BLOCKS, PIECE_KEYS, KEY_BYTES], 16, NUM_WARPS)
     line_copied: gl.constexpr = gl.BlockedLayout([1], [64], [NUM_WARPS], [0])
     plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
-    swizzled: gl.constexpr = gl.SwizzledSharedLayout(16, 256 // DIM, DIM // 16, [1, 0])
+    swizzled: gl.constexpr = gl.SwizzledSharedLayout(16, 256 // KEY_BYTES, KEY_BYTES // 16, [1, 0])
     line: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
 
     worker = gl.program_id(0) // splits
@@ -164,15 +185,20 @@ def sparse_mqa_logits_kernel(
     cell = (member.to(INDEX) * stride_os)[:, None] + (near_cell.to(INDEX) * stride_on)[None, :]
 
     key = gl.arange(0, PIECE_KEYS, gl.SliceLayout(0, gl.SliceLayout(2, copied)))
-    byte = gl.arange(0, DIM, gl.SliceLayout(0, gl.SliceLayout(1, copied)))
+    byte = gl.arange(0, KEY_BYTES, gl.SliceLayout(0, gl.SliceLayout(1, copied)))
     tile_key = gl.arange(0, BLOCKS, gl.SliceLayout(1, gl.SliceLayout(2, copied)))[:, None] * PIECE_KEYS + key[None, :]
-    packet = (byte // 16)[None, None, :] ^ (tile_key * DIM // 256 % (DIM // 16))[:, :, None]
+    packet = (byte // 16)[None, None, :] ^ (tile_key * KEY_BYTES // 256 % (KEY_BYTES // 16))[:, :, None]
+    if PAIRS:
+        packet = in_pairs(packet, KEY_BYTES // 64)
     packet = packet * 16 + (byte % 16)[None, None, :]
 
-    tile_keys = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, BLOCKS, PIECE_KEYS, DIM], plain)
-    keys_read = reinterpret(tile_keys, gl.float8e4nv, [STAGES * BLOCK_KEYS // 32, 32, DIM], swizzled)
-    tile_scales = gl.allocate_shared_memory(gl.float32, [STAGES, REPEATS, BLOCKS, PIECE_KEYS], plain)
-    scales_read = reinterpret(tile_scales, gl.float32, [STAGES, 64 * NUM_WARPS], line)
+    tile_keys = gl.allocate_shared_memory(k.dtype.element_ty, [STAGES, BLOCKS, PIECE_KEYS, KEY_BYTES], plain)
+    keys_read = reinterpret(tile_keys, K_TYPE, [STAGES * BLOCK_KEYS // 32, 32, KEY_BYTES], swizzled)
+    tile_scales = gl.allocate_shared_memory(k_scale.dtype.element_ty, [STAGES, REPEATS, BLOCKS, PIECE_KEYS], plain)
+    if MX:
+        scales_read = scales_as_read(tile_scales, GROUPS, 1, 1)
+    else:
+        scales_read = reinterpret(tile_scales, gl.float32, [STAGES, 64 * NUM_WARPS], line)
     tile_candidates = gl.allocate_shared_memory(gl.int32, [STAGES, 64 * NUM_WARPS], line)
     columns_weights = gl.allocate_shared_memory(gl.float32, [max(COLUMNS, 64 * NUM_WARPS)], line)
 
@@ -206,8 +232,14 @@ def sparse_mqa_logits_kernel(
                 async_copy.commit_group()
                 query = load_queries(
                     q + base_row64 * stride_qs, rows_left - 1, 0, stride_qs, stride_qh, stride_qd,
-                    HEADS, DIM, PADDED_HEADS, ROWS, INDEX, PACKETS, operand, TOGETHER,
+                    HEADS, Q_BYTES, PADDED_HEADS, ROWS, INDEX, PACKETS, operand, TOGETHER, PAIRS,
                 )  # fmt: skip
+                query_scale = None
+                if MX:
+                    query_scale = load_query_scales(
+                        q_scale + base_row64 * stride_ss, rows_left - 1, stride_ss, stride_sh,
+                        HEADS, PADDED_HEADS, ROWS, GROUPS, INDEX, operand, TOGETHER, PAIRS,
+                    )  # fmt: skip
                 async_copy.wait_group(0)
                 weight = async_copy.load_shared_relaxed(columns_weights.slice(0, COLUMNS, 0), gl.SliceLayout(1, mfma))
                 weight = gl.where(head < HEADS, weight, 0.0)
@@ -265,10 +297,10 @@ def sparse_mqa_logits_kernel(
                         async_copy.commit_group()
                         base = tile * BLOCK_KEYS
                         if tile < past_tile:
-                            scale = async_copy.load_shared_relaxed(scales_read.index(slot).slice(0, BLOCK_KEYS, 0), of_lanes)
-                            first_product = slot * (BLOCK_KEYS // 32)
-                            logit = score(query, weight, keys_read, first_product, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU)
-                            logit *= scale[None, :]
+                            logit = score_tile(
+                                query, weight, keys_read, scales_read, slot, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU,
+                                logits, query_scale, Q_KIND, K_KIND,
+                            )  # fmt: skip
                             held = places[0][None, :] < counts[:, None]  # type: ignore[misc]
                             logit = gl.where(held, logit, float("-inf"))
                         places = places[1:] + (place,)  # noqa: RUF005 - Triton knows no starred elements
@@ -285,7 +317,7 @@ def sparse_mqa_logits_kernel(
 
 def prepare(
     problem: Problem,
-    inputs: Dense,
+    inputs: Packed,
     out: torch.Tensor,
     *,
     clean_logits: bool,
@@ -297,27 +329,33 @@ def prepare(
 
     With ``clean_logits`` every other cell becomes -inf.
     """
-    q, k, k_scale, weights, starts, ends, candidates, _ = inputs
-    (num_rows, heads, dim), (rows, width) = q.shape, out.shape
+    k, k_scale, weights, starts, ends, candidates, _ = inputs[-7:]
+    q, q_scale, (*_, ss, _, sh) = queries_of(inputs)
+    if isinstance(inputs, MxDense):
+        k = k.view(torch.uint8)
+    (num_rows, heads, q_bytes), (rows, width) = q.shape, out.shape
     tune = tuning(problem)
     plan = plan_of(tune, problem, inputs, out, chunk_keys)
     strip = 16 * 64 * tune.num_warps  # four stores of 4 cells a lane
     farthest = max(  # byte that a program reaches from its base pointers; buffer instructions reach 2 GiB
-        tune.rows * q.stride(0) + heads * q.stride(1) + dim * q.stride(2),
+        tune.rows * q.stride(0) + heads * q.stride(1) + q_bytes * q.stride(2),
+        4 * (tune.rows * ss + heads * sh),
         out.itemsize * (tune.rows * out.stride(0) + max(strip, tune.block_keys) * out.stride(1)),
     )
     arguments = (
-        *(q, k, k_scale, weights, starts, ends, candidates, plan.schedule, out),
+        *(q, q_scale, k, k_scale, weights, starts, ends, candidates, plan.schedule, out),
         *(num_rows, k.shape[0], len(candidates), plan.list_rows, candidates.shape[1], rows * -(-width // strip), plan.splits),
-        *(*q.stride(), k.stride(0), k_scale.stride(0), *weights.stride(), starts.stride(0), ends.stride(0)),
+        *(*q.stride(), ss, sh, k.stride(0), k_scale.stride(0), *weights.stride(), starts.stride(0), ends.stride(0)),
         *(*candidates.stride(), *out.stride()),
     )
     keywords = {
         "HEADS": heads,
-        "DIM": dim,
+        "DIM": problem.dim,
+        "Q_BYTES": q_bytes,
+        "KEY_BYTES": k.shape[1],
         "PADDED_HEADS": padded_heads(heads),
         "CANDIDATE": candidate_block,
-        "ADJACENT": k.stride(0) == dim,
+        "ADJACENT": k.stride(0) == k.shape[1],
         "RELATIVE": relative,
         "SHARED": plan.list_rows > 1,
         "ROWS": tune.rows,
@@ -328,7 +366,8 @@ def prepare(
         "CLEAN": clean_logits,
         "INDEX": gl.int32 if farthest < 2**31 else gl.int64,
         "PACKETS": in_packets(q),
-        "PACKED_RELU": packs_relu(problem.device, problem.dtype, dim),
+        "MX": problem.k_format is not None,
+        "PACKED_RELU": problem.k_format is None and packs_relu(problem.device, problem.dtype, problem.dim),
         "num_warps": tune.num_warps,
         "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
         **VGPRS_ONLY,

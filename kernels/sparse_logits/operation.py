@@ -14,6 +14,7 @@ from ..common.rules import (
     interpreted_when_named,
     key_products,
     native_fp8,
+    needs_64_dims,
     needs_e4m3fn,
     output_of,
     padded_heads,
@@ -149,8 +150,12 @@ def example_call(problem: Problem) -> compat.ExampleCall:
     return compat.ExampleCall((inputs, out), options, key_products(problem.device, problem.heads, problem.dim))
 
 
+def _mfma_multiplies(problem: Problem) -> str | None:
+    return needs_64_dims(problem.dim) if problem.k_format else needs_e4m3fn(problem.device, problem.dtype)
+
+
 def _gluon_cdna4_accepts(problem: Problem) -> str | None:
-    if reason := needs_e4m3fn(problem.device, problem.dtype):
+    if reason := _mfma_multiplies(problem):
         return reason
     if problem.block_size % problem.candidate_block:
         return (
@@ -166,7 +171,7 @@ def _gluon_cdna4_accepts(problem: Problem) -> str | None:
 
 
 def _gluon_cdna4_packed_accepts(problem: Problem) -> str | None:
-    if reason := needs_e4m3fn(problem.device, problem.dtype):
+    if reason := _mfma_multiplies(problem):
         return reason
     if not problem.direct_keys:
         return (
@@ -226,16 +231,17 @@ def _operation(
 
 
 _MX_MODES = ("mxfp4-unclean", "mxfp4-shared", "mxfp8-unclean")
+_PACKED_IN_GLUON = compat.Variant(
+    "gluon_cdna4",
+    f"{__package__}.gluon_cdna4_packed:kernel",
+    requires=("gluon_cdna4", "torch"),
+    accepts=_gluon_cdna4_packed_accepts,
+)
 dense = _operation(
     "sparse_mqa_logits",
     example,
     compat.Examples(example_problem, example_call, tuple(MODES)),
-    compat.Variant(
-        "gluon_cdna4",
-        f"{__package__}.gluon_cdna4_packed:kernel",
-        requires=("gluon_cdna4", "torch"),
-        accepts=_gluon_cdna4_packed_accepts,
-    ),
+    _PACKED_IN_GLUON,
     compat.Variant(
         "gluon_hopper",
         f"{__package__}.gluon_hopper:kernel",
@@ -244,15 +250,21 @@ dense = _operation(
         unless_named=_gluon_hopper_unless_named,
     ),
 )
+_CACHED_IN_GLUON = compat.Variant(
+    "gluon_cdna4", f"{__package__}.gluon_cdna4:kernel", requires=("gluon_cdna4", "torch"), accepts=_gluon_cdna4_accepts
+)
 paged = _operation(
     "paged_sparse_mqa_logits",
     example_paged,
     compat.Examples(example_paged_problem, example_call, tuple(MODES)),
-    compat.Variant(
-        "gluon_cdna4", f"{__package__}.gluon_cdna4:kernel", requires=("gluon_cdna4", "torch"), accepts=_gluon_cdna4_accepts
-    ),
+    _CACHED_IN_GLUON,
 )
-mx_dense = _operation("mx_sparse_mqa_logits", mx_example, compat.Examples(mx_example_problem, example_call, _MX_MODES))
+mx_dense = _operation(
+    "mx_sparse_mqa_logits", mx_example, compat.Examples(mx_example_problem, example_call, _MX_MODES), _PACKED_IN_GLUON
+)
 mx_paged = _operation(
-    "mx_paged_sparse_mqa_logits", mx_example_paged, compat.Examples(mx_example_paged_problem, example_call, _MX_MODES)
+    "mx_paged_sparse_mqa_logits",
+    mx_example_paged,
+    compat.Examples(mx_example_paged_problem, example_call, _MX_MODES),
+    _CACHED_IN_GLUON,
 )

@@ -4,6 +4,7 @@ from functools import cache
 
 from capgate import compat
 
+from ..common.key_formats import FORMATS
 from ..common.rules import padded_heads
 from ..common.tuning import ANY, Tuning, in_requests, row_for, simd_waves
 from .operation import Problem
@@ -69,14 +70,40 @@ GLUON_CDNA4: dict[int, Tuning] = {
     # Compiled and emulated, never timed: as fp8_paged_mqa_logits.
     128: Tuning(block_keys=32, columns=512, num_warps=4, num_stages=3, resident=2, options=simd_waves(2)),
 }
+_FOURTH = {padded: row._replace(resident=4, options=simd_waves(4)) for padded, row in GLUON_CDNA4.items()}
+# Of queries and keys in MX formats that are short enough for a fourth wave. With 32 heads, and over packed keys with 64, 1 to 4
+# registers would spill with Triton 3.6.0 where rows share lists.
+GLUON_CDNA4_CACHED: dict[int, Tuning] = {
+    **GLUON_CDNA4,
+    # Compiled and emulated, never timed: as mx_paged_mqa_logits.
+    16: _FOURTH[16],
+    # Compiled and emulated, never timed: as mx_paged_mqa_logits.
+    64: _FOURTH[64],
+}
+GLUON_CDNA4_PACKED: dict[int, Tuning] = {
+    **GLUON_CDNA4,
+    # Compiled and emulated, never timed: as of cached keys.
+    16: _FOURTH[16],
+}
 
 
 @cache
 def gluon_cdna4(problem: Problem) -> Tuning:
-    """The row for a problem's heads, cut to the rows that share a list: fewer waves, of which a CU holds more programs."""
+    """The row for a problem's heads and the bytes of its queries and keys, cut to the rows that share a list.
+
+    That is fewer waves, of which a CU holds more programs.
+    """
     padded = padded_heads(problem.heads)
     words = 2 if problem.next_n is None else 4  # one of them of lists, or two and one of a table
-    return in_requests(GLUON_CDNA4[padded], problem.list_rows, padded, problem.dim, words)
+    key_bytes = FORMATS[problem.k_format or "fp8"].key_bytes(problem.dim)
+    return in_requests(_cdna4_table(problem)[padded], problem.list_rows, padded, key_bytes, words)
+
+
+def _cdna4_table(problem: Problem) -> dict[int, Tuning]:
+    short = problem.k_format and (problem.dim == 64 or problem.dtype == problem.k_format == "mxfp4")
+    if not short:
+        return GLUON_CDNA4
+    return GLUON_CDNA4_PACKED if problem.next_n is None else GLUON_CDNA4_CACHED
 
 
 # --- gluon_hopper, by padded heads; for every D, candidate block and output mode alike -------------------------------------

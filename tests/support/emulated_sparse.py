@@ -7,11 +7,11 @@ import torch
 from capgate.compat import Kernel, Launch
 from capgate.kernels import sparse_mqa_schedule
 from capgate.kernels.sparse_logits.calls import describe
-from capgate.kernels.sparse_logits.operands import Dense, Paged
+from capgate.kernels.sparse_logits.operands import Dense, MxDense, MxPaged, Paged
 
 from .emulated_mqa import TARGET, Variant, output
 from .emulated_mqa import VARIANTS as DENSE
-from .sparse import PagedSparseCall, SparseCall, formula
+from .sparse import MxPagedSparseCall, MxSparseCall, PagedSparseCall, SparseCall, formula
 
 VARIANTS, PACKED_VARIANTS = {}, {}
 if "gluon_cdna4" in DENSE:
@@ -24,7 +24,7 @@ if "gluon_cdna4" in DENSE:
 class SparseCase(NamedTuple):
     """A call with its candidate blocks, its output mode, and the workers that share its listed keys."""
 
-    call: PagedSparseCall
+    call: PagedSparseCall | MxPagedSparseCall
     block: int = 8
     clean_logits: bool = False
     workers: int = 3
@@ -38,7 +38,7 @@ class SparseCase(NamedTuple):
         lens, shared = self.call.context_lens, len(self.call.candidates) < len(self.call.weights)
         next_n = 1 if shared or lens.ndim == 2 else self.call.q.shape[1]
         schedule = sparse_mqa_schedule(lens, self.workers, most_keys=out.shape[1], next_n=next_n)
-        inputs = Paged(*self.call, schedule)
+        inputs = (MxPaged if isinstance(self.call, MxPagedSparseCall) else Paged)(*self.call, schedule)
         problem = describe(inputs, out.dtype, self.block, self.clean_logits, self.layout)._replace(device=TARGET)
         options = {"clean_logits": self.clean_logits, "candidate_block": self.block, "layout": self.layout}
         (launch,) = kernel.prepare(problem, inputs, out, **options)
@@ -51,7 +51,7 @@ class SparseCase(NamedTuple):
 class PackedSparseCase(NamedTuple):
     """As :class:`SparseCase` of packed keys."""
 
-    call: SparseCall
+    call: SparseCall | MxSparseCall
     block: int = 8
     clean_logits: bool = False
     workers: int = 3
@@ -65,7 +65,7 @@ class PackedSparseCase(NamedTuple):
         last = slice(len(out) // len(self.call.candidates) - 1, None, len(out) // len(self.call.candidates))
         starts, ends = self.call.starts[last], self.call.ends[last]
         schedule = sparse_mqa_schedule(ends, self.workers, most_keys=out.shape[1], starts=starts)
-        inputs = Dense(*self.call, schedule)
+        inputs = (MxDense if isinstance(self.call, MxSparseCall) else Dense)(*self.call, schedule)
         problem = describe(inputs, out.dtype, self.block, self.clean_logits, self.relative)._replace(device=TARGET)
         options = {"clean_logits": self.clean_logits, "candidate_block": self.block, "relative": self.relative}
         (launch,) = kernel.prepare(problem, inputs, out, **options)

@@ -1,4 +1,4 @@
-"""What the paged kernels for CDNA4 (gfx950) do alike, of fp8 keys and of MX formats: fills, and tiles on their way to LDS.
+"""What the paged kernels for CDNA4 (gfx950) do alike, of fp8 keys and of MX formats: fills, tiles on their way to LDS, scores.
 
 The docstring of fp8_paged_mqa_logits' variant says how.
 """
@@ -6,7 +6,7 @@ The docstring of fp8_paged_mqa_logits' variant says how.
 from capgate.compat.gluon import async_copy, constexpr_function, gl, gluon, reinterpret
 
 from .cached_keys import first_byte
-from .cdna4 import fill, in_pairs, load, logit_layout, row_and_head, score, store
+from .cdna4 import fill, in_pairs, load, row_and_head, score, store
 from .windows import near_block, seen
 
 
@@ -309,27 +309,61 @@ def copy_ahead(
 
 
 @gluon.jit
+def scales_as_read(tile_scales, GROUPS: gl.constexpr, SCALE_TILE: gl.constexpr, SCALE_LANES: gl.constexpr):
+    """The UE8M0 bytes of all tiles in LDS as :func:`.cdna4.score` takes them, 64 keys a wave for each tile.
+
+    tile_scales : [stages, ...] int32, a word for each key; pieces of a tile have whole tiles of SCALE_TILE keys
+    SCALE_LANES : where it is 1, and keys have four groups, these are in the order of :func:`.cdna4.in_pairs`
+    """
+    PRODUCTS: gl.constexpr = tile_scales.shape[0] * 2 * gl.num_warps()
+    if GROUPS == 4:
+        LANES: gl.constexpr = max(SCALE_LANES, 2)
+        in_tiles: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [3, 2, 1, 0])
+        lying: gl.constexpr = [PRODUCTS, 32 // SCALE_TILE, LANES, SCALE_TILE, 4 // LANES]
+        return reinterpret(tile_scales, gl.uint8, lying, in_tiles)
+    else:
+        by_keys: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+        return reinterpret(tile_scales, gl.uint8, [PRODUCTS, 32, 4], by_keys)
+
+
+@gluon.jit
 def score_tile(
-    query, weight, block, keys_read, scales_read, num_blocks,
-    SLOT: gl.constexpr, BLOCKS: gl.constexpr, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr, BLOCK_KEYS: gl.constexpr,
-    PACKED_RELU: gl.constexpr, query_scale=None, Q_KIND: gl.constexpr = None, K_KIND: gl.constexpr = None,
+    query, weight, keys_read, scales_read, slot,
+    ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr, BLOCK_KEYS: gl.constexpr, PACKED_RELU: gl.constexpr, LAYOUT: gl.constexpr,
+    query_scale=None, Q_KIND: gl.constexpr = None, K_KIND: gl.constexpr = None,
 ):  # fmt: skip
-    """[ROWS, BLOCK_KEYS] logits of the tile in SLOT; -inf where the cache has no such block.
+    """[ROWS, BLOCK_KEYS] logits, in LAYOUT, of the tile that lies in one of the slots of LDS.
+
+    query, weight, keys_read, query_scale, Q_KIND, K_KIND : as :func:`.cdna4.score`
+    scales_read : of MX formats as :func:`scales_as_read` returns it, otherwise [stages, lanes] float32
+    """
+    first_product = slot * (BLOCK_KEYS // 32)
+    if query_scale is not None:
+        return score(
+            query, weight, keys_read, first_product, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU,
+            query_scale, scales_read, slot * (2 * gl.num_warps()), Q_KIND, K_KIND,
+        )  # fmt: skip
+    else:
+        of_lanes: gl.constexpr = gl.SliceLayout(0, LAYOUT)
+        scale = async_copy.load_shared_relaxed(scales_read.index(slot).slice(0, BLOCK_KEYS, 0), of_lanes)
+        logit = score(query, weight, keys_read, first_product, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU)
+        return logit * scale[None, :]
+
+
+@gluon.jit
+def score_held(
+    query, weight, block, keys_read, scales_read, num_blocks, slot,
+    BLOCKS: gl.constexpr, ROWS: gl.constexpr, PADDED_HEADS: gl.constexpr, BLOCK_KEYS: gl.constexpr, PACKED_RELU: gl.constexpr,
+    LAYOUT: gl.constexpr, query_scale=None, Q_KIND: gl.constexpr = None, K_KIND: gl.constexpr = None,
+):  # fmt: skip
+    """As :func:`score_tile`; -inf where the cache has no such block.
 
     block : what :func:`copy_tile` returned, of a tile with keys of so many BLOCKS
     """
-    NUM_WARPS: gl.constexpr = gl.num_warps()
-    first_product: gl.constexpr = SLOT * (BLOCK_KEYS // 32)
-    if query_scale is not None:
-        logit = score(
-            query, weight, keys_read, first_product, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU,
-            query_scale, scales_read, SLOT * (2 * NUM_WARPS), Q_KIND, K_KIND,
-        )  # fmt: skip
-    else:
-        logits: gl.constexpr = gl.SliceLayout(1, logit_layout(ROWS, BLOCK_KEYS, NUM_WARPS))
-        scale = async_copy.load_shared_relaxed(scales_read.index(SLOT).slice(0, BLOCK_KEYS, 0), gl.SliceLayout(0, logits))
-        logit = score(query, weight, keys_read, first_product, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU)
-        logit *= scale[None, :]
+    logit = score_tile(
+        query, weight, keys_read, scales_read, slot, ROWS, PADDED_HEADS, BLOCK_KEYS, PACKED_RELU, LAYOUT, query_scale, Q_KIND,
+        K_KIND,
+    )  # fmt: skip
     held = block.to(gl.uint32) < num_blocks
     if BLOCKS > 1:
         held = held[None, :]
@@ -348,8 +382,7 @@ def score_tiles(
 
     blocks : what :func:`start_tiles` returned
     tile_blocks : of tiles that lie in one block each the line of the first ones, as :func:`load_line`; else entries in LDS
-    query, weight, query_scale, Q_KIND, K_KIND : as :func:`.cdna4.score`
-    scales_read : of MX formats as that takes them, otherwise [stages, lanes] float32
+    query, weight, keys_read, scales_read, query_scale, Q_KIND, K_KIND : as :func:`score_tile`
     rows, cell : the first row's first cell, and [ROWS, BLOCK_KEYS] a tile's cells from it on
     length : [ROWS, BLOCK_KEYS] how many keys a row has to be given, less the place in a tile
     limit : no row is given as many
@@ -391,9 +424,9 @@ def score_tiles(
                         slot, BLOCK, BLOCK_KEYS, gl.SliceLayout(0, logits),
                     )  # fmt: skip
                 if number + slot < left:
-                    logit = score_tile(
+                    logit = score_held(
                         query, weight, blocks[0], keys_read, scales_read, num_blocks, slot, BLOCKS, ROWS, PADDED_HEADS,
-                        BLOCK_KEYS, PACKED_RELU, query_scale, Q_KIND, K_KIND,
+                        BLOCK_KEYS, PACKED_RELU, logits, query_scale, Q_KIND, K_KIND,
                     )  # fmt: skip
                 blocks = blocks[1:] + (block,)  # noqa: RUF005 - Triton knows no starred elements
             first_key += STAGES * splits * BLOCK_KEYS
