@@ -4,8 +4,7 @@ The keys of all requests are shared out among workers by a schedule, and scored,
 one warpgroup consumes, and two programs are on an SM. What is done with the logits is :mod:`.gluon_hopper`'s, in the lists of
 :mod:`.device.warpgroup_lists`. For that a worker's keys of a request lie in four quarters, and a tile of 64 keys has a piece of
 16 from each, so that a warp's keys are ascending, and in front of the next warp's: four copies, and four of scales, where the
-logits' kernel has one for each block. Scales come 32 at a time, those of a piece and of its neighbour: no copy is of less than
-128 bytes (docs/design/fused_selection.md).
+logits' kernel has one for each block.
 
 A request that lies in one worker's share becomes its results there; what the shares have of others :mod:`.classic_paged`'s
 second launch merges.
@@ -48,7 +47,6 @@ from .paged_launches import plan_of
 from .tunings import gluon_hopper_paged as tuning
 
 PIECE = gl.constexpr(16)  # keys that a warp has of a tile
-LINE = gl.constexpr(32)  # scales that a copy brings
 MERGE_WARPS = 16  # of a program that merges: the entries of as long a list are 32 of each thread
 
 
@@ -110,12 +108,13 @@ def load_queries(queries, maps, row, slot):
 def load_keys(keys, maps, blocks, index, num_blocks, position, quarter, stage, BLOCK: gl.constexpr):
     """Start the copy of a tile: of four quarters, ``quarter`` keys apart, a piece each, the first one from ``position`` on.
 
-    Blocks, and those outside the cache, as in fp8_paged_mqa_logits. With a piece's scales come its neighbour's.
+    Blocks, and those outside the cache, as in fp8_paged_mqa_logits. A piece's scales are half of 128 bytes, to whose multiples
+    the copy engine writes.
     """
     KEYS: gl.constexpr = keys.KEYS
     full = keys.ring.full.index(stage.index)
     key = reinterpret(keys.key.index(stage.index), gl.float8e4nv, [RUNS, PIECE, keys.DIM], bytes_layout(keys.DIM, 3))
-    scale = reinterpret(keys.scale.index(stage.index), gl.float32, [RUNS, 1, LINE], floats_layout(2))
+    scale = reinterpret(keys.scale.index(stage.index), gl.float32, [2 * RUNS, 1, PIECE], floats_layout(2))
     piece_blocks = ()
     missing = 0
     for run in gl.static_range(RUNS):
@@ -125,32 +124,30 @@ def load_keys(keys, maps, blocks, index, num_blocks, position, quarter, stage, B
     keys.ring.acquire(stage)
     store_scalar(keys.missing.index(stage.index), missing)
     barrier()
-    mbarrier.expect(full, KEYS * keys.DIM + RUNS * LINE * 4)
+    mbarrier.expect(full, KEYS * (keys.DIM + 4))
     for run in gl.static_range(RUNS):
         inside = (position + run * quarter) % BLOCK
         tma_load(maps.keys, [piece_blocks[run], inside, 0], full, key.slice(run, 1))
-        tma_load(maps.scales, [piece_blocks[run], inside // LINE * LINE], full, scale.index(run))
+        tma_load(maps.scales, [piece_blocks[run], inside], full, scale.index(2 * run))
 
 
 @gluon.constexpr_function
 def scale_layout(rows):
-    """[RUNS, 2, PIECE]: a lane has the scales of its key, as :func:`...common.device.hopper.logit_layout` has keys, and of the
-    key 16 behind it, or in front of it, in its two registers."""
+    """[RUNS, 2, PIECE]: a lane has the scale of its key, as :func:`...common.device.hopper.logit_layout` has keys, and in its
+    second register what lies behind the piece's scales."""
     lanes = [[0, 0, 8], [0, 0, 0]] if rows == 1 else [[0, 0, 0], [0, 0, 8]]
     lanes += [[0, 0, 1], [0, 0, 2], [0, 0, 4]]
     return gl.DistributedLinearLayout([[0, 1, 0]], lanes, [[1, 0, 0], [2, 0, 0]], [], [4, 2, 16])
 
 
 @gluon.jit
-def load_scales(keys, stage, piece, ROWS: gl.constexpr):
-    """The scales of a tile's keys, [64, 2]; ``piece`` is the number of each key's piece, counted from a request's first."""
+def load_scales(keys, stage, ROWS: gl.constexpr):
+    """The scales of a tile's keys, [64, 1]."""
     KEY: gl.constexpr = gl.SliceLayout(1, logit_layout(ROWS))
     PLAIN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
     scale = reinterpret(keys.scale.index(stage.index), gl.float32, [RUNS, 2, PIECE], PLAIN).load(scale_layout(ROWS))
-    even, odd = gl.split(scale.permute([0, 2, 1]))
-    even = gl.convert_layout(even.reshape([64]), KEY, assert_trivial=True)[:, None]
-    odd = gl.convert_layout(odd.reshape([64]), KEY, assert_trivial=True)[:, None]
-    return gl.where(piece & 1 != 0, odd, even)
+    scale, _unused = gl.split(scale.permute([0, 2, 1]))
+    return gl.convert_layout(scale.reshape([64]), KEY, assert_trivial=True)[:, None]
 
 
 @gluon.jit
@@ -278,9 +275,10 @@ def consume(
                 query = queries.query.index(slot.index).permute([1, 0])
                 keys.ring.wait(stage)
                 products = hopper.warpgroup_mma(keys.key.index(stage.index), query, zeros, use_acc=False, is_async=True)
-                scale = load_scales(keys, stage, warp * tiles + number, ROWS)  # a share begins with a whole tile
+                scale = load_scales(keys, stage, ROWS)
                 missing = scalar(keys.missing.index(stage.index)) >> warp & 1
                 products = hopper.warpgroup_mma_wait(0, [products])
+                hopper.fence_async_shared()  # as in fp8_paged_mqa_logits
                 barrier()  # of the warpgroup: one thread arrives for all
                 keys.ring.release(stage)
                 stage = stage.next()
@@ -416,7 +414,7 @@ def select_cached_kernel(
     )
     keys = Keys(
         gl.allocate_shared_memory(gl.float8e4nv, [STAGES, KEYS, DIM], bytes_layout(DIM, 2)),
-        gl.allocate_shared_memory(gl.float32, [STAGES, RUNS * LINE], floats_layout(1)),
+        gl.allocate_shared_memory(gl.float32, [STAGES, 2 * KEYS], floats_layout(1)),
         gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0])),
         new_ring(STAGES, 1),
     )
@@ -468,7 +466,7 @@ def prepare(
         (
             query_map(q.flatten(0, 1), tune.rows, padded),
             tensor_map(keys, keys.shape, keys.stride(), [1, PIECE.value, dim]),
-            tensor_map(scales, scales.shape, scales.stride(), [1, LINE.value]),
+            tensor_map(scales, scales.shape, scales.stride(), [1, PIECE.value]),
             tensor_map(weights, weights.shape, weights.stride(), [tune.rows, padded]),
             *(context_lens, block_table, plan.schedule, offsets, page_table, requests, indices, scores),
             *(values, values.view(torch.int32), *slots, counters),

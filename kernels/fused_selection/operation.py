@@ -248,7 +248,7 @@ def _gluon_hopper_unless_named(problem: Problem) -> str | None:
 
 
 def _gluon_hopper_paged_unless_named(problem: Problem) -> str | None:
-    return "scored a few keys with others' scales on an H200, and has not run since its copies were changed: name it to use it"
+    return "scored a few keys with others' scales on an H200, and has not run with the fence that it lacked: name it to use it"
 
 
 def _classic_unless_named(problem: Problem) -> str | None:

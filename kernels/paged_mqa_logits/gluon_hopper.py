@@ -399,6 +399,7 @@ def consume(queries, keys, out, splits, BLOCK: gl.constexpr):
                 missing = (scalar(keys.missing.index(stage.index)) >> local // PIECE & 1)[:, None]
             scores = hopper.warpgroup_mma_wait(0, [scores])
             if one == PASSES - 1:
+                hopper.fence_async_shared()  # a scale is loaded before the copy engine writes the next one there
                 barrier()  # of the warpgroup: one thread arrives for all
                 keys.ring.release(stage)
                 tiles -= 1

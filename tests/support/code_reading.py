@@ -79,6 +79,15 @@ def undefined_descriptors(code: Listing) -> list[str]:
     return found
 
 
+def released_behind_fences(code: Listing) -> bool:
+    """Whether each mbarrier that is arrived at next after all wgmmas are waited for is so behind a fence and then a barrier."""
+    steps = [f"{step.mnemonic} {step.operands}" for step in code.instructions]
+    waits = [index for index, step in enumerate(steps) if step.startswith("WARPGROUP.DEPBAR") and step.endswith("0x0")]
+    order = re.compile(r"FENCE\.VIEW\.ASYNC.*BAR\.SYNC.*SYNCS\.ARRIVE", re.DOTALL)
+    until = [next(index for index in range(wait, len(steps)) if steps[index].startswith("SYNCS.ARRIVE")) for wait in waits]
+    return bool(waits) and all(order.search("\n".join(steps[a : b + 1])) for a, b in zip(waits, until, strict=True))
+
+
 def _written(mnemonic: str, operands: str) -> set[int]:
     """The uniform registers that an instruction writes."""
     first = re.match(r"UR(\d+)(?=,|$)", operands)

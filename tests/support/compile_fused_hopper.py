@@ -37,11 +37,13 @@ def compile_scan(operation: str) -> dict[str, Any]:
     launch = kernel.prepare(problem, *call.operands, **call.options)[scan]
     with redirect_stdout(StringIO()) as log:
         compiled = launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.keywords)
+    code = read_sass(child.disassembled(compiled.asm["cubin"]))
     return {
         "wgmma": Counter(re.findall(r"wgmma\.mma_async\S*", compiled.asm["ptx"])),
         "serialized": "C7514" in log.getvalue(),
         "faults": mbarriers.faults(compiled.asm["llir"], mbarriers.boxes_of(list(compiled.src.signature.values()))),
-        "undefined": code_reading.undefined_descriptors(read_sass(child.disassembled(compiled.asm["cubin"]))),
+        "undefined": code_reading.undefined_descriptors(code),
+        "fenced": code_reading.released_behind_fences(code),
     }
 
 

@@ -65,6 +65,7 @@ def compile_kind(operation: str, kind: str) -> dict[str, Any]:
     with redirect_stdout(StringIO()) as log:
         compiled = kernel.warmup(*arguments, grid=grid, **keywords)
     taken = child.describe(compiled, target, call, log.getvalue())
+    code = read_sass(child.disassembled(compiled.asm["cubin"]))
     return {
         "shared": taken["lds_bytes"],
         "spills": taken["spills"],
@@ -77,5 +78,6 @@ def compile_kind(operation: str, kind: str) -> dict[str, Any]:
         "uses": code_reading.uses_of_the_schedule(compiled.asm["ttgir"]),
         "loads": code_reading.loads_in_loops(compiled.asm["ttgir"]),
         "faults": mbarriers.faults(compiled.asm["llir"], mbarriers.boxes_of(list(compiled.src.signature.values()))),
-        "undefined": code_reading.undefined_descriptors(read_sass(child.disassembled(compiled.asm["cubin"]))),
+        "undefined": code_reading.undefined_descriptors(code),
+        "fenced": code_reading.released_behind_fences(code),
     }

@@ -81,7 +81,8 @@ class Ring:
 
     @gluon.jit
     def release(self, turn, wanted=True):
-        """One thread of a consumer arrives for all: a barrier of theirs comes before it."""
+        """One thread of a consumer arrives for all: a barrier of theirs comes before it, and before that a fence, if what they
+        loaded may still be on its way: the copy engine's next write does not queue behind it."""
         mbarrier.arrive(self.empty.index(turn.index), count=1, pred=wanted)
 
 
