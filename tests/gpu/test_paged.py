@@ -136,6 +136,21 @@ def test_keys_that_the_cache_lacks_score_as_minus_infinity(
         paged.check(paged.without_blocks(call, every), variant, 7000, clean_logits=clean_logits)
 
 
+@pytest.mark.parametrize(("next_n", "heads"), [(1, 64), (2, 64), (4, 64), (1, 32), (1, 16)], ids=str)
+def test_logits_of_many_keys_are_the_same_hundreds_of_times(variant: str, fp8: torch.dtype, next_n: int, heads: int) -> None:
+    """A load that the next copy overtakes may be one in a million: docs/design/fused_selection.md."""
+    if variant == "reference":
+        pytest.skip("reference: torch's own calls repeat")
+    call = paged.make_call([65_536] * 32, next_n, heads, 128, dtype=fp8, device="cuda")
+    taken(variant, call, False)
+    options: dict[str, Any] = {"max_context_len": 65_536, "clean_logits": False, "variant": variant}
+    first = fp8_paged_mqa_logits(*call, **options)
+    out, others = torch.empty_like(first), torch.zeros((), dtype=torch.int64, device="cuda")
+    for _ in range(300):
+        others += (bits(fp8_paged_mqa_logits(*call, **options, out=out)) != bits(first)).sum()
+    assert others.item() == 0
+
+
 @pytest.mark.parametrize("requests", [1, 255, 257, 4096])
 def test_schedules_of_large_batches(gpu: torch.device, requests: int) -> None:
     generator = torch.Generator("cuda").manual_seed(requests)
