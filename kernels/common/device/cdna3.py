@@ -10,29 +10,21 @@ from capgate.compat.gluon import cdna3, constexpr_function, gl, gluon
 
 from .cdna4 import pairs_of_heads, sum_of_pair, sum_products
 from .formats import quad_to_fnuz
-
-
-@constexpr_function
-def _bases(ROWS, NUM_WARPS, LANES):
-    """Rows over registers, then waves; LANES are the bases of the lanes."""
-    zeros = [0] * (len(LANES[0]) - 1)
-    rows = [[1 << bit, *zeros] for bit in range(16) if 1 << bit < ROWS]
-    registers = [row for row in rows if row[0] < ROWS // NUM_WARPS]
-    return registers, LANES, rows[len(registers) :]
+from .wave_rows import wave_rows_layout
 
 
 @constexpr_function
 def half_layout(ROWS, NUM_WARPS):
     """[ROWS, 2, 32]: each wave has rows of its own, and a lane one half of the heads of two keys."""
     lanes = [*([0, 0, 1 << bit] for bit in range(5)), [0, 1, 0]]
-    return gl.DistributedLinearLayout(*_bases(ROWS, NUM_WARPS, lanes), [], [ROWS, 2, 32])
+    return wave_rows_layout(lanes, [ROWS, 2, 32], NUM_WARPS)
 
 
 @constexpr_function
 def logit_layout(ROWS, NUM_WARPS):
     """[ROWS, 64]: each wave has rows of its own, and a lane one key."""
     lanes = [[0, 1 << bit] for bit in range(6)]
-    return gl.DistributedLinearLayout(*_bases(ROWS, NUM_WARPS, lanes), [], [ROWS, 64])
+    return wave_rows_layout(lanes, [ROWS, 64], NUM_WARPS)
 
 
 @gluon.jit

@@ -10,31 +10,23 @@ each 16: lanes n and n + 16 have one half each.
 from capgate.compat.gluon import constexpr_function, gfx1250, gl, gluon
 
 from .cdna4 import apart, relu
+from .wave_rows import wave_rows_layout
 
 LANES = gl.constexpr(32)  # of a wave
-
-
-@constexpr_function
-def _bases(ROWS, NUM_WARPS, LANES):
-    """Rows over registers, then waves; LANES are the bases of the lanes."""
-    zeros = [0] * (len(LANES[0]) - 1)
-    rows = [[1 << bit, *zeros] for bit in range(16) if 1 << bit < ROWS]
-    registers = [row for row in rows if row[0] < ROWS // NUM_WARPS]
-    return registers, LANES, rows[len(registers) :]
 
 
 @constexpr_function
 def half_layout(ROWS, NUM_WARPS):
     """[ROWS, 2, 16]: each wave has rows of its own, and a lane one half of the heads of a key."""
     lanes = [*([0, 0, 1 << bit] for bit in range(4)), [0, 1, 0]]
-    return gl.DistributedLinearLayout(*_bases(ROWS, NUM_WARPS, lanes), [], [ROWS, 2, 16])
+    return wave_rows_layout(lanes, [ROWS, 2, 16], NUM_WARPS)
 
 
 @constexpr_function
 def logit_layout(ROWS, NUM_WARPS):
     """[ROWS, 32]: each wave has rows of its own, and a lane one key."""
     lanes = [[0, 1 << bit] for bit in range(5)]
-    return gl.DistributedLinearLayout(*_bases(ROWS, NUM_WARPS, lanes), [], [ROWS, 32])
+    return wave_rows_layout(lanes, [ROWS, 32], NUM_WARPS)
 
 
 @constexpr_function
