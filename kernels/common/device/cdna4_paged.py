@@ -153,11 +153,15 @@ def copy_blocks(
 
 
 @gluon.jit
-def block_of(tile_blocks, LAYOUT: gl.constexpr):
-    """The block of a tile that lies in one, of its entries that have come to LDS: a scalar."""
-    block = gl.max(async_copy.load_shared_relaxed(tile_blocks.slice(0, 1, 0), LAYOUT), 0)
-    # Every lane has the same, but the compiler would loop over the lanes round each copy.
-    return gl.inline_asm_elementwise("v_readfirstlane_b32 $0, $1", "=s,v", [block], dtype=gl.int32, is_pure=True, pack=1)
+def entry_of(tile_blocks, key_at, BLOCKS: gl.constexpr):
+    """What :func:`copy_tile` takes of a tile whose entries have come to LDS: these, or its one block, a scalar."""
+    if BLOCKS == 1:
+        LAYOUT: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, key_at.type.layout))
+        block = gl.max(async_copy.load_shared_relaxed(tile_blocks.slice(0, 1, 0), LAYOUT), 0)
+        # Every lane has the same, but the compiler would loop over the lanes round each copy.
+        return gl.inline_asm_elementwise("v_readfirstlane_b32 $0, $1", "=s,v", [block], dtype=gl.int32, is_pure=True, pack=1)
+    else:
+        return tile_blocks
 
 
 @gluon.jit
@@ -270,15 +274,6 @@ def start_tiles(
             copy_blocks(tile_blocks.index(stage), entries, ahead, longest, stride_tk, BLOCK, BLOCK_KEYS, line_copied)
         async_copy.commit_group()
     return blocks
-
-
-@gluon.jit
-def entry_of(tile_blocks, key_at, BLOCKS: gl.constexpr):
-    """What :func:`copy_tile` takes of a tile whose entries lie in LDS: these, or the one block that it has."""
-    if BLOCKS == 1:
-        return block_of(tile_blocks, gl.SliceLayout(1, gl.SliceLayout(2, key_at.type.layout)))
-    else:
-        return tile_blocks
 
 
 @gluon.jit
