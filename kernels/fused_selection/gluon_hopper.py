@@ -1,10 +1,10 @@
 """fp8_select_keys in Gluon for Hopper, one source for Triton 3.6.0 to 3.9.0: scan, filter, refresh.
 
-Scored as in fp8_mqa_logits: one warp produces, two warpgroups consume, each for two rows of a group of four. What is done
-with the logits is :mod:`.classic`'s, in the lists of :mod:`.device.warpgroup_lists`: no prefix sum through shared memory, and
-no more barriers in the loop of tiles. For that a program's keys of a group lie in four quarters, and a tile has 32 keys of
-each, so that a warp's keys are ascending, and in front of the next warp's. A list is looked at when one of its runs should be
-as long as registers hold, or might be full; then both rows of a warpgroup are selected from at once, in place
+Scored as in fp8_mqa_logits: two warpgroups consume, each for two rows of a group of four. What is done with the logits is
+:mod:`.classic`'s, in the lists of :mod:`.device.warpgroup_lists`: no prefix sum through shared memory, and no more barriers in
+the loop of tiles. For that a program's keys of a group lie in four quarters, each of which a warp of its own copies, and a tile
+has 32 keys of each, so that a warp's keys are ascending, and in front of the next warp's. A list is looked at when one of its
+runs should be as long as registers hold, or might be full; then both rows of a warpgroup are selected from at once, in place
 (:mod:`.device.held_lists`), while the other goes on with what is there.
 
 As many programs as the GPU has SMs take groups in turn, and share the last ones, as in :mod:`.classic`, whose second launch
@@ -142,19 +142,17 @@ class Items:
 
 
 @gluon.jit
-def load_keys(keys, maps, first, quarter, stage):
-    """Start the copies of a tile's keys and of their scales: of four quarters, ``quarter`` keys apart, 32 from ``first`` on. A
-    half of the tile has 16 keys of each; those past the last key are zeros."""
+def load_keys(run, keys, maps, place, stage):
+    """Start the copies of a quarter's 32 keys of a tile and of their scales, from ``place`` on. A half of the tile has 16 of
+    them; those past the last key are zeros."""
     KEYS: gl.constexpr = keys.KEYS
     full = keys.ring.full.index(stage.index)
     key = reinterpret(keys.key.index(stage.index), gl.float8e4nv, [KEYS // PIECE, PIECE, keys.DIM], bytes_layout(keys.DIM, 2))
     scale = reinterpret(keys.scale.index(stage.index), gl.float32, [RUNS, 2 * PIECE], floats_layout(1))
-    mbarrier.expect(full, KEYS * (keys.DIM + 4))
-    for run in gl.static_range(RUNS):
-        place = first + run * quarter
-        for half in gl.static_range(2):
-            tma_load(maps.keys, [place + half * PIECE, 0], full, key.index(half * RUNS + run))
-        tma_load(maps.scales, [place], full, scale.index(run))
+    mbarrier.expect(full, KEYS // RUNS * (keys.DIM + 4))
+    for half in gl.static_range(2):
+        tma_load(maps.keys, [place + half * PIECE, 0], full, key.index(half * RUNS + run))
+    tma_load(maps.scales, [place], full, scale.index(run))
 
 
 @gluon.jit
@@ -172,9 +170,10 @@ def load_scales(keys, stage, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def produce(queries, keys, maps, windows, items):
-    """The producer warp: keeps the consumers in keys."""
+def produce(run, queries, keys, maps, windows, items):
+    """The producer warp of a quarter: keeps the consumers in keys; the first one in queries, too."""
     KEYS: gl.constexpr = keys.KEYS
+    EACH: gl.constexpr = KEYS // RUNS
     stage = producers_turn(keys.ring.STAGES)
     slot = first_slot()
     item = gl.program_id(0)
@@ -184,15 +183,18 @@ def produce(queries, keys, maps, windows, items):
         _, _, my_first, my_last = my_tiles(first, last, split, parts, KEYS)
         tiles = my_last - my_first
         if tiles > 0:
-            slot.acquire(keys.ring)
-            load_queries(queries, maps, first_row, slot, queries.full.index(slot.index), False)
+            if run == 0:
+                slot.acquire(keys.ring)
+                load_queries(queries, maps, first_row, slot, queries.full.index(slot.index), False)
+                slot = slot.next(tiles)
+            place = my_first * KEYS + run * (tiles * EACH)
             number = tiles * 0
             while number < tiles:
                 keys.ring.acquire(stage)
-                load_keys(keys, maps, my_first * KEYS + number * (KEYS // RUNS), tiles * (KEYS // RUNS), stage)
+                load_keys(run, keys, maps, place, stage)
                 stage = stage.next()
+                place += EACH
                 number += 1
-            slot = slot.next(tiles)
         item += gl.num_programs(0)
 
 
@@ -426,7 +428,7 @@ def select_scored_kernel(
     keys = Keys(
         gl.allocate_shared_memory(gl.float8e4nv, [STAGES, KEYS, DIM], maps.keys.layout),
         gl.allocate_shared_memory(gl.float32, [STAGES, KEYS], maps.scales.layout),
-        new_ring(STAGES, CONSUMERS),
+        new_ring(STAGES, CONSUMERS, RUNS),
     )
     TOLD: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
     memory = gl.allocate_shared_memory(gl.int32, [CONSUMERS, ROWS, RUNS], TOLD)
@@ -446,10 +448,13 @@ def select_scored_kernel(
         [
             (consume, (0, queries, keys, windows, items, lists, shown, pages, slots, top_k, RELATIVE, ROOM, HELD, LEAST_TILES)),
             (consume, (1, queries, keys, windows, items, lists, shown, pages, slots, top_k, RELATIVE, ROOM, HELD, LEAST_TILES)),
-            (produce, (queries, keys, maps, windows, items)),
+            (produce, (0, queries, keys, maps, windows, items)),
+            (produce, (1, queries, keys, maps, windows, items)),
+            (produce, (2, queries, keys, maps, windows, items)),
+            (produce, (3, queries, keys, maps, windows, items)),
         ],
-        [4, 1],
-        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        [4, 1, 1, 1, 1],
+        [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
     )
 
 
