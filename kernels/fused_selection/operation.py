@@ -22,10 +22,27 @@ from .scratch import bytes_needed, programs
 # Whether scores are returned, and which of the launches is meant: the scan, or what merges rows that programs shared.
 MODES = {"indices": (False, "scan"), "scores": (True, "scan"), "merge": (False, "merge")}
 
-LEAST_KEYS = 8  # times top_k: in shorter rows most keys are candidates anyway. Estimated, as the other two
-LEAST_SHARE = 4  # times top_k: a program that sees fewer keys of a row would keep half of them or more
 MOST_PARTS = 16  # of a row: they are merged by one program, which takes about two of them at a time
-MEASURED: frozenset[str] = frozenset()  # labels of targets on which a fused variant was timed against two steps, and won
+
+
+class Bounds(NamedTuple):
+    """From which shapes on fusing pays.
+
+    keys : that a row can see at least, times top_k: in shorter rows most keys are candidates anyway
+    share : of a row's keys, that a program sees at least, times top_k: of fewer it would keep half or more
+    parts : programs that share a row, at most
+    """
+
+    keys: int
+    share: int
+    parts: int
+
+
+ESTIMATED = Bounds(keys=8, share=4, parts=MOST_PARTS)  # by the cost model
+# Measured on an H200 with Triton 3.6.0 (64 heads, 128 dims, 2048 keys) against two steps: 512, 2048 and 8192 rows of 262,144
+# keys and more are even or up to 1.14 times as fast, shorter ones .66 to 1.07 times; 8 rows, which 66 programs share, .3 to .7.
+HOPPER = Bounds(keys=128, share=64, parts=2)
+HOPPER_DIM = 128
 
 
 class Problem(NamedTuple):
@@ -66,21 +83,22 @@ def size_class(size: int) -> int:
     return 1 << size.bit_length() >> 1
 
 
-def why_two_steps(problem: Problem, tune: tunings.Tuning | None = None) -> str | None:
-    """None where fusing pays by the cost model of docs/design/fused_selection.md, or the reason why not: of shapes alone.
+def why_two_steps(problem: Problem, tune: tunings.Tuning | None = None, bounds: Bounds = ESTIMATED) -> str | None:
+    """None where fusing pays by ``bounds``, of which docs/design/fused_selection.md says where they are from, or the reason why
+    not: of shapes alone.
 
     tune : of the variant that is meant; the classic one's otherwise
     """
     tune = tune or tunings.classic(problem)
     keys, top_k = problem.keys, problem.top_k
-    if keys < LEAST_KEYS * top_k:
-        return f"rows of about {keys} keys are two steps: top_k {top_k} is fused from {LEAST_KEYS * top_k} keys on"
+    if keys < bounds.keys * top_k:
+        return f"rows of about {keys} keys are two steps: top_k {top_k} is fused from {bounds.keys * top_k} keys on"
     groups = -(-problem.rows // tune.rows)
     share = min(keys, groups * keys // programs(problem, tune))
-    if share < LEAST_SHARE * top_k:
-        return f"each program would see about {share} keys of a row: top_k {top_k} is fused from {LEAST_SHARE * top_k} on"
-    if keys > MOST_PARTS * share:
-        return f"rows would be shared by about {-(-keys // share)} programs: fused are up to {MOST_PARTS}, which one merges"
+    if share < bounds.share * top_k:
+        return f"each program would see about {share} keys of a row: top_k {top_k} is fused from {bounds.share * top_k} on"
+    if keys > bounds.parts * share:
+        return f"rows would be shared by about {-(-keys // share)} programs: fused are up to {bounds.parts}, which one merges"
     return None
 
 
@@ -232,11 +250,8 @@ def _fused_unless_named(problem: Problem, tune: tunings.Tuning | None = None) ->
     if problem.asked:
         return None
     label = compat.capabilities(problem.device).target.label
-    return why_two_steps(problem, tune) or (
-        None
-        if label in MEASURED
-        else f"not measured to be faster than two steps on {label}: fused=True takes it, and CAPGATE_VARIANT"
-    )
+    not_faster = f"not measured to be faster than two steps on {label}: fused=True takes it, and CAPGATE_VARIANT"
+    return why_two_steps(problem, tune) or not_faster
 
 
 def _gluon_cdna4_paged_unless_named(problem: Problem) -> str | None:
@@ -244,11 +259,15 @@ def _gluon_cdna4_paged_unless_named(problem: Problem) -> str | None:
 
 
 def _gluon_hopper_unless_named(problem: Problem) -> str | None:
-    return _fused_unless_named(problem, tunings.gluon_hopper(problem))
+    if problem.asked:
+        return None
+    if problem.dim != HOPPER_DIM:
+        return f"timed against two steps with {HOPPER_DIM} dims alone: fused=True takes {problem.dim}, and CAPGATE_VARIANT"
+    return why_two_steps(problem, tunings.gluon_hopper(problem), HOPPER)
 
 
 def _gluon_hopper_paged_unless_named(problem: Problem) -> str | None:
-    return "scored a few keys with others' scales on an H200, and has not run with the fence that it lacked: name it to use it"
+    return _fused_unless_named(problem, tunings.gluon_hopper_paged(problem))
 
 
 def _classic_unless_named(problem: Problem) -> str | None:
