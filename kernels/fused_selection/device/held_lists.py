@@ -412,5 +412,5 @@ def select(
     if found == 0:
         if counters is not None:
             gl.atomic_add(counters + REREAD, gl.sum((total > top_k).to(gl.int32), 0))
-        kept, bar, long, over = keep_top(values, indices, place, size, total, top_k, longest, memory, counters)
+        kept, bar, long, over = keep_top(values, indices, place, size, total, top_k, most, longest, memory, counters)
     return kept, bar, long, over

@@ -154,12 +154,14 @@ def draw_in(values, place, longest, size, low, high, memory):
 
 
 @gluon.jit
-def find_threshold(values, place, longest, size, total, top_k, memory):
+def find_threshold(values, place, longest, size, total, top_k, most, memory):
     """(threshold, whether all top_k are NaN, how many equals of the threshold are kept), [ROWS], of lists with more than top_k
-    entries; as :func:`.wave_lists.find_threshold`, which says how it is found.
+    entries, of which top_k to ``most`` are kept, and exactly top_k where only equal logits would be more; as
+    :func:`.wave_lists.find_threshold`, which says how it is found.
 
     total : [ROWS], entries of a list
     """
+    wanted = (top_k + most).to(gl.float32) * 0.5
     least, most, at_high = extremes(values, place, longest, size, memory)
     long = total > top_k
     closed = long & (at_high >= top_k)
@@ -167,7 +169,7 @@ def find_threshold(values, place, longest, size, total, top_k, memory):
     low = gl.where(open_list, key_of(least + 0.0), PAST_LARGEST)
     high = gl.where(open_list, key_of(most + 0.0) + 1, PAST_LARGEST)
     at_low = gl.where(open_list, total, top_k)
-    searched = (at_low != top_k) & (high - low > 1)
+    searched = (at_low > most) & (high - low > 1)
     searching = gl.max(searched.to(gl.int32), 0)
     step = gl.to_tensor(1)
     while searching != 0:
@@ -176,10 +178,10 @@ def find_threshold(values, place, longest, size, total, top_k, memory):
             low = gl.where(searched, inner_low, low)
             high = gl.where(searched, inner_high, high)
         many, few = at_low.to(gl.float32), at_high.to(gl.float32)
-        share = (many - top_k + 0.5) / gl.maximum(many - few, 1.0)
+        share = (many - wanted + 0.5) / gl.maximum(many - few, 1.0)
         if step < STEPS:
             many, few = gl.sqrt(many), gl.sqrt(few)
-            share = (many - gl.sqrt((at_low * 0 + top_k).to(gl.float32))) / (many - few)
+            share = (many - gl.sqrt(wanted)) / (many - few)
         low_value = value_of(low)
         guess = low_value + (value_of(high - 1) - low_value) * share
         halfway = low + ((high - low) >> 1)
@@ -193,10 +195,10 @@ def find_threshold(values, place, longest, size, total, top_k, memory):
         high = gl.where(searched & ~enough, pivot, high)
         at_high = gl.where(searched & ~enough, at_pivot, at_high)
         step += 1
-        searched = (at_low != top_k) & (high - low > 1)
+        searched = (at_low > most) & (high - low > 1)
         searching = gl.max(searched.to(gl.int32), 0)
     threshold = gl.where(open_list, value_of(low), gl.where(long, float("inf"), float("nan")))
-    spare = gl.where(closed, top_k, gl.where(at_low == top_k, total, top_k - at_high))
+    spare = gl.where(closed, top_k, gl.where(at_low <= most, total, top_k - at_high))
     return threshold, closed, spare
 
 
@@ -242,16 +244,16 @@ def keep_lanes(value, exists, bar, only_nan, spare):
 
 
 @gluon.jit
-def keep_top(values, indices, place, size, total, top_k, longest, memory, counters):
-    """Drop all but top_k entries of each list that has more; the others move up, in their order, in their runs.
+def keep_top(values, indices, place, size, total, top_k, most, longest, memory, counters):
+    """Drop all but top_k to ``most`` entries of each list that has more; the others move up, in their order, in their runs.
 
     Returns the runs' sizes, [ROWS, THREADS], and what keys have to be more than that are still to come: (bar, whether it is
-    one, whether none is wanted). Of the runs behind the last entry that equals the least which is kept, and of its own run,
-    these have higher indices, and must be larger; of those before it they may be equal. If all that are kept are NaN, only NaN
-    may still come, and behind the last of them nothing. Before it come a barrier, and ADJACENT times -inf behind each run.
+    one, whether none is wanted). Of the runs behind the last entry that equals the bar and is kept, and of its own run, these
+    have higher indices, and must be larger; of those before it they may be equal. If all that are kept are NaN, only NaN may
+    still come, and behind the last of them nothing. Before it come a barrier, and ADJACENT times -inf behind each run.
     """
     lane, run = lane_and_run(place.shape[0])
-    threshold, closed, spare = find_threshold(values, place, longest, size, total, top_k, memory)
+    threshold, closed, spare = find_threshold(values, place, longest, size, total, top_k, most, memory)
     bar = threshold[:, None] + (place * 0).to(gl.float32)
     only_nan = closed.to(gl.int32)[:, None] + place * 0
 

@@ -43,6 +43,7 @@ PREFILL = (
 DECODE = (
     *_decode(8192, "mean context 8192"),
     *_decode(65536, "mean context 65536"),
+    *(Decode(f"decode-64k-n{n}", f"mean context 65536, {n} rows each", 256, around(65536, 256), 64, n) for n in (4, 6)),
     Decode("decode-b1", "one request of 65536", 1, given([65536])),
     Decode("decode-b8", "8 requests of 65536", 8, given([65536] * 8)),
     Decode("decode-skewed", "one request of 65536 and 255 of 512", 256, given([65536] + [512] * 255)),
