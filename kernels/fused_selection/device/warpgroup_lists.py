@@ -162,12 +162,12 @@ def find_threshold(values, place, longest, size, total, top_k, most, memory):
     total : [ROWS], entries of a list
     """
     wanted = (top_k + most).to(gl.float32) * 0.5
-    least, most, at_high = extremes(values, place, longest, size, memory)
+    least, largest, at_high = extremes(values, place, longest, size, memory)
     long = total > top_k
     closed = long & (at_high >= top_k)
     open_list = long & ~closed
     low = gl.where(open_list, key_of(least + 0.0), PAST_LARGEST)
-    high = gl.where(open_list, key_of(most + 0.0) + 1, PAST_LARGEST)
+    high = gl.where(open_list, key_of(largest + 0.0) + 1, PAST_LARGEST)
     at_low = gl.where(open_list, total, top_k)
     searched = (at_low > most) & (high - low > 1)
     searching = gl.max(searched.to(gl.int32), 0)

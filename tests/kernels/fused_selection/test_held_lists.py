@@ -133,6 +133,68 @@ def test_a_pivot_is_right_whatever_logits_are() -> None:
     assert 50 < sum(answers) < 250
 
 
+def threshold_of(lists: list[Any], top_k: int, most: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    """(threshold, closed, spare, counts) of lists that registers do not hold, by warpgroup_lists.find_threshold."""
+    from capgate.kernels.fused_selection.device import warpgroup_lists
+
+    counted = []
+
+    def each_of(lowest: Any, highest: Any) -> tuple[Tensor, Tensor]:
+        """The least and the largest logit of each list that is not NaN and lies between two."""
+        inside = [
+            entries[(entries >= low) & (entries <= high)] for entries, low, high in zip(lists, lowest, highest, strict=True)
+        ]
+        least = [entries.min(initial=np.inf) for entries in inside]
+        return tensor(least, np.float32), tensor([entries.max(initial=-np.inf) for entries in inside], np.float32)
+
+    def extremes(*_: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return *each_of([-np.inf] * ROWS, [np.inf] * ROWS), tensor([np.isnan(entries).sum() for entries in lists], np.int32)
+
+    def draw_in(values: Any, place: Any, longest: Any, size: Any, low: Any, high: Any, memory: Any) -> tuple[Tensor, Tensor]:
+        least, most_value = each_of(value_of(low), value_of(high - np.uint32(1)))
+        return np.fmax(low, key_of(least + 0.0)), np.fmin(high, key_of(most_value + 0.0) + np.uint32(1))
+
+    def count_reaching(values: Any, place: Any, longest: Any, size: Any, bar: Any, memory: Any) -> Tensor:
+        counted.append(bar)
+        return tensor([(~(entries < at)).sum() for entries, at in zip(lists, bar, strict=True)], np.int32)
+
+    own: dict[str, Any] = {
+        "gl": LANGUAGE,
+        "STEPS": warpgroup_lists.STEPS.value,
+        "PAST_LARGEST": np.uint32(0xFF800001),
+        **{function.__name__: function for function in (extremes, draw_in, count_reaching, key_of, value_of)},
+    }
+    find_threshold = FunctionType(warpgroup_lists.find_threshold.fn.__code__, own)
+    total = tensor([len(entries) for entries in lists], np.int32)
+    with np.errstate(all="ignore"):
+        threshold, closed, spare = find_threshold(*[None] * 4, total, top_k, tensor([most], np.int32), None)
+    return threshold, closed, spare, len(counted)
+
+
+@pytest.mark.parametrize("more", [0, 8])
+def test_long_lists_keep_up_to_an_eighth_more_than_top_k_and_never_less(more: int) -> None:
+    """Where equal logits would be more still, exactly top_k: the first ones of them."""
+    draw, counts = np.random.default_rng(more), []
+    for trial in range(300):
+        top_k = int(draw.integers(1, 200))
+        lists = [draw.standard_normal(size).astype(np.float32) for size in draw.integers(0, 2000, ROWS)]
+        for entries in lists:
+            entries[:] = np.where(draw.random(len(entries)) < (trial % 4) / 3, draw.choice(SPECIAL, len(entries)), entries)
+        most = top_k + top_k * more // 64
+        threshold, closed, spare, number = threshold_of(lists, top_k, most)
+        for entries, bar, only_nan, equals in zip(lists, threshold, closed, spare, strict=True):
+            above = 0 if only_nan else int((~(entries <= bar)).sum())
+            equal = np.isnan(entries).sum() if only_nan else int((entries == bar).sum())
+            kept = above + min(int(equals), int(equal))
+            if len(entries) <= top_k:
+                assert kept == len(entries)
+            else:
+                assert top_k <= kept <= most
+                assert kept == top_k or equals >= equal
+        counts += [number] * (trial % 4 == 0)
+    assert np.median(counts) <= (12 if more == 0 else 5)
+
+
 # --- what is loaded and moved ---------------------------------------------------------------------------------------------
 
 
