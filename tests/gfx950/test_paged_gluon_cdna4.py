@@ -45,6 +45,11 @@ KINDS = [
 ]
 
 
+def dealt(*cells: tuple[Any, ...]) -> list[Any]:
+    """Cells that the forward lanes share out: of other sizes, rows of a request and blocks than the models'."""
+    return [pytest.param(*cell, marks=pytest.mark.dealt) for cell in cells]
+
+
 def keeps_its_limits(row: dict[str, Any], heads: int, dim: int) -> None:
     assert row["spills"] == row["scratch_bytes"] == row["agprs"] == 0
     assert row["hazards"] == []
@@ -107,7 +112,8 @@ def test_rows_and_blocks_compile_within_their_limits(heads: int, dim: int, next_
 @pytest.mark.parametrize(
     ("heads", "next_n", "block", "most"),
     [
-        *((64, 1, 64, 53), (64, 2, 64, 53), (64, 4, 128, 53), (64, 1, 32, 62), (64, 1, 16, 64), (16, 8, 64, 60)),
+        *((64, 1, 64, 53), (64, 2, 64, 53), (64, 4, 128, 53)),
+        *dealt((64, 1, 32, 62), (64, 1, 16, 64), (16, 8, 64, 60)),
     ],
 )
 def test_vector_instructions(heads: int, next_n: int, block: int, most: float) -> None:
@@ -120,8 +126,9 @@ def test_vector_instructions(heads: int, next_n: int, block: int, most: float) -
 @pytest.mark.parametrize(
     ("heads", "next_n", "block", "most"),
     [
-        *((64, 1, 64, 13), (64, 2, 64, 11), (64, 4, 64, 10), (64, 6, 64, 11), (32, 2, 64, 13), (16, 8, 64, 22)),
-        *((64, 4, 128, 15), (64, 1, 128, 17.5), (128, 1, 64, 16), (32, 1, 64, 26)),
+        *((64, 1, 64, 13), (64, 2, 64, 11), (64, 4, 128, 15)),
+        *dealt((64, 4, 64, 10), (64, 6, 64, 11), (32, 2, 64, 13), (16, 8, 64, 22)),
+        *dealt((64, 1, 128, 17.5), (128, 1, 64, 16), (32, 1, 64, 26)),
     ],
 )
 def test_scalar_instructions(heads: int, next_n: int, block: int, most: float) -> None:

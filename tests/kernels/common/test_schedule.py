@@ -54,6 +54,7 @@ def is_met_by_a_reader_that_steps(schedule: list[list[int]], units: list[int]) -
     assert max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.dealt("batch")
 @pytest.mark.parametrize("chunk_keys", CHUNKS)
 @pytest.mark.parametrize("workers", [1, 2, 15, 16, 40])
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
@@ -83,6 +84,7 @@ def test_the_described_example() -> None:
 lengths = st.one_of(st.just(0), st.integers(-3, 700), st.sampled_from([127, 128, 129, 255, 256, 257, 512]))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("maker", [make_publicly, make_classic], ids=["public", "classic"])
 @given(st.lists(lengths, max_size=12), st.integers(1, 40), st.sampled_from(CHUNKS))
 @example([], 3, 256)
@@ -166,6 +168,7 @@ def test_every_worker_of_a_foreign_schedule_scores_its_share(kind: str, chunk_ke
     assert (out[~answer.inside] == 7.0).all()
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("workers", "processors"), [(2, 3), (3, 4), (4, 2), (1, 3)])
 def test_schedules_of_few_workers_fill_the_device(interpreter, monkeypatch, workers: int, processors: int) -> None:
     """Programs take turns at a worker's tiles: none has more than its part of them, and each tile has one."""

@@ -17,8 +17,8 @@ from support.processes import environment
 STACK = {"cuda:90": 72, "hip:gfx950": 0, "hip:gfx942": 0}
 MEMORY = {"cuda:90": 227 * 1024, "hip:gfx950": 160 * 1024, "hip:gfx942": 64 * 1024}
 CELLS = [
-    ("fp8_select_keys", "cuda:90"),
-    ("fp8_select_keys", "hip:gfx950"),
+    pytest.param("fp8_select_keys", "cuda:90", marks=pytest.mark.dealt),
+    pytest.param("fp8_select_keys", "hip:gfx950", marks=pytest.mark.dealt),
     pytest.param("fp8_select_keys", "hip:gfx942", marks=pytest.mark.one_lane),
     pytest.param("fp8_select_paged_keys", "cuda:90", marks=pytest.mark.one_lane),
 ]
