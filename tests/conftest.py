@@ -13,6 +13,7 @@ one lane has together, since they share its compile. Each Triton compiles every 
 known bug was about is never dealt.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -114,6 +115,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         choose(config, items, [(item.get_closest_marker("any_triton") is not None) == (only == "any-triton") for item in items])
     if config.getoption("--hand"):
         choose(config, items, dealt(items, *config.getoption("--hand")))
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: a twentieth of all time would go into looking for garbage in it."""
+    gc.collect()
+    gc.freeze()
 
 
 def choose(config: pytest.Config, items: list[pytest.Item], chosen: Sequence[bool]) -> None:
