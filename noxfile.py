@@ -142,10 +142,10 @@ def tests(session: nox.Session, triton: str) -> None:
     }
     if triton == WHOLE:
         parts["without Triton"] = (["--only=any-triton"], {})
-    else:  # of what is dealt the oldest Triton has the cells of the newest
-        hand = FORWARD.index(triton if triton in FORWARD else FORWARD[-1]) + 1
+    else:
+        others = [lane for lane in LANES if lane != WHOLE]
         for options, _ in parts.values():
-            options += ["-m", "not one_lane", f"--hand={hand}/{len(FORWARD)}"]
+            options += ["-m", "not one_lane", f"--hand={others.index(triton) + 1}/{len(others)}"]
     failed = []
     for part, (options, switches) in parts.items():  # all of them, whatever the first one says
         try:

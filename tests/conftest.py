@@ -6,11 +6,10 @@ test that is wrongly declared to need none fails there. Without ``--only`` all o
 says the same with any, is marked ``one_lane``: the other lanes deselect it.
 
 A grid of cells that run in Triton's interpreter or in the emulator, or are compiled, is marked ``dealt``: one gate, 3.6.0, runs
-all of it, and the forward lanes, with ``--hand=NUMBER/HANDS``, share its cells out, so that each runs on one of those, too; the
-other gate has the hand of the newest. ``dealt("clean_logits")`` names the parameters of which every lane has all values: what
-chooses another mode, dtype, layout or variant. ``dealt(together=("heads", "dim"))`` names those that make a kernel, whose cells
-one lane has together, since they share its compile. Each Triton compiles every Gluon tuning for the models' sizes, and what a
-known bug was about is never dealt.
+all of it, and the other lanes, with ``--hand=NUMBER/HANDS``, share its cells out, so that each runs on one of those, too.
+``dealt("clean_logits")`` names the parameters of which every lane has all values: what chooses another mode, dtype, layout or
+variant. ``dealt(together=("heads", "dim"))`` names those that make a kernel, whose cells one lane has together, since they
+share its compile. Each Triton compiles every Gluon tuning for the models' sizes, and what a known bug was about is never dealt.
 """
 
 import gc

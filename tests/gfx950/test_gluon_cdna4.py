@@ -30,7 +30,7 @@ from support.wait_states import check_wait_states
 pytestmark = pytest.mark.skipif(not capabilities(TARGET).gluon_cdna4, reason=capabilities(TARGET).why("gluon_cdna4"))
 
 HEADS, DIMS, MODES = (16, 32, 64, 128), (32, 64, 128), ("unclean", "clean", "compressed")
-# Every output of the models' size of a head, and of other sizes what takes most registers. The forward lanes share out other
+# Every output of the models' size of a head, and of other sizes what takes most registers. The lanes but 3.6.0 share out other
 # numbers of heads than the models' with other outputs than what takes most, and other sizes.
 KINDS = [
     *((64, 128, mode) for mode in (*MODES, "clean-bf16")),
