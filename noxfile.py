@@ -36,7 +36,7 @@ GATES = ("3.5.1", "3.6.0")
 FORWARD = tuple(triton for triton in LANES if triton not in GATES)
 SYSTEM_TORCH = "--system-torch"
 WORKERS = ("-n", "auto", "--dist", "worksteal", "--durations=10")  # side by side, one worker a core; then what took longest
-WHOLE = "3.6.0"  # the lane that also runs what says the same with any Triton, and, with Triton hidden, what needs none
+WHOLE = "3.6.0"  # has every cell, runs what says the same with any Triton, and, with Triton hidden, what needs none
 
 # The engines that tests/engines calls, as they were read and tried. Their own dependencies would bring CUDA and a torch for it:
 # what importing takes without a GPU is in the dependency groups engine-NAME of pyproject.toml.
@@ -143,11 +143,9 @@ def tests(session: nox.Session, triton: str) -> None:
     if triton == WHOLE:
         parts["without Triton"] = (["--only=any-triton"], {})
     else:
+        others = [lane for lane in LANES if lane != WHOLE]
         for options, _ in parts.values():
-            options += ["-m", "not one_lane"]
-    if triton in FORWARD:
-        for options, _ in parts.values():
-            options.append(f"--hand={FORWARD.index(triton) + 1}/{len(FORWARD)}")
+            options += ["-m", "not one_lane", f"--hand={others.index(triton) + 1}/{len(others)}"]
     failed = []
     for part, (options, switches) in parts.items():  # all of them, whatever the first one says
         try:

@@ -5,13 +5,14 @@ runs ``--only=each-triton`` in every lane and ``--only=any-triton`` in one of it
 test that is wrongly declared to need none fails there. Without ``--only`` all of them run. A test that needs a Triton, and
 says the same with any, is marked ``one_lane``: the other lanes deselect it.
 
-A grid of cells that run in Triton's interpreter or in the emulator is marked ``dealt``: both gates run all of it, and the
-forward lanes, with ``--hand=NUMBER/HANDS``, share its cells out, so that each runs on one of those, too.
+A grid of cells that run in Triton's interpreter or in the emulator, or are compiled, is marked ``dealt``: one gate, 3.6.0, runs
+all of it, and the other lanes, with ``--hand=NUMBER/HANDS``, share its cells out, so that each runs on one of those, too.
 ``dealt("clean_logits")`` names the parameters of which every lane has all values: what chooses another mode, dtype, layout or
 variant. ``dealt(together=("heads", "dim"))`` names those that make a kernel, whose cells one lane has together, since they
 share its compile. Each Triton compiles every Gluon tuning for the models' sizes, and what a known bug was about is never dealt.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -44,6 +45,7 @@ ANY_TRITON = {
         "compat/offline/test_disassembly.py",
         "compat/test_additions.py",
         "compat/test_foreign.py",
+        "compat/test_inside.py",
         "compat/test_markdown.py",
         "docs/test_measured.py",
         "docs/test_pages.py",
@@ -112,6 +114,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         choose(config, items, [(item.get_closest_marker("any_triton") is not None) == (only == "any-triton") for item in items])
     if config.getoption("--hand"):
         choose(config, items, dealt(items, *config.getoption("--hand")))
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: a twentieth of all time would go into looking for garbage in it."""
+    gc.collect()
+    gc.freeze()
 
 
 def choose(config: pytest.Config, items: list[pytest.Item], chosen: Sequence[bool]) -> None:

@@ -6,6 +6,7 @@ HEAVY = ("torch", "triton", "numpy", "rich", "pynvml", "rocm_bootstrap", "packag
 LOADED = f"import sys; print(*[name for name in {HEAVY!r} if name in sys.modules])"
 
 
+@pytest.mark.one_lane
 @pytest.mark.parametrize(
     ("code", "loaded"),
     [
@@ -53,8 +54,8 @@ print(*[name for name in libraries if name.startswith(("libcuda.so", "libamdhip6
 @pytest.mark.parametrize(
     "code",
     [
-        pytest.param("compat.capabilities()['gpu']", id="capabilities"),
-        pytest.param("from capgate.compat import targets; targets.discover()", id="discovery"),
+        pytest.param("compat.capabilities()['gpu']", id="capabilities", marks=pytest.mark.one_lane),
+        pytest.param("from capgate.compat import targets; targets.discover()", id="discovery", marks=pytest.mark.one_lane),
         pytest.param("caps = compat.capabilities(); [caps[name] for name in caps]", id="every flag"),
     ],
 )

@@ -30,6 +30,7 @@ def test_softmax(switches, generator):
     torch.testing.assert_close(out, x.softmax(1), rtol=2e-6, atol=0)
 
 
+@pytest.mark.dealt("dtype")
 @pytest.mark.parametrize("size", [(70, 50, 100), (64, 64, 64)], ids=str)
 @pytest.mark.parametrize(
     "dtype",
@@ -94,6 +95,7 @@ def scaled_operand(number_format, rows, depth, generator):
     return values, values.double()
 
 
+@pytest.mark.dealt("left", "right", together=["left", "right", "waves", "columns"])
 @pytest.mark.parametrize(("left", "right"), [("e4m3", "e4m3"), ("e2m1", "e2m1"), ("e4m3", "e2m1"), ("e2m1", "e5m2")])
 @pytest.mark.parametrize(("waves", "columns"), [(2, 32), (2, 16), pytest.param(1, 16, marks=NO_CONVERSION)])
 def test_block_scaled_matmul(switches, generator, left, right, waves, columns):

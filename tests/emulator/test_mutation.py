@@ -17,7 +17,7 @@ CALLS = [
     ([(700, 1800), (690, 1900), (705, 1800), (720, 1790), (0, 5), (2400, 2499), (2300, 2400), (5, 2444)], 2500),
 ]
 SWITCHES = [{"landing": "late", "preload": True}, {"landing": "early", "preload": False}]
-OF_EACH_KIND = 25
+OF_EACH_KIND = 12
 SEED = 7
 REQUIRED = 0.9
 

@@ -64,7 +64,6 @@ def test_blocks_that_the_cache_lacks(variant: Variant, block: int, gap: int, cle
         (48, "flat", True),
         (96, "flat", False),
         (192, "flat", True),
-        (256, "flat", False),
         (208, "preshuffled", True),
         (48, "preshuffled", False),
     ],
@@ -155,7 +154,6 @@ def test_blocks_that_are_not_aligned() -> None:
 @pytest.mark.parametrize(
     ("heads", "dim", "next_n", "block"),
     [
-        (64, 32, 8, 128),
         (32, 128, 1, 64),
         (16, 32, 3, 16),
         (20, 64, 8, 64),

@@ -81,13 +81,14 @@ def test_numbers_of_keys(top_k: int) -> None:
 
 
 @pytest.mark.dealt
-@pytest.mark.parametrize("kind", ["normal", "few-values", "nans"])
-def test_rows_that_are_cut(kind: str) -> None:
-    """Windows that end at a cut, or begin or end a few keys away from it, and one of few keys."""
+def test_rows_that_are_cut() -> None:
+    """Windows that end at a cut, or begin or end a few keys away from it, and one of few keys. In one test, since compiling
+    both launches takes what a hundred of them take in the emulator."""
     starts = torch.tensor([0, 3, 7, 16384], dtype=torch.int32)
     ends = torch.tensor([40000, 39999, 16390, 16500], dtype=torch.int32)
-    launches = agrees(laid_out(make_logits(kind, 4, 40000), gap=16), starts, ends, 2048, scores=True)
-    assert len(launches) == 2
+    for kind in ("normal", "few-values", "nans"):
+        launches = agrees(laid_out(make_logits(kind, 4, 40000), gap=16), starts, ends, 2048, scores=True)
+        assert len(launches) == 2
     for launch in launches:
         fits(launch)
 

@@ -59,6 +59,33 @@ def _language_is_patched_once_a_launch() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_computed_that_nobody_reads() -> Iterator[None]:
+    """Where it does not debug, Triton's interpreter computes for each sum, difference and product of integers whether it
+    overflows, and drops the answer; and for each array it makes a table of all dtypes. Both are nearly half of its time."""
+    if os.environ.get("TRITON_INTERPRET") != "1" or sys.modules.get("triton", ...) is None:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    semantic, dtype_of = type(interpreter.interpreter_semantic), interpreter._get_np_dtype
+    check, dtypes = semantic.binary_op_sanitize_overflow_impl, dict[str, Any]()
+
+    def check_where_it_is_said(self: Any, *operands: Any) -> None:
+        if self.builder is not interpreter.interpreter_builder or self.builder.options.debug:
+            check(self, *operands)
+
+    def known_dtype(of: Any) -> Any:
+        if (name := of.scalar.name) not in dtypes:
+            dtypes[name] = dtype_of(of)
+        return dtypes[name]
+
+    with pytest.MonkeyPatch.context() as replaced:
+        replaced.setattr(semantic, "binary_op_sanitize_overflow_impl", check_where_it_is_said)
+        replaced.setattr(interpreter, "_get_np_dtype", known_dtype)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _interpreters_own_warning() -> Iterator[None]:
     """The interpreters of Triton 3.5 and 3.6 use what numpy 2.4 took away, and numpy 2.3 warns of it at every loop."""

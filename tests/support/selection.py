@@ -9,10 +9,10 @@ __all__ = ["INF", "KINDS", "NAN", "check", "expected", "judge", "make_logits", "
 
 
 def shorten_blocks(patch: Any, programs: int = 1, **fields: Any) -> None:
-    """One program of the classic variant selects from 512 logits at most, and takes 256 of a longer row at a time.
+    """One program of the classic variant selects from 512 logits at most, and takes as many of a longer row at a time.
 
     programs : wanted at once; fewer rows are cut in as many sections as that takes, of 300 logits or more
     """
     patch.setitem(tunings.CLASSIC, "", tunings.Tuning(block_logits=512, num_warps=1, planes=16))
-    row = tunings.LongRows(block_logits=256, num_warps=1, planes=16, sample=256, resident=1, few_resident=programs, section=300)
+    row = tunings.LongRows(block_logits=512, num_warps=1, planes=16, sample=256, resident=1, few_resident=programs, section=300)
     patch.setitem(tunings.LONG, "", row._replace(**fields))

@@ -398,6 +398,7 @@ def test_a_compile_that_nvdisasm_cannot_read_is_a_compile(toy: Path, monkeypatch
     assert [Path(file).suffix for file in row["files"]] == [".ptx", ".ttgir", ".json"]
 
 
+@pytest.mark.one_lane
 def test_sizes_of_one_mode_are_saved_side_by_side(toy: Path) -> None:
     """And a compile that no other differs from in its sizes keeps its short name."""
     jobs = [Job("fits", heads=64), Job("fits", heads=128)]

@@ -54,10 +54,20 @@ def is_met_by_a_reader_that_steps(schedule: list[list[int]], units: list[int]) -
     assert max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize("chunk_keys", CHUNKS)
-@pytest.mark.parametrize("workers", [1, 2, 15, 16, 40])
-@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
-def test_schedules_are_deep_gemms(make: Make, batch: list, workers: int, chunk_keys: int) -> None:
+@pytest.mark.dealt("batch")
+@pytest.mark.parametrize(
+    ("batch", "workers", "chunk_keys"),
+    [  # every two of the three with each other
+        (batch, workers, CHUNKS[(number + place) % 2])
+        for number, batch in enumerate(BATCHES)
+        for place, workers in enumerate([1, 2, 15, 16, 40])
+    ],
+)
+def test_schedules_are_deep_gemms(make: Make, batch: str, workers: int, chunk_keys: int) -> None:
+    check_schedule_is_deep_gemms(make, BATCHES[batch], workers, chunk_keys)
+
+
+def check_schedule_is_deep_gemms(make: Make, batch: list, workers: int, chunk_keys: int) -> None:
     schedule = make(torch.tensor(batch, dtype=torch.int32), workers, chunk_keys)
     assert (schedule.shape, schedule.dtype) == ((workers + 1, 2), torch.int32)
     units = schedules.units_of(batch, chunk_keys)
@@ -83,6 +93,7 @@ def test_the_described_example() -> None:
 lengths = st.one_of(st.just(0), st.integers(-3, 700), st.sampled_from([127, 128, 129, 255, 256, 257, 512]))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("maker", [make_publicly, make_classic], ids=["public", "classic"])
 @given(st.lists(lengths, max_size=12), st.integers(1, 40), st.sampled_from(CHUNKS))
 @example([], 3, 256)
@@ -131,9 +142,14 @@ def written_by(kernel_call: Callable[[torch.Tensor, torch.Tensor], None], schedu
 
 
 @pytest.mark.dealt("chunk_keys", "next_n")
-@pytest.mark.parametrize("chunk_keys", CHUNKS)
-@pytest.mark.parametrize("kind", ["even", "front", "shifted", "half"])
-@pytest.mark.parametrize("next_n", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "chunk_keys", "next_n"),
+    [  # every two of the three with each other
+        (kind, chunk_keys, 1 + (number + place) % 2)
+        for number, kind in enumerate(["even", "front", "shifted", "half"])
+        for place, chunk_keys in enumerate(CHUNKS)
+    ],
+)
 @pytest.mark.usefixtures("interpreter")
 def test_every_worker_of_a_foreign_schedule_scores_its_share(kind: str, chunk_keys: int, next_n: int) -> None:
     """Whoever made it, and with however many workers: each scores the keys of its units, and none those of another."""
@@ -166,6 +182,7 @@ def test_every_worker_of_a_foreign_schedule_scores_its_share(kind: str, chunk_ke
     assert (out[~answer.inside] == 7.0).all()
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("workers", "processors"), [(2, 3), (3, 4), (4, 2), (1, 3)])
 def test_schedules_of_few_workers_fill_the_device(interpreter, monkeypatch, workers: int, processors: int) -> None:
     """Programs take turns at a worker's tiles: none has more than its part of them, and each tile has one."""

@@ -1,27 +1,40 @@
 """The fused selections compiled for GPUs that are not here, by this lane's Triton: they fit, and nothing goes to memory."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from capgate.compat import capabilities
-from capgate.compat.offline.jobs import Job
+from capgate.compat.offline.jobs import Job, compiling_environment
 from capgate.kernels.tools.compile_command import vector_per_32_keys
-from support.processes import environment
+from support.compile_server import Servers
 
 # Bytes of a thread's stack. On an H200 three programs an SM, of 168 registers and with these, were faster than two without any.
 STACK = {"cuda:90": 72, "hip:gfx950": 0, "hip:gfx942": 0}
 MEMORY = {"cuda:90": 227 * 1024, "hip:gfx950": 160 * 1024, "hip:gfx942": 64 * 1024}
 CELLS = [
-    ("fp8_select_keys", "cuda:90"),
-    ("fp8_select_keys", "hip:gfx950"),
+    pytest.param("fp8_select_keys", "cuda:90", marks=pytest.mark.dealt),
+    pytest.param("fp8_select_keys", "hip:gfx950", marks=pytest.mark.dealt),
     pytest.param("fp8_select_keys", "hip:gfx942", marks=pytest.mark.one_lane),
     pytest.param("fp8_select_paged_keys", "cuda:90", marks=pytest.mark.one_lane),
 ]
+
+
+@pytest.fixture
+def scan(once: Callable[..., Any], compile_servers: Servers) -> Callable[[str], dict[str, Any]]:
+    """What an operation's gluon_hopper kernel compiles to, once for all tests that look at it."""
+
+    def row(operation: str) -> dict[str, Any]:
+        def compiled() -> dict[str, Any]:
+            request = {"jobs": [operation]}
+            return compile_servers.answers("support.compile_fused_hopper", request, compiling_environment()).answer(0)
+
+        made: dict[str, Any] = once(("scan", operation), compiled)
+        assert made["compiled"], made["error"]
+        return made
+
+    return row
 
 
 @pytest.mark.parametrize(("operation", "target"), CELLS)
@@ -67,11 +80,10 @@ def test_waves_append_cached_keys_at_little_cost(compile_once: Callable[..., Any
 
 
 @pytest.mark.skipif(not capabilities("cuda:90").gluon_hopper, reason=capabilities("cuda:90").why("gluon_hopper"))
-def test_warps_append_at_little_cost(compile_once: Callable[..., Any]) -> None:
+def test_warps_append_at_little_cost(scan: Callable[[str], dict[str, Any]]) -> None:
     """Instructions of a warp for a tile of 128 keys and two rows of 64 heads: with the code of a new group the logits alone
     are 438. Nothing spills; a tile has 2 loads of scales, 2 exchanges and 4 stores of entries."""
-    (row,) = compile_once("fp8_select_keys", "cuda:90", [Job("gluon_hopper", mode="indices")])
-    assert row["compiled"], row["error"]
+    row = scan("fp8_select_keys")
     assert row["lds_bytes"] <= MEMORY["cuda:90"]
     assert row["scratch_bytes"] == row["spills"] == 0
     loop = row["hot_loop"]
@@ -80,11 +92,10 @@ def test_warps_append_at_little_cost(compile_once: Callable[..., Any]) -> None:
 
 
 @pytest.mark.skipif(not capabilities("cuda:90").gluon_hopper, reason=capabilities("cuda:90").why("gluon_hopper"))
-def test_warps_append_cached_keys_at_little_cost(compile_once: Callable[..., Any]) -> None:
+def test_warps_append_cached_keys_at_little_cost(scan: Callable[[str], dict[str, Any]]) -> None:
     """Instructions of a warp for a tile of 64 keys and a row of 64 heads; nothing spills. A tile has a load of scales, one of
     what is missing, two exchanges and two stores of an entry; the logits' has no second store. Two programs fit an SM."""
-    (row,) = compile_once("fp8_select_paged_keys", "cuda:90", [Job("gluon_hopper", mode="indices")])
-    assert row["compiled"], row["error"]
+    row = scan("fp8_select_paged_keys")
     assert (row["lds_bytes"] + 1024) * row["tuning"]["resident"] <= 228 * 1024
     assert row["scratch_bytes"] == row["spills"] == 0
     assert row["waves_per_simd"] == 2 * row["tuning"]["resident"]
@@ -94,15 +105,13 @@ def test_warps_append_cached_keys_at_little_cost(compile_once: Callable[..., Any
 
 
 @pytest.mark.skipif(not capabilities("cuda:90").gluon_hopper, reason=capabilities("cuda:90").why("gluon_hopper"))
-@pytest.mark.dealt
 @pytest.mark.parametrize(("operation", "products"), [("fp8_select_keys", (128, 4)), ("fp8_select_paged_keys", (64, 1))])
-def test_hopper_scans_as_the_logits_kernels_do(operation: str, products: tuple[int, int]) -> None:
+def test_hopper_scans_as_the_logits_kernels_do(
+    scan: Callable[[str], dict[str, Any]], operation: str, products: tuple[int, int]
+) -> None:
     """What tests/kernels/common/test_hopper_compile.py asks of those: products in one place of each consumer, in flight side by
     side; and no mbarrier's memory becomes another's."""
-    command = [sys.executable, "-m", "support.compile_fused_hopper", operation]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment())
-    assert child.returncode == 0, child.stderr[-4000:]
-    made = json.loads(child.stdout)
+    made = scan(operation)
     columns, tiles = products
     assert made["wgmma"] == {f"wgmma.mma_async.sync.aligned.m64n{columns}k32.f32.e4m3.e4m3": tiles * 128 // 32}
     assert made["faults"] == made["undefined"] == []

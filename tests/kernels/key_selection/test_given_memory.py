@@ -97,7 +97,7 @@ def test_a_workspace_is_the_budget(name: str, dtype: torch.dtype) -> None:
 def test_candidates_of_long_rows_lie_in_the_workspace(variant: str) -> None:
     logits, ends = selection.make_logits("normal", 2, 600), torch.tensor([600, 20], dtype=INT)
     right, _ = selection.expected(logits, None, ends, 60)
-    needed = 2 * 8 * 258  # a list for each row
+    needed = 2 * 8 * 514  # a list for each row
     found = select_from_logits(
         logits, None, ends, top_k=60, workspace=torch.zeros(needed + 16, dtype=torch.uint8), variant=variant
     )

@@ -13,10 +13,11 @@ pytestmark = [
 ]
 
 COLUMNS, TOP_K, SAMPLE = 3000, 100, 256
+# Two whole blocks and a part of a third, or sections of a whole block and a part: the interpreter's time is one of blocks.
 WAYS = {
-    "whole": {"programs": 1, "sample": SAMPLE},
-    "sections": {"programs": 12, "sample": SAMPLE},
-    "loaded-ahead": {"programs": 1, "sample": SAMPLE, "ahead": True},
+    "whole": {"programs": 1, "sample": SAMPLE, "block_logits": 1024},
+    "sections": {"programs": 5, "sample": SAMPLE},
+    "loaded-ahead": {"programs": 1, "sample": SAMPLE, "block_logits": 1024, "ahead": True},
 }
 
 

@@ -53,6 +53,7 @@ def test_the_report_knows_which_variant_a_target_takes(target: str) -> None:
     assert caps[gluon] or step.reason == caps.why(gluon)
 
 
+@pytest.mark.one_lane
 def test_a_variant_that_cannot_run_there_is_listed_with_its_reason() -> None:
     rows = compile_variants("fp8_paged_mqa_logits", "cuda:80", modes=["unclean"], timeout=1200)["variants"]
     caps = compat.capabilities("cuda:80")
