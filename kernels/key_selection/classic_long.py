@@ -19,7 +19,7 @@ from capgate import compat
 from ..common.device.dependent import gdc_launch_dependents, gdc_wait
 from ..common.hardware import multiprocessors
 from ..common.tuning import Options
-from .device.candidates import LEAST_BAR, counts_of, write_by_counting, write_top
+from .device.candidates import LEAST_BAR, SPARE_BITS, SPARE_MASK, sizes_of, write_by_counting, write_top
 from .device.filtering import append_section, sample_bar
 from .device.rows import list_all, pages_of, window_of
 from .operands import Arguments
@@ -121,11 +121,12 @@ def select_long_rows_kernel(
         else:
             bar = tl.load(lists + ROOM + 1).to(tl.int32).to(tl.float32, bitcast=True)
             if CUT:
-                counts = counts_of(lists, sections, ROOM, MOST)
-                total = tl.sum(counts, 0)
-                held = tl.sum((counts + 3) // 4, 0) * 4  # in whole quads
+                sizes = sizes_of(lists, sections, ROOM, MOST)
+                summed = tl.sum(sizes, 0)
+                held = (summed >> SPARE_BITS) * 4  # in whole quads
+                total = held - (summed & SPARE_MASK)
             else:
-                counts = None
+                sizes = None
                 total = tl.load(lists + ROOM).to(tl.int32)
                 held = tl.cdiv(total, 4) * 4
             if (total < top_k) | (held > ROOM):
@@ -133,9 +134,9 @@ def select_long_rows_kernel(
                     source, skip, size, stride, bar, top_k, numbering, indices, values, runs, PLANES, ALIGNED, INDEX
                 )
             elif held <= ROOM // 2:
-                write_top(lists, counts, total, bar, top_k, numbering, indices, values, list_runs, PLANES // 2, ROOM, MOST)
+                write_top(lists, sizes, sections, total, bar, top_k, numbering, indices, values, list_runs, PLANES // 2, ROOM, MOST)
             else:
-                write_top(lists, counts, total, bar, top_k, numbering, indices, values, list_runs, PLANES, ROOM, MOST)
+                write_top(lists, sizes, sections, total, bar, top_k, numbering, indices, values, list_runs, PLANES, ROOM, MOST)
 
 
 class Plan(NamedTuple):

@@ -9,10 +9,11 @@ import triton.language as tl
 
 from .rows import load_four
 from .search import LOWEST, PAST_LARGEST, find_threshold, key_of, tally_reaching, value_of
-from .words import slot_of
+from .words import slot_of, split_quads
 
 LEAST_BAR = tl.constexpr(-3.4028234663852886e38)  # the least float32 but -inf
-HALVINGS = tl.constexpr(10)  # at most, of the lists of a row
+SPARE_BITS = tl.constexpr(10)  # of the number of empty cells of a row's lists, three of each at most
+SPARE_MASK = tl.constexpr((1 << SPARE_BITS.value) - 1)
 
 
 @triton.jit
@@ -168,39 +169,59 @@ def mark_top(candidates, cells, left, total, bar, top_k, RUNS: tl.constexpr, PLA
 
 
 @triton.jit
-def counts_of(candidates, sections, ROOM: tl.constexpr, MOST: tl.constexpr):
-    """[MOST] int32: how many candidates each of a row's lists has, and 0 for those that there are not."""
+def sizes_of(candidates, sections, ROOM: tl.constexpr, MOST: tl.constexpr):
+    """[MOST] int32: how many quads each of a row's lists takes, one more than it has room for at most, and below that, in
+    SPARE_BITS, how many cells of the last one are empty; 0 for those that there are not."""
     section = tl.arange(0, MOST)
-    return tl.load(candidates + section * (ROOM + 2) + ROOM, mask=section < sections, other=0).to(tl.int32)
+    count = tl.load(candidates + section * (ROOM + 2) + ROOM, mask=section < sections, other=0)
+    count = tl.minimum(count, ROOM + 4).to(tl.int32)
+    quads = (count + 3) // 4
+    return (quads << SPARE_BITS) | (quads * 4 - count)
 
 
 @triton.jit
-def cells_of(counts, RUNS: tl.constexpr, PLANES: tl.constexpr, ROOM: tl.constexpr, MOST: tl.constexpr):
-    """(cells, left), as :func:`mark_top` takes them, for lists of ``counts`` candidates, one after the other, each in whole
-    quads. A quad's list is found by halving the lists, by where they end."""
-    quads = (counts + 3) // 4
+def cells_of(sizes, sections, RUNS: tl.constexpr, PLANES: tl.constexpr, ROOM: tl.constexpr, MOST: tl.constexpr):
+    """(cells, left), as :func:`mark_top` takes them, for lists of ``sizes``, one after the other, each in whole quads. A quad's
+    list is found by halving the lists, by where they end; for all quads at once, as each look goes through shared memory."""
+    QUADS: tl.constexpr = PLANES // 4
+    quads = sizes >> SPARE_BITS
     ends = tl.cumsum(quads, 0)
-    lists = ((ends - quads).to(tl.int64) << 32) | counts.to(tl.int64)  # where each begins, and how many it has
+    number = tl.arange(0, RUNS * QUADS)
+    mine = tl.zeros((RUNS * QUADS,), tl.int32)
+    half = tl.full((), 1, tl.int32)
+    while half < sections:
+        half += half
+    half = half >> 1
+    while half > 0:
+        ended = tl.gather(ends, mine + (half - 1), 0) <= number
+        mine += tl.where(ended, half, 0)
+        half = half >> 1
+    lists = ((ends - quads) << 16) | (quads * 4 - (sizes & SPARE_MASK))  # where each begins, and how many it has
+    begins = by_quad(tl.gather(lists, mine, 0), RUNS, QUADS)
+    mine = by_quad(mine, RUNS, QUADS)
     cells = ()
     left = ()
-    for quad in tl.static_range(PLANES // 4):
-        number = quad * RUNS + tl.arange(0, RUNS)
-        mine = tl.zeros((RUNS,), tl.int32)
-        for halving in tl.static_range(1, HALVINGS + 1):
-            if MOST >> halving > 0:
-                ended = tl.gather(ends, mine + ((MOST >> halving) - 1), 0) <= number
-                mine += tl.where(ended, MOST >> halving, 0)
-        found = tl.gather(lists, mine, 0)
-        before = (number - (found >> 32).to(tl.int32)) * 4
-        cells += (mine * (ROOM + 2) + before,)
-        left += (found.to(tl.int32) - before,)
+    for quad in tl.static_range(QUADS):
+        before = (quad * RUNS + tl.arange(0, RUNS) - (begins[quad] >> 16)) * 4
+        cells += (mine[quad] * (ROOM + 2) + before,)
+        left += ((begins[quad] & 0xFFFF) - before,)
     return cells, left
+
+
+@triton.jit
+def by_quad(numbers, RUNS: tl.constexpr, QUADS: tl.constexpr):
+    """The QUADS tensors of RUNS, two or four of them, that lie one after the other in ``numbers``."""
+    if QUADS == 4:
+        return split_quads(tl.trans(tl.reshape(numbers, (QUADS, RUNS))))
+    else:
+        return tl.split(tl.trans(tl.reshape(numbers, (QUADS, RUNS))))
 
 
 @triton.jit
 def write_top(
     candidates,
-    counts,
+    sizes,
+    sections,
     total,
     bar,
     top_k,
@@ -212,9 +233,9 @@ def write_top(
     ROOM: tl.constexpr,
     MOST: tl.constexpr,
 ):
-    """Write indices and values of the top_k of ``total`` candidates, in lists of ``counts``, or in one where that is None."""
-    if counts is not None:
-        cells, left = cells_of(counts, RUNS, PLANES, ROOM, MOST)
+    """Write indices and values of the top_k of ``total`` candidates, in lists of ``sizes``, or in one where that is None."""
+    if sizes is not None:
+        cells, left = cells_of(sizes, sections, RUNS, PLANES, ROOM, MOST)
     else:
         cells = ()
         left = ()
