@@ -1,7 +1,8 @@
 """Candidates of a long row, in Triton: top_k are selected from lists of the logits that reach a bar (:mod:`.filtering`).
 
-A candidate is 64 bits: the logit, and above it the index that it stands for. A list has them in the order of their keys. Here
-element ``run`` of plane ``p`` is number ``(p // 4 * RUNS + run) * 4 + p % 4`` of a block: a warp's threads take adjacent quads.
+A candidate is 64 bits: the logit, and above it the index that it stands for. A list has them in the order of their keys. Of a
+block of a row element ``run`` of plane ``p`` is number ``(p // 4 * RUNS + run) * 4 + p % 4``: a warp's threads take adjacent
+quads. Of candidates so are those of GROUP runs each, one group's after the other's, so that places are counted within a group.
 """
 
 import triton
@@ -13,6 +14,7 @@ from .words import slot_of, split_quads
 
 LEAST_BAR = tl.constexpr(-3.4028234663852886e38)  # the least float32 but -inf
 SPARE_BITS = tl.constexpr(10)  # of the number of empty cells of a row's lists, three of each at most
+GROUP = tl.constexpr(32)  # adjacent runs, which are lanes of a warp or of half a wave
 SPARE_MASK = tl.constexpr((1 << SPARE_BITS.value) - 1)
 
 
@@ -39,6 +41,34 @@ def places_of(bits, RUNS: tl.constexpr, PLANES: tl.constexpr):
         places += (total + ((before >> (quad * 16)) & 0xFFFF).to(tl.int32),)
         total += ((sums >> (quad * 16)) & 0xFFFF).to(tl.int32)
     return places, total
+
+
+@triton.jit
+def quad_number(quad, RUNS: tl.constexpr, PLANES: tl.constexpr):
+    """[RUNS] int32: which of the candidates' quads is a run's one number ``quad``."""
+    run = tl.arange(0, RUNS)
+    return run // GROUP * (GROUP * (PLANES // 4)) + quad * min(GROUP, RUNS) + run % GROUP
+
+
+@triton.jit
+def listed_places_of(bits, RUNS: tl.constexpr, PLANES: tl.constexpr):
+    """How many marked candidates come before each quad of a run, in the order of their numbers, from ``bits`` as
+    :func:`places_of` takes them. Quads are counted side by side, in eight bits each: a group has 128 of them at most."""
+    LANES: tl.constexpr = min(GROUP, RUNS)
+    counts = quad_counts(bits)
+    counts = (counts | (counts << 8)) & 0x00FF00FF
+    counts = tl.reshape((counts | (counts << 4)) & 0x0F0F0F0F, (RUNS // LANES, LANES))
+    within = tl.cumsum(counts, 1) - counts
+    sums = tl.sum(counts, 1)
+    number = tl.zeros((RUNS // LANES,), tl.int32)
+    for quad in tl.static_range(PLANES // 4):
+        number += (sums >> (quad * 8)) & 0xFF
+    first = tl.cumsum(number, 0) - number
+    places = ()
+    for quad in tl.static_range(PLANES // 4):
+        places += (tl.reshape(first[:, None] + ((within >> (quad * 8)) & 0xFF), (RUNS,)),)
+        first += (sums >> (quad * 8)) & 0xFF
+    return places
 
 
 @triton.jit
@@ -163,7 +193,7 @@ def mark_top(candidates, cells, left, total, bar, top_k, RUNS: tl.constexpr, PLA
             equals = larger
             larger = larger * 0
             exceeded = exceeded * 0
-        before, _number = places_of(equals, RUNS, PLANES)
+        before = listed_places_of(equals, RUNS, PLANES)
         bits = larger | first_of(equals, before, top_k - exceeded, RUNS, PLANES)
     return bits
 
@@ -186,7 +216,9 @@ def cells_of(sizes, sections, RUNS: tl.constexpr, PLANES: tl.constexpr, ROOM: tl
     QUADS: tl.constexpr = PLANES // 4
     quads = sizes >> SPARE_BITS
     ends = tl.cumsum(quads, 0)
-    number = tl.arange(0, RUNS * QUADS)
+    quad = tl.arange(0, RUNS * QUADS)
+    run = quad % RUNS
+    number = run // GROUP * (GROUP * QUADS) + quad // RUNS * min(GROUP, RUNS) + run % GROUP
     mine = tl.zeros((RUNS * QUADS,), tl.int32)
     half = tl.full((), 1, tl.int32)
     while half < sections:
@@ -202,7 +234,7 @@ def cells_of(sizes, sections, RUNS: tl.constexpr, PLANES: tl.constexpr, ROOM: tl
     cells = ()
     left = ()
     for quad in tl.static_range(QUADS):
-        before = (quad * RUNS + tl.arange(0, RUNS) - (begins[quad] >> 16)) * 4
+        before = (quad_number(quad, RUNS, PLANES) - (begins[quad] >> 16)) * 4
         cells += (mine[quad] * (ROOM + 2) + before,)
         left += ((begins[quad] & 0xFFFF) - before,)
     return cells, left
@@ -240,10 +272,10 @@ def write_top(
         cells = ()
         left = ()
         for quad in tl.static_range(PLANES // 4):
-            cells += ((quad * RUNS + tl.arange(0, RUNS)) * 4,)
+            cells += (quad_number(quad, RUNS, PLANES) * 4,)
             left += (total - cells[quad],)
     bits = mark_top(candidates, cells, left, total, bar, top_k, RUNS, PLANES)
-    places, _taken = places_of(bits, RUNS, PLANES)
+    places = listed_places_of(bits, RUNS, PLANES)
     for quad in tl.static_range(PLANES // 4):
         found = load_candidates(candidates, cells[quad], left[quad])
         place = places[quad]
