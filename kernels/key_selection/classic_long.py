@@ -17,7 +17,6 @@ import triton.language as tl
 from capgate import compat
 
 from ..common.device.dependent import gdc_launch_dependents, gdc_wait
-from ..common.hardware import multiprocessors
 from ..common.tuning import Options
 from .device.candidates import LEAST_BAR, SPARE_BITS, SPARE_MASK, sizes_of, write_by_counting, write_top
 from .device.filtering import append_section, sample_bar
@@ -134,7 +133,7 @@ def select_long_rows_kernel(
                     source, skip, size, stride, bar, top_k, numbering, indices, values, runs, PLANES, ALIGNED, INDEX
                 )
             elif held <= ROOM // 2:
-                write_top(lists, sizes, sections, total, bar, top_k, numbering, indices, values, list_runs, PLANES // 2, ROOM, MOST)
+                write_top(lists, sizes, sections, total, bar, top_k, numbering, indices, values, list_runs // 2, PLANES, ROOM, MOST)
             else:
                 write_top(lists, sizes, sections, total, bar, top_k, numbering, indices, values, list_runs, PLANES, ROOM, MOST)
 
@@ -171,8 +170,6 @@ def plan_of(problem: Problem, arguments: Arguments, scratch: torch.Tensor | None
     lists = lists_in(problem.device, tune, rows, columns, top_k, scratch)
     sections = lists.shape[1]
     filtering, selecting = tune.options if sections == 1 else tune.cut_options
-    if sections > 1 and rows <= multiprocessors(problem.device):
-        selecting = tune.alone_options
     early = sections > 1 and compat.capabilities(problem.device).dependent_launch
     return Plan(tune, lists, tune.room(top_k, columns), early, filtering, selecting)
 
@@ -185,7 +182,7 @@ def appending(arguments: Arguments, constants: dict[str, Any], plan: Plan) -> co
 
 def selecting(arguments: Arguments, constants: dict[str, Any], plan: Plan) -> compat.Launch:
     """The launch that selects from what is left; ``constants`` as for :func:`appending`."""
-    step = {"APPENDS": False, "num_warps": plan.tune.list_warps(plan.room, plan.sections), **dict(plan.selecting)}
+    step = {"APPENDS": False, "num_warps": plan.tune.list_warps(plan.room), **dict(plan.selecting)}
     if plan.early:
         step["launch_pdl"] = True
     return _launch(arguments, constants, plan, 1, step)
