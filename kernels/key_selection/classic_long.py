@@ -133,9 +133,13 @@ def select_long_rows_kernel(
                     source, skip, size, stride, bar, top_k, numbering, indices, values, runs, PLANES, ALIGNED, INDEX
                 )
             elif held <= ROOM // 2:
-                write_top(lists, sizes, sections, total, bar, top_k, numbering, indices, values, list_runs // 2, PLANES, ROOM, MOST)
+                write_top(
+                    lists, sizes, sections, total, bar, top_k, numbering, indices, values, list_runs // 2, PLANES, ROOM, MOST, CUT
+                )
             else:
-                write_top(lists, sizes, sections, total, bar, top_k, numbering, indices, values, list_runs, PLANES, ROOM, MOST)
+                write_top(
+                    lists, sizes, sections, total, bar, top_k, numbering, indices, values, list_runs, PLANES, ROOM, MOST, CUT
+                )
 
 
 class Plan(NamedTuple):

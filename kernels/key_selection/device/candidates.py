@@ -169,24 +169,16 @@ def first_of(bits, before, number, RUNS: tl.constexpr, PLANES: tl.constexpr):
 
 
 @triton.jit
-def mark_top(candidates, cells, left, total, bar, top_k, RUNS: tl.constexpr, PLANES: tl.constexpr):
-    """[RUNS] int32, a bit for each plane: which of ``total`` candidates are the top_k largest, of equal ones the first.
+def mark_top(logits, total, bar, top_k, RUNS: tl.constexpr, PLANES: tl.constexpr):
+    """[RUNS] int32, a bit for each plane: which of ``total`` logits are the top_k largest, of equal ones the first.
 
-    cells, left : for each quad of a run, where it begins and how many candidates are left in its list from there on
-    bar : what they are not less than
+    bar : what they are not less than, larger than -inf; others are -inf
     """
-    logits = ()
-    exist = tl.zeros((RUNS,), tl.int32)
-    for quad in tl.static_range(PLANES // 4):
-        found = load_candidates(candidates, cells[quad], left[quad])
-        for plane in tl.static_range(4):
-            logits += (tl.where(left[quad] > plane, logit_of(found[plane]), float("-inf")),)
-        exist |= bits_between(0, left[quad]) << (quad * 4)
     guessed = guess_above(logits, bar, total, top_k, RUNS, PLANES)
-    threshold, reached, _exceeded, _tally = find_threshold(logits, 0, total, top_k, RUNS, PLANES, guessed=guessed)
-    bits = tally_reaching(logits, threshold, RUNS, PLANES) & exist
+    threshold, reached, _exceeded, _tally = find_threshold(logits, 0, total, top_k, RUNS, PLANES, guessed=guessed, least=bar)
+    bits = tally_reaching(logits, threshold, RUNS, PLANES) & 0xFFFF
     if reached != top_k:
-        larger = bits_larger(logits, threshold, RUNS, PLANES) & exist
+        larger = bits_larger(logits, threshold, RUNS, PLANES)
         exceeded = tl.sum(count_of(larger), 0)
         equals = bits & ~larger
         if exceeded >= top_k:  # larger than inf is NaN; where there are enough of those, they are the equal ones
@@ -264,8 +256,10 @@ def write_top(
     PLANES: tl.constexpr,
     ROOM: tl.constexpr,
     MOST: tl.constexpr,
+    KEPT: tl.constexpr,
 ):
-    """Write indices and values of the top_k of ``total`` candidates, in lists of ``sizes``, or in one where that is None."""
+    """Write indices and values of the top_k of ``total`` candidates, in lists of ``sizes``, or in one where that is None. With
+    KEPT their indices are kept while the threshold is looked for; otherwise they are loaded again."""
     if sizes is not None:
         cells, left = cells_of(sizes, sections, RUNS, PLANES, ROOM, MOST)
     else:
@@ -274,19 +268,25 @@ def write_top(
         for quad in tl.static_range(PLANES // 4):
             cells += (quad_number(quad, RUNS, PLANES) * 4,)
             left += (total - cells[quad],)
-    bits = mark_top(candidates, cells, left, total, bar, top_k, RUNS, PLANES)
+    found = ()
+    logits = ()
+    for quad in tl.static_range(PLANES // 4):
+        loaded = load_candidates(candidates, cells[quad], left[quad])
+        for plane in tl.static_range(4):
+            logits += (tl.where(left[quad] > plane, logit_of(loaded[plane]), float("-inf")),)
+        found += loaded
+    bits = mark_top(logits, total, bar, top_k, RUNS, PLANES)
     places = listed_places_of(bits, RUNS, PLANES)
     for quad in tl.static_range(PLANES // 4):
-        found = load_candidates(candidates, cells[quad], left[quad])
+        loaded = found[quad * 4 : quad * 4 + 4] if KEPT else load_candidates(candidates, cells[quad], left[quad])
         place = places[quad]
         for plane in tl.static_range(4):
-            number = (bits >> (quad * 4 + plane)) & 1
-            mark = number != 0
-            index = (found[plane] >> 32).to(tl.int32)
+            mark = (bits & (1 << (quad * 4 + plane))) != 0
+            index = (loaded[plane] >> 32).to(tl.int32)
             tl.store(indices + place, slot_of(index, mark, numbering), mask=mark)
             if values is not None:
-                tl.store(values + place, logit_of(found[plane]), mask=mark)
-            place += number
+                tl.store(values + place, logit_of(loaded[plane]), mask=mark)
+            place += mark.to(tl.int32)
 
 
 @triton.jit

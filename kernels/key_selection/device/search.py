@@ -55,17 +55,17 @@ def tally_reaching(logits, pivot, RUNS: tl.constexpr, PLANES: tl.constexpr):
 
 
 @triton.jit
-def find_threshold(logits, skip, size, top_k, RUNS: tl.constexpr, PLANES: tl.constexpr, most=None, guessed=None):
+def find_threshold(logits, skip, size, top_k, RUNS: tl.constexpr, PLANES: tl.constexpr, most=None, guessed=None, least=None):
     """(threshold, reached, exceeded, tally): ``reached`` logits are not less than ``threshold``, top_k at least. Where it is
     top_k, ``tally`` is :func:`tally_reaching` of the threshold; otherwise ``exceeded`` of them, fewer than top_k, are larger
     than the threshold, and the rest equal it. NaN is less than nothing, and counts as inf here.
 
     The threshold's key lies in [low, high), whose values at_low and at_high logits reach. It is found once at_low is top_k, or
     once one key is left. Where ``most`` is given, at_low need not be top_k, but no more than that; ``guessed`` is what takes
-    the place of :func:`first_guess`.
+    the place of :func:`first_guess`, and ``least`` what none of the logits is less than.
     """
     enough_at = top_k if most is None else most
-    low = tl.full((), LOWEST, tl.uint32)
+    low = tl.full((), LOWEST, tl.uint32) if least is None else key_of(least)
     high = tl.full((), PAST_LARGEST, tl.uint32)
     at_low = size - skip
     at_high = tl.full((), 0, tl.int32)
