@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .rows import load_four
-from .search import LOWEST, PAST_LARGEST, find_threshold, key_of, tally_reaching, value_of
+from .search import LOWEST, PAST_LARGEST, find_threshold, key_of, narrow, reciprocal, tally_reaching, value_of
 from .words import slot_of, split_quads
 
 LEAST_BAR = tl.constexpr(-3.4028234663852886e38)  # the least float32 but -inf
@@ -134,8 +134,12 @@ def guess_above(logits, bar, total, top_k, RUNS: tl.constexpr, PLANES: tl.conste
     summed = tl.zeros((RUNS,), tl.float32)
     for plane in tl.static_range(PLANES):
         summed += tl.maximum(logits[plane] - bar, 0.0)
-    scale = tl.sum(summed, 0) / number
-    return bar + scale * 0.6931472 * tl.log2(number / top_k), scale / top_k
+    scale = tl.sum(summed, 0) * reciprocal(number)
+    wanted = (total * 0 + top_k).to(tl.float32)  # a top_k of 1 is a constant to Triton, which cannot be converted
+    # The logarithm of number / wanted, to a hundredth of it up to four, in a tenth of the instructions.
+    part = (number - wanted) * reciprocal(number + wanted)
+    square = part * part
+    return bar + scale * part * (2.0 + square * (0.6666667 + square * 0.4)), scale * reciprocal(wanted)
 
 
 @triton.jit
@@ -174,8 +178,9 @@ def mark_top(logits, total, bar, top_k, RUNS: tl.constexpr, PLANES: tl.constexpr
 
     bar : what they are not less than, larger than -inf; others are -inf
     """
-    guessed = guess_above(logits, bar, total, top_k, RUNS, PLANES)
-    threshold, reached, _exceeded, _tally = find_threshold(logits, 0, total, top_k, RUNS, PLANES, guessed=guessed, least=bar)
+    guess, spacing = guess_above(logits, bar, total, top_k, RUNS, PLANES)
+    bracket = narrow(logits, bar, total, top_k, guess, spacing, RUNS, PLANES)
+    threshold, reached, _exceeded, _tally = find_threshold(logits, 0, total, top_k, RUNS, PLANES, bracket=bracket)
     bits = tally_reaching(logits, threshold, RUNS, PLANES) & 0xFFFF
     if reached != top_k:
         larger = bits_larger(logits, threshold, RUNS, PLANES)
