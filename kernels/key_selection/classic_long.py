@@ -18,7 +18,7 @@ from capgate import compat
 
 from ..common.device.dependent import gdc_launch_dependents, gdc_wait
 from ..common.tuning import Options
-from .device.candidates import LEAST_BAR, SPARE_BITS, SPARE_MASK, sizes_of, write_by_counting, write_top
+from .device.candidates import LEAST_BAR, SPARE_BITS, SPARE_MASK, end_list, sizes_of, write_by_counting, write_top
 from .device.filtering import append_section, sample_bar
 from .device.rows import list_all, pages_of, window_of
 from .operands import Arguments
@@ -101,6 +101,7 @@ def select_long_rows_kernel(
             fill = append_section(
                 source, skip, size, stride, first_index, bar, lists, runs, PLANES, ROOM, ALIGNED, INDEX, AHEAD
             )
+            end_list(lists, fill, ROOM)
             tl.store(lists + ROOM, fill.to(tl.int64))
             tl.store(lists + ROOM + 1, bar.to(tl.int32, bitcast=True).to(tl.int64))
     else:
@@ -124,22 +125,19 @@ def select_long_rows_kernel(
                 summed = tl.sum(sizes, 0)
                 held = (summed >> SPARE_BITS) * 4  # in whole quads
                 total = held - (summed & SPARE_MASK)
+                filled = (lists, sizes, sections, held, total, bar)
             else:
-                sizes = None
                 total = tl.load(lists + ROOM).to(tl.int32)
                 held = tl.cdiv(total, 4) * 4
+                filled = (lists, None, sections, held, total, bar)
             if (total < top_k) | (held > ROOM):
                 write_by_counting(
                     source, skip, size, stride, bar, top_k, numbering, indices, values, runs, PLANES, ALIGNED, INDEX
                 )
             elif held <= ROOM // 2:
-                write_top(
-                    lists, sizes, sections, total, bar, top_k, numbering, indices, values, list_runs // 2, PLANES, ROOM, MOST, CUT
-                )
+                write_top(filled, top_k, numbering, indices, values, list_runs // 2, PLANES, ROOM, MOST, CUT)
             else:
-                write_top(
-                    lists, sizes, sections, total, bar, top_k, numbering, indices, values, list_runs, PLANES, ROOM, MOST, CUT
-                )
+                write_top(filled, top_k, numbering, indices, values, list_runs, PLANES, ROOM, MOST, CUT)
 
 
 class Plan(NamedTuple):

@@ -13,6 +13,7 @@ from .search import LOWEST, PAST_LARGEST, find_threshold, key_of, narrow, recipr
 from .words import slot_of, split_quads
 
 LEAST_BAR = tl.constexpr(-3.4028234663852886e38)  # the least float32 but -inf
+NO_CANDIDATE = tl.constexpr(0xFF800000)  # -inf, as the logit of the first key
 SPARE_BITS = tl.constexpr(10)  # of the number of empty cells of a row's lists, three of each at most
 GROUP = tl.constexpr(32)  # adjacent runs, which are lanes of a warp or of half a wave
 SPARE_MASK = tl.constexpr((1 << SPARE_BITS.value) - 1)
@@ -47,20 +48,20 @@ def places_of(bits, RUNS: tl.constexpr, PLANES: tl.constexpr):
 def quad_number(quad, RUNS: tl.constexpr, PLANES: tl.constexpr):
     """[RUNS] int32: which of the candidates' quads is a run's one number ``quad``."""
     run = tl.arange(0, RUNS)
-    return run // GROUP * (GROUP * (PLANES // 4)) + quad * min(GROUP, RUNS) + run % GROUP
+    return run // GROUP * (GROUP * (PLANES // 4)) + quad * (GROUP if RUNS > GROUP else RUNS) + run % GROUP
 
 
 @triton.jit
 def listed_places_of(bits, RUNS: tl.constexpr, PLANES: tl.constexpr):
     """How many marked candidates come before each quad of a run, in the order of their numbers, from ``bits`` as
     :func:`places_of` takes them. Quads are counted side by side, in eight bits each: a group has 128 of them at most."""
-    LANES: tl.constexpr = min(GROUP, RUNS)
+    lanes: tl.constexpr = GROUP if RUNS > GROUP else RUNS
     counts = quad_counts(bits)
     counts = (counts | (counts << 8)) & 0x00FF00FF
-    counts = tl.reshape((counts | (counts << 4)) & 0x0F0F0F0F, (RUNS // LANES, LANES))
+    counts = tl.reshape((counts | (counts << 4)) & 0x0F0F0F0F, (RUNS // lanes, lanes))
     within = tl.cumsum(counts, 1) - counts
     sums = tl.sum(counts, 1)
-    number = tl.zeros((RUNS // LANES,), tl.int32)
+    number = tl.zeros((RUNS // lanes,), tl.int32)
     for quad in tl.static_range(PLANES // 4):
         number += (sums >> (quad * 8)) & 0xFF
     first = tl.cumsum(number, 0) - number
@@ -105,12 +106,23 @@ def candidate_of(logit, index):
 
 
 @triton.jit
-def load_candidates(candidates, cell, left):
-    """Four tensors of candidates, those in ``cell`` and behind it; from number ``left`` on they are anything."""
+def end_list(candidates, fill, ROOM: tl.constexpr):
+    """Fill up the last quad of a list of ``fill`` candidates, if it has room for those, with what is none."""
+    place = fill + tl.arange(0, 4)
+    tl.store(candidates + place, NO_CANDIDATE, mask=(place < (fill + 3) // 4 * 4) & (place < ROOM))
+
+
+@triton.jit
+def load_candidates(candidates, cell, exist):
+    """Four tensors of candidates, those in ``cell`` and behind it, or -inf where none ``exist``.
+
+    Nothing but a load looks at what is missing: a choice by logit had ptxas wait for a load before it began the next one.
+    """
     nth = tl.arange(0, 2)  # 16 bytes a thread: of 32 Triton makes two threads' work, and moves them
     cells = candidates + cell[:, None] + nth[None, :]
-    first, second = tl.split(tl.load(cells, mask=(left > 0)[:, None] & (nth < 2)[None, :]))
-    third, fourth = tl.split(tl.load(cells + 2, mask=(left > 2)[:, None] & (nth < 2)[None, :]))
+    exist = exist[:, None] & (nth < 2)[None, :]
+    first, second = tl.split(tl.load(cells, mask=exist, other=NO_CANDIDATE))
+    third, fourth = tl.split(tl.load(cells + 2, mask=exist, other=NO_CANDIDATE))
     return first, second, third, fourth
 
 
@@ -139,7 +151,8 @@ def guess_above(logits, bar, total, top_k, RUNS: tl.constexpr, PLANES: tl.conste
     # The logarithm of number / wanted, to a hundredth of it up to four, in a tenth of the instructions.
     part = (number - wanted) * reciprocal(number + wanted)
     square = part * part
-    return bar + scale * part * (2.0 + square * (0.6666667 + square * 0.4)), scale * reciprocal(wanted)
+    twice = part + part
+    return bar + scale * (twice + twice * square * (0.3333333 + square * 0.2)), scale * reciprocal(wanted)
 
 
 @triton.jit
@@ -207,16 +220,17 @@ def sizes_of(candidates, sections, ROOM: tl.constexpr, MOST: tl.constexpr):
 
 
 @triton.jit
-def cells_of(sizes, sections, RUNS: tl.constexpr, PLANES: tl.constexpr, ROOM: tl.constexpr, MOST: tl.constexpr):
-    """(cells, left), as :func:`mark_top` takes them, for lists of ``sizes``, one after the other, each in whole quads. A quad's
-    list is found by halving the lists, by where they end; for all quads at once, as each look goes through shared memory."""
-    QUADS: tl.constexpr = PLANES // 4
+def cells_of(sizes, sections, held, RUNS: tl.constexpr, PLANES: tl.constexpr, ROOM: tl.constexpr, MOST: tl.constexpr):
+    """(cells, exist): for each quad of a run in which cell it begins, and whether it exists, of lists of ``sizes``, one after
+    the other, each in whole quads, with ``held`` cells. Its list is found by halving the lists, by where they end; for all of
+    them at once, as each look goes through shared memory."""
+    quads_of: tl.constexpr = PLANES // 4
     quads = sizes >> SPARE_BITS
     ends = tl.cumsum(quads, 0)
-    quad = tl.arange(0, RUNS * QUADS)
+    quad = tl.arange(0, RUNS * quads_of)
     run = quad % RUNS
-    number = run // GROUP * (GROUP * QUADS) + quad // RUNS * min(GROUP, RUNS) + run % GROUP
-    mine = tl.zeros((RUNS * QUADS,), tl.int32)
+    number = run // GROUP * (GROUP * quads_of) + quad // RUNS * (GROUP if RUNS > GROUP else RUNS) + run % GROUP
+    mine = tl.zeros((RUNS * quads_of,), tl.int32)
     half = tl.full((), 1, tl.int32)
     while half < sections:
         half += half
@@ -225,34 +239,27 @@ def cells_of(sizes, sections, RUNS: tl.constexpr, PLANES: tl.constexpr, ROOM: tl
         ended = tl.gather(ends, mine + (half - 1), 0) <= number
         mine += tl.where(ended, half, 0)
         half = half >> 1
-    lists = ((ends - quads) << 16) | (quads * 4 - (sizes & SPARE_MASK))  # where each begins, and how many it has
-    begins = by_quad(tl.gather(lists, mine, 0), RUNS, QUADS)
-    mine = by_quad(mine, RUNS, QUADS)
+    begins = by_quad(tl.gather(ends - quads, mine, 0), RUNS, quads_of)
+    mine = by_quad(mine, RUNS, quads_of)
     cells = ()
-    left = ()
-    for quad in tl.static_range(QUADS):
-        before = (quad_number(quad, RUNS, PLANES) - (begins[quad] >> 16)) * 4
-        cells += (mine[quad] * (ROOM + 2) + before,)
-        left += ((begins[quad] & 0xFFFF) - before,)
-    return cells, left
+    exist = ()
+    for quad in tl.static_range(quads_of):
+        number = quad_number(quad, RUNS, PLANES)
+        cells += (mine[quad] * (ROOM + 2) + (number - begins[quad]) * 4,)
+        exist += (number * 4 < held,)
+    return cells, exist
 
 
 @triton.jit
 def by_quad(numbers, RUNS: tl.constexpr, QUADS: tl.constexpr):
     """The QUADS tensors of RUNS, two or four of them, that lie one after the other in ``numbers``."""
-    if QUADS == 4:
-        return split_quads(tl.trans(tl.reshape(numbers, (QUADS, RUNS))))
-    else:
-        return tl.split(tl.trans(tl.reshape(numbers, (QUADS, RUNS))))
+    numbers = tl.trans(tl.reshape(numbers, (QUADS, RUNS)))
+    return split_quads(numbers) if QUADS == 4 else tl.split(numbers)
 
 
 @triton.jit
 def write_top(
-    candidates,
-    sizes,
-    sections,
-    total,
-    bar,
+    lists,
     top_k,
     numbering,
     indices,
@@ -263,27 +270,31 @@ def write_top(
     MOST: tl.constexpr,
     KEPT: tl.constexpr,
 ):
-    """Write indices and values of the top_k of ``total`` candidates, in lists of ``sizes``, or in one where that is None. With
-    KEPT their indices are kept while the threshold is looked for; otherwise they are loaded again."""
+    """Write indices and values of the top_k of a row's candidates.
+
+    lists : (candidates, sizes, sections, held, total, bar): in lists of ``sizes``, or in one where that is None, with ``held``
+        cells, whole quads; how many candidates they are, and what those are not less than
+    KEPT : their indices are kept while the threshold is looked for; otherwise they are loaded again
+    """
+    candidates, sizes, sections, held, total, bar = lists
     if sizes is not None:
-        cells, left = cells_of(sizes, sections, RUNS, PLANES, ROOM, MOST)
+        cells, exist = cells_of(sizes, sections, held, RUNS, PLANES, ROOM, MOST)
     else:
         cells = ()
-        left = ()
+        exist = ()
         for quad in tl.static_range(PLANES // 4):
             cells += (quad_number(quad, RUNS, PLANES) * 4,)
-            left += (total - cells[quad],)
+            exist += (cells[quad] < total,)
     found = ()
-    logits = ()
     for quad in tl.static_range(PLANES // 4):
-        loaded = load_candidates(candidates, cells[quad], left[quad])
-        for plane in tl.static_range(4):
-            logits += (tl.where(left[quad] > plane, logit_of(loaded[plane]), float("-inf")),)
-        found += loaded
+        found += load_candidates(candidates, cells[quad], exist[quad])
+    logits = ()
+    for plane in tl.static_range(PLANES):
+        logits += (logit_of(found[plane]),)
     bits = mark_top(logits, total, bar, top_k, RUNS, PLANES)
     places = listed_places_of(bits, RUNS, PLANES)
     for quad in tl.static_range(PLANES // 4):
-        loaded = found[quad * 4 : quad * 4 + 4] if KEPT else load_candidates(candidates, cells[quad], left[quad])
+        loaded = found[quad * 4 : quad * 4 + 4] if KEPT else load_candidates(candidates, cells[quad], exist[quad])
         place = places[quad]
         for plane in tl.static_range(4):
             mark = (bits & (1 << (quad * 4 + plane))) != 0
