@@ -17,9 +17,8 @@ import triton.language as tl
 from capgate import compat
 
 from ..common.device.dependent import gdc_launch_dependents, gdc_wait
-from ..common.hardware import multiprocessors
 from ..common.tuning import Options
-from .device.candidates import LEAST_BAR, counts_of, write_by_counting, write_top
+from .device.candidates import LEAST_BAR, SPARE_BITS, SPARE_MASK, end_list, sizes_of, write_by_counting, write_top
 from .device.filtering import append_section, sample_bar
 from .device.rows import list_all, pages_of, window_of
 from .operands import Arguments
@@ -102,6 +101,7 @@ def select_long_rows_kernel(
             fill = append_section(
                 source, skip, size, stride, first_index, bar, lists, runs, PLANES, ROOM, ALIGNED, INDEX, AHEAD
             )
+            end_list(lists, fill, ROOM)
             tl.store(lists + ROOM, fill.to(tl.int64))
             tl.store(lists + ROOM + 1, bar.to(tl.int32, bitcast=True).to(tl.int64))
     else:
@@ -121,21 +121,23 @@ def select_long_rows_kernel(
         else:
             bar = tl.load(lists + ROOM + 1).to(tl.int32).to(tl.float32, bitcast=True)
             if CUT:
-                counts = counts_of(lists, sections, ROOM, MOST)
-                total = tl.sum(counts, 0)
-                held = tl.sum((counts + 3) // 4, 0) * 4  # in whole quads
+                sizes = sizes_of(lists, sections, ROOM, MOST)
+                summed = tl.sum(sizes, 0)
+                held = (summed >> SPARE_BITS) * 4  # in whole quads
+                total = held - (summed & SPARE_MASK)
+                filled = (lists, sizes, sections, held, total, bar)
             else:
-                counts = None
                 total = tl.load(lists + ROOM).to(tl.int32)
                 held = tl.cdiv(total, 4) * 4
+                filled = (lists, None, sections, held, total, bar)
             if (total < top_k) | (held > ROOM):
                 write_by_counting(
                     source, skip, size, stride, bar, top_k, numbering, indices, values, runs, PLANES, ALIGNED, INDEX
                 )
             elif held <= ROOM // 2:
-                write_top(lists, counts, total, bar, top_k, numbering, indices, values, list_runs, PLANES // 2, ROOM, MOST)
+                write_top(filled, top_k, numbering, indices, values, list_runs // 2, PLANES, ROOM, MOST, CUT)
             else:
-                write_top(lists, counts, total, bar, top_k, numbering, indices, values, list_runs, PLANES, ROOM, MOST)
+                write_top(filled, top_k, numbering, indices, values, list_runs, PLANES, ROOM, MOST, CUT)
 
 
 class Plan(NamedTuple):
@@ -170,8 +172,6 @@ def plan_of(problem: Problem, arguments: Arguments, scratch: torch.Tensor | None
     lists = lists_in(problem.device, tune, rows, columns, top_k, scratch)
     sections = lists.shape[1]
     filtering, selecting = tune.options if sections == 1 else tune.cut_options
-    if sections > 1 and rows <= multiprocessors(problem.device):
-        selecting = tune.alone_options
     early = sections > 1 and compat.capabilities(problem.device).dependent_launch
     return Plan(tune, lists, tune.room(top_k, columns), early, filtering, selecting)
 
@@ -184,7 +184,7 @@ def appending(arguments: Arguments, constants: dict[str, Any], plan: Plan) -> co
 
 def selecting(arguments: Arguments, constants: dict[str, Any], plan: Plan) -> compat.Launch:
     """The launch that selects from what is left; ``constants`` as for :func:`appending`."""
-    step = {"APPENDS": False, "num_warps": plan.tune.list_warps(plan.room, plan.sections), **dict(plan.selecting)}
+    step = {"APPENDS": False, "num_warps": plan.tune.list_warps(plan.room), **dict(plan.selecting)}
     if plan.early:
         step["launch_pdl"] = True
     return _launch(arguments, constants, plan, 1, step)

@@ -15,7 +15,7 @@ from ..common.hardware import multiprocessors
 from . import classic_long
 from .device.candidates import LEAST_BAR
 from .device.rows import window_of
-from .device.warp_filter import CHUNK, append_section, sample_bar
+from .device.warp_filter import CHUNK, append_section, end_list, sample_bar
 from .operands import Arguments, Inputs
 from .operation import Problem
 from .tunings import gluon_hopper as tuning
@@ -65,6 +65,7 @@ def filter_sections_kernel(
         source += first.to(gl.int64)
         size = gl.minimum(size - first, share)
         fill = append_section(source, skip - first, size, first_index + first, bar, lists, WARPS, ROOM, AHEAD)
+        end_list(lists, fill, WARPS, ROOM)
         gl.store(lists + ROOM, fill.to(gl.int64))
         gl.store(lists + ROOM + 1, bar.to(gl.int32, bitcast=True).to(gl.int64))
 

@@ -59,7 +59,6 @@ class LongRows(NamedTuple):
     ahead : a block is loaded while the one before it is looked at
     options : as in :class:`Tuning`, of the launch that filters whole rows, and of the one that selects from their lists
     cut_options : of those on rows that are cut
-    alone_options : of the launch that selects from the lists of cut rows, where each of its programs has an SM for itself
     gluon_options : of the Gluon launch that filters sections
     """
 
@@ -73,7 +72,6 @@ class LongRows(NamedTuple):
     ahead: bool = False
     options: tuple[Options, Options] = ((), ())
     cut_options: tuple[Options, Options] = ((), ())
-    alone_options: Options = ()
     gluon_options: Options = ()
 
     def for_more_programs(self) -> "LongRows":
@@ -91,9 +89,9 @@ class LongRows(NamedTuple):
         most = math.ceil((reached + ROOM_MARGIN * math.sqrt(reached)) * part)
         return min(MOST_ROOM, max(self.block_logits, 1 << (max(most, 2 * top_k) - 1).bit_length()))
 
-    def list_warps(self, room: int, sections: int) -> int:
-        """Warps of a program that selects from lists: 16 candidates a thread where rows are few, otherwise 32, at most."""
-        return max(1, min(16, room // (1024 if sections == 1 else 512)))
+    def list_warps(self, room: int) -> int:
+        """Warps of a program that selects from lists: 32 candidates a thread where they are full, and mostly 16 or fewer."""
+        return max(1, min(16, room // 1024))
 
     def sections(self, rows: int, columns: int, multiprocessors: int) -> int:
         """In how many each row is cut: enough for all SMs, and so that few of them idle while the last programs run."""
@@ -126,8 +124,7 @@ LONG: dict[str, LongRows] = {
         section=8192,
         ahead=True,
         options=((("maxnreg", 64),), (("maxnreg", 80),)),
-        cut_options=((("maxnreg", 80),), (("maxnreg", 64),)),
-        alone_options=(("maxnreg", 128),),
+        cut_options=((("maxnreg", 80),), (("maxnreg", 128),)),
         # 8 x 131072 for 2048 keys 17.4 us; with four programs an SM and no block loaded ahead 18.4, but 256 x 65536 50.5 and
         # not 55.2 (for_more_programs).
         gluon_options=(("maxnreg", 80),),

@@ -1,18 +1,22 @@
 """Candidates of a long row, in Triton: top_k are selected from lists of the logits that reach a bar (:mod:`.filtering`).
 
-A candidate is 64 bits: the logit, and above it the index that it stands for. A list has them in the order of their keys. Here
-element ``run`` of plane ``p`` is number ``(p // 4 * RUNS + run) * 4 + p % 4`` of a block: a warp's threads take adjacent quads.
+A candidate is 64 bits: the logit, and above it the index that it stands for. A list has them in the order of their keys. Of a
+block of a row element ``run`` of plane ``p`` is number ``(p // 4 * RUNS + run) * 4 + p % 4``: a warp's threads take adjacent
+quads. Of candidates so are those of GROUP runs each, one group's after the other's, so that places are counted within a group.
 """
 
 import triton
 import triton.language as tl
 
 from .rows import load_four
-from .search import LOWEST, PAST_LARGEST, find_threshold, key_of, tally_reaching, value_of
-from .words import slot_of
+from .search import LOWEST, PAST_LARGEST, find_threshold, key_of, narrow, reciprocal, tally_reaching, value_of
+from .words import slot_of, split_quads
 
 LEAST_BAR = tl.constexpr(-3.4028234663852886e38)  # the least float32 but -inf
-HALVINGS = tl.constexpr(10)  # at most, of the lists of a row
+NO_CANDIDATE = tl.constexpr(0xFF800000)  # -inf, as the logit of the first key
+SPARE_BITS = tl.constexpr(10)  # of the number of empty cells of a row's lists, three of each at most
+GROUP = tl.constexpr(32)  # adjacent runs, which are lanes of a warp or of half a wave
+SPARE_MASK = tl.constexpr((1 << SPARE_BITS.value) - 1)
 
 
 @triton.jit
@@ -38,6 +42,34 @@ def places_of(bits, RUNS: tl.constexpr, PLANES: tl.constexpr):
         places += (total + ((before >> (quad * 16)) & 0xFFFF).to(tl.int32),)
         total += ((sums >> (quad * 16)) & 0xFFFF).to(tl.int32)
     return places, total
+
+
+@triton.jit
+def quad_number(quad, RUNS: tl.constexpr, PLANES: tl.constexpr):
+    """[RUNS] int32: which of the candidates' quads is a run's one number ``quad``."""
+    run = tl.arange(0, RUNS)
+    return run // GROUP * (GROUP * (PLANES // 4)) + quad * (GROUP if RUNS > GROUP else RUNS) + run % GROUP
+
+
+@triton.jit
+def listed_places_of(bits, RUNS: tl.constexpr, PLANES: tl.constexpr):
+    """How many marked candidates come before each quad of a run, in the order of their numbers, from ``bits`` as
+    :func:`places_of` takes them. Quads are counted side by side, in eight bits each: a group has 128 of them at most."""
+    lanes: tl.constexpr = GROUP if RUNS > GROUP else RUNS
+    counts = quad_counts(bits)
+    counts = (counts | (counts << 8)) & 0x00FF00FF
+    counts = tl.reshape((counts | (counts << 4)) & 0x0F0F0F0F, (RUNS // lanes, lanes))
+    within = tl.cumsum(counts, 1) - counts
+    sums = tl.sum(counts, 1)
+    number = tl.zeros((RUNS // lanes,), tl.int32)
+    for quad in tl.static_range(PLANES // 4):
+        number += (sums >> (quad * 8)) & 0xFF
+    first = tl.cumsum(number, 0) - number
+    places = ()
+    for quad in tl.static_range(PLANES // 4):
+        places += (tl.reshape(first[:, None] + ((within >> (quad * 8)) & 0xFF), (RUNS,)),)
+        first += (sums >> (quad * 8)) & 0xFF
+    return places
 
 
 @triton.jit
@@ -74,12 +106,23 @@ def candidate_of(logit, index):
 
 
 @triton.jit
-def load_candidates(candidates, cell, left):
-    """Four tensors of candidates, those in ``cell`` and behind it; from number ``left`` on they are anything."""
+def end_list(candidates, fill, ROOM: tl.constexpr):
+    """Fill up the last quad of a list of ``fill`` candidates, if it has room for those, with what is none."""
+    place = fill + tl.arange(0, 4)
+    tl.store(candidates + place, NO_CANDIDATE, mask=(place < (fill + 3) // 4 * 4) & (place < ROOM))
+
+
+@triton.jit
+def load_candidates(candidates, cell, exist):
+    """Four tensors of candidates, those in ``cell`` and behind it, or -inf where none ``exist``.
+
+    Nothing but a load looks at what is missing: a choice by logit had ptxas wait for a load before it began the next one.
+    """
     nth = tl.arange(0, 2)  # 16 bytes a thread: of 32 Triton makes two threads' work, and moves them
     cells = candidates + cell[:, None] + nth[None, :]
-    first, second = tl.split(tl.load(cells, mask=(left > 0)[:, None] & (nth < 2)[None, :]))
-    third, fourth = tl.split(tl.load(cells + 2, mask=(left > 2)[:, None] & (nth < 2)[None, :]))
+    exist = exist[:, None] & (nth < 2)[None, :]
+    first, second = tl.split(tl.load(cells, mask=exist, other=NO_CANDIDATE))
+    third, fourth = tl.split(tl.load(cells + 2, mask=exist, other=NO_CANDIDATE))
     return first, second, third, fourth
 
 
@@ -103,8 +146,13 @@ def guess_above(logits, bar, total, top_k, RUNS: tl.constexpr, PLANES: tl.conste
     summed = tl.zeros((RUNS,), tl.float32)
     for plane in tl.static_range(PLANES):
         summed += tl.maximum(logits[plane] - bar, 0.0)
-    scale = tl.sum(summed, 0) / number
-    return bar + scale * 0.6931472 * tl.log2(number / top_k), scale / top_k
+    scale = tl.sum(summed, 0) * reciprocal(number)
+    wanted = (total * 0 + top_k).to(tl.float32)  # a top_k of 1 is a constant to Triton, which cannot be converted
+    # The logarithm of number / wanted, to a hundredth of it up to four, in a tenth of the instructions.
+    part = (number - wanted) * reciprocal(number + wanted)
+    square = part * part
+    twice = part + part
+    return bar + scale * (twice + twice * square * (0.3333333 + square * 0.2)), scale * reciprocal(wanted)
 
 
 @triton.jit
@@ -138,71 +186,80 @@ def first_of(bits, before, number, RUNS: tl.constexpr, PLANES: tl.constexpr):
 
 
 @triton.jit
-def mark_top(candidates, cells, left, total, bar, top_k, RUNS: tl.constexpr, PLANES: tl.constexpr):
-    """[RUNS] int32, a bit for each plane: which of ``total`` candidates are the top_k largest, of equal ones the first.
+def mark_top(logits, total, bar, top_k, RUNS: tl.constexpr, PLANES: tl.constexpr):
+    """[RUNS] int32, a bit for each plane: which of ``total`` logits are the top_k largest, of equal ones the first.
 
-    cells, left : for each quad of a run, where it begins and how many candidates are left in its list from there on
-    bar : what they are not less than
+    bar : what they are not less than, larger than -inf; others are -inf
     """
-    logits = ()
-    exist = tl.zeros((RUNS,), tl.int32)
-    for quad in tl.static_range(PLANES // 4):
-        found = load_candidates(candidates, cells[quad], left[quad])
-        for plane in tl.static_range(4):
-            logits += (tl.where(left[quad] > plane, logit_of(found[plane]), float("-inf")),)
-        exist |= bits_between(0, left[quad]) << (quad * 4)
-    guessed = guess_above(logits, bar, total, top_k, RUNS, PLANES)
-    threshold, reached, _exceeded, _tally = find_threshold(logits, 0, total, top_k, RUNS, PLANES, guessed=guessed)
-    bits = tally_reaching(logits, threshold, RUNS, PLANES) & exist
+    guess, spacing = guess_above(logits, bar, total, top_k, RUNS, PLANES)
+    bracket = narrow(logits, bar, total, top_k, guess, spacing, RUNS, PLANES)
+    threshold, reached, _exceeded, _tally = find_threshold(logits, 0, total, top_k, RUNS, PLANES, bracket=bracket)
+    bits = tally_reaching(logits, threshold, RUNS, PLANES) & 0xFFFF
     if reached != top_k:
-        larger = bits_larger(logits, threshold, RUNS, PLANES) & exist
+        larger = bits_larger(logits, threshold, RUNS, PLANES)
         exceeded = tl.sum(count_of(larger), 0)
         equals = bits & ~larger
         if exceeded >= top_k:  # larger than inf is NaN; where there are enough of those, they are the equal ones
             equals = larger
             larger = larger * 0
             exceeded = exceeded * 0
-        before, _number = places_of(equals, RUNS, PLANES)
+        before = listed_places_of(equals, RUNS, PLANES)
         bits = larger | first_of(equals, before, top_k - exceeded, RUNS, PLANES)
     return bits
 
 
 @triton.jit
-def counts_of(candidates, sections, ROOM: tl.constexpr, MOST: tl.constexpr):
-    """[MOST] int32: how many candidates each of a row's lists has, and 0 for those that there are not."""
+def sizes_of(candidates, sections, ROOM: tl.constexpr, MOST: tl.constexpr):
+    """[MOST] int32: how many quads each of a row's lists takes, one more than it has room for at most, and below that, in
+    SPARE_BITS, how many cells of the last one are empty; 0 for those that there are not."""
     section = tl.arange(0, MOST)
-    return tl.load(candidates + section * (ROOM + 2) + ROOM, mask=section < sections, other=0).to(tl.int32)
+    count = tl.load(candidates + section * (ROOM + 2) + ROOM, mask=section < sections, other=0)
+    count = tl.minimum(count, ROOM + 4).to(tl.int32)
+    quads = (count + 3) // 4
+    return (quads << SPARE_BITS) | (quads * 4 - count)
 
 
 @triton.jit
-def cells_of(counts, RUNS: tl.constexpr, PLANES: tl.constexpr, ROOM: tl.constexpr, MOST: tl.constexpr):
-    """(cells, left), as :func:`mark_top` takes them, for lists of ``counts`` candidates, one after the other, each in whole
-    quads. A quad's list is found by halving the lists, by where they end."""
-    quads = (counts + 3) // 4
+def cells_of(sizes, sections, held, RUNS: tl.constexpr, PLANES: tl.constexpr, ROOM: tl.constexpr, MOST: tl.constexpr):
+    """(cells, exist): for each quad of a run in which cell it begins, and whether it exists, of lists of ``sizes``, one after
+    the other, each in whole quads, with ``held`` cells. Its list is found by halving the lists, by where they end; for all of
+    them at once, as each look goes through shared memory."""
+    quads_of: tl.constexpr = PLANES // 4
+    quads = sizes >> SPARE_BITS
     ends = tl.cumsum(quads, 0)
-    lists = ((ends - quads).to(tl.int64) << 32) | counts.to(tl.int64)  # where each begins, and how many it has
+    quad = tl.arange(0, RUNS * quads_of)
+    run = quad % RUNS
+    number = run // GROUP * (GROUP * quads_of) + quad // RUNS * (GROUP if RUNS > GROUP else RUNS) + run % GROUP
+    mine = tl.zeros((RUNS * quads_of,), tl.int32)
+    half = tl.full((), 1, tl.int32)
+    while half < sections:
+        half += half
+    half = half >> 1
+    while half > 0:
+        ended = tl.gather(ends, mine + (half - 1), 0) <= number
+        mine += tl.where(ended, half, 0)
+        half = half >> 1
+    begins = by_quad(tl.gather(ends - quads, mine, 0), RUNS, quads_of)
+    mine = by_quad(mine, RUNS, quads_of)
     cells = ()
-    left = ()
-    for quad in tl.static_range(PLANES // 4):
-        number = quad * RUNS + tl.arange(0, RUNS)
-        mine = tl.zeros((RUNS,), tl.int32)
-        for halving in tl.static_range(1, HALVINGS + 1):
-            if MOST >> halving > 0:
-                ended = tl.gather(ends, mine + ((MOST >> halving) - 1), 0) <= number
-                mine += tl.where(ended, MOST >> halving, 0)
-        found = tl.gather(lists, mine, 0)
-        before = (number - (found >> 32).to(tl.int32)) * 4
-        cells += (mine * (ROOM + 2) + before,)
-        left += (found.to(tl.int32) - before,)
-    return cells, left
+    exist = ()
+    for quad in tl.static_range(quads_of):
+        number = quad_number(quad, RUNS, PLANES)
+        cells += (mine[quad] * (ROOM + 2) + (number - begins[quad]) * 4,)
+        exist += (number * 4 < held,)
+    return cells, exist
+
+
+@triton.jit
+def by_quad(numbers, RUNS: tl.constexpr, QUADS: tl.constexpr):
+    """The QUADS tensors of RUNS, two or four of them, that lie one after the other in ``numbers``."""
+    numbers = tl.trans(tl.reshape(numbers, (QUADS, RUNS)))
+    return split_quads(numbers) if QUADS == 4 else tl.split(numbers)
 
 
 @triton.jit
 def write_top(
-    candidates,
-    counts,
-    total,
-    bar,
+    lists,
     top_k,
     numbering,
     indices,
@@ -211,29 +268,41 @@ def write_top(
     PLANES: tl.constexpr,
     ROOM: tl.constexpr,
     MOST: tl.constexpr,
+    KEPT: tl.constexpr,
 ):
-    """Write indices and values of the top_k of ``total`` candidates, in lists of ``counts``, or in one where that is None."""
-    if counts is not None:
-        cells, left = cells_of(counts, RUNS, PLANES, ROOM, MOST)
+    """Write indices and values of the top_k of a row's candidates.
+
+    lists : (candidates, sizes, sections, held, total, bar): in lists of ``sizes``, or in one where that is None, with ``held``
+        cells, whole quads; how many candidates they are, and what those are not less than
+    KEPT : their indices are kept while the threshold is looked for; otherwise they are loaded again
+    """
+    candidates, sizes, sections, held, total, bar = lists
+    if sizes is not None:
+        cells, exist = cells_of(sizes, sections, held, RUNS, PLANES, ROOM, MOST)
     else:
         cells = ()
-        left = ()
+        exist = ()
         for quad in tl.static_range(PLANES // 4):
-            cells += ((quad * RUNS + tl.arange(0, RUNS)) * 4,)
-            left += (total - cells[quad],)
-    bits = mark_top(candidates, cells, left, total, bar, top_k, RUNS, PLANES)
-    places, _taken = places_of(bits, RUNS, PLANES)
+            cells += (quad_number(quad, RUNS, PLANES) * 4,)
+            exist += (cells[quad] < total,)
+    found = ()
     for quad in tl.static_range(PLANES // 4):
-        found = load_candidates(candidates, cells[quad], left[quad])
+        found += load_candidates(candidates, cells[quad], exist[quad])
+    logits = ()
+    for plane in tl.static_range(PLANES):
+        logits += (logit_of(found[plane]),)
+    bits = mark_top(logits, total, bar, top_k, RUNS, PLANES)
+    places = listed_places_of(bits, RUNS, PLANES)
+    for quad in tl.static_range(PLANES // 4):
+        loaded = found[quad * 4 : quad * 4 + 4] if KEPT else load_candidates(candidates, cells[quad], exist[quad])
         place = places[quad]
         for plane in tl.static_range(4):
-            number = (bits >> (quad * 4 + plane)) & 1
-            mark = number != 0
-            index = (found[plane] >> 32).to(tl.int32)
+            mark = (bits & (1 << (quad * 4 + plane))) != 0
+            index = (loaded[plane] >> 32).to(tl.int32)
             tl.store(indices + place, slot_of(index, mark, numbering), mask=mark)
             if values is not None:
-                tl.store(values + place, logit_of(found[plane]), mask=mark)
-            place += number
+                tl.store(values + place, logit_of(loaded[plane]), mask=mark)
+            place += mark.to(tl.int32)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from capgate.compat.gluon import gl, gluon
 
 from ...common.device.hopper import before_lane
 from ..tunings import BAR_MARGIN
-from .candidates import LEAST_BAR
+from .candidates import LEAST_BAR, NO_CANDIDATE
 from .search import LOWEST, PAST_LARGEST, key_of, value_of
 
 MARGIN = gl.constexpr(BAR_MARGIN)
@@ -21,6 +21,7 @@ PIECES = gl.constexpr(8)
 CHUNK = gl.constexpr(PIECE.value * PIECES.value)
 STEPS = gl.constexpr(8)  # of the search for a bar, by interpolation; what is left goes by halves
 FLOOR = gl.constexpr(LEAST_BAR.value)
+NONE = gl.constexpr(NO_CANDIDATE.value)
 
 
 @gluon.constexpr_function
@@ -313,3 +314,10 @@ def append_section(
             append_bits(bits, place + (before + fill), cells, (source + own).to(gl.int64), own + first_index, HALF)
         fill += total
     return fill
+
+
+@gluon.jit
+def end_list(candidates, fill, WARPS: gl.constexpr, ROOM: gl.constexpr):
+    """As :func:`.candidates.end_list`."""
+    place = fill + gl.arange(0, 4, gl.BlockedLayout([1], [LANES], [WARPS], [0]))
+    gl.store(candidates + place, NONE, mask=(place < (fill + 3) // 4 * 4) & (place < ROOM))

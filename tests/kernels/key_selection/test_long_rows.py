@@ -64,6 +64,15 @@ def test_samples_that_tell_and_that_mislead(kind: str, way: str, monkeypatch: py
     selection.check(logits, None, torch.tensor([COLUMNS], dtype=torch.int32), TOP_K, "classic", alone=False)
 
 
+@pytest.mark.dealt
+@pytest.mark.parametrize(("kind", "top_k"), [("ascending", 256), ("descending", 255), ("equal", 256)])
+def test_all_candidates_of_a_group(kind: str, top_k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """128 of them in each plane of quads, as many as eight bits of a prefix sum are made for."""
+    selection.shorten_blocks(monkeypatch, **WAYS["whole"])
+    logits = selection.judge.laid_out(logits_of(kind)[None, :700], gap=8)
+    selection.check(logits, None, torch.tensor([700], dtype=torch.int32), top_k, "classic", alone=False)
+
+
 @pytest.mark.dealt("programs")
 @pytest.mark.parametrize(
     ("layout", "programs"),

@@ -161,7 +161,7 @@ def test_a_list_has_room_for_the_selected_and_a_block(top_k: int, rows: int, col
     """And for the sample; threads hold 32 candidates at most."""
     for tune in tunings.LONG.values():
         room = tune.room(top_k, columns)
-        assert max(top_k, tune.sample, tune.block_logits) <= room <= 1024 * tune.list_warps(room, 1) <= 1024 * 16
+        assert max(top_k, tune.sample, tune.block_logits) <= room <= 1024 * tune.list_warps(room) <= 1024 * 16
         assert room // tune.planes >= 128
         assert 1 <= tune.sections(rows, columns, sms) <= columns // tune.section
         assert tune.sections(rows, columns, sms) <= tunings.MOST_SECTIONS
