@@ -39,9 +39,9 @@ class Bounds(NamedTuple):
 
 
 ESTIMATED = Bounds(keys=8, share=4, parts=MOST_PARTS)  # by the cost model
-# Measured on an H200 with Triton 3.6.0 (64 heads, 128 dims, 2048 keys) against two steps: 512, 2048 and 8192 rows of 262,144
-# keys and more are even or up to 1.14 times as fast, shorter ones .66 to 1.07 times; 8 rows, which 66 programs share, .3 to .7.
-HOPPER = Bounds(keys=128, share=64, parts=2)
+# Measured on an H200 with Triton 3.6.0 (64 heads, 128 dims, 2048 random keys) against two steps: 2048 and 8192 rows of 262,144
+# keys and more took 1.04 to 1.20 times as long in those, 512 rows .95 to 1.09, fewer keys .66 to 1.07, and 8 rows .3 to .7.
+HOPPER = Bounds(keys=128, share=64, parts=1)
 HOPPER_DIM = 128
 
 
@@ -98,7 +98,7 @@ def why_two_steps(problem: Problem, tune: tunings.Tuning | None = None, bounds: 
     if share < bounds.share * top_k:
         return f"each program would see about {share} keys of a row: top_k {top_k} is fused from {bounds.share * top_k} on"
     if keys > bounds.parts * share:
-        return f"rows would be shared by about {-(-keys // share)} programs: fused are up to {bounds.parts}, which one merges"
+        return f"rows would be shared by about {-(-keys // share)} programs: fused are those of {bounds.parts} at most"
     return None
 
 
