@@ -9,40 +9,23 @@ otherwise; CANDIDATE: keys of a block; LIST_ROWS: rows that share a list.
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import redirect_stdout
-from functools import lru_cache
 from importlib import import_module
-from io import StringIO
 from typing import Any
 
 from capgate import compat
-from capgate.compat.offline import absent, child
-from capgate.compat.offline.answers import Answer, serve
-from capgate.compat.offline.disassembly import read_sass
 
-from . import code_reading, mbarriers
+from . import code_reading
+from .hopper_code import compile_launch, serve_compiles
 
 
 def main() -> None:
     """Answer the request on standard input."""
-    serve(begin)
+    serve_compiles(compile_kind)
 
 
-def begin(request: dict[str, Any]) -> Answer:
-    """What answers the request's jobs."""
-    child.disassembled = lru_cache(maxsize=1)(child.disassembled)  # of each cubin once, for its figures and its descriptors
-    absent.set_absent_gpu(compat.capabilities("cuda:90").target)
-
-    def answer(kind: str) -> Iterator[dict[str, Any]]:
-        yield {**compile_kind(request["operation"], kind), "compiled": True}
-
-    return answer
-
-
-def compile_kind(operation: str, kind: str) -> dict[str, Any]:
+def compile_kind(request: dict[str, Any], kind: str) -> dict[str, Any]:
     """What the compiler says of one kind of call, and what it made."""
+    operation: str = request["operation"]
     target = compat.capabilities("cuda:90").target
     module = import_module(f"capgate.kernels.{operation}.operation")
     kernels = import_module(f"capgate.kernels.{operation}.gluon_hopper")
@@ -61,11 +44,7 @@ def compile_kind(operation: str, kind: str) -> dict[str, Any]:
     if len(sizes) == 3:
         inputs = inputs._replace(schedule=inputs.schedule[: int(sizes[2]) + 1])
     (launch,) = kernels.kernel.prepare(problem, inputs, out, **call.options)
-    kernel, grid, arguments, keywords = launch
-    with redirect_stdout(StringIO()) as log:
-        compiled = kernel.warmup(*arguments, grid=grid, **keywords)
-    taken = child.describe(compiled, target, call, log.getvalue())
-    code = read_sass(child.disassembled(compiled.asm["cubin"]))
+    compiled, taken, asked = compile_launch(launch, call)
     return {
         "shared": taken["lds_bytes"],
         "spills": taken["spills"],
@@ -73,11 +52,7 @@ def compile_kind(operation: str, kind: str) -> dict[str, Any]:
         "hot_loop": taken["hot_loop"],
         "warps": taken["waves_per_simd"] * 4,  # of as many programs as fit on an SM
         "threads": int(re.search(r"\.reqntid (\d+)", compiled.asm["ptx"])[1]),
-        "wgmma": Counter(re.findall(r"wgmma\.mma_async\S*", compiled.asm["ptx"])),
-        "serialized": "C7514" in log.getvalue(),
         "uses": code_reading.uses_of_the_schedule(compiled.asm["ttgir"]),
         "loads": code_reading.loads_in_loops(compiled.asm["ttgir"]),
-        "faults": mbarriers.faults(compiled.asm["llir"], mbarriers.boxes_of(list(compiled.src.signature.values()))),
-        "undefined": code_reading.undefined_descriptors(code),
-        "fenced": code_reading.released_behind_fences(code),
+        **asked,
     }
