@@ -45,9 +45,8 @@ def places_of(bits, RUNS: tl.constexpr, PLANES: tl.constexpr):
 
 
 @triton.jit
-def quad_number(quad, RUNS: tl.constexpr, PLANES: tl.constexpr):
-    """[RUNS] int32: which of the candidates' quads is a run's one number ``quad``."""
-    run = tl.arange(0, RUNS)
+def quad_number(run, quad, RUNS: tl.constexpr, PLANES: tl.constexpr):
+    """Which of the candidates' quads is a run's one number ``quad``, int32 as ``run``."""
     return run // GROUP * (GROUP * (PLANES // 4)) + quad * (GROUP if RUNS > GROUP else RUNS) + run % GROUP
 
 
@@ -228,8 +227,7 @@ def cells_of(sizes, sections, held, RUNS: tl.constexpr, PLANES: tl.constexpr, RO
     quads = sizes >> SPARE_BITS
     ends = tl.cumsum(quads, 0)
     quad = tl.arange(0, RUNS * quads_of)
-    run = quad % RUNS
-    number = run // GROUP * (GROUP * quads_of) + quad // RUNS * (GROUP if RUNS > GROUP else RUNS) + run % GROUP
+    number = quad_number(quad % RUNS, quad // RUNS, RUNS, PLANES)
     mine = tl.zeros((RUNS * quads_of,), tl.int32)
     half = tl.full((), 1, tl.int32)
     while half < sections:
@@ -244,7 +242,7 @@ def cells_of(sizes, sections, held, RUNS: tl.constexpr, PLANES: tl.constexpr, RO
     cells = ()
     exist = ()
     for quad in tl.static_range(quads_of):
-        number = quad_number(quad, RUNS, PLANES)
+        number = quad_number(tl.arange(0, RUNS), quad, RUNS, PLANES)
         cells += (mine[quad] * (ROOM + 2) + (number - begins[quad]) * 4,)
         exist += (number * 4 < held,)
     return cells, exist
@@ -283,7 +281,7 @@ def write_top(
         cells = ()
         exist = ()
         for quad in tl.static_range(PLANES // 4):
-            cells += (quad_number(quad, RUNS, PLANES) * 4,)
+            cells += (quad_number(tl.arange(0, RUNS), quad, RUNS, PLANES) * 4,)
             exist += (cells[quad] < total,)
     found = ()
     for quad in tl.static_range(PLANES // 4):
