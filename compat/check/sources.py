@@ -1,14 +1,16 @@
 """A recorded function, found again: in its module, or in those statements of its file that it needs.
 
 A script cannot be imported: that would run it. Of its file only the imports are run, and the definitions and assignments that
-the function's code names, and those that they name.
+the function's code names, and those that they name. As in the run, what stands beside it goes before others of its names.
 """
 
 import ast
+import os
 import symtable
 import sys
 from collections.abc import Iterable
 from importlib import import_module
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,21 +29,27 @@ class Sources:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._sliced: dict[tuple[Path, str], ModuleType] = {}
+        self._own = {module.partition(".")[0] for module in sys.modules}  # what this process itself runs on
+        self._first: list[str] = []  # the folder that goes before sys.path, if one does
+        self._folders: dict[str, None] = {}  # those that have
 
     def find(self, module: str, file: str, name: str) -> Any:
         """What the name means there: a kernel as its decorators left it. MissingSourceError where there is none.
 
         Whatever importing the module raises is raised: a library that does not import is what a user would meet.
         """
-        found: Any = self._module(module, self._root / file, name)
+        found: Any = self._module(module, Path(file), name)
         for part in name.split("."):
             if not hasattr(found, part):
                 raise MissingSourceError(f"{found.__name__} has no {part}")
             found = getattr(found, part)
         return found
 
-    def _module(self, module: str, file: Path, name: str) -> ModuleType:
+    def _module(self, module: str, named: Path, name: str) -> ModuleType:
+        file = self._root / named
         if module != "__main__":
+            folder = _above(module, named)
+            self._enter(self._root / folder if folder and file.is_file() else None)
             try:
                 return import_module(module)
             except ModuleNotFoundError as error:
@@ -51,8 +59,34 @@ class Sources:
             raise MissingSourceError(f"no file {file}")
         key = (file, name.partition(".")[0])
         if key not in self._sliced:
+            self._enter(file.parent)
             self._sliced[key] = _sliced(*key)
         return self._sliced[key]
+
+    def _enter(self, folder: Path | None) -> None:
+        """Import as Python does beside a script of that folder, or of none; modules give way to what goes before them now."""
+        first = [str(folder)] if folder else []
+        if first == self._first:
+            return
+        self._first = first
+        self._folders |= dict.fromkeys(first)
+        others = [entry for entry in sys.path if entry not in self._folders]
+        sys.path[:] = [*first, *others, *(entry for entry in self._folders if entry not in first)]
+        for name in {module.partition(".")[0] for module in sys.modules} - self._own:
+            here, there = PathFinder.find_spec(name), getattr(sys.modules.get(name), "__file__", None)
+            if here and here.origin and there and os.path.realpath(here.origin) != os.path.realpath(there):
+                for module in [module for module in sys.modules if f"{module}.".startswith(f"{name}.")]:
+                    del sys.modules[module]
+
+
+def _above(module: str, file: Path) -> Path | None:
+    """The folder inside a project that a module was imported from; None for the project's own, or outside of it."""
+    whole = Path(*module.split("."))
+    for tail in (whole.with_suffix(".py"), whole / "__init__.py"):
+        length = len(tail.parts)
+        if len(file.parts) > length and file.parts[-length:] == tail.parts:
+            return file.parents[length - 1]
+    return None
 
 
 def kernel_of(found: Any) -> Any:
@@ -70,8 +104,6 @@ def _sliced(file: Path, name: str) -> ModuleType:
     module = ModuleType(f"capgate_recorded_{len(sys.modules)}")
     module.__file__ = str(file)
     sys.modules[module.__name__] = module  # where decorators and dataclasses look
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))  # as of a script, whose neighbours it may import
     for statement in needed(tree.body, name):
         exec(compile(ast.Module([statement], []), str(file), "exec"), vars(module))
     return module

@@ -1,7 +1,7 @@
 """Somebody's script, with kernels of every kind, and what it launched."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -98,12 +98,13 @@ def tiled(x, pair, LAYOUT: gl.constexpr):
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with somebody's script, in which commands are given."""
     for name, text in (("script.py", SCRIPT), ("neighbour.py", NEIGHBOUR), ("gluons.py", GLUONS)):
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CAPGATE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", list(sys.path))  # to which a script's folder is added
     return tmp_path
 
 

@@ -131,6 +131,28 @@ def test_of_a_script_only_what_a_kernel_needs_is_run(project: Path) -> None:
     assert sources.find("gone", "neighbour.py", "twice").__name__ == "twice"  # a module that nobody has on the path
 
 
+@pytest.mark.one_lane
+def test_what_stands_beside_a_script_goes_before_others_of_its_names(project: Path) -> None:
+    """Two scripts, each with a module and a package of names that the other and the current folder have, too."""
+    for folder in (project / "first", project / "second", project):
+        (folder / "shared").mkdir(parents=True)
+        (folder / "shared" / "__init__.py").write_text("")
+        (folder / "shared" / "inner.py").write_text(f"def whose():\n    return '{folder.name}, shared'\n")
+        (folder / "beside.py").write_text(f"def whose():\n    return '{folder.name}, beside'\n")
+        text = "import beside\nimport shared.inner\ndef both():\n    return beside.whose(), shared.inner.whose()\n"
+        (folder / "script.py").write_text(text)
+    sys.path.append(str(project))  # where capgate check looks last
+    sources = Sources(project)
+    for name in ("first", "second", "first"):
+        wanted = f"{name}, beside", f"{name}, shared"
+        assert sources.find("beside", f"{name}/beside.py", "whose")() == wanted[0]
+        assert sources.find("shared.inner", f"{name}/shared/inner.py", "whose")() == wanted[1]
+        assert sources.find("__main__", f"{name}/script.py", "both")() == wanted
+    assert sources.find("beside", "beside.py", "whose")() == f"{project.name}, beside"
+    assert sources.find("shared.inner", "shared/inner.py", "whose")() == f"{project.name}, shared"
+    assert sources.find("__main__", "script.py", "both")() == (f"{project.name}, beside", f"{project.name}, shared")
+
+
 # --- which Tritons --------------------------------------------------------------------------------------------------------
 
 
