@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workload",
         default="all",
         help="names separated by commas (a, decode-8k, top512, 1k1k, ...), or groups: prefill, decode, selection, "
-        "decode-selection, serving, all, and matrix: selections behind 19 lengths of history, minutes on a GPU and not of all",
+        "decode-selection, serving, all; and besides: orders, selections from logits that are no random ones, and matrix, "
+        "selections behind 19 lengths of history, minutes on a GPU",
     )
     parser.add_argument(
         "--variants",

@@ -1,12 +1,13 @@
 """Every workload by name: the shapes on a GPU, and the same kinds of shape small enough for a CPU."""
 
+from dataclasses import replace
 from typing import Any
 
 from .accuracy import Accuracy
 from .decode import Decode, around, given
 from .matrix import Matrix
 from .prefill import Prefill, causal, full, packed
-from .selection import DecodeSelection, Selection
+from .selection import DecodeSelection, Ordered, Selection, alike, ascending, in_step, rising
 from .serving import Serving
 
 
@@ -24,6 +25,15 @@ def _decode(mean: int, words: str) -> list[Decode]:
         )
         for heads in (64, 32)
         for next_n in (1, 2)
+    ]
+
+
+def _ordered(selection: Selection) -> list[Ordered]:
+    """The same from logits in each order."""
+    orders = {"equal": alike, "ascending": ascending, "in-step": in_step, "rising": rising}
+    return [
+        Ordered(replace(selection.prefill, name=f"{selection.name}-{name}"), selection.top_k, arrange=arrange)
+        for name, arrange in orders.items()
     ]
 
 
@@ -55,15 +65,19 @@ SERVING = (
     Serving("8k1", "8192 tokens in, 1 out", 8192, 1),
 )
 # DeepSeek-V3.2 selects 2048 keys and V4-Flash 512.
+TOP_64K = Selection(Prefill("top2048-64k", "last rows of 65536", 4096, 65536, 64, 128, causal(4096, 65536)), 2048)
+TOP_256K = Selection(Prefill("top2048-256k", "last rows of 262144", 2048, 2**18, 64, 128, causal(2048, 2**18)), 2048)
 SELECTION = (
     Selection(Prefill("top2048", "causal", 8192, 8192, 64, 128, causal(8192, 8192)), 2048),
     Selection(Prefill("top512", "causal", 8192, 8192, 64, 128, causal(8192, 8192)), 512),
     Selection(Prefill("top2048-full", "every row sees every key", 8192, 8192, 64, 128, full(8192, 8192)), 2048),
-    Selection(Prefill("top2048-64k", "last rows of 65536", 4096, 65536, 64, 128, causal(4096, 65536)), 2048),
+    TOP_64K,
     Selection(Prefill("top2048-128k", "last rows of 131072", 8192, 131072, 64, 128, causal(8192, 131072)), 2048),
     Selection(Prefill("top512-128k", "last rows of 131072", 8192, 131072, 64, 128, causal(8192, 131072)), 512),
     Selection(Prefill("top512-32k", "131072 tokens, a key for 4", 8192, 32768, 64, 128, causal(8192, 32768)), 512),
+    TOP_256K,
 )
+ORDERED = (*_ordered(TOP_64K), *_ordered(TOP_256K))
 DECODE_SELECTION = (
     DecodeSelection(Decode("decode-top2048-128k", "64 requests of 131072", 64, given([131072] * 64)), 2048),
     DecodeSelection(Decode("decode-top512-32k", "64 requests of 32768 keys", 64, given([32768] * 64)), 512),
@@ -97,6 +111,7 @@ SMALL_SELECTION = (
     Selection(Prefill("top2048", "top 32, small", 128, 256, 64, 128, causal(128, 256)), 32, budget=2**16),
     Selection(Prefill("top2048-full", "top 32, small", 32, 256, 64, 128, full(32, 256)), 32),
 )
+SMALL_ORDERED = (*_ordered(Selection(Prefill("top2048-64k", "top 32, small", 32, 256, 64, 128, causal(32, 256)), 32)),)
 SMALL_DECODE_SELECTION = (
     DecodeSelection(Decode("decode-top2048-128k", "top 32, small", 2, given([400, 256])), 32, budget=2**20),
 )
@@ -110,15 +125,15 @@ def _by_name(workloads: tuple[Any, ...]) -> dict[str, Any]:
     return {workload.name: workload for workload in workloads}
 
 
-WORKLOADS = _by_name(PREFILL + DECODE + SELECTION + DECODE_SELECTION + SERVING + ACCURACY + MATRIX)
-SMALL = _by_name(
-    SMALL_PREFILL + SMALL_DECODE + SMALL_SELECTION + SMALL_DECODE_SELECTION + SMALL_SERVING + SMALL_ACCURACY + SMALL_MATRIX
-)
+WORKLOADS = _by_name(PREFILL + DECODE + SELECTION + ORDERED + DECODE_SELECTION + SERVING + ACCURACY + MATRIX)
+SMALL_SELECTIONS = SMALL_SELECTION + SMALL_ORDERED + SMALL_DECODE_SELECTION
+SMALL = _by_name(SMALL_PREFILL + SMALL_DECODE + SMALL_SELECTIONS + SMALL_SERVING + SMALL_ACCURACY + SMALL_MATRIX)
 GROUPS = {
-    "all": (Prefill, Decode, Selection, DecodeSelection, Serving, Accuracy),  # no matrix, which takes minutes
+    "all": (Prefill, Decode, Selection, DecodeSelection, Serving, Accuracy),  # no orders, no matrix, which take minutes
     "prefill": (Prefill,),
     "decode": (Decode,),
     "selection": (Selection,),
+    "orders": (Ordered,),
     "decode-selection": (DecodeSelection,),
     "serving": (Serving, Accuracy),
     "matrix": (Matrix,),
@@ -127,5 +142,5 @@ GROUPS = {
 
 def select(names: list[str], known: dict[str, Any]) -> list[Any]:
     """The workloads of ``known`` with these names, or in these groups, in the order of ``known``."""
-    kinds = tuple(kind for name in names for kind in GROUPS.get(name, ()))
-    return [workload for name, workload in known.items() if name in names or isinstance(workload, kinds)]
+    kinds = {kind for name in names for kind in GROUPS.get(name, ())}
+    return [workload for name, workload in known.items() if name in names or type(workload) in kinds]

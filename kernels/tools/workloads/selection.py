@@ -16,7 +16,7 @@ from ...key_selection.results import Results
 from ...mqa_logits import fp8_mqa_logits
 from .batch import Call
 from .decode import Decode
-from .prefill import Prefill
+from .prefill import Prefill, PrefillBatch
 
 
 class Choice(NamedTuple):
@@ -179,11 +179,54 @@ class Selection:
 
     def make(self, device: torch.device, dtype: torch.dtype, seed: int = 0) -> SelectionBatch:
         """As the prefill's, with its logits."""
-        batch = self.prefill.make(device, dtype, seed)
+        batch = self.batch(device, dtype, seed)
         logits = fp8_mqa_logits(*batch.operands, clean_logits=True, out=batch.output())
         score = partial(fp8_mqa_logits, *batch.operands, clean_logits=False, out=logits)
         choice = choose(operands.Dense(*batch.operands), self.top_k, self.budget, self.fused)
         return SelectionBatch(logits, batch.starts, batch.ends, score, choice, batch.cells)
+
+    def batch(self, device: torch.device, dtype: torch.dtype, seed: int) -> PrefillBatch:
+        """The operands of its logits."""
+        return self.prefill.make(device, dtype, seed)
+
+
+def alike(batch: PrefillBatch) -> PrefillBatch:
+    """All logits of a row are equal."""
+    return batch._replace(k=batch.k[:1].repeat(len(batch.k), 1), k_scale=batch.k_scale[:1].repeat(len(batch.k)))
+
+
+def ascending(batch: PrefillBatch) -> PrefillBatch:
+    """In every row each logit lies above the one in front of it: keys are alike, their scales grow, no weight is negative."""
+    scales = torch.linspace(1, 2, len(batch.k), device=batch.k.device)
+    return alike(batch)._replace(k_scale=scales, weights=batch.weights.abs())
+
+
+def in_step(batch: PrefillBatch) -> PrefillBatch:
+    """Each quarter of a row ascends, and all in step: to a kernel that visits the quarters in turn, every key is a new best."""
+    batch, quarter = ascending(batch), -(-len(batch.k) // 4)
+    visited = torch.arange(4 * quarter, device=batch.k.device).view(4, quarter).t().flatten()
+    place = visited[visited < len(batch.k)].argsort()  # of each key among those visited
+    return batch._replace(k_scale=batch.k_scale[place])
+
+
+def rising(batch: PrefillBatch) -> PrefillBatch:
+    """Random keys, the later ones' logits three times the first ones' on average: a model that looks at what is recent."""
+    scales = torch.linspace(1, 3, len(batch.k), device=batch.k.device)
+    return batch._replace(k_scale=batch.k_scale * scales, weights=batch.weights.abs())
+
+
+@dataclass(frozen=True)
+class Ordered(Selection):
+    """A selection from logits in an order that costs a filter more than a random one does.
+
+    arrange : makes the prefill's operands those of such logits
+    """
+
+    arrange: Callable[[PrefillBatch], PrefillBatch] = alike
+
+    def batch(self, device: torch.device, dtype: torch.dtype, seed: int) -> PrefillBatch:
+        """The operands of its logits."""
+        return self.arrange(super().batch(device, dtype, seed))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from capgate.kernels.tools.bench.measure import Plan
 from capgate.kernels.tools.bench.timing import Timer, Timing
 from capgate.kernels.tools.workloads.catalogue import GROUPS, SMALL, WORKLOADS, select
 from capgate.kernels.tools.workloads.matrix import Cell, Matrix
+from capgate.kernels.tools.workloads.selection import Ordered
 
 CPU, FN = torch.device("cpu"), torch.float8_e4m3fn
 TINY = Matrix("tiny", "", 3, (5, 20), 4, heads=2, dim=32, budget=2**16)
@@ -40,9 +41,11 @@ def test_the_matrix_has_19_lengths_for_each_of_four_query_counts():
     assert {cell.matrix.top_k for cell in cells} == {2048}
 
 
-def test_who_asks_for_all_gets_no_matrix():
+def test_who_asks_for_all_gets_no_matrix_and_no_orders():
     for known in (WORKLOADS, SMALL):
-        assert set(known.values()) - set(select(["all"], known)) == {each for each in known.values() if type(each) is Matrix}
+        left = set(known.values()) - set(select(["all"], known))
+        assert left == {each for each in known.values() if type(each) in (Matrix, Ordered)}
+        assert left == set(select(["matrix", "orders"], known))
     assert GROUPS["matrix"] == (Matrix,)
 
 

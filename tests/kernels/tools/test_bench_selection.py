@@ -12,10 +12,10 @@ from capgate.kernels.fused_selection.calls import Counts
 from capgate.kernels.tools.bench.ceilings import Ceilings
 from capgate.kernels.tools.bench.measure import Plan, selection_rows
 from capgate.kernels.tools.bench.timing import Timing
-from capgate.kernels.tools.workloads.catalogue import SMALL, WORKLOADS
+from capgate.kernels.tools.workloads.catalogue import SMALL, WORKLOADS, select
 from capgate.kernels.tools.workloads.decode import Decode, given
 from capgate.kernels.tools.workloads.prefill import Prefill, causal, full
-from capgate.kernels.tools.workloads.selection import Choice, DecodeSelection, Selection
+from capgate.kernels.tools.workloads.selection import Choice, DecodeSelection, Ordered, Selection, in_step
 from support import fused_selection as fusing
 from support import judge, paged
 
@@ -44,6 +44,25 @@ def test_what_is_timed_selects_the_same_keys(workload, variant):
 def test_a_batch_reads_its_windows_once():
     assert TINY.make(CPU, FN).least_bytes == 4 * sum(range(21, 41))
     assert TINY_DECODE.make(CPU, FN).least_bytes == 4 * (40 + 39 + 70 + 69 + 9 + 8)
+
+
+def test_logits_lie_in_the_order_that_a_workload_says():
+    logits = {each.name: each.make(CPU, FN) for each in select(["orders"], SMALL)}
+    rows = logits["top2048-64k-equal"].logits[:, :225]  # what every row sees
+    assert (rows == rows[:, :1]).all()
+    rows = logits["top2048-64k-ascending"].logits[:, :225]
+    assert (rows.diff() > 0).all()
+    quarters = logits["top2048-64k-in-step"].logits[-1:].view(4, 64)
+    assert (quarters.t().flatten().diff() > 0).all()
+    rows = logits["top2048-64k-rising"].logits[:, :225]
+    assert (rows[:, -50:].mean(1) > 1.5 * rows[:, :50].mean(1)).all()
+    assert (rows.diff() < 0).any()
+
+
+def test_keys_that_are_no_four_quarters_ascend_in_step():
+    odd = Ordered(Prefill("odd", "", 4, 22, 4, 32, full(4, 22)), 8, arrange=in_step)
+    scales = odd.make(CPU, FN).choice.inputs.k_scale
+    assert scales.argsort().tolist() == [0, 6, 12, 18, 1, 7, 13, 19, 2, 8, 14, 20, 3, 9, 15, 21, 4, 10, 16, 5, 11, 17]
 
 
 def test_counts_are_those_of_the_kernels(interpreter):
@@ -117,12 +136,13 @@ def test_a_count_that_fails_leaves_the_times(monkeypatch):
 
 
 def test_the_workloads_are_those_of_the_models():
-    shapes = {name: (w.prefill.rows, w.prefill.keys, w.top_k) for name, w in WORKLOADS.items() if isinstance(w, Selection)}
+    shapes = {name: (w.prefill.rows, w.prefill.keys, w.top_k) for name, w in WORKLOADS.items() if type(w) is Selection}
     assert shapes == {
         "top2048": (8192, 8192, 2048),
         "top512": (8192, 8192, 512),
         "top2048-full": (8192, 8192, 2048),
         "top2048-64k": (4096, 65536, 2048),
+        "top2048-256k": (2048, 262144, 2048),
         "top2048-128k": (8192, 131072, 2048),
         "top512-128k": (8192, 131072, 512),
         "top512-32k": (8192, 32768, 512),
