@@ -109,6 +109,15 @@ def test_compressed_logits_column_by_column() -> None:
 
 
 @pytest.mark.dealt
+def test_long_rows_column_by_column() -> None:
+    """Triton's pass over their pointers once took more than ten minutes."""
+    starts, ends = torch.tensor([0, 16000], dtype=torch.int32), torch.tensor([20000, 16500], dtype=torch.int32)
+    logits = sentinels(2, 20000, order=(1, 0), gap=1, offset=1).copy_(make_logits("few-values", 2, 20000))
+    for launch in agrees(logits, starts, ends, 300, scores=True):
+        fits(launch)
+
+
+@pytest.mark.dealt
 @pytest.mark.parametrize("kind", ["few-values", "nans"])
 def test_slots_of_a_page_table_by_bfloat16_logits(kind: str) -> None:
     """Of rows that are selected from, of one where equal logits are told apart, and of one that is listed."""

@@ -53,14 +53,14 @@ def load_four(source, offset, size, stride, QUADS: tl.constexpr, INDEX: tl.const
         quads = tl.load(source + offset[:, None] + nth[None, :], mask=(offset < size)[:, None] & (nth < 4)[None, :])
         first, second, third, fourth = split_quads(quads)
     else:
-        cell = source + offset.to(INDEX) * stride  # and on by one stride at a time: three of them may need 64 bits
-        first = tl.load(cell, mask=offset < size)
-        cell += stride
-        second = tl.load(cell, mask=offset + 1 < size)
-        cell += stride
-        third = tl.load(cell, mask=offset + 2 < size)
-        cell += stride
-        fourth = tl.load(cell, mask=offset + 3 < size)
+        at = offset.to(INDEX) * stride
+        first = tl.load(source + at, mask=offset < size)
+        source += stride  # by one stride at a time: three of them may need 64 bits
+        second = tl.load(source + at, mask=offset + 1 < size)
+        source += stride
+        third = tl.load(source + at, mask=offset + 2 < size)
+        source += stride
+        fourth = tl.load(source + at, mask=offset + 3 < size)
     return first, second, third, fourth
 
 
