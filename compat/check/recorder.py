@@ -270,13 +270,11 @@ class Recorder:
     def _place(self, function: Any) -> dict[str, str]:
         """Where a function is defined: its module's name, its file from the root or from its package's folder, its own name."""
         file, module = Path(function.__code__.co_filename).resolve(), function.__module__
-        tail = Path(*module.split(".")).with_suffix(".py")
         if file.is_relative_to(self.root) and "site-packages" not in file.parts:
             named = file.relative_to(self.root)
-        elif file.parts[-len(tail.parts) :] == tail.parts:
-            named = tail
         else:
-            named = file
+            folder = recordings.import_folder(module, file)
+            named = file.relative_to(folder) if folder else file
         return {"module": module, "file": str(named), "name": function.__qualname__}
 
 

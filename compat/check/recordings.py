@@ -66,6 +66,16 @@ def merged(recordings: Iterable[Recording]) -> Recording:
     return {**first, "launches": list(launches.values())}
 
 
+def import_folder(module: str, file: Path) -> Path | None:
+    """The folder that a module of this file is imported from; None where the path has none, or is not of the module's name."""
+    whole = Path(*module.split("."))
+    for tail in (whole.with_suffix(".py"), whole / "__init__.py"):
+        length = len(tail.parts)
+        if len(file.parts) > length and file.parts[-length:] == tail.parts:
+            return file.parents[length - 1]
+    return None
+
+
 def identity(launch: Launch) -> str:
     """What Triton compiles a launch for, as text: of an integer its class, not how often it came, nor on what grid."""
     arguments = {

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .recordings import import_folder
+
 
 class MissingSourceError(Exception):
     """Why a function cannot be found again, in words."""
@@ -30,8 +32,7 @@ class Sources:
         self._root = root
         self._sliced: dict[tuple[Path, str], ModuleType] = {}
         self._own = {module.partition(".")[0] for module in sys.modules}  # what this process itself runs on
-        self._first: list[str] = []  # the folder that goes before sys.path, if one does
-        self._folders: dict[str, None] = {}  # those that have
+        self._first: str | None = None  # the folder that goes before the others of sys.path
 
     def find(self, module: str, file: str, name: str) -> Any:
         """What the name means there: a kernel as its decorators left it. MissingSourceError where there is none.
@@ -48,7 +49,7 @@ class Sources:
     def _module(self, module: str, named: Path, name: str) -> ModuleType:
         file = self._root / named
         if module != "__main__":
-            folder = _above(module, named)
+            folder = import_folder(module, named)
             self._enter(self._root / folder if folder and file.is_file() else None)
             try:
                 return import_module(module)
@@ -65,28 +66,21 @@ class Sources:
 
     def _enter(self, folder: Path | None) -> None:
         """Import as Python does beside a script of that folder, or of none; modules give way to what goes before them now."""
-        first = [str(folder)] if folder else []
+        first = str(folder) if folder else None
         if first == self._first:
             return
+        if self._first in sys.path:
+            sys.path.remove(self._first)
+            if self._first not in sys.path:  # what was imported from there may still import its neighbours
+                sys.path.append(self._first)
+        if first is not None:
+            sys.path.insert(0, first)
         self._first = first
-        self._folders |= dict.fromkeys(first)
-        others = [entry for entry in sys.path if entry not in self._folders]
-        sys.path[:] = [*first, *others, *(entry for entry in self._folders if entry not in first)]
         for name in {module.partition(".")[0] for module in sys.modules} - self._own:
             here, there = PathFinder.find_spec(name), getattr(sys.modules.get(name), "__file__", None)
             if here and here.origin and there and os.path.realpath(here.origin) != os.path.realpath(there):
                 for module in [module for module in sys.modules if f"{module}.".startswith(f"{name}.")]:
                     del sys.modules[module]
-
-
-def _above(module: str, file: Path) -> Path | None:
-    """The folder inside a project that a module was imported from; None for the project's own, or outside of it."""
-    whole = Path(*module.split("."))
-    for tail in (whole.with_suffix(".py"), whole / "__init__.py"):
-        length = len(tail.parts)
-        if len(file.parts) > length and file.parts[-length:] == tail.parts:
-            return file.parents[length - 1]
-    return None
 
 
 def kernel_of(found: Any) -> Any:

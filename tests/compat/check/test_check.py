@@ -15,6 +15,7 @@ import pytest
 
 from capgate import compat
 from capgate.compat.check import cells, command, configuration, tables, tritons
+from capgate.compat.check.recordings import import_folder
 from capgate.compat.check.sources import Sources, kernel_of
 from capgate.compat.check.unrun import UnrunGpu
 from capgate.compat.check.values import Pointer, UnrecordableError, describe, rebuild
@@ -151,6 +152,35 @@ def test_what_stands_beside_a_script_goes_before_others_of_its_names(project: Pa
     assert sources.find("beside", "beside.py", "whose")() == f"{project.name}, beside"
     assert sources.find("shared.inner", "shared/inner.py", "whose")() == f"{project.name}, shared"
     assert sources.find("__main__", "script.py", "both")() == (f"{project.name}, beside", f"{project.name}, shared")
+
+
+@pytest.mark.one_lane
+def test_a_folder_that_was_on_the_path_keeps_its_place(project: Path) -> None:
+    for folder in (project / "early", project / "scripts"):
+        folder.mkdir()
+        (folder / "beside.py").write_text(f"def whose():\n    return '{folder.name}'\n")
+    sys.path[:] = before = [str(project / "early"), *sys.path]
+    sources = Sources(project)
+    for name in ("scripts", "early"):
+        assert sources.find("beside", f"{name}/beside.py", "whose")() == name
+    assert sources.find("beside", "beside.py", "whose")() == "early"
+    assert sys.path == [*before, str(project / "scripts")]
+
+
+@pytest.mark.one_lane
+@pytest.mark.parametrize(
+    ("module", "file", "folder"),
+    [
+        ("a.b", "/x/a/b.py", "/x"),
+        ("a.b", "/x/a/b/__init__.py", "/x"),
+        ("b", "x/b.py", "x"),
+        ("b", "b.py", None),
+        ("b", "x/c.py", None),
+        ("__main__", "/x/script.py", None),
+    ],
+)
+def test_what_a_module_is_imported_from(module: str, file: str, folder: str | None) -> None:
+    assert import_folder(module, Path(file)) == (Path(folder) if folder else None)
 
 
 # --- which Tritons --------------------------------------------------------------------------------------------------------
