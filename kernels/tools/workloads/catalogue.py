@@ -1,6 +1,7 @@
 """Every workload by name: the shapes on a GPU, and the same kinds of shape small enough for a CPU."""
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from .accuracy import Accuracy
@@ -11,8 +12,8 @@ from .selection import DecodeSelection, Ordered, Selection, alike, ascending, in
 from .serving import Serving
 
 
-def _decode(mean: int, words: str) -> list[Decode]:
-    """256 requests of DeepGEMM's paged test, with both head counts and with one and two rows a request."""
+def _decode(mean: int, words: str, further: tuple[tuple[int, int], ...] = ()) -> list[Decode]:
+    """256 requests of DeepGEMM's paged test, with both head counts and with one and two rows a request; and ``further``."""
     name = f"decode-{mean // 1024}k"
     return [
         Decode(
@@ -23,18 +24,17 @@ def _decode(mean: int, words: str) -> list[Decode]:
             heads,
             next_n,
         )
-        for heads in (64, 32)
-        for next_n in (1, 2)
+        for heads, next_n in (*product((64, 32), (1, 2)), *further)
     ]
 
 
-def _ordered(selection: Selection) -> list[Ordered]:
+def _ordered(selection: Selection) -> tuple[Ordered, ...]:
     """The same from logits in each order."""
     orders = {"equal": alike, "ascending": ascending, "in-step": in_step, "rising": rising}
-    return [
+    return tuple(
         Ordered(replace(selection.prefill, name=f"{selection.name}-{name}"), selection.top_k, arrange=arrange)
         for name, arrange in orders.items()
-    ]
+    )
 
 
 # The shapes on which the published kernels have been compared (a to f), causal unless their words say otherwise.
@@ -52,8 +52,7 @@ PREFILL = (
 )
 DECODE = (
     *_decode(8192, "mean context 8192"),
-    *_decode(65536, "mean context 65536"),
-    *(Decode(f"decode-64k-n{n}", f"mean context 65536, {n} rows each", 256, around(65536, 256), 64, n) for n in (4, 6)),
+    *_decode(65536, "mean context 65536", ((64, 4), (64, 6))),
     Decode("decode-b1", "one request of 65536", 1, given([65536])),
     Decode("decode-b8", "8 requests of 65536", 8, given([65536] * 8)),
     Decode("decode-skewed", "one request of 65536 and 255 of 512", 256, given([65536] + [512] * 255)),
@@ -77,7 +76,7 @@ SELECTION = (
     Selection(Prefill("top512-32k", "131072 tokens, a key for 4", 8192, 32768, 64, 128, causal(8192, 32768)), 512),
     TOP_256K,
 )
-ORDERED = (*_ordered(TOP_64K), *_ordered(TOP_256K))
+ORDERED = _ordered(TOP_64K) + _ordered(TOP_256K)
 DECODE_SELECTION = (
     DecodeSelection(Decode("decode-top2048-128k", "64 requests of 131072", 64, given([131072] * 64)), 2048),
     DecodeSelection(Decode("decode-top512-32k", "64 requests of 32768 keys", 64, given([32768] * 64)), 512),
@@ -111,7 +110,7 @@ SMALL_SELECTION = (
     Selection(Prefill("top2048", "top 32, small", 128, 256, 64, 128, causal(128, 256)), 32, budget=2**16),
     Selection(Prefill("top2048-full", "top 32, small", 32, 256, 64, 128, full(32, 256)), 32),
 )
-SMALL_ORDERED = (*_ordered(Selection(Prefill("top2048-64k", "top 32, small", 32, 256, 64, 128, causal(32, 256)), 32)),)
+SMALL_ORDERED = _ordered(Selection(Prefill("top2048-64k", "top 32, small", 32, 256, 64, 128, causal(32, 256)), 32))
 SMALL_DECODE_SELECTION = (
     DecodeSelection(Decode("decode-top2048-128k", "top 32, small", 2, given([400, 256])), 32, budget=2**20),
 )
