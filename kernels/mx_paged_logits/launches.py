@@ -40,7 +40,7 @@ def launches_of(
     )
     width, tune = out.shape[1], plan.tune
     arguments = (
-        *(q, q_scale, values, scales, weights, context_lens, block_table, plan.schedule, out),
+        *(q, q_scale, values, scales, weights, context_lens, block_table, plan.planned.schedule, out),
         *(requests, kv_cache.shape[0], plan.limit, width, requests * next_n * -(-width // strip), plan.splits),
         *(*q.stride(), *q_scale.stride(), values.stride(0), scales.stride(0), *weights.stride(), *plan.lens_strides),
         *(*block_table.stride(), *out.stride()),
@@ -66,4 +66,4 @@ def launches_of(
         "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
         **constants,
     }
-    return (*plan.before, compat.Launch(kernel, plan.grid, arguments, keywords))
+    return plan.planned.launches(kernel, plan.grid, arguments, keywords)

@@ -120,13 +120,14 @@ def paged_mqa_logits_kernel(
     MAXIMUM: tl.constexpr,
     CUTS: tl.constexpr,
     INDEX: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
     words = keys.to(tl.pointer_type(tl.uint32)) if WORD == 4 else keys
 
     worker = tl.program_id(0) // splits
     split = tl.program_id(0) % splits
     first_row = tl.program_id(1) * ROWS  # of each request, where a program does not score all of its rows
-    first_request, first_chunk, last_request, last_chunk = load_share(schedule, worker, num_requests, ROW_LENS)
+    first_request, first_chunk, last_request, last_chunk = load_share(schedule, worker, num_requests, ROW_LENS, EARLY)
 
     if CLEAN:  # first, so that the stores drain behind the arithmetic
         near_strip = tl.arange(0, 1)

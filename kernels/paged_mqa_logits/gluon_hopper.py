@@ -487,12 +487,13 @@ def paged_mqa_logits_kernel(
     CLEAN: gl.constexpr,
     ROW_LENS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
+    EARLY: gl.constexpr = False,
 ):
     INTEGERS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     first_row = gl.program_id(1) * (PASSES * ROWS)  # of each request, where a program does not score all of its rows
     num_requests = gl.to_tensor(num_requests)
     first_request, first_chunk, last_request, last_chunk = load_share(
-        schedule, gl.program_id(0) // splits, num_requests, ROW_LENS
+        schedule, gl.program_id(0) // splits, num_requests, ROW_LENS, EARLY
     )
     share = Share(first_request, first_chunk, last_request, last_chunk, num_requests, splits, CHUNK)
     maps = Maps(queries, keys, scales, weights)
@@ -563,7 +564,7 @@ def prepare(
         tensor_map(keys, keys.shape, keys.stride(), [1, piece, dim]),
         tensor_map(scales, scales.shape, scales.stride(), [1, piece]),
         tensor_map(weights, weights.shape, weights.stride(), [rows, padded]),
-        *(context_lens, block_table, plan.schedule, out),
+        *(context_lens, block_table, plan.planned.schedule, out),
         *(requests, blocks, plan.limit, width, plan.splits),
         *(*plan.lens_strides, *block_table.stride(), *out.stride()),
     )
@@ -584,7 +585,7 @@ def prepare(
         "maxnreg": tune.registers_thread,
         "enable_fp_fusion": True,  # as in the other variants; Triton 3.10 turns this off by default
     }
-    return (*plan.before, compat.Launch(paged_mqa_logits_kernel, plan.grid, arguments, keywords))
+    return plan.planned.launches(paged_mqa_logits_kernel, plan.grid, arguments, keywords)
 
 
 kernel = compat.Kernel(prepare, tuning=tuning, workers=partial(workers, tuning))

@@ -35,7 +35,7 @@ def launches_of(
     kv_cache = readable(kv_cache)
     keys, scales = keys_of(kv_cache).view(q.dtype), scales_of(kv_cache)
     arguments = (
-        *(q, keys, scales, weights, context_lens, block_table, plan.schedule, out),
+        *(q, keys, scales, weights, context_lens, block_table, plan.planned.schedule, out),
         *(requests, blocks, plan.limit, width, requests * next_n * -(-width // strip), plan.splits),
         *(*q.stride(), keys.stride(0), scales.stride(0), *weights.stride(), *plan.lens_strides),
         *(*block_table.stride(), *out.stride()),
@@ -57,4 +57,4 @@ def launches_of(
         "enable_fp_fusion": True,  # relu's result times weight plus sum is one FMA; Triton 3.10 turns this off by default
         **constants,
     }
-    return (*plan.before, compat.Launch(kernel, plan.grid, arguments, keywords))
+    return plan.planned.launches(kernel, plan.grid, arguments, keywords)

@@ -100,6 +100,7 @@ def sparse_mqa_logits_kernel(
     MAXIMUM: tl.constexpr,
     CUTS: tl.constexpr,
     INDEX: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
     words = keys.to(tl.pointer_type(tl.uint32)) if WORD == 4 else keys
 
@@ -107,7 +108,7 @@ def sparse_mqa_logits_kernel(
     split = tl.program_id(0) % splits
     first_in_list = tl.program_id(1) * ROWS  # of the rows that share a list
     num_lists = num_rows // list_rows
-    first_list, first_chunk, last_list, last_chunk = load_share(schedule, worker, num_lists, SHARED)
+    first_list, first_chunk, last_list, last_chunk = load_share(schedule, worker, num_lists, SHARED, EARLY)
 
     if CLEAN:  # first, so that the stores drain behind the arithmetic
         near_strip = tl.arange(0, 1)
@@ -270,7 +271,7 @@ def prepare(
         max(strip, tune.block_keys) * out.stride(1),
     )
     arguments = (
-        *(q, q_scale, keys, scales, weights, starts, ends, table, candidates, plan.schedule, out),
+        *(q, q_scale, keys, scales, weights, starts, ends, table, candidates, plan.planned.schedule, out),
         *(rows, plan.list_rows, *sizes, listed, rows * -(-width // strip), plan.splits),
         *(*q_strides, keys.stride(0), keys.stride(-1), scales.stride(0), *weights.stride()),
         *(starts.stride(0), *plan.lens_strides, *table.stride(), *candidates.stride(), *out.stride()),
@@ -300,7 +301,7 @@ def prepare(
         **products,
         **dict(tune.options),
     }
-    return (*plan.before, compat.Launch(sparse_mqa_logits_kernel, plan.grid, arguments, keywords))
+    return plan.planned.launches(sparse_mqa_logits_kernel, plan.grid, arguments, keywords)
 
 
 Place = tuple[tuple[torch.Tensor, ...], tuple[int, int], dict[str, Any]]

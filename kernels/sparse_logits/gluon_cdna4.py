@@ -341,7 +341,7 @@ def prepare(
     most = min(block_table.shape[1] * where["BLOCK"], MAX_KEYS)
     sizes = len(candidates), plan.list_rows, inputs.kv_cache.shape[0], most, candidates.shape[1]
     arguments = (
-        *(q, q_scale, keys, weights, inputs.context_lens, block_table, candidates, plan.schedule, out),
+        *(q, q_scale, keys, weights, inputs.context_lens, block_table, candidates, plan.planned.schedule, out),
         *(*sizes, rows * -(-width // strip), plan.splits),
         *(*q_strides, keys.stride(0), *weights.stride(), *plan.lens_strides),
         *(*block_table.stride(), *candidates.stride(), *out.stride()),
@@ -371,7 +371,7 @@ def prepare(
         **VGPRS_ONLY,
         **dict(tune.options),
     }
-    return (*plan.before, compat.Launch(paged_sparse_mqa_logits_kernel, plan.grid, arguments, keywords))
+    return plan.planned.launches(paged_sparse_mqa_logits_kernel, plan.grid, arguments, keywords)
 
 
 def workers(problem: Problem) -> int:

@@ -343,7 +343,7 @@ def prepare(
         out.itemsize * (tune.rows * out.stride(0) + max(strip, tune.block_keys) * out.stride(1)),
     )
     arguments = (
-        *(q, q_scale, k, k_scale, weights, starts, ends, candidates, plan.schedule, out),
+        *(q, q_scale, k, k_scale, weights, starts, ends, candidates, plan.planned.schedule, out),
         *(num_rows, k.shape[0], len(candidates), plan.list_rows, candidates.shape[1], rows * -(-width // strip), plan.splits),
         *(*q.stride(), ss, sh, k.stride(0), k_scale.stride(0), *weights.stride(), starts.stride(0), ends.stride(0)),
         *(*candidates.stride(), *out.stride()),
@@ -373,7 +373,7 @@ def prepare(
         **VGPRS_ONLY,
         **dict(tune.options),
     }
-    return (*plan.before, compat.Launch(sparse_mqa_logits_kernel, plan.grid, arguments, keywords))
+    return plan.planned.launches(sparse_mqa_logits_kernel, plan.grid, arguments, keywords)
 
 
 def workers(problem: Problem) -> int:

@@ -146,22 +146,24 @@ class Share:
     first: gl.tensor
     past: gl.tensor
     CHUNK: gl.constexpr
+    EARLY: gl.constexpr
 
     @gluon.constexpr_function
-    def __init__(self, schedule, workers, first, past, CHUNK):
+    def __init__(self, schedule, workers, first, past, CHUNK, EARLY):
         self.schedule = schedule
         self.workers = workers
         self.first = first
         self.past = past
         self.CHUNK = gl.constexpr(CHUNK)
+        self.EARLY = gl.constexpr(EARLY)
 
     @gluon.jit
     def stretch(self, pair, num_lists):
         """(pairs of the same group from one on, and of them first list, chunk of it, last list, chunk of it)."""
         worker = pair % self.workers
         pairs = gl.minimum(self.past - pair, self.workers - worker)
-        first_list, first_chunk, _, _ = load_share(self.schedule, worker, num_lists, True)
-        _, _, last_list, last_chunk = load_share(self.schedule, worker + pairs - 1, num_lists, True)
+        first_list, first_chunk, _, _ = load_share(self.schedule, worker, num_lists, True, self.EARLY)
+        _, _, last_list, last_chunk = load_share(self.schedule, worker + pairs - 1, num_lists, True, self.EARLY)
         return pairs, first_list, first_chunk, last_list, last_chunk
 
 
@@ -546,13 +548,14 @@ def sparse_mqa_logits_kernel(
     CLEAN: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
+    EARLY: gl.constexpr = False,
 ):
     GROUP: gl.constexpr = CONSUMERS * ROWS
     INTEGERS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     program = gl.program_id(0).to(gl.int64)
     first_pair = (program * pairs // gl.num_programs(0)).to(gl.int32)
     past_pair = ((program + 1) * pairs // gl.num_programs(0)).to(gl.int32)
-    share = Share(schedule, gl.to_tensor(workers), first_pair, past_pair, CHUNK)
+    share = Share(schedule, gl.to_tensor(workers), first_pair, past_pair, CHUNK, EARLY)
     maps = Maps(queries, keys, weights, scales, stride_scale)
     queries = Queries(
         gl.allocate_shared_memory(gl.float8e4nv, [SLOTS * CONSUMERS, ROWS * HEADS, DIM], bytes_layout(DIM, 2)),
@@ -624,7 +627,7 @@ def prepare(
         query_map(q, rows, padded),
         tensor_map(k, k.shape, k.stride(), [candidate_block, dim]),
         tensor_map(weights, weights.shape, weights.stride(), [tune.rows, padded]),
-        *(k_scale, starts, ends, candidates, plan.schedule, out),
+        *(k_scale, starts, ends, candidates, plan.planned.schedule, out),
         *(num_rows, num_keys, len(candidates), plan.list_rows, candidates.shape[1], plan.workers, plan.pairs),
         *(k_scale.stride(0), starts.stride(0), ends.stride(0), *candidates.stride(), *out.stride()),
     )
@@ -644,7 +647,7 @@ def prepare(
         "maxnreg": tune.registers_thread,
         "enable_fp_fusion": True,  # as in the other variants; Triton 3.10 turns this off by default
     }
-    return (*plan.before, compat.Launch(sparse_mqa_logits_kernel, (plan.programs,), arguments, keywords))
+    return plan.planned.launches(sparse_mqa_logits_kernel, (plan.programs,), arguments, keywords)
 
 
 def workers(problem: Problem) -> int:

@@ -6,6 +6,8 @@ Only what knows no layout can be shared so: scalars, and what is done to each el
 import triton
 import triton.language as tl
 
+from .dependent import gdc_wait
+
 
 @triton.jit
 def clip(start, end, num_keys, width, COMPRESSED: tl.constexpr):
@@ -143,11 +145,14 @@ def seen_of(length, row, most, NEXT_N: tl.constexpr, ROW_LENS: tl.constexpr):
 
 
 @triton.jit
-def load_share(schedule, worker, num_requests, ROW_LENS: tl.constexpr):
+def load_share(schedule, worker, num_requests, ROW_LENS: tl.constexpr, EARLY: tl.constexpr = False):
     """(first request, chunk of it, last request, chunk of it): where a worker begins and ends.
 
     Whatever a schedule holds, requests are those of the batch, or behind it, and no chunk lies before a request's first.
+    EARLY: the launch in front makes the schedule, and this one was started before its end.
     """
+    if EARLY:
+        gdc_wait()
     words = schedule + 2 * worker
     first_request = tl.minimum(tl.maximum(tl.load(words), 0), num_requests)
     last_request = tl.minimum(tl.maximum(tl.load(words + 2), 0), num_requests)

@@ -1,6 +1,6 @@
 """Schedules in classic Triton, one source for 3.5.1 to 3.9.0 on CUDA and HIP."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -9,6 +9,7 @@ import triton.language as tl
 from capgate import compat
 
 from ..device.classic import units_of_rows
+from ..device.dependent import gdc_launch_dependents
 from ..hardware import multiprocessors
 from .operands import Inputs, last_lengths
 from .operation import CHUNK_KEYS, MOST, Problem
@@ -31,7 +32,10 @@ def schedule_kernel(
     NEXT_N: tl.constexpr,
     ROW_LENS: tl.constexpr,
     WINDOWS: tl.constexpr,
+    EARLY: tl.constexpr,  # what works by the schedule is started now, and waits for it
 ):
+    if EARLY:
+        gdc_launch_dependents()
     total = tl.full((), 0, tl.int64)
     for base in range(0, num_rows, REQUESTS):
         row = base + tl.arange(0, REQUESTS)
@@ -67,8 +71,12 @@ def prepare(
     chunk_keys: int = CHUNK_KEYS,
     rows: int | None = None,
     most: int = MOST,
+    early: bool = False,
 ) -> compat.Launch:
-    """The launch that fills ``schedule`` [num_workers + 1, 2]; options are those of the reference."""
+    """The launch that fills ``schedule`` [num_workers + 1, 2]; options are those of the reference.
+
+    early : the next launch may start before this one ends
+    """
     tune, (lens, starts) = tuning(problem), inputs
     if rows is None:
         lens, rows = last_lengths(lens), 1
@@ -82,12 +90,33 @@ def prepare(
         "NEXT_N": rows,
         "ROW_LENS": row_lens,
         "WINDOWS": starts is not None,
+        "EARLY": early,
         "num_warps": tune.num_warps,
     }
     return compat.Launch(schedule_kernel, (num_workers + 1,), arguments, keywords)
 
 
 kernel = compat.Kernel(prepare, tuning=tuning)
+
+
+class Planned(NamedTuple):
+    """A call's schedule, the caller's own or a new one.
+
+    schedule : [num_workers + 1, 2] int32
+    before : the launch that fills it, if one does
+    early : whether the launch that works by it starts before that one's end
+    """
+
+    schedule: torch.Tensor
+    before: tuple[compat.Launch, ...] = ()
+    early: bool = False
+
+    def launches(
+        self, kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[compat.Launch, ...]:
+        """Those of a call: what fills the schedule, if it is new, and the kernel that works by it."""
+        early = {"EARLY": True, "launch_pdl": True} if self.early else {}
+        return (*self.before, compat.Launch(kernel, grid, arguments, keywords | early))
 
 
 def new_schedule(
@@ -98,11 +127,16 @@ def new_schedule(
     starts: torch.Tensor | None = None,
     rows: int | None = None,
     most: int = MOST,
-) -> tuple[torch.Tensor, tuple[compat.Launch, ...]]:
-    """A new schedule, and what fills it: for kernels that were given none."""
+    early: bool = False,
+) -> Planned:
+    """A new schedule, and what fills it: for kernels that were given none.
+
+    early : whether the kernel is started before its schedule is there, and waits for it
+    """
     schedule = torch.empty((num_workers + 1, 2), dtype=torch.int32, device=context_lens.device)
     problem, inputs = Problem(context_lens.device), Inputs(context_lens, starts)
-    return schedule, (prepare(problem, inputs, schedule, chunk_keys=chunk_keys, rows=rows, most=most),)
+    launch = prepare(problem, inputs, schedule, chunk_keys=chunk_keys, rows=rows, most=most, early=early)
+    return Planned(schedule, (launch,), early)
 
 
 def workers_that_fit(device: Any, resident: int, groups: int) -> int:

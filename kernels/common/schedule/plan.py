@@ -8,7 +8,7 @@ import torch
 from capgate import compat
 
 from ..tuning import Tuning
-from .classic import new_schedule, programs_of_a_worker, workers_that_fit
+from .classic import Planned, new_schedule, programs_of_a_worker, workers_that_fit
 
 
 class PagedProblem(Protocol):
@@ -48,8 +48,7 @@ class Plan(NamedTuple):
     """How the keys of a call are divided among programs.
 
     tune : the problem's
-    before : the launches that make the schedule where none is given
-    schedule : the call's, or the one that they make
+    planned : the schedule, and what makes it where none is given
     splits : programs that share a worker's tiles, taking turns
     grid : of programs: those of all workers, and groups of a request's rows
     limit : keys that a row can see: as many as it has cells, and its row of the table has room for
@@ -58,8 +57,7 @@ class Plan(NamedTuple):
     """
 
     tune: Tuning
-    before: tuple[compat.Launch, ...]
-    schedule: torch.Tensor
+    planned: Planned
     splits: int
     grid: tuple[int, int]
     limit: int
@@ -73,12 +71,15 @@ def plan_of(
     """The plan of a call of a variant with these tunings."""
     lens, table, schedule = inputs.context_lens, inputs.block_table, inputs.schedule
     tune = tuning(problem)
-    before: tuple[compat.Launch, ...] = ()
     if schedule is None:
-        schedule, before = new_schedule(lens, workers(tuning, problem), chunk_keys)
+        early = compat.capabilities(problem.device).dependent_launch
+        planned = new_schedule(lens, workers(tuning, problem), chunk_keys, early=early)
+    else:
+        planned = Planned(schedule)
     groups = groups_of(tune, problem.next_n)
-    splits = programs_of_a_worker(problem.device, tune.resident, groups, schedule)
+    splits = programs_of_a_worker(problem.device, tune.resident, groups, planned.schedule)
     limit = min(out.shape[1], table.shape[1] * problem.block_size)
     row_lens = lens.ndim == 2
     lens_strides = lens.stride() if row_lens else (lens.stride(0), 0)
-    return Plan(tune, before, schedule, splits, ((schedule.shape[0] - 1) * splits, groups), limit, row_lens, lens_strides)
+    programs = (planned.schedule.shape[0] - 1) * splits
+    return Plan(tune, planned, splits, (programs, groups), limit, row_lens, lens_strides)
