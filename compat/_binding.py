@@ -4,6 +4,7 @@ The launches are prepared once more from meta tensors, which have neither conten
 all calls like this one; a tensor among the arguments is said by which operand's memory it lies in, and how far inside.
 """
 
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,7 +53,7 @@ def bind(
         names = launch.kernel.arg_names
         if twin.kernel is not launch.kernel or twin.grid != launch.grid or twin.keywords != launch.keywords:
             return None
-        arguments = dict(zip(names, launch.arguments, strict=False)) | launch.keywords
+        arguments = _defaults(launch.kernel) | dict(zip(names, launch.arguments, strict=False)) | launch.keywords
         if len(twin.arguments) != len(launch.arguments) or any(name not in arguments for name in names):
             return None
         for place, (real, meta) in enumerate(zip(launch.arguments, twin.arguments, strict=True)):
@@ -70,6 +71,12 @@ def bind(
             values[place] = None  # what it was is not kept alive
         launchers.append(Launcher(kernel, grid, tuple(values), tuple(slots), *parts))
     return Bound(launchers, [_maker(storage, given[0].device) for storage in scratch])
+
+
+def _defaults(kernel: Any) -> dict[str, Any]:
+    """The kernel's parameters that a launch need not name, with what they are then."""
+    parameters = inspect.signature(kernel.fn).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
 def _plain(launches: Sequence[Any], compiled: Sequence[Any]) -> bool:
