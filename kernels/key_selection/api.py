@@ -98,7 +98,7 @@ def select_keys(
         size if that is less. With it and ``out`` the call allocates nothing that grows with its operands (the reference
         variants do).
     variant : str, optional
-        Take this variant of the selection ("classic", "reference") or raise.
+        Take this variant of the selection ("gluon_hopper", "classic", "reference") or raise.
     logits_variant : str, optional
         Take this variant of ``fp8_mqa_logits`` or raise.
     fused : bool, optional

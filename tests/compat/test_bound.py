@@ -14,7 +14,7 @@ triton = pytest.importorskip("triton")
 
 from capgate import compat  # noqa: E402
 from capgate.compat import _bound as bound  # noqa: E402
-from support.sample_kernels import softmax  # noqa: E402
+from support.sample_kernels import copy_rows, softmax  # noqa: E402
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="kernels of the interpreter are never compiled")
 
@@ -127,13 +127,8 @@ def test_the_third_call_like_another_is_launched_with_its_own_addresses(machine:
         assert machine.start.given[-1] == (3, 1, 1, 5, 77, x.data_ptr(), out.data_ptr(), 8, 8)
 
 
-@triton.jit
-def optional(x, out, columns, stride=24, COLUMNS: triton.language.constexpr = 8):  # type: ignore[no-untyped-def]
-    """A kernel that need not be told everything."""
-
-
 def omits(problem: str, inputs: Inputs, out: Any, *, columns: int) -> compat.Launch:
-    return compat.Launch(optional, (1,), (inputs.x, out, columns), {"num_warps": 4})
+    return compat.Launch(copy_rows, (1,), (inputs.x, out, columns), {"num_warps": 4})
 
 
 def test_what_a_launch_leaves_out_is_the_kernels_default(machine: Machine) -> None:

@@ -15,6 +15,16 @@ def softmax(x, out, columns, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def copy_rows(x, out, columns, stride=24, COLUMNS: tl.constexpr = 8):
+    """Rows of at most COLUMNS; a launch need not name the last two."""
+    column = tl.arange(0, COLUMNS)
+    inside = column < columns
+    tl.store(
+        out + tl.program_id(0) * stride + column, tl.load(x + tl.program_id(0) * stride + column, mask=inside), mask=inside
+    )
+
+
+@triton.jit
 def matmul(a, b, c, m, n, k, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
     """c[m, n] = a[m, k] @ b[k, n], row major, float32 accumulator, sizes of any kind."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)

@@ -231,9 +231,13 @@ def _variants(given: str, operations: Sequence[Any], device: Any) -> dict[str, l
 
 
 def _why_not(operation: Any, variant: str, device: Any) -> str | None:
-    """Why a variant cannot take the operation's example problem here, also when it is named; None where it can."""
-    trace = operation.explain(operation.example(device), variant)
-    return None if trace.variant else next(step.reason for step in trace.steps if step.variant == variant)
+    """Why a variant takes none of the operation's example problems here, even when it is named; None where it takes one."""
+    made = operation.examples
+    problems = [operation.example(device), *(made.problem(device, 64, 128, mode, None) for mode in made.modes)]
+    traces = [operation.explain(problem, variant) for problem in problems]
+    if any(trace.variant for trace in traces):
+        return None
+    return next(step.reason for step in traces[0].steps if step.variant == variant)
 
 
 def _listed(argument: str, given: str, allowed: Iterable[str], device: Any) -> list[str]:

@@ -191,13 +191,15 @@ def selection_rows(plan: Plan, ceilings: Ceilings | None, workloads: Sequence[Se
     """A row for each workload and variant: ``NAME_ms`` are the medians of what :meth:`SelectionBatch.calls` names, one for each
     round, and ``peers_ms`` those of peers' whole calls; ``read_ms`` is the time of a read of the logits, and ``peak_bytes`` by
     name memory besides operands and result. ``fused`` is the variant of the fused call, or None, and ``why_two_steps`` then
-    says why there is none; ``counts`` are those of the fused call, None where nothing counts."""
+    says why there is none; ``counts`` are those of the fused call, None where nothing counts. A variant that is not for such
+    rows has none, unless no other is asked for, which is remarked."""
     unclean = replace(plan, cleans=(False,))
 
     def rows_of(workload: Selection | DecodeSelection) -> list[Row]:
         batch = workload.make(plan.timer.device, plan.dtype)
         peers = key_peers(plan, workload, batch.choice)
-        variants = [name for name in plan.variants_of(workload.operations) if name not in PEERS["select_keys"]]
+        asked = [name for name in plan.variants_of(workload.operations) if name not in PEERS["select_keys"]]
+        variants = [name for name in asked if batch.takes(name)] or asked
         calls = {variant: batch.calls(variant) for variant in variants}
         turns = {(variant, name): call for variant, named in calls.items() for name, call in named.items()}
         timings, raised = in_turns(plan, {**turns, **{(peer, "whole"): call for peer, call in peers.items()}})

@@ -12,6 +12,7 @@ from capgate import compat
 from ...fused_selection import calls as fusing
 from ...key_selection import operands, select_from_logits, select_keys, select_paged_keys
 from ...key_selection.operation import operation
+from ...key_selection.operators import problem_of
 from ...key_selection.results import Results
 from ...mqa_logits import fp8_mqa_logits
 from .batch import Call
@@ -110,6 +111,12 @@ class SelectionBatch(NamedTuple):
     def least_bytes(self) -> int:
         """The logits in the windows, once."""
         return 4 * self.cells
+
+    def takes(self, variant: str) -> bool:
+        """Whether that variant selects from these logits: some are for few long rows alone."""
+        into = torch.empty((len(self.ends), self.choice.top_k), dtype=torch.int32, device="meta")
+        problem = problem_of(operands.Inputs(self.logits, self.starts, self.ends), into)
+        return operation.explain(problem, variant).variant is not None
 
     def calls(self, variant: str) -> dict[str, Call]:
         """What is timed, by name, with one variant of the selection; the variants of what else runs are chosen as always.

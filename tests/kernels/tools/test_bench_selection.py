@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ import torch
 from capgate import compat
 from capgate.kernels import cli
 from capgate.kernels.fused_selection.calls import Counts
+from capgate.kernels.key_selection.operators import problem_of
 from capgate.kernels.tools.bench.ceilings import Ceilings
 from capgate.kernels.tools.bench.measure import Plan, selection_rows
-from capgate.kernels.tools.bench.timing import Timing
+from capgate.kernels.tools.bench.timing import Timer, Timing
+from capgate.kernels.tools.workloads import selection as workloads
 from capgate.kernels.tools.workloads.catalogue import SMALL, WORKLOADS, select
 from capgate.kernels.tools.workloads.decode import Decode, given
 from capgate.kernels.tools.workloads.prefill import Prefill, causal, full
@@ -115,6 +118,23 @@ def test_a_row_has_the_medians_of_every_round():
     assert (row["workload"], row["variant"], row["top_k"], row["budget"]) == ("tiny", "reference", 8, 2048)
     assert row["peak_bytes"] is None, "torch counts no memory on the CPU"
     assert (row["counts"], row["peers_ms"]) == (None, {})
+
+
+def test_a_variant_for_few_long_rows_is_timed_for_those_alone(monkeypatch):
+    """Where no other is asked for, that it is not for such rows is said."""
+    monkeypatch.setattr(workloads, "problem_of", partial(problem_of, device="cuda:sm90"))
+    short, window = TINY.make(CPU, FN), torch.zeros(1, dtype=torch.int32, device="meta")
+    long = short._replace(logits=torch.empty(1, 65536, device="meta"), starts=window, ends=window)
+    hopper = compat.capabilities("cuda:sm90").gluon_hopper
+    names = "gluon_hopper", "classic"
+    assert [[batch.takes(name) for name in names] for batch in (short, long)] == [[False, True], [hopper, True]]
+    both = Plan(FixedTimes(), FN, {"select_keys": ["gluon_hopper", "reference"]}, (False,), 1)
+    assert [row["variant"] for row in selection_rows(both, None, [TINY])] == ["reference"]
+    assert both.remarks == []
+    alone = Plan(Timer(CPU, repeats=1), FN, {"select_keys": ["gluon_hopper"]}, (False,), 1)
+    assert selection_rows(alone, None, [TINY]) == []
+    (remark,) = alone.remarks
+    assert "select_keys cannot run variant 'gluon_hopper'" in remark.words
 
 
 def test_counts_stand_beside_the_fused_time(monkeypatch, capsys):
