@@ -22,27 +22,10 @@ from .scratch import bytes_needed, programs
 # Whether scores are returned, and which of the launches is meant: the scan, or what merges rows that programs shared.
 MODES = {"indices": (False, "scan"), "scores": (True, "scan"), "merge": (False, "merge")}
 
+# From which shapes on fusing pays, by the cost model of docs/design/fused_selection.md.
+LEAST_KEYS = 8  # that a row can see, times top_k: in shorter rows most keys are candidates anyway
+LEAST_SHARE = 4  # of a row's keys, that a program sees, times top_k: of fewer it would keep half or more
 MOST_PARTS = 16  # of a row: they are merged by one program, which takes about two of them at a time
-
-
-class Bounds(NamedTuple):
-    """From which shapes on fusing pays.
-
-    keys : that a row can see at least, times top_k: in shorter rows most keys are candidates anyway
-    share : of a row's keys, that a program sees at least, times top_k: of fewer it would keep half or more
-    parts : programs that share a row, at most
-    """
-
-    keys: int
-    share: int
-    parts: int
-
-
-ESTIMATED = Bounds(keys=8, share=4, parts=MOST_PARTS)  # by the cost model
-# Measured on an H200 with Triton 3.6.0 (64 heads, 128 dims, 2048 random keys) against two steps: 2048 and 8192 rows of 262,144
-# keys and more took 1.04 to 1.20 times as long in those, 512 rows .95 to 1.09, fewer keys .66 to 1.07, and 8 rows .3 to .7.
-HOPPER = Bounds(keys=128, share=64, parts=1)
-HOPPER_DIM = 128
 
 
 class Problem(NamedTuple):
@@ -83,22 +66,21 @@ def size_class(size: int) -> int:
     return 1 << size.bit_length() >> 1
 
 
-def why_two_steps(problem: Problem, tune: tunings.Tuning | None = None, bounds: Bounds = ESTIMATED) -> str | None:
-    """None where fusing pays by ``bounds``, of which docs/design/fused_selection.md says where they are from, or the reason why
-    not: of shapes alone.
+def why_two_steps(problem: Problem, tune: tunings.Tuning | None = None) -> str | None:
+    """None where fusing pays by the cost model, or the reason why not: of shapes alone.
 
     tune : of the variant that is meant; the classic one's otherwise
     """
     tune = tune or tunings.classic(problem)
     keys, top_k = problem.keys, problem.top_k
-    if keys < bounds.keys * top_k:
-        return f"rows of about {keys} keys are two steps: top_k {top_k} is fused from {bounds.keys * top_k} keys on"
+    if keys < LEAST_KEYS * top_k:
+        return f"rows of about {keys} keys are two steps: top_k {top_k} is fused from {LEAST_KEYS * top_k} keys on"
     groups = -(-problem.rows // tune.rows)
     share = min(keys, groups * keys // programs(problem, tune))
-    if share < bounds.share * top_k:
-        return f"each program would see about {share} keys of a row: top_k {top_k} is fused from {bounds.share * top_k} on"
-    if keys > bounds.parts * share:
-        return f"rows would be shared by about {-(-keys // share)} programs: fused are those of {bounds.parts} at most"
+    if share < LEAST_SHARE * top_k:
+        return f"each program would see about {share} keys of a row: top_k {top_k} is fused from {LEAST_SHARE * top_k} on"
+    if keys > MOST_PARTS * share:
+        return f"rows would be shared by about {-(-keys // share)} programs: fused are those of {MOST_PARTS} at most"
     return None
 
 
@@ -249,8 +231,9 @@ def _gluon_hopper_paged_accepts(problem: Problem) -> str | None:
 def _fused_unless_named(problem: Problem, tune: tunings.Tuning | None = None) -> str | None:
     if problem.asked:
         return None
+    # gluon_hopper is for random logits of long rows, and takes twice as long for ascending ones: docs/measured.md.
     label = compat.capabilities(problem.device).target.label
-    not_faster = f"not measured to be faster than two steps on {label}: fused=True takes it, and CAPGATE_VARIANT"
+    not_faster = f"not measured to be faster than two steps on {label} in any order of logits: fused=True takes it"
     return why_two_steps(problem, tune) or not_faster
 
 
@@ -259,11 +242,7 @@ def _gluon_cdna4_paged_unless_named(problem: Problem) -> str | None:
 
 
 def _gluon_hopper_unless_named(problem: Problem) -> str | None:
-    if problem.asked:
-        return None
-    if problem.dim != HOPPER_DIM:
-        return f"timed against two steps with {HOPPER_DIM} dims alone: fused=True takes {problem.dim}, and CAPGATE_VARIANT"
-    return why_two_steps(problem, tunings.gluon_hopper(problem), HOPPER)
+    return _fused_unless_named(problem, tunings.gluon_hopper(problem))
 
 
 def _gluon_hopper_paged_unless_named(problem: Problem) -> str | None:

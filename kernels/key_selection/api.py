@@ -105,8 +105,8 @@ def select_keys(
         True scores and selects in one kernel, without a buffer of logits: its lists take memory by programs and ``top_k``,
         whatever S and N, and must fit the budget. ``variant`` is then one of the operation ``fp8_select_keys``. False takes two
         steps. None leaves it to that operation, which is asked where neither ``variant`` nor ``logits_variant`` is given, and
-        takes it where shapes say that it pays: on sm90 1024 rows and more of 128 ``top_k`` keys and more. Packed short requests
-        look long without ``max_window``. The result is the same, index for index.
+        takes it where it was measured to be faster whatever the order of logits: nowhere yet. Packed short requests look long
+        without ``max_window``. The result is the same, index for index.
     candidates : torch.Tensor, shape (L, C), int32, optional
         Score and select only the keys of these blocks of each row's window, numbered from its first key as
         :func:`select_candidate_blocks` does, each block once; L as in :func:`sparse_mqa_logits`. Indices are in the order of

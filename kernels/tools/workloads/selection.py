@@ -209,11 +209,12 @@ def ascending(batch: PrefillBatch) -> PrefillBatch:
 
 
 def in_step(batch: PrefillBatch) -> PrefillBatch:
-    """Each quarter of a row ascends, and all in step: to a kernel that visits the quarters in turn, every key is a new best."""
+    """Rows see all keys, whose quarters ascend in step: to a kernel that visits these in turn, every key is a new best."""
     batch, quarter = ascending(batch), -(-len(batch.k) // 4)
     visited = torch.arange(4 * quarter, device=batch.k.device).view(4, quarter).t().flatten()
     place = visited[visited < len(batch.k)].argsort()  # of each key among those visited
-    return batch._replace(k_scale=batch.k_scale[place])
+    ends = torch.full_like(batch.ends, len(batch.k))
+    return batch._replace(k_scale=batch.k_scale[place], starts=torch.zeros_like(ends), ends=ends)
 
 
 def rising(batch: PrefillBatch) -> PrefillBatch:
