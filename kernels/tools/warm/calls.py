@@ -126,7 +126,7 @@ def _chunk_keys(deployment: Deployment) -> int:
 def _paged(target: compat.Target, deployment: Deployment, shape: Shape, variant: str | None) -> Call:
     inputs = _paged_inputs(target, deployment, shape)
     problem = _paged_problem(target, deployment, shape, inputs)
-    if deployment.schedule != "none":
+    if shape["scheduled"]:
         inputs = inputs._replace(schedule=_integers(_workers(target, deployment, problem, variant) + 1, 2))
     out = empty_logits((len(inputs.weights), deployment.max_context), META, _floats(shape["mode"]))
     options = {"clean_logits": problem.clean_logits, "layout": deployment.layout, "chunk_keys": _chunk_keys(deployment)}

@@ -111,11 +111,15 @@ def _dense(target: compat.Target, deployment: Deployment, variants: Sequence[str
 
 
 def _paged(target: compat.Target, deployment: Deployment, variants: Sequence[str]) -> Iterator[Shape]:
+    given = [deployment.schedule != "none"]
+    if deployment.schedule == "own" and compat.capabilities(target).dependent_launch:
+        given.append(False)  # select_paged_keys gives none, and then the kernel waits for one
     for mode in modes_of(tuple(PAGED), deployment):
         for next_n in deployment.next_n:
             for blocks in _cache_blocks(target, deployment):
                 for requests in sizes(1, deployment.max_requests):
-                    yield {"mode": mode, "next_n": next_n, "blocks": blocks, "requests": requests}
+                    shape = {"mode": mode, "next_n": next_n, "blocks": blocks, "requests": requests}
+                    yield from ({**shape, "scheduled": scheduled} for scheduled in given)
 
 
 def _schedules(target: compat.Target, deployment: Deployment, variants: Sequence[str]) -> Iterator[Shape]:
