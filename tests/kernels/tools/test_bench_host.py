@@ -2,7 +2,7 @@
 
 import json
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -101,9 +101,9 @@ def test_a_process_s_steps_add_up(capsys: pytest.CaptureFixture[str], monkeypatc
 
     def played(environment: dict[str, str]) -> dict[str, object]:
         began.append(environment)
-        now = first.time.time()
-        return {"ends": [(step, now + number) for number, step in enumerate(steps)], "variant": "classic", "device": "cuda"}
+        return {"ends": [(step, 7.0 + number) for number, step in enumerate(steps)], "variant": "classic", "device": "cuda"}
 
+    monkeypatch.setattr(first, "time", SimpleNamespace(time=lambda: 7.0))
     monkeypatch.setattr(first, "_run", played)
     assert cli.main(["bench", "--first"]) == 0
     shown = capsys.readouterr().out
