@@ -237,7 +237,8 @@ def _why_not(operation: Any, variant: str, device: Any) -> str | None:
     traces = [operation.explain(problem, variant) for problem in problems]
     if any(trace.variant for trace in traces):
         return None
-    return next(step.reason for step in traces[0].steps if step.variant == variant)
+    reason: str = next(step.reason for step in traces[0].steps if step.variant == variant)
+    return reason
 
 
 def _listed(argument: str, given: str, allowed: Iterable[str], device: Any) -> list[str]:
