@@ -47,12 +47,12 @@ def plan_of(
     limit = min(max_context_len, inputs.block_table.shape[1] * block if blocks else 0)
     groups = -(-next_n // tune.rows)
     workers = workers_that_fit(problem.device, tune.resident, groups)
-    schedule, before, _ = new_schedule(lens, workers, CHUNK_KEYS)
+    planned = new_schedule(lens, workers, CHUNK_KEYS)
     rows, room = groups * tune.rows, slot_entries(top_k)
     held = lists(workers * rows * list_entries(tune, top_k), SLOTS_PAGED * workers * rows * room, memory, inputs.q.device)
     row_lens = lens.ndim == 2
     lens_strides = lens.stride() if row_lens else (lens.stride(0), 0)
-    return Plan(limit, workers, groups, schedule, before, row_lens, lens_strides, room, held)
+    return Plan(limit, workers, groups, planned.schedule, planned.before, row_lens, lens_strides, room, held)
 
 
 def scan_of(

@@ -31,10 +31,10 @@ def make_publicly(lens: torch.Tensor, workers: int, chunk_keys: int) -> torch.Te
 def make_classic(lens: torch.Tensor, workers: int, chunk_keys: int) -> torch.Tensor:
     from capgate.kernels.common.schedule import classic
 
-    schedule, launches = classic.new_schedule(lens, workers, chunk_keys)
-    for launch in launches:
+    planned = classic.new_schedule(lens, workers, chunk_keys)
+    for launch in planned.before:
         launch()
-    return schedule
+    return planned.schedule
 
 
 @pytest.fixture(params=[pytest.param("public", marks=pytest.mark.any_triton), "classic"])
@@ -335,9 +335,12 @@ def test_a_variant_wants_the_workers_that_it_takes_itself(interpreter, monkeypat
 
     made, new_schedule = [], schedules.new_schedule
     monkeypatch.setattr(schedules, "multiprocessors", lambda device: 5)
-    monkeypatch.setattr(
-        plan, "new_schedule", lambda lens, workers, *more: made.append(workers) or new_schedule(lens, workers, *more)
-    )
+
+    def noted(lens, workers, *more, **options):
+        made.append(workers)
+        return new_schedule(lens, workers, *more, **options)
+
+    monkeypatch.setattr(plan, "new_schedule", noted)
     call = paged.make_call([5, 130], next_n, 64, 32)
     fp8_paged_mqa_logits(*call, max_context_len=130, clean_logits=clean_logits, variant="classic")
     assert made == [paged_mqa_workers(call.q, call.kv_cache, clean_logits=clean_logits, variant="classic")]

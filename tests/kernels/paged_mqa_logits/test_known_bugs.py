@@ -4,6 +4,7 @@ What only a compiler shows of 3 and 12 is in test_compile.py, what only a GPU sh
 """
 
 import mmap
+from typing import Any
 
 import pytest
 import torch
@@ -84,9 +85,12 @@ def test_bug_12_any_number_of_compute_units_gives_the_same_bits(monkeypatch: pyt
 
     call, logits, workers = paged.make_call([300, 0, 7, 260]), [], []
     new_schedule = schedules.new_schedule
-    monkeypatch.setattr(
-        plan, "new_schedule", lambda lens, count, *more: workers.append(count) or new_schedule(lens, count, *more)
-    )
+
+    def counted(lens: torch.Tensor, count: int, *more: Any, **options: Any) -> Any:
+        workers.append(count)
+        return new_schedule(lens, count, *more, **options)
+
+    monkeypatch.setattr(plan, "new_schedule", counted)
     for count in (1, 2, 30):
         monkeypatch.setattr(schedules, "multiprocessors", lambda device, count=count: count)
         logits.append(paged.check(call, "classic", 300, clean_logits=True).view(torch.int32))
