@@ -93,6 +93,24 @@ def test_any_schedule_and_twenty_repeats_give_the_same_bits(
         assert torch.equal(bits(fp8_paged_mqa_logits(*call, **keywords)), expected)
 
 
+def test_a_call_waits_for_the_schedule_that_it_makes(variant: str, fp8: torch.dtype) -> None:
+    """What works by it may be started before it is there. Lengths change from call to call, whose schedules share memory."""
+    call = paged.make_call([7000] * len(LENS), 2, 64, 128, dtype=fp8, device="cuda")
+    taken(variant, call)
+    keywords: dict[str, Any] = {"max_context_len": 7000, "clean_logits": True, "variant": variant}
+    lens = torch.tensor([LENS, [7000 - length for length in LENS]], dtype=torch.int32, device="cuda")
+    expected = []
+    for row in lens:
+        call.context_lens.copy_(row)
+        schedule = paged_mqa_schedule(call.context_lens, 64, 132)
+        expected.append(bits(fp8_paged_mqa_logits(*call, **keywords, schedule=schedule)))
+    others = torch.zeros((), dtype=torch.int64, device="cuda")
+    for number in range(200):
+        call.context_lens.copy_(lens[number % 2])
+        others += (bits(fp8_paged_mqa_logits(*call, **keywords)) != expected[number % 2]).sum()
+    assert others.item() == 0
+
+
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
 
 
