@@ -233,8 +233,8 @@ def _fused_unless_named(problem: Problem, tune: tunings.Tuning | None = None) ->
         return None
     # gluon_hopper is for random logits of long rows, and takes twice as long for ascending ones: docs/measured.md.
     label = compat.capabilities(problem.device).target.label
-    not_faster = f"not measured to be faster than two steps on {label} in any order of logits: fused=True takes it"
-    return why_two_steps(problem, tune) or not_faster
+    not_faster = f"not measured to be faster than two steps on {label} whatever the order of logits"
+    return why_two_steps(problem, tune) or f"{not_faster}: fused=True takes it, and CAPGATE_VARIANT"
 
 
 def _gluon_cdna4_paged_unless_named(problem: Problem) -> str | None:
