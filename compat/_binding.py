@@ -4,13 +4,13 @@ The launches are prepared once more from meta tensors, which have neither conten
 all calls like this one; a tensor among the arguments is said by which operand's memory it lies in, and how far inside.
 """
 
-import inspect
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ._bound import Bound, Launcher, Slot, launcher_of, tensors_of
 from ._errors import of_the_machine
+from ._probes import parameters_of
 
 
 def bind(
@@ -75,8 +75,7 @@ def bind(
 
 def _defaults(kernel: Any) -> dict[str, Any]:
     """The kernel's parameters that a launch need not name, with what they are then."""
-    parameters = inspect.signature(kernel.fn).parameters.values()
-    return {each.name: each.default for each in parameters if each.default is not each.empty}
+    return {name: each.default for name, each in parameters_of(kernel.fn).items() if each.default is not each.empty}
 
 
 def _plain(launches: Sequence[Any], compiled: Sequence[Any]) -> bool:
