@@ -1,6 +1,8 @@
 """The variants of the fused selections, in the order in which they are tried, and the problems each of them takes: a rule says
 from shapes alone where fusing is worth it."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from capgate import compat
@@ -228,25 +230,13 @@ def _gluon_hopper_paged_accepts(problem: Problem) -> str | None:
     return _too_little_room(problem, tunings.gluon_hopper_paged(problem))
 
 
-def _fused_unless_named(problem: Problem, tune: tunings.Tuning | None = None) -> str | None:
+def _fused_unless_named(problem: Problem, tuning: Callable[[Problem], tunings.Tuning] = tunings.classic) -> str | None:
     if problem.asked:
         return None
     # gluon_hopper is for random logits of long rows, and takes twice as long for ascending ones: docs/measured.md.
     label = compat.capabilities(problem.device).target.label
     not_faster = f"not measured to be faster than two steps on {label} whatever the order of logits"
-    return why_two_steps(problem, tune) or f"{not_faster}: fused=True takes it, and CAPGATE_VARIANT"
-
-
-def _gluon_cdna4_paged_unless_named(problem: Problem) -> str | None:
-    return _fused_unless_named(problem, tunings.gluon_cdna4_paged(problem))
-
-
-def _gluon_hopper_unless_named(problem: Problem) -> str | None:
-    return _fused_unless_named(problem, tunings.gluon_hopper(problem))
-
-
-def _gluon_hopper_paged_unless_named(problem: Problem) -> str | None:
-    return _fused_unless_named(problem, tunings.gluon_hopper_paged(problem))
+    return why_two_steps(problem, tuning(problem)) or f"{not_faster}: fused=True takes it, and CAPGATE_VARIANT"
 
 
 def _classic_unless_named(problem: Problem) -> str | None:
@@ -299,7 +289,7 @@ dense.add(
         f"{__package__}.gluon_hopper:kernel",
         requires=("gluon_hopper", "torch"),
         accepts=_gluon_hopper_accepts,
-        unless_named=_gluon_hopper_unless_named,
+        unless_named=partial(_fused_unless_named, tuning=tunings.gluon_hopper),
     )
 )
 _with_variants(dense, "classic", "launch")
@@ -315,7 +305,7 @@ paged.add(
         f"{__package__}.gluon_cdna4_paged:kernel",
         requires=("gluon_cdna4", "torch"),
         accepts=_gluon_cdna4_accepts,
-        unless_named=_gluon_cdna4_paged_unless_named,
+        unless_named=partial(_fused_unless_named, tuning=tunings.gluon_cdna4_paged),
     )
 )
 paged.add(
@@ -324,7 +314,7 @@ paged.add(
         f"{__package__}.gluon_hopper_paged:kernel",
         requires=("gluon_hopper", "torch"),
         accepts=_gluon_hopper_paged_accepts,
-        unless_named=_gluon_hopper_paged_unless_named,
+        unless_named=partial(_fused_unless_named, tuning=tunings.gluon_hopper_paged),
     )
 )
 _with_variants(paged, "classic_paged", "launch_paged")
